@@ -1,0 +1,48 @@
+# The commands of the project. Needs Python >= 3.10 and make, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help install demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make install   the set-up alone: leaves .venv/"
+	@echo "make demo      set-up and the main job on the built-in data (ARGS=\"key=value ...\" is passed on)"
+	@echo "make test      set-up and the tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make clean     removes .venv/ and outputs/"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "ribseg needs Python >= 3.10, but $(PYTHON) is $$($(PYTHON) --version). Call: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# The stamps make a second call install nothing.
+.venv/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@
+
+install: .venv/.installed
+
+demo: .venv/.installed
+	$(BIN)/python train.py experiment=demo $(ARGS)
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv outputs

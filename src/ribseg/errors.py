@@ -1,0 +1,38 @@
+"""Errors of ribseg. Each message says what was expected, what was found, and what to do."""
+
+from collections.abc import Mapping, Sequence
+
+
+class RibsegError(Exception):
+    """Base of every error that ribseg raises on purpose; `train.py` prints these without a traceback."""
+
+
+class DatasetNotFoundError(RibsegError, FileNotFoundError):
+    """A data set, or a part of it that must be there, is not where it was looked for."""
+
+
+class DataError(RibsegError, ValueError):
+    """Files of a data set are broken or contradict each other."""
+
+
+class ConfigError(RibsegError, ValueError):
+    """A setting, or a combination of settings, cannot work."""
+
+
+def list_problems(headline: str, problems: Mapping[str, Sequence[str]], advice: str, show: int = 5) -> str:
+    """Formats problems by kind: the count and the first few of each, then what to do.
+
+    >>> print(list_problems("2 files are bad", {"absent": ["a.jpg", "b.jpg"]}, "Fetch them.", show=1))
+    2 files are bad
+      absent: 2
+        a.jpg
+        ... and 1 more
+    Fetch them.
+    """
+    lines = [headline]
+    for kind, items in problems.items():
+        lines.append(f"  {kind}: {len(items)}")
+        lines += [f"    {item}" for item in items[:show]]
+        if len(items) > show:
+            lines.append(f"    ... and {len(items) - show} more")
+    return "\n".join([*lines, advice])

@@ -1,0 +1,53 @@
+"""Data that travels between the floors."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Stop = Literal["margin", "area", "not_finite"]
+Preset = Literal["official", "paper", "fixed"]
+Trainable = Literal["published", "layer4", "head"]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalizationMaps:
+    """Normalised localization maps of one image.
+
+    Attributes:
+        classes: (K,) int64, indices of the present classes (0 = first class, no background), ascending.
+        strided: (K, ceil(H/4), ceil(W/4)) float in [0, 1], for the random walk.
+        full: (K, H, W) float in [0, 1], for evaluation and CRF; None where it was not kept.
+        size: (H, W) of the image in pixels.
+    """
+
+    classes: Tensor
+    strided: Tensor
+    full: Tensor | None
+    size: tuple[int, int]
+
+
+class ViewMaps(list[Tensor]):
+    """Maps of one image, one tensor (K, h', w') per view, and the (K,) class indices they belong to."""
+
+    def __init__(self, maps: Iterable[Tensor], classes: Tensor) -> None:
+        super().__init__(maps)
+        self.classes = classes
+
+
+class Adaptation(NamedTuple):
+    """What RIB leaves of one image.
+
+    Attributes:
+        maps: one (K, h', w') float32 tensor per view: ReLU'd, mirror image merged in, summed over the steps,
+            not normalised. A list that also carries `classes`.
+        classes: (K,) int64, indices of the present classes, ascending.
+        steps: SGD steps taken.
+        stopped: None if all steps were taken, else which rule ended the adaptation.
+    """
+
+    maps: ViewMaps
+    classes: Tensor
+    steps: int
+    stopped: Stop | None
