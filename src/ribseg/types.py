@@ -19,13 +19,13 @@ class LocalizationMaps:
         classes: (K,) int64, indices of the present classes (0 = first class, no background), ascending.
         strided: (K, ceil(H/4), ceil(W/4)) float in [0, 1], for the random walk.
         full: (K, H, W) float in [0, 1], for evaluation and CRF; None where it was not kept.
-        size: (H, W) of the image in pixels.
+        size: (H, W) of the image in pixels, where known.
     """
 
     classes: Tensor
     strided: Tensor
     full: Tensor | None
-    size: tuple[int, int]
+    size: tuple[int, int] | None = None
 
 
 class ViewMaps(list[Tensor]):
