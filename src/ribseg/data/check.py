@@ -1,0 +1,118 @@
+"""Looking through a data set before work begins: what is wrong shows at once, not at image 3,000."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from rich.progress import track
+
+from ribseg.data.images import read_header, read_image
+from ribseg.data.masks import mask_size, read_mask
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import DataError, list_problems
+
+Finding = tuple[str, str]  # kind, what
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was looked at and found good.
+
+    Attributes:
+        images: number of images.
+        masks: number of masks; 0 if they were not looked at.
+        unlabelled: ids of images without any label. They are no error: stages that need a class skip them.
+    """
+
+    images: int
+    masks: int
+    unlabelled: tuple[str, ...]
+
+
+def check_dataset(
+    dataset: VOCFolder,
+    masks: bool = False,
+    full: bool = False,
+    workers: int | None = None,
+    progress: bool = False,
+) -> CheckReport:
+    """Checks that all images, and the masks if asked for, are there and fit together.
+
+    Args:
+        dataset: the split to look through.
+        masks: whether each image needs a mask.
+        full: decode every file; otherwise the headers only (sizes and modes; not truncation, not class ids).
+        workers: threads (Pillow decodes outside of the interpreter's lock); None for one per core, at most 8.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: lists, by kind, the count and the first few of what is wrong.
+    """
+    inspect = partial(_inspect, dataset, masks, full)
+    problems: dict[str, list[str]] = defaultdict(list)
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        results: Iterable[list[Finding]] = pool.map(inspect, dataset.ids)
+        if progress:
+            results = track(results, f"Checking {dataset.split}", total=len(dataset))
+        for kind, what in (finding for findings in results for finding in findings):
+            problems[kind].append(what)
+    if problems:
+        count = sum(map(len, problems.values()))
+        headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
+        advice = (
+            "Complete or mend the files, or take the images off the list. Images belong into "
+            f"{dataset.images_dir}, masks into {dataset.masks_dir}; ids are file names without ending."
+        )
+        raise DataError(list_problems(headline, problems, advice))
+    unlabelled = tuple(
+        image_id for image_id, row in zip(dataset.ids, dataset.labels, strict=True) if not row.any()
+    )
+    return CheckReport(len(dataset), len(dataset) if masks else 0, unlabelled)
+
+
+def _inspect(dataset: VOCFolder, masks: bool, full: bool, image_id: str) -> list[Finding]:
+    return [
+        *_image_findings(dataset, full, image_id),
+        *(_mask_findings(dataset, full, image_id) if masks else ()),
+    ]
+
+
+def _image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+    if not dataset.has_image(image_id):
+        yield "absent images", image_id
+        return
+    try:
+        (read_image if full else read_header)(dataset.image_path(image_id))
+    except DataError as error:
+        yield "unreadable images", str(error)
+
+
+def _mask_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+    if not dataset.has_mask(image_id):
+        yield "absent masks", image_id
+        return
+    path = dataset.mask_path(image_id)
+    try:
+        size = read_mask(path, dataset.num_classes).shape if full else mask_size(path)
+    except DataError as error:
+        yield "unusable masks", str(error)
+        return
+    try:
+        header = read_header(dataset.image_path(image_id))
+    except DataError:
+        return  # the image's own finding
+    if size != header.size:
+        hint = ""
+        if size == header.stored:
+            hint = " (it fits the image before its EXIF rotation: rotate the mask or drop the EXIF tag)"
+        yield (
+            "masks of another size than their image",
+            f"{path}: {_text(size)}, image {_text(header.size)}{hint}",
+        )
+
+
+def _text(size: tuple[int, ...]) -> str:
+    return f"{size[1]} x {size[0]} (width x height)"

@@ -1,0 +1,278 @@
+"""One LightningDataModule for all stages."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from ribseg.data.check import CheckReport, check_dataset
+from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
+from ribseg.data.references import ReferenceBatches, ReferenceSampler
+from ribseg.data.transforms import eval_transform, train_transform, worker_init_fn
+from ribseg.data.views import SCALES, ViewsDataset
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError, DataError
+
+Channels = tuple[float, float, float]
+
+
+class WSSSDataModule(pl.LightningDataModule):
+    """Data of weakly supervised semantic segmentation: images and image-level labels, in VOC layout.
+
+    Data sets are opened on first use, so every attribute can be used with or without a Trainer.
+
+    Args:
+        root: see `VOCFolder`.
+        train_split: the classifier learns from it, and reference images come from it.
+        eval_splits: localization maps are made and evaluated on these; may name train_split.
+        labels: see `VOCFolder`.
+        classes: see `VOCFolder`.
+        masks_dir: see `VOCFolder`.
+        images_dir: see `VOCFolder`.
+        lists_dir: see `VOCFolder`.
+        crop_size: side of training and validation images in pixels.
+        resize_long: (smallest, largest) longer side in training.
+        eval_resize_long: longer side in validation.
+        scales: of the views.
+        batch_size: over all processes together; each gets its share.
+        num_workers: of each data loader, or "auto": one per core, at most 8. 0 loads in the main process.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        seed: of shuffling, augmentation and reference images.
+        predict_ids: what `predict_dataloader` serves; None for all. May be set anew before each prediction.
+
+    Attributes:
+        train: VOCFolder of train_split, without transform.
+        evals: dict, split -> VOCFolder, without transform.
+        classes: tuple of names; `num_classes` is their number. Without background.
+        all_ids: ids of train_split and eval_splits, each once, in this order.
+
+    Raises:
+        ConfigError: if a setting cannot work.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        train_split: str = "train",
+        eval_splits: Sequence[str] = ("train", "val"),
+        labels: str | Path = "auto",
+        classes: Sequence[str] | None = None,
+        masks_dir: str = "SegmentationClass",
+        images_dir: str = "JPEGImages",
+        lists_dir: str = "ImageSets/Segmentation",
+        crop_size: int = 512,
+        resize_long: Sequence[int] = (320, 640),
+        eval_resize_long: int = 480,
+        scales: Sequence[float] = SCALES,
+        batch_size: int = 16,
+        num_workers: int | Literal["auto"] = "auto",
+        mean: Channels = IMAGENET_MEAN,
+        std: Channels = IMAGENET_STD,
+        seed: int = 0,
+        predict_ids: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigError(f"expected batch_size >= 1, found {batch_size}.")
+        self.train_split, self.eval_splits = train_split, tuple(eval_splits)
+        self.scales, self.mean, self.std = tuple(scales), _channels(mean, "mean"), _channels(std, "std")
+        self.batch_size, self.seed, self.predict_ids = batch_size, seed, predict_ids
+        self.num_workers = _workers(num_workers)
+        self.train_transform = train_transform(crop_size, resize_long, self.mean, self.std)
+        self.eval_transform = eval_transform(crop_size, eval_resize_long, self.mean, self.std)
+        self._open = partial(
+            VOCFolder,
+            root,
+            classes=classes,
+            labels=labels,
+            masks_dir=masks_dir,
+            images_dir=images_dir,
+            lists_dir=lists_dir,
+        )
+
+    @cached_property
+    def train(self) -> VOCFolder:
+        """The split that the classifier learns from."""
+        return self._open(self.train_split)
+
+    @cached_property
+    def evals(self) -> dict[str, VOCFolder]:
+        """The splits that are evaluated."""
+        return {
+            split: self.train if split == self.train_split else self._open(split)
+            for split in self.eval_splits
+        }
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, without background."""
+        return self.train.classes
+
+    @property
+    def num_classes(self) -> int:
+        """C, without background."""
+        return self.train.num_classes
+
+    @cached_property
+    def folders(self) -> dict[str, VOCFolder]:
+        """Image id -> the first split that holds it, train_split before eval_splits."""
+        folders: dict[str, VOCFolder] = {}
+        for folder in self._served():
+            folders.update({image_id: folder for image_id in folder.ids if image_id not in folders})
+        return folders
+
+    @property
+    def all_ids(self) -> list[str]:
+        """Ids of everything served, each once."""
+        return list(self.folders)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens all splits; a second call does nothing."""
+        _ = self.folders
+
+    def check(self, full: bool = False, masks: bool = True, progress: bool = False) -> dict[str, CheckReport]:
+        """Looks through everything that will be served; call it once, before the first stage.
+
+        Args:
+            full: decode every file; otherwise headers only.
+            masks: whether the eval_splits need masks. Training needs none.
+            progress: show a progress bar.
+
+        Returns:
+            A report per split.
+
+        Raises:
+            DataError: lists what is wrong in all splits.
+        """
+        reports, errors = {}, []
+        for folder in self._served():
+            try:
+                need = masks and folder.split in self.eval_splits
+                reports[folder.split] = check_dataset(folder, need, full, progress=progress)
+            except DataError as error:
+                errors.append(str(error))
+        if errors:
+            raise DataError("\n".join(errors))
+        return reports
+
+    def fingerprint(self, masks: bool) -> str:
+        """sha256 over all that is served: classes, ids, labels, sizes of the image (and mask) files in bytes.
+
+        Cheap: no file is opened. Does not depend on where the root is.
+        """
+        parts = [folder.fingerprint(masks) for folder in self._served()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of dict(id, image (B,3,S,S), labels (B,C)), shuffled and augmented, for the classifier."""
+        # An incomplete last batch would weigh its images more; a set smaller than one batch has no other.
+        drop_last = len(self.train) > self.batch_size
+        return self._batches(
+            self.train.with_transform(self.train_transform), shuffle=True, drop_last=drop_last
+        )
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Batches of the first of eval_splits that is not train_split; an empty list if there is none."""
+        held_out = [folder for split, folder in self.evals.items() if split != self.train_split]
+        return self._batches(held_out[0].with_transform(self.eval_transform)) if held_out else []
+
+    def predict_dataset(self, ids: Sequence[str] | None = None) -> ViewsDataset:
+        """Images with their views, one an item; see `ViewsDataset`.
+
+        Args:
+            ids: from any of the splits, in any order; None for all.
+        """
+        return ViewsDataset(
+            self.folders, self.all_ids if ids is None else ids, self.scales, self.mean, self.std
+        )
+
+    def predict_dataloader(self, ids: Sequence[str] | None = None) -> DataLoader:
+        """Items of `predict_dataset` one by one, not stacked; ids: None for `predict_ids`.
+
+        With fewer images than processes some come twice, because Lightning lets no process be without any;
+        the result of an image does not depend on who computes it.
+        """
+        ids = self.predict_ids if ids is None else ids
+        chosen = self.all_ids if ids is None else list(ids)
+        if 0 < len(chosen) < self._world_size:
+            chosen = list(itertools.islice(itertools.cycle(chosen), self._world_size))
+        # Large tensors of all sizes: two items in advance per worker are enough.
+        return DataLoader(
+            self.predict_dataset(chosen),
+            batch_size=1,
+            collate_fn=_only_item,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def references(self, batch_size: int = 20, threads: int | None = None) -> ReferenceBatches:
+        """Reference images for RIB from train_split, augmented as in training.
+
+        Args:
+            batch_size: B, per step.
+            threads: see `ReferenceBatches`; None for num_workers.
+        """
+        sampler = ReferenceSampler(self.train.ids, self.train.labels, self.seed)
+        threads = self.num_workers if threads is None else threads
+        return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads)
+
+    def _served(self) -> list[VOCFolder]:
+        """Each split once, train_split first."""
+        return [self.train, *(folder for split, folder in self.evals.items() if split != self.train_split)]
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def _batches(
+        self, dataset: VOCFolder, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[dict[str, Any]]:
+        size, rest = divmod(self.batch_size, self._world_size)
+        if rest:
+            raise ConfigError(
+                f"batch_size={self.batch_size} counts all processes together, but does not divide by the"
+                f" {self._world_size} that there are. Choose a multiple."
+            )
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return DataLoader(
+            dataset,
+            batch_size=size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            # Workers are kept, or each epoch would start them anew.
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(worker_init_fn, rank=rank),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+def _only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Unpacks a batch of one (a module-level function: workers may have to pickle it)."""
+    return items[0]
+
+
+def _channels(values: Sequence[float], name: str) -> Channels:
+    if len(values) != 3 or (name == "std" and min(values) <= 0):
+        raise ConfigError(
+            f"expected {name} as three numbers{' above 0' * (name == 'std')}, found {tuple(values)}."
+        )
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _workers(number: int | str) -> int:
+    if number == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, cores)
+    if not isinstance(number, int) or number < 0:
+        raise ConfigError(f"expected num_workers = auto or an integer >= 0, found {number!r}.")
+    return number

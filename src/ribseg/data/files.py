@@ -1,0 +1,69 @@
+"""Folders, text lists and atomic writing: what the readers and writers of this package share."""
+
+import os
+import uuid
+from pathlib import Path
+
+from ribseg.errors import DataError, DatasetNotFoundError, RibsegError
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Writes a file under a temporary name in the same folder and renames it; makes the folder if need be.
+
+    A reader, or a run that goes on after a kill, sees the whole file or none.
+
+    Raises:
+        RibsegError: if the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RibsegError(
+            f"cannot write {path}: {error.strerror or error}. Choose a writable folder with free space."
+        ) from error
+
+
+def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
+    """Lists a folder once: file stem -> file name, for the given endings in any case.
+
+    Of two files with one stem, the ending named first wins.
+
+    Raises:
+        DatasetNotFoundError: if the folder cannot be listed.
+    """
+    best: dict[str, tuple[int, str]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, ending = os.path.splitext(entry.name)  # noqa: PTH122
+                # is_file also keeps out pipes, which would block the reader forever.
+                if ending.lower() in endings and entry.is_file():
+                    candidate = (endings.index(ending.lower()), entry.name)
+                    best[stem] = min(candidate, best.get(stem, candidate))
+    except OSError as error:
+        raise DatasetNotFoundError(f"cannot list the folder {folder}: {error.strerror or error}.") from error
+    return {stem: name for stem, (_, name) in best.items()}
+
+
+def read_lines(path: Path) -> list[str]:
+    """Reads a UTF-8 text file (with or without BOM, any line ending): its non-empty lines, stripped.
+
+    Raises:
+        DataError: if the file cannot be read or is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]

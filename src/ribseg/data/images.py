@@ -1,0 +1,120 @@
+"""Reading of photographs: whatever the file holds, out comes an upright 8-bit RGB array."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ribseg.errors import DataError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_ORIENTATION = 0x0112  # EXIF tag
+# What Pillow's decoders are known to raise on damaged files; struct.error and SyntaxError come from headers.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class ImageHeader(NamedTuple):
+    """Sizes (height, width) in pixels: `size` as read_image returns it, `stored` before the EXIF rotation."""
+
+    size: tuple[int, int]
+    stored: tuple[int, int]
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Opens an image file with Pillow; whatever fails there or in decoding inside becomes a DataError."""
+    try:
+        with Image.open(path) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError(
+                    f"{image.width} x {image.height} pixels, the limit is {limit}"
+                )
+            yield image
+    except DataError:
+        raise
+    except _BOMB as error:
+        raise DataError(
+            f"{path} is too large to be decoded safely: {error}. Scale it down, or raise"
+            " PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is absent. Fetch it, or take it off the list.") from error
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} cannot be read as an image: {error}. Expected a complete JPEG or PNG; fetch it again."
+        ) from error
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads an image of any mode: gray, palette, alpha (dropped), CMYK, 1-bit, 16-bit (divided by 257).
+
+    Args:
+        path: JPEG, PNG, or anything else that Pillow decodes. The EXIF orientation is applied.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writable and contiguous.
+
+    Raises:
+        DataError: if the file is absent, truncated, no image, or larger than Pillow's limit against
+            decompression bombs.
+    """
+    with open_image(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        if upright.mode == "F":
+            raise DataError(
+                f"{path} holds floating-point pixels, whose range is unknown. Convert it to 8 bit."
+            )
+        if upright.mode.startswith("I"):
+            gray = _to_8_bit(np.asarray(upright), path)
+            return np.repeat(gray[..., None], 3, axis=2)
+        return np.array(upright.convert("RGB"))
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Reads an image's size from its header, without decoding the pixels.
+
+    Raises:
+        DataError: as `read_image`, as far as the header shows it.
+    """
+    with open_image(path) as image:
+        stored = (image.height, image.width)
+        # Orientations 5 to 8 swap the sides.
+        return ImageHeader(stored[::-1] if _orientation(image) >= 5 else stored, stored)
+
+
+def rescale(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resizes as the published programs do: Pillow's bicubic filter, sides int(np.round(side * scale)).
+
+    Args:
+        image: (H, W, 3) uint8.
+        scale: positive factor.
+
+    Returns:
+        (h, w, 3) uint8, each side at least one pixel; the array itself where the size does not change.
+    """
+    height, width = (max(1, int(np.round(side * scale))) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _to_8_bit(gray: np.ndarray, path: str | Path) -> np.ndarray:
+    if gray.min() < 0 or gray.max() > 65535:
+        raise DataError(
+            f"{path} holds values from {gray.min()} to {gray.max()}; expected 16 bit. Convert it to 8 bit."
+        )
+    return np.round(gray / 257).astype(np.uint8)

@@ -1,0 +1,174 @@
+"""Reference images of RIB: random training images that share no class with the image that is adapted."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+
+import albumentations as A
+import numpy as np
+import torch
+from torch import Tensor
+
+from ribseg.data.transforms import seeded
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError, DataError
+
+Batch = tuple[Tensor, Tensor] | tuple[None, None]
+
+
+def rng(seed: int, *key: str | int) -> np.random.Generator:
+    """A random generator that is a function of its arguments alone: not of process, platform or hash seed.
+
+    >>> int(rng(0, "2007_000032", 3).integers(1000)) == int(rng(0, "2007_000032", 3).integers(1000))
+    True
+    """
+    text = json.dumps([int(seed), *(part if isinstance(part, str) else int(part) for part in key)])
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest(), "big"))
+
+
+class ReferenceSampler:
+    """Draws label-disjoint images from a label matrix; no file is looked at.
+
+    Args:
+        ids: N image ids.
+        labels: (N, C) bool; images without any label serve as references, too.
+        seed: of the experiment.
+
+    Raises:
+        DataError: if ids and labels differ in number.
+    """
+
+    def __init__(self, ids: Sequence[str], labels: np.ndarray, seed: int = 0) -> None:
+        if labels.ndim != 2 or len(labels) != len(ids):
+            raise DataError(f"expected labels ({len(ids)}, C), found {labels.shape}.")
+        self.ids = list(ids)
+        self.seed = seed
+        self._labels = labels.astype(np.float32)  # single precision, for a fast matrix product
+        self._index = {image_id: index for index, image_id in enumerate(ids)}
+
+    def pool(self, image_id: str, labels: np.ndarray | Tensor) -> np.ndarray:
+        """The images that share no class with `labels` (C,), never itself: (M,) int64, ascending."""
+        target = torch.as_tensor(labels).cpu().numpy().astype(np.float32)
+        if target.shape != self._labels.shape[1:]:
+            raise DataError(
+                f"expected labels ({self._labels.shape[1]},) of {image_id}, found {target.shape}."
+            )
+        free = self._labels @ (target > 0) == 0
+        if image_id in self._index:
+            free[self._index[image_id]] = False
+        return np.flatnonzero(free)
+
+    def indices(self, image_id: str, labels: np.ndarray | Tensor, step: int, count: int) -> np.ndarray:
+        """The references of one step, a function of (seed, image id, step).
+
+        The pool is shuffled once per image and dealt out in turn, so that no image comes twice before all
+        have come; then it is shuffled anew.
+
+        Args:
+            image_id: the image that is adapted; need not be among the ids.
+            labels: (C,) in {0, 1}, its classes.
+            step: 0 for the first.
+            count: how many references.
+
+        Returns:
+            (count,) int64 indices into `ids`; empty if no image is free of the given classes.
+        """
+        pool = self.pool(image_id, labels)
+        if len(pool) == 0:
+            return pool
+        places = np.arange(step * count, (step + 1) * count)
+        rounds = places // len(pool)
+        chosen = np.empty(count, dtype=np.int64)
+        for number in np.unique(rounds):
+            shuffled = rng(self.seed, "references", image_id, int(number)).permutation(pool)
+            chosen[rounds == number] = shuffled[places[rounds == number] % len(pool)]
+        return chosen
+
+
+class ReferenceBatches:
+    """Batches of augmented reference images, a function of (seed, image id, step) alone.
+
+    Args:
+        dataset: where the images come from; the sampler's ids are its ids.
+        sampler: says which images.
+        transform: the training transform; its random stream is set anew for each image of a batch.
+        batch_size: B, reference images per step.
+        threads: 0 makes each batch when it is asked for; else that many threads decode and augment while the
+            consumer computes, one step ahead. The batches are the same.
+
+    Raises:
+        ConfigError: if batch_size is not positive or threads is negative.
+    """
+
+    def __init__(
+        self,
+        dataset: VOCFolder,
+        sampler: ReferenceSampler,
+        transform: A.Compose,
+        batch_size: int = 20,
+        threads: int = 0,
+    ) -> None:
+        if batch_size < 1 or threads < 0:
+            raise ConfigError(f"expected batch_size >= 1 and threads >= 0, found {batch_size} and {threads}.")
+        self.dataset, self.sampler, self.transform = dataset, sampler, transform
+        self.batch_size, self.threads = batch_size, threads
+
+    def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
+        """Yields, per step, (images (B, 3, S, S) float32, labels (B, C) float32), lazily.
+
+        Args:
+            image_id: the image that is adapted.
+            labels: (C,) in {0, 1}, its classes.
+            steps: how many batches there are at most.
+
+        Yields:
+            A batch, or (None, None) if no image is free of the given classes.
+        """
+        if self.threads == 0:
+            yield from (self.batch(image_id, labels, step) for step in range(steps))
+            return
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="references")
+        try:
+            ahead = self._submit(pool, image_id, labels, 0) if steps > 0 else None
+            for step in range(steps):
+                now, ahead = (
+                    ahead,
+                    self._submit(pool, image_id, labels, step + 1) if step + 1 < steps else None,
+                )
+                yield self._gather(now)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
+        """The batch of one step; see `__call__`."""
+        chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
+        rows = [self._row(self.transform, index, image_id, step, row) for row, index in enumerate(chosen)]
+        return self._stack(chosen, rows)
+
+    def _row(self, transform: A.Compose, index: int, image_id: str, step: int, row: int) -> Tensor:
+        seed = int(rng(self.sampler.seed, "augmentation", image_id, step, row).integers(2**63))
+        image = self.dataset.image(self.sampler.ids[index])
+        return seeded(transform, seed)(image=image)["image"]
+
+    def _stack(self, chosen: np.ndarray, rows: list[Tensor]) -> Batch:
+        if not rows:
+            return None, None
+        return torch.stack(rows), torch.from_numpy(self.dataset.labels[chosen]).float()
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, image_id: str, labels: np.ndarray | Tensor, step: int
+    ) -> tuple[np.ndarray, list[Future[Tensor]]]:
+        chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
+        # A transform carries its random stream: two threads must not share one.
+        jobs = [
+            pool.submit(self._row, deepcopy(self.transform), index, image_id, step, row)
+            for row, index in enumerate(chosen)
+        ]
+        return chosen, jobs
+
+    def _gather(self, submitted: tuple[np.ndarray, list[Future[Tensor]]] | None) -> Batch:
+        assert submitted is not None  # the loop submits a step before it gathers it
+        chosen, jobs = submitted
+        return self._stack(chosen, [job.result() for job in jobs])

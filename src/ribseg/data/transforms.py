@@ -1,0 +1,158 @@
+"""Augmentation of the classifier's training images and of RIB's reference images (METHOD.md, section 2).
+
+The published recipe (Ahn, Cho, Kwak, CVPR 2019; used unchanged by RIB): the longer side to a uniform integer
+in 320..640 with a bicubic filter, mirrored in half of the cases, normalised, and a 512 x 512 crop at a random
+place; where the image is smaller it stands at a random place on zeros, that is, on the mean colour.
+"""
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, rescale
+from ribseg.errors import ConfigError
+
+# albumentations asks a server for its newest version when imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+from albumentations.pytorch import ToTensorV2
+
+Channels = tuple[float, float, float]
+T = TypeVar("T", bound=A.BaseCompose)
+
+
+class LongestSide(A.LongestMaxSize):
+    """LongestMaxSize with Pillow's bicubic filter, the published one; OpenCV's aliases in reduction."""
+
+    def apply(self, img: np.ndarray, scale: float, **params: Any) -> np.ndarray:  # noqa: ANN401
+        """Resizes (H, W, 3) uint8 by the drawn scale."""
+        return rescale(img, scale)
+
+
+def train_transform(
+    crop_size: int = 512,
+    resize_long: Sequence[int] = (320, 640),
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+    flip: float = 0.5,
+) -> A.Compose:
+    """The training augmentation; call it as `transform(image=image)["image"]`.
+
+    Args:
+        crop_size: side of the square crop in pixels.
+        resize_long: (smallest, largest) length of the longer side, both included.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        flip: probability of mirroring.
+
+    Returns:
+        A transform of (H, W, 3) uint8 into a (3, crop_size, crop_size) float32 tensor.
+
+    Raises:
+        ConfigError: if a size is not positive, the range is empty, or `flip` is no probability.
+    """
+    low, high = _range(resize_long)
+    _check_crop(crop_size)
+    if not 0 <= flip <= 1:
+        raise ConfigError(f"expected flip in [0, 1], found {flip}.")
+    return A.Compose(
+        [
+            LongestSide(max_size=list(range(low, high + 1))),
+            A.HorizontalFlip(p=flip),
+            A.Normalize(mean=tuple(mean), std=tuple(std)),
+            _pad(crop_size, "random"),
+            A.RandomCrop(height=crop_size, width=crop_size),
+            ToTensorV2(),
+        ]
+    )
+
+
+def eval_transform(
+    crop_size: int = 512,
+    resize_long: int = 480,
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+) -> A.Compose:
+    """The transform of validation batches: nothing random, nothing cut off.
+
+    Args:
+        crop_size: side of the square output in pixels.
+        resize_long: length of the longer side (crop_size if that is less); it stands top left on zeros.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        A transform of (H, W, 3) uint8 into a (3, crop_size, crop_size) float32 tensor.
+
+    Raises:
+        ConfigError: if a size is not positive.
+    """
+    _check_crop(crop_size)
+    _range((resize_long, resize_long))
+    return A.Compose(
+        [
+            LongestSide(max_size=min(resize_long, crop_size)),
+            A.Normalize(mean=tuple(mean), std=tuple(std)),
+            _pad(crop_size, "top_left"),
+            ToTensorV2(),
+        ]
+    )
+
+
+def seeded(transform: T, seed: int) -> T:
+    """Starts a transform's random stream anew, in place; the same seed gives the same output in any process.
+
+    `Compose.set_random_seed` would hand the same seed to each step, and steps that start from the same stream
+    agree: an image would be mirrored whenever it is made small. Here all of them draw from one stream.
+
+    Args:
+        transform: what `train_transform` returns.
+        seed: non-negative.
+
+    Returns:
+        The same object.
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return transform
+
+
+def worker_init_fn(worker: int, rank: int = 0) -> None:
+    """Gives the transform of a data loader's worker its own stream; to be passed to a DataLoader.
+
+    Forked workers would otherwise inherit one stream and augment alike. torch seeds each worker of each epoch
+    differently, but alike on all ranks: the rank is mixed in.
+
+    Args:
+        worker: number of the worker, from the data loader.
+        rank: global rank of the process.
+    """
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    info = get_worker_info()
+    transform = getattr(info.dataset, "transform", None) if info is not None else None
+    if isinstance(transform, A.BaseCompose):
+        entropy = np.random.SeedSequence([torch.initial_seed() % 2**64, worker, rank])
+        seeded(transform, int(entropy.generate_state(2, np.uint64)[0]))
+
+
+def _pad(crop_size: int, position: str) -> A.PadIfNeeded:
+    return A.PadIfNeeded(
+        min_height=crop_size, min_width=crop_size, position=position, border_mode=cv2.BORDER_CONSTANT, fill=0
+    )
+
+
+def _range(resize_long: Sequence[int]) -> tuple[int, int]:
+    low, high = resize_long
+    if not 1 <= low <= high:
+        raise ConfigError(f"expected resize_long as 1 <= smallest <= largest, found {tuple(resize_long)}.")
+    return int(low), int(high)
+
+
+def _check_crop(crop_size: int) -> None:
+    if crop_size < 1:
+        raise ConfigError(f"expected a positive crop_size, found {crop_size}.")

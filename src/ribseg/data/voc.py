@@ -1,0 +1,287 @@
+"""Data sets in PASCAL VOC layout: VOC 2012 itself, and any folder that looks like it."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ribseg.data.files import read_lines, scan_folder
+from ribseg.data.images import read_image
+from ribseg.data.labels import labels_from_csv, labels_from_masks, labels_from_xml
+from ribseg.data.masks import read_mask, voc_palette
+from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+class VOCFolder(Dataset[dict[str, Any]]):
+    """Images with image-level labels, and masks where there are some.
+
+    Args:
+        root: folder with JPEGImages/, ImageSets/Segmentation/*.txt and, as far as needed, SegmentationClass/,
+            Annotations/, classes.txt; or a folder that holds such a one as VOCdevkit/VOC2012 or VOC2012.
+        split: name of a list, without `.txt`.
+        classes: names without background; None: classes.txt (one name a line) if there, else VOC's twenty.
+        labels: "xml" (Annotations/), "mask" (the classes in the masks), the path of a CSV file (as such, or
+            below root), or "auto": Annotations/ if there, else image_labels*.csv in root if exactly one, else
+            masks.
+        transform: called as `transform(image=array)["image"]`.
+        masks_dir: folder of the masks, below root.
+        images_dir: folder of the images, below root; .jpg, .jpeg or .png.
+        lists_dir: folder of the lists, below root. Of each line the first word counts.
+
+    Attributes:
+        root: Path of the folder with the images.
+        split: as given.
+        ids: list of image ids in the list's order.
+        classes: tuple of names; `num_classes` is their number. Without background.
+        labels: (N, C) bool ndarray.
+        palette: (256, 3) uint8 RGB colours of class ids in masks.
+        splits: names of the lists that there are.
+
+    An item is a dict of `id` (str), `image` (what the transform returns, else (H, W, 3) uint8) and `labels`
+    (C,) float32. Files are looked for, not opened: `check_dataset` tells which are absent or broken.
+
+    Raises:
+        DatasetNotFoundError: if a folder or list is absent.
+        DataError: if the list, the class names or the labels are unusable; lists what is wrong.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        classes: Sequence[str] | None = None,
+        labels: str | Path = "auto",
+        transform: Callable[..., dict[str, Any]] | None = None,
+        masks_dir: str = "SegmentationClass",
+        images_dir: str = "JPEGImages",
+        lists_dir: str = "ImageSets/Segmentation",
+    ) -> None:
+        self.root = find_root(root, images_dir, lists_dir)
+        self.split, self.transform = split, transform
+        self.images_dir, self.masks_dir = self.root / images_dir, self.root / masks_dir
+        self.splits, self.ids = _read_split(self.root / lists_dir, split)
+        self.classes = _class_names(self.root, classes)
+        self.palette = voc_palette()
+        self._images = scan_folder(self.images_dir, IMAGE_ENDINGS)
+        # A test set has no masks; who asks for one learns where it was looked for.
+        self._masks = scan_folder(self.masks_dir, (".png",)) if self.masks_dir.is_dir() else {}
+        self._index = {image_id: index for index, image_id in enumerate(self.ids)}
+        self.labels = self._read_labels(labels)
+
+    @property
+    def num_classes(self) -> int:
+        """C, without background."""
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image_id = self.ids[index]
+        image: np.ndarray | Tensor = self.image(image_id)
+        if self.transform is not None:
+            image = self.transform(image=image)["image"]
+        return {"id": image_id, "image": image, "labels": torch.from_numpy(self.labels[index]).float()}
+
+    def with_transform(self, transform: Callable[..., dict[str, Any]] | None) -> "VOCFolder":
+        """The same data, shared, under another transform."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    def index(self, image_id: str) -> int:
+        """Row of an image in `ids` and `labels`; raises DataError if it is not in the split."""
+        if image_id not in self._index:
+            raise DataError(f"image {image_id!r} is not in the split {self.split!r} of {self.root}.")
+        return self._index[image_id]
+
+    def has_image(self, image_id: str) -> bool:
+        """Whether there is an image file of this id."""
+        return image_id in self._images
+
+    def has_mask(self, image_id: str) -> bool:
+        """Whether there is a mask file of this id."""
+        return image_id in self._masks
+
+    def image_path(self, image_id: str) -> Path:
+        """Path of an image; raises DataError if it is absent."""
+        return self.images_dir / _find(self._images, image_id, self.images_dir, IMAGE_ENDINGS)
+
+    def mask_path(self, image_id: str) -> Path:
+        """Path of a mask; raises DataError if it is absent."""
+        return self.masks_dir / _find(self._masks, image_id, self.masks_dir, (".png",))
+
+    def image(self, image_id: str) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; see `read_image`."""
+        return read_image(self.image_path(image_id))
+
+    def mask(self, image_id: str) -> np.ndarray:
+        """(H, W) uint8 class ids, 0 background, 255 ignore; see `read_mask`."""
+        return read_mask(self.mask_path(image_id), self.num_classes)
+
+    def fingerprint(self, masks: bool = False) -> str:
+        """sha256 over classes, ids, labels and the sizes of the image files (and of the masks) in bytes.
+
+        Only asks the file system; does not depend on where the root is. An absent file counts as size -1.
+        """
+        digest = hashlib.sha256("\n".join([*self.classes, "", *self.ids]).encode())
+        digest.update(np.packbits(self.labels).tobytes())
+        digest.update(_sizes(self.images_dir, self._images, self.ids))
+        if masks:
+            digest.update(b"masks" + _sizes(self.masks_dir, self._masks, self.ids))
+        return digest.hexdigest()
+
+    def plot(self, sample: dict[str, Any]) -> "Figure":
+        """Draws an item with the names of its classes, and its mask beside it if there is one.
+
+        Args:
+            sample: what `__getitem__` returns; a normalised image is stretched to the full range.
+        """
+        from matplotlib.figure import Figure
+
+        panels = [_displayable(sample["image"])]
+        if sample["id"] in self._masks:
+            panels.append(self.palette[self.mask(sample["id"])])
+        figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+        for axis, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+            axis.imshow(panel)
+            axis.axis("off")
+        names = [name for name, here in zip(self.classes, sample["labels"].tolist(), strict=True) if here]
+        figure.suptitle(f"{sample['id']}: {', '.join(names) or 'no label'}")
+        return figure
+
+    def _read_labels(self, source: str | Path) -> np.ndarray:
+        annotations, tables = self.root / "Annotations", sorted(self.root.glob("image_labels*.csv"))
+        if source == "auto":
+            source = "xml" if annotations.is_dir() else tables[0] if len(tables) == 1 else "mask"
+        if source == "xml":
+            return labels_from_xml(annotations, self.ids, self.classes)
+        if source == "mask":
+            return labels_from_masks(self.masks_dir, self.ids, self.num_classes)
+        if Path(source).suffix.lower() != ".csv":
+            raise ConfigError(
+                f"expected labels = auto, xml, mask or the path of a .csv file, found {str(source)!r}."
+            )
+        path = Path(source)
+        return labels_from_csv(path if path.is_file() else self.root / path, self.ids, self.classes)
+
+
+def find_root(root: str | Path, images_dir: str, lists_dir: str) -> Path:
+    """Finds the folder in VOC layout: root itself, or VOCdevkit/VOC2012 or VOC2012 below it.
+
+    Raises:
+        DatasetNotFoundError: if none of them has both the images' and the lists' folder.
+    """
+    candidates = [Path(root), Path(root) / "VOCdevkit" / "VOC2012", Path(root) / "VOC2012"]
+    for candidate in candidates:
+        if (candidate / images_dir).is_dir() and (candidate / lists_dir).is_dir():
+            return candidate
+    tried = {
+        "looked in": [
+            f"{folder}: "
+            + ("no such folder" if not folder.is_dir() else f"no {images_dir}/ or no {lists_dir}/")
+            for folder in candidates
+        ]
+    }
+    headline = f"no data set in VOC layout at {root}: expected the folders {images_dir}/ and {lists_dir}/"
+    raise DatasetNotFoundError(list_problems(headline, tried, "Set data.root to the folder that holds them."))
+
+
+def _read_split(folder: Path, split: str) -> tuple[tuple[str, ...], list[str]]:
+    """Names of all lists, and the ids of one of them."""
+    lists = scan_folder(folder, (".txt",))
+    splits = tuple(sorted(lists))
+    if split not in lists:
+        raise DatasetNotFoundError(
+            f"no list of the split {split!r}: expected {folder / split}.txt. Lists that there are: "
+            f"{', '.join(splits) or 'none'}."
+        )
+    path = folder / lists[split]
+    ids = [line.split()[0] for line in read_lines(path)]
+    if not ids:
+        raise DataError(f"the split {split!r} is empty: {path} names no image. Expected one image id a line.")
+    seen: set[str] = set()
+    problems: dict[str, list[str]] = {}
+    for number, image_id in enumerate(ids, 1):
+        if image_id in seen:
+            problems.setdefault("named twice", []).append(f"entry {number}: {image_id}")
+        elif (
+            image_id in (".", "..") or not image_id.isprintable() or any(sign in image_id for sign in "/\\:")
+        ):
+            problems.setdefault("no plain file name", []).append(f"entry {number}: {image_id!r}")
+        seen.add(image_id)
+    if problems:
+        advice = "An id is the image's file name without ending and without folder; name each once."
+        raise DataError(list_problems(f"{path} cannot be used", problems, advice))
+    return splits, ids
+
+
+def _class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
+    path = root / "classes.txt"
+    source = "classes"
+    if classes is None and path.is_file():
+        classes, source = read_lines(path), str(path)
+    names = VOC_CLASSES if classes is None else tuple(classes)
+    if not 1 <= len(names) <= 254 or len(set(names)) < len(names):
+        double = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(
+            f"{source}: expected 1 to 254 different names, found {len(names)}; named twice: {double[:5]}."
+        )
+    if any(name.strip("_ ").lower() == "background" for name in names):
+        raise DataError(
+            f"{source} names the background. Leave it out: id 0 is background, the first name is id 1."
+        )
+    return names
+
+
+def _find(files: dict[str, str], image_id: str, folder: Path, endings: tuple[str, ...]) -> str:
+    if image_id not in files:
+        raise DataError(f"{folder / image_id} is absent (looked for {', '.join(endings)}).")
+    return files[image_id]
+
+
+def _sizes(folder: Path, files: dict[str, str], ids: list[str]) -> bytes:
+    sizes = [(folder / files[image_id]).stat().st_size if image_id in files else -1 for image_id in ids]
+    return np.asarray(sizes, dtype="<i8").tobytes()
+
+
+def _displayable(image: np.ndarray | Tensor) -> np.ndarray:
+    """(H, W, 3) array that imshow takes, from a uint8 array or a (3, H, W) float tensor of any range."""
+    if isinstance(image, np.ndarray):
+        return image
+    array = image.float().permute(1, 2, 0).numpy()
+    low, high = array.min(), array.max()
+    return (array - low) / max(float(high - low), 1e-6)
