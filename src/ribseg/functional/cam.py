@@ -1,0 +1,103 @@
+"""Class activation maps as functions of tensors (RIB paper, section 3.1; METHOD: section 2)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-5  # added to the maximum before dividing, as in the released program
+
+
+def class_maps(features: Tensor, weight: Tensor) -> Tensor:
+    """`w_c . f(x)` at every location, neither rectified nor normalised.
+
+    Args:
+        features: (N, D, h, w) output of the last stage.
+        weight: (C, D) classifier rows, no bias. (C, D, 1, 1) is accepted, too.
+
+    Returns:
+        (N, C, h, w) class maps.
+    """
+    return F.conv2d(features, weight.reshape(weight.shape[0], -1, 1, 1))
+
+
+def merge_mirrored(maps: Tensor) -> Tensor:
+    """Adds the map of the mirror image, mirrored back, after rectifying both.
+
+    Args:
+        maps: (2, K, h, w), the image first, its mirror image second.
+
+    Returns:
+        (K, h, w), at least zero.
+    """
+    if maps.ndim != 4 or maps.shape[0] != 2:
+        raise ValueError(
+            f"expected maps of shape (2, K, h, w), image and mirror image, got {tuple(maps.shape)}"
+        )
+    rectified = maps.relu()
+    return rectified[0] + rectified[1].flip(-1)
+
+
+def normalize(maps: Tensor, eps: float = EPS) -> Tensor:
+    """Divides each map by its maximum.
+
+    Args:
+        maps: (..., h, w), at least zero.
+        eps: added to the maximum; an all-zero map stays zero.
+
+    Returns:
+        The same shape, in [0, 1).
+    """
+    if maps.numel() == 0:
+        return maps
+    return maps / (maps.amax((-2, -1), keepdim=True) + eps)
+
+
+def active_area(maps: Tensor, threshold: float = 0.3) -> Tensor:
+    """The share of locations where any normalised map exceeds a threshold.
+
+    Args:
+        maps: (K, h, w), at least zero, not normalised.
+        threshold: in [0, 1].
+
+    Returns:
+        Scalar tensor in [0, 1]; NaN where a map is not finite.
+    """
+    normalized = normalize(maps)
+    area = (normalized > threshold).any(0).float().mean()
+    # nan > threshold is false, so a broken map would look small instead of broken.
+    return torch.where(torch.isfinite(normalized).all(), area, area.new_full((), float("nan")))
+
+
+def resize_and_sum(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Resizes maps of several scales to one size (bilinear) and adds them.
+
+    Args:
+        maps: one (K, h_s, w_s) tensor per scale.
+        size: (h, w) in pixels.
+
+    Returns:
+        (K, h, w).
+    """
+    resized = [F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in maps]
+    return torch.stack(resized).sum(0)
+
+
+def argmax_labels(maps: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    """The label of each pixel: argmax over a constant background score and the maps of the present classes.
+
+    The background wins ties, the first class wins ties among classes.
+
+    Args:
+        maps: (K, H, W) normalised maps; K may be 0.
+        classes: (K,) class indices, 0 = first class.
+        threshold: the background score.
+
+    Returns:
+        (H, W) int64; 0 = background, c + 1 = class c.
+    """
+    background = maps.new_full((1, *maps.shape[1:]), threshold)
+    winner = torch.cat([background, maps]).argmax(0)
+    ids = torch.cat([classes.new_zeros(1), classes + 1]).to(torch.int64)
+    return ids[winner]

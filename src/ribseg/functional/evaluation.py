@@ -1,0 +1,86 @@
+"""Exact evaluation of localization maps at all thresholds in one pass."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scores(NamedTuple):
+    """What a stack of confusion matrices says; leading dimensions `...` are kept.
+
+    Attributes:
+        iou: (..., C+1); NaN where a class is neither in the ground truth nor predicted.
+        miou: (...), mean of `iou` over the classes that are not NaN.
+        precision: (...), mean over foreground classes that were predicted somewhere; 0 if none was.
+        recall: (...), mean over foreground classes that are in the ground truth.
+    """
+
+    iou: Tensor
+    miou: Tensor
+    precision: Tensor
+    recall: Tensor
+
+
+def threshold_histogram(
+    maps: Tensor, classes: Tensor, target: Tensor, thresholds: Tensor, num_classes: int, ignore_index: int
+) -> Tensor:
+    """Counts pixels of one image by (best class, true label, how many thresholds its score exceeds).
+
+    A pixel is background at threshold t unless its best score exceeds t. So this histogram holds the
+    confusion matrices of all thresholds: see `confusion_from_histogram`.
+
+    Args:
+        maps: (K, H, W) float, normalised maps of the present classes; K may be 0.
+        classes: (K,) int, their indices (0 = first class).
+        target: (H, W) int, 0 = background, c + 1 = class c.
+        thresholds: (T,) ascending.
+        num_classes: C, without background.
+        ignore_index: label in `target` of pixels that do not count.
+
+    Returns:
+        (C+1, C+1, T+1) int64 counts; first axis: best class + 1, second: true label. Pixels of an image
+        without classes lie at best class 0.
+    """
+    valid = target != ignore_index
+    labels = target[valid].to(torch.int64)
+    if maps.shape[0] == 0:
+        best, exceeded = torch.zeros_like(labels), torch.zeros_like(labels)
+    else:
+        dtype = torch.promote_types(maps.dtype, thresholds.dtype)
+        score, index = maps[:, valid].to(dtype).max(0)
+        best = classes.to(torch.int64)[index] + 1
+        # side="left" counts the thresholds below the score: ties go to the background, as in argmax.
+        exceeded = torch.searchsorted(thresholds.to(dtype), score, side="left")
+    size, bins = num_classes + 1, thresholds.numel() + 1
+    flat = (best * size + labels) * bins + exceeded
+    return torch.bincount(flat, minlength=size * size * bins).reshape(size, size, bins)
+
+
+def confusion_from_histogram(histogram: Tensor) -> Tensor:
+    """(C+1, C+1, T+1) histogram -> (T, C+1, C+1) confusion matrices, rows predicted, columns true."""
+    # At threshold i a pixel is foreground if its score exceeds more than i thresholds: bins i+1 and above.
+    above = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    confusion = above.permute(2, 0, 1).clone()
+    # What is not foreground is background; images without classes lie in bin 0 and are never above.
+    confusion[:, 0] = histogram.sum((0, 2)) - above.sum(0).T
+    return confusion
+
+
+def scores(confusion: Tensor) -> Scores:
+    """Turns confusion matrices into IoU, mIoU, precision and recall.
+
+    Args:
+        confusion: (..., C+1, C+1) counts, rows predicted, columns true.
+    """
+    counts = confusion.double()
+    hit, predicted, true = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)
+    return scores_from_counts(hit, predicted, true)
+
+
+def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
+    """The same as `scores` from three (..., C+1) counts: hits, predicted pixels, true pixels."""
+    iou = hit / (predicted + true - hit)  # 0/0 = nan: the class occurs nowhere
+    precision = (hit / predicted)[..., 1:].nanmean(-1).nan_to_num(0.0)
+    recall = (hit / true)[..., 1:].nanmean(-1).nan_to_num(0.0)
+    return Scores(iou, iou.nanmean(-1), precision, recall)

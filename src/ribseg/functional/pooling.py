@@ -1,0 +1,105 @@
+"""Pooling of class maps to logits: GAP and GNDRP (RIB paper, section 4.2)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Divisor = Literal["all", "kept"]
+Rule = Literal["official", "paper"]
+
+
+def gap(maps: Tensor) -> Tensor:
+    """Global average pooling.
+
+    Args:
+        maps: (N, C, h, w) class maps `w_c . f(x)`, not rectified.
+
+    Returns:
+        (N, C) logits, the mean over all locations.
+    """
+    _check_maps(maps)
+    return maps.flatten(2).mean(-1)
+
+
+def gndrp(
+    maps: Tensor,
+    labels: Tensor,
+    threshold: float = 0.4,
+    divisor: Divisor = "all",
+    rule: Rule = "official",
+    num_masked_classes: int | None = None,
+) -> Tensor:
+    """Global non-discriminative region pooling: pools only where the class is not yet found.
+
+    A location of a target class is kept where its class activation map is low, per row and class; other
+    classes are pooled over all locations. The mask carries no gradient.
+
+    Args:
+        maps: (N, C, h, w) class maps `w_c . f(x)`, not rectified.
+        labels: (N, C) in {0, 1}, the target classes of each row.
+        threshold: tau, in [0, 1].
+        divisor: "all" divides the kept sum by the number of all locations (released program), "kept" by the
+            number of kept ones (equation 7); a class without a kept location pools to zero.
+        rule: what is kept. "official": `map / max(map) < tau`, as the released program does it (where the
+            maximum is negative nothing is kept). "paper": `relu(map) / max(relu(map)) <= tau`.
+        num_masked_classes: mask only the first so many classes; the others get plain GAP. The released
+            program stops at 20 on COCO, too, which is a defect; None masks every class.
+
+    Returns:
+        (N, C) logits.
+
+    Raises:
+        ValueError: shapes do not fit, or an argument is out of range.
+
+    >>> maps = torch.tensor([[[[4.0, 1.0], [0.0, 2.0]]]])
+    >>> gndrp(maps, torch.ones(1, 1), threshold=0.4), gndrp(maps, torch.ones(1, 1), 0.4, divisor="kept")
+    (tensor([[0.2500]]), tensor([[0.5000]]))
+    """
+    _check_maps(maps)
+    _check_gndrp(maps, labels, threshold, divisor, rule)
+    masked = labels > 0
+    if num_masked_classes is not None:
+        masked = masked & (torch.arange(maps.shape[1], device=maps.device) < num_masked_classes)
+    keep = _low_activation(maps.detach(), threshold, rule) | ~masked[:, :, None, None]
+    total = (maps * keep).sum((-2, -1))
+    if divisor == "all":
+        return total / (maps.shape[-2] * maps.shape[-1])
+    return total / keep.sum((-2, -1)).clamp(min=1)
+
+
+def _low_activation(maps: Tensor, threshold: float, rule: Rule) -> Tensor:
+    if rule == "official":
+        # A maximum of zero gives 0/0 = nan at the maximum itself, which compares as "not kept": as released.
+        return maps / maps.amax((-2, -1), keepdim=True) < threshold
+    rectified = maps.relu()
+    peak = rectified.amax((-2, -1), keepdim=True)
+    # Not divided by the peak: a class that is nowhere active has no discriminative region, so all is kept.
+    return rectified <= threshold * peak
+
+
+def _check_maps(maps: Tensor) -> None:
+    if maps.ndim != 4 or not maps.is_floating_point():
+        raise ValueError(
+            f"expected float maps of shape (N, C, h, w), got {maps.dtype} of shape {tuple(maps.shape)}; "
+            "pass class maps before pooling, e.g. classifier.class_maps(images)"
+        )
+
+
+def _check_gndrp(maps: Tensor, labels: Tensor, threshold: float, divisor: str, rule: str) -> None:
+    if labels.shape != maps.shape[:2]:
+        raise ValueError(
+            f"expected labels of shape (N, C) = {tuple(maps.shape[:2])} as the maps have, "
+            f"got {tuple(labels.shape)}; give one row of image-level labels per row of maps"
+        )
+    check_gndrp_arguments(threshold, divisor, rule)
+
+
+def check_gndrp_arguments(threshold: float, divisor: str, rule: str) -> None:
+    """Raises a ValueError unless the arguments of `gndrp` that are no tensors are in range."""
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"expected a pooling threshold in [0, 1], got {threshold}")
+    if divisor not in ("all", "kept"):
+        raise ValueError(f'expected divisor "all" or "kept", got {divisor!r}')
+    if rule not in ("official", "paper"):
+        raise ValueError(f'expected rule "official" or "paper", got {rule!r}')

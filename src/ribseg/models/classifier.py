@@ -1,0 +1,114 @@
+"""The image classifier whose class activation maps localize (METHOD: section 2)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ribseg.errors import ConfigError
+from ribseg.functional.cam import class_maps
+from ribseg.models.backbone import Backbone, load_weights
+
+Freeze = Literal["published", "none"]
+
+
+class Classifier(nn.Module):
+    """A CNN with global average pooling and a linear head without bias.
+
+    Published recipe (RIB and IRN, `freeze="published"`): all BatchNorm statistics are frozen, the trunk's
+    output (after layer2) is detached, so only the last two stages and the head learn, in training and in RIB.
+
+    Args:
+        backbone: name of a timm CNN, "resnet50.tv_in1k" in the paper.
+        num_classes: C, without background.
+        pretrained: load timm's weights for the backbone.
+        output_stride: 8, 16 or 32.
+        atrous: dilate the last stages instead of only removing their stride.
+        weights: a file of backbone weights (.pth or .safetensors), or "demo" for the built-in backbone.
+        freeze: "published", or "none" for training from scratch: everything learns, with live statistics.
+        backbone_kwargs: passed on to timm.
+
+    >>> classifier = Classifier("resnet10t", num_classes=3)
+    >>> classifier(torch.zeros(2, 3, 64, 64)).shape, classifier.class_maps(torch.zeros(2, 3, 64, 64)).shape
+    (torch.Size([2, 3]), torch.Size([2, 3, 4, 4]))
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50.tv_in1k",
+        num_classes: int = 20,
+        pretrained: bool = False,
+        output_stride: int = 16,
+        atrous: bool = False,
+        weights: str | Path | None = None,
+        freeze: Freeze = "published",
+        backbone_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError(f"expected num_classes >= 1 (without background), got {num_classes}")
+        if freeze not in ("published", "none"):
+            raise ConfigError(f'expected freeze "published" or "none", got {freeze!r}')
+        self.num_classes, self.freeze = num_classes, freeze
+        self.backbone = Backbone(backbone, pretrained, output_stride, atrous, backbone_kwargs)
+        if weights is not None:
+            load_weights(self.backbone, weights)
+        self.head = nn.Conv2d(self.backbone.num_features, num_classes, 1, bias=False)
+        if freeze == "published":
+            # The trunk is detached, so its weights never get a gradient; said here for optimizers and DDP.
+            self.backbone.stages[0].requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The head's parameter, (C, D, 1, 1): one row `w_c` per class."""
+        return self.head.weight
+
+    @property
+    def trunk(self) -> nn.Module:
+        """Stem to layer2: (N, 3, H, W) -> trunk features."""
+        return self.backbone.stages[0]
+
+    @property
+    def tail(self) -> list[nn.Module]:
+        """The last two stages, which RIB adapts: trunk features -> ... -> (N, D, h, w)."""
+        return list(self.backbone.stages[1:])
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) images, normalised -> (N, D, h, w) features of the last stage."""
+        features = self.trunk(images)
+        if self.freeze == "published":
+            features = features.detach()
+        for stage in self.tail:
+            features = stage(features)
+        return features
+
+    def class_maps(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C, h, w): `w_c . f(x)`, neither rectified nor normalised."""
+        return class_maps(self.features(images), self.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C) logits."""
+        pooled = self.features(images).mean((-2, -1), keepdim=True)
+        return self.head(pooled).flatten(1)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """As `nn.Module.train`, but frozen BatchNorm statistics stay frozen."""
+        super().train(mode)
+        if self.freeze == "published":
+            set_batch_norm_eval(self)
+        return self
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that learn: (backbone, head); the head has its own, higher rate."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        return backbone, list(self.head.parameters())
+
+
+def set_batch_norm_eval(module: nn.Module) -> None:
+    """Makes every BatchNorm layer use its running statistics."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.eval()

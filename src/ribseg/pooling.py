@@ -1,0 +1,54 @@
+"""GAP and GNDRP as small callables, so that a pooling can be handed to RIB and named in a config."""
+
+from torch import Tensor
+
+from ribseg.functional.pooling import Divisor, Rule, check_gndrp_arguments, gap, gndrp
+
+
+class GAP:
+    """Global average pooling; the labels play no part.
+
+    >>> import torch
+    >>> GAP()(torch.ones(2, 3, 4, 4), torch.ones(2, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(N, C, h, w) class maps -> (N, C) logits."""
+        return gap(maps)
+
+    def __repr__(self) -> str:
+        return "GAP()"
+
+
+class GNDRP:
+    """Global non-discriminative region pooling (RIB paper, section 4.2, equation 7).
+
+    Args:
+        threshold: tau in [0, 1]; 0.4 on VOC, 0.5 on COCO.
+        divisor: "all" (released program) or "kept" (equation).
+        rule: "official" or "paper", see `ribseg.functional.gndrp`.
+        num_masked_classes: None, or 20 for the released program's behaviour on COCO.
+
+    >>> GNDRP(0.4)
+    GNDRP(threshold=0.4, divisor='all', rule='official', num_masked_classes=None)
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.4,
+        divisor: Divisor = "all",
+        rule: Rule = "official",
+        num_masked_classes: int | None = None,
+    ) -> None:
+        check_gndrp_arguments(threshold, divisor, rule)
+        self.threshold, self.divisor, self.rule = threshold, divisor, rule
+        self.num_masked_classes = num_masked_classes
+
+    def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C) logits."""
+        return gndrp(maps, labels, self.threshold, self.divisor, self.rule, self.num_masked_classes)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"GNDRP({settings})"
