@@ -1,0 +1,32 @@
+"""Fixtures for all tests."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before anything imports albumentations, which would ask a server for its newest version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+
+from make_trees import make_voc_tree  # noqa: E402
+
+
+@pytest.fixture
+def voc_tree(tmp_path):
+    """A fresh tree of 12 tiny images in VOC layout; see make_trees.py. Tests may damage it."""
+    return make_voc_tree(tmp_path / "tree")
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder of the real photographs (msrc_v2/, VOCdevkit/); skips where it is absent."""
+    folder = Path(os.environ.get("RIBSEG_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not (folder / "msrc_v2").is_dir():
+        pytest.skip(
+            f"no real data at {folder}; set RIBSEG_DATA to the folder that holds msrc_v2/ and VOCdevkit/"
+        )
+    return folder

@@ -1,0 +1,180 @@
+"""One data module for all stages, with and without a Trainer, in one and in two processes."""
+
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from make_trees import CLASSES
+
+from ribseg.data.datamodules import WSSSDataModule
+from ribseg.errors import ConfigError, DataError
+
+SMALL = {"crop_size": 24, "resize_long": (16, 30), "eval_resize_long": 20, "batch_size": 3, "num_workers": 0}
+
+
+@pytest.fixture
+def module(voc_tree):
+    return WSSSDataModule(voc_tree, **SMALL)
+
+
+def test_splits(module):
+    module.setup()
+    assert module.train.split == "train"
+    assert list(module.evals) == ["train", "val"]
+    assert module.evals["train"] is module.train
+    assert (module.num_classes, module.classes) == (3, CLASSES)
+    assert module.all_ids == [*module.train.ids, *module.evals["val"].ids]
+
+
+def test_overlapping_splits_serve_each_image_once(voc_tree):
+    ids = (voc_tree / "ImageSets/Segmentation/train.txt").read_text().split()
+    (voc_tree / "ImageSets/Segmentation/trainaug.txt").write_text("\n".join(ids[::-1]))
+    module = WSSSDataModule(voc_tree, "trainaug", ("train", "val"), **SMALL)
+    assert module.all_ids == [*ids[::-1], *module.evals["val"].ids]
+    assert len(module.predict_dataset()) == 12
+
+
+def test_train_batches(module):
+    loader = module.train_dataloader()
+    first, second = list(loader), list(loader)
+    assert [len(batch["id"]) for batch in first] == [3, 3]  # 8 images, the incomplete batch is dropped
+    assert first[0]["image"].shape == (3, 3, 24, 24)
+    assert first[0]["labels"].shape == (3, 3)
+    assert [batch["id"] for batch in first] != [batch["id"] for batch in second]
+    again = module.train_dataloader()
+    assert [batch["id"] for batch in again] == [batch["id"] for batch in first]
+
+
+def test_less_than_a_batch_is_kept(voc_tree):
+    module = WSSSDataModule(voc_tree, **{**SMALL, "batch_size": 50})
+    assert [len(batch["id"]) for batch in module.train_dataloader()] == [8]
+
+
+def test_val_batches(module, voc_tree):
+    batches = list(module.val_dataloader())
+    assert [len(batch["id"]) for batch in batches] == [3, 1]
+    assert torch.equal(batches[0]["image"], next(iter(module.val_dataloader()))["image"])
+    assert WSSSDataModule(voc_tree, eval_splits=["train"], **SMALL).val_dataloader() == []
+
+
+def test_prediction_items(module):
+    ids = [module.evals["val"].ids[1], module.train.ids[0]]
+    items = list(module.predict_dataloader(ids))
+    assert [item["id"] for item in items] == ids
+    assert items[1]["size"] == (37, 50)
+    assert [view.shape[0] for view in items[1]["views"]] == [2, 2, 2, 2]
+    assert len(module.predict_dataloader()) == 12
+    module.predict_ids = ids[:1]
+    assert len(module.predict_dataloader()) == 1
+    module.predict_ids = []
+    assert len(module.predict_dataloader()) == 0
+
+
+def test_references_come_from_the_train_split(module):
+    index = 2
+    references = module.references(batch_size=4)
+    images, labels = next(references(module.train.ids[index], module.train.labels[index], 5))
+    assert images.shape == (4, 3, 24, 24)
+    assert (labels[:, module.train.labels[index]] == 0).all()
+    assert references.sampler.ids == module.train.ids
+
+
+def test_workers_serve_the_same_and_everything_pickles(voc_tree, module):
+    parallel = WSSSDataModule(voc_tree, **{**SMALL, "num_workers": 2})
+    for one, two in zip(module.predict_dataloader(), parallel.predict_dataloader(), strict=True):
+        assert one["id"] == two["id"]
+        assert all(torch.equal(a, b) for a, b in zip(one["views"], two["views"], strict=True))
+    batches = list(parallel.train_dataloader())
+    assert len(batches) == 2
+    loader = parallel.train_dataloader()
+    parts = (
+        loader.dataset,
+        loader.worker_init_fn,
+        loader.collate_fn,
+        parallel.predict_dataloader().collate_fn,
+    )
+    assert pickle.loads(pickle.dumps(parts))[0][0]["image"].shape == (3, 24, 24)  # noqa: S301  (our own bytes)
+
+
+def test_check(module, voc_tree):
+    reports = module.check(full=True)
+    assert {split: report.masks for split, report in reports.items()} == {"train": 8, "val": 4}
+    for image_id in (module.train.ids[0], module.evals["val"].ids[0]):
+        (voc_tree / "JPEGImages" / f"{image_id}.jpg").write_text("broken")
+    with pytest.raises(DataError, match=r"(?s)'train'.*'val'"):
+        module.check()
+
+
+def test_training_needs_no_masks(voc_tree):
+    module = WSSSDataModule(voc_tree, eval_splits=["val"], **SMALL)
+    (voc_tree / "SegmentationClass" / f"{module.train.ids[0]}.png").unlink()
+    assert module.check()["train"].masks == 0
+    both = WSSSDataModule(voc_tree, **SMALL)
+    assert both.check(masks=False)["train"].masks == 0
+    with pytest.raises(DataError, match="absent masks: 1"):
+        both.check()
+
+
+def test_fingerprint(module, voc_tree, tmp_path):
+    before = module.fingerprint(masks=True)
+    voc_tree.rename(tmp_path / "moved")
+    moved = WSSSDataModule(tmp_path / "moved", **SMALL)
+    assert moved.fingerprint(masks=True) == before != moved.fingerprint(masks=False)
+    assert WSSSDataModule(tmp_path / "moved", eval_splits=["val"], **SMALL).fingerprint(True) == before
+    assert WSSSDataModule(tmp_path / "moved", eval_splits=["train"], **SMALL).fingerprint(True) != before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"num_workers": -1}, {"num_workers": "many"}, {"std": (1, 1, 0)}, {"mean": (0.5,)}],
+)
+def test_wrong_settings(voc_tree, wrong):
+    with pytest.raises(ConfigError, match="expected"):
+        WSSSDataModule(voc_tree, **{**SMALL, **wrong})
+
+
+def test_auto_workers(voc_tree):
+    assert 1 <= WSSSDataModule(voc_tree, **{**SMALL, "num_workers": "auto"}).num_workers <= 8
+
+
+def test_global_batch_is_divided(module):
+    module.trainer = SimpleNamespace(world_size=3, global_rank=1)
+    assert module.train_dataloader().batch_size == 1
+    module.trainer = SimpleNamespace(world_size=2, global_rank=1)
+    with pytest.raises(ConfigError, match=r"batch_size=3 .* does not divide by the 2"):
+        module.train_dataloader()
+
+
+DDP = """
+import sys
+import pytorch_lightning as pl
+from pathlib import Path
+from ribseg.data.datamodules import WSSSDataModule
+
+class Touch(pl.LightningModule):
+    def predict_step(self, batch, batch_idx):
+        with open(Path(sys.argv[2]) / f"{batch['id']}", "a") as file:
+            file.write(str(self.global_rank))
+
+module = WSSSDataModule(sys.argv[1], crop_size=16, num_workers=0)
+trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+module.predict_ids = module.all_ids[:5]
+trainer.predict(Touch(), datamodule=module, return_predictions=False)
+module.predict_ids = module.all_ids[5:6]
+trainer.predict(Touch(), datamodule=module, return_predictions=False)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_predict_each_image_once(voc_tree, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "ddp.py").write_text(DDP)
+    command = [sys.executable, tmp_path / "ddp.py", voc_tree, tmp_path / "out"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    done = [path.read_text() for path in sorted((tmp_path / "out").iterdir())]
+    assert done[:5] == ["0", "1", "0", "1", "0"]
+    assert sorted(done[5]) == ["0", "1"]  # a single image goes to both: no process may be without any

@@ -1,0 +1,156 @@
+"""Reference images share no class with the image and depend on (seed, image id, step) alone."""
+
+import subprocess
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
+from ribseg.data.transforms import train_transform
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def labels():
+    matrix = np.random.default_rng(0).random((100, 5)) < 0.25
+    matrix[7] = False  # one image without labels
+    return matrix
+
+
+@pytest.fixture
+def sampler(labels):
+    return ReferenceSampler([f"i{number}" for number in range(100)], labels, seed=3)
+
+
+def test_rng_is_the_same_in_another_process():
+    code = "from ribseg.data.references import rng; print(rng(5, 'a', 1).integers(2**62))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(other) == rng(5, "a", 1).integers(2**62)
+
+
+def test_rng_tells_keys_apart():
+    keys = [(0, "a", 1), (0, "a", "1"), (0, "a1"), (0, "a", 1, 0), (1, "a", 1), (0, "b", 1), (0, 'a", 1')]
+    assert len({int(rng(*key).integers(2**62)) for key in keys}) == len(keys)
+    assert rng(np.int64(0), "a", np.int32(1)).integers(99) == rng(0, "a", 1).integers(99)
+
+
+def test_pool_shares_no_class_and_leaves_itself_out(sampler, labels):
+    for index in range(100):
+        pool = sampler.pool(f"i{index}", labels[index])
+        expected = [j for j in range(100) if j != index and not (labels[j] & labels[index]).any()]
+        assert pool.tolist() == expected
+    assert len(sampler.pool("i7", labels[7])) == 99  # without labels nothing is shared
+    assert 7 in sampler.pool("i0", labels[0])
+
+
+def test_steps_deal_out_a_permutation(sampler, labels):
+    pool = sampler.pool("i0", labels[0])
+    count = len(pool) // 3
+    dealt = np.concatenate([sampler.indices("i0", labels[0], step, count) for step in range(3)])
+    assert len(set(dealt)) == len(dealt) == 3 * count
+    assert set(dealt) <= set(pool)
+    assert dealt.dtype == np.int64
+
+
+def test_used_up_pool_is_shuffled_anew(labels):
+    few = ReferenceSampler([f"i{number}" for number in range(8)], np.eye(8, dtype=bool))
+    stream = np.concatenate([few.indices("i0", np.eye(8)[0], step, 4) for step in range(7)])
+    rounds = stream.reshape(4, 7)
+    assert all(sorted(row) == list(range(1, 8)) for row in rounds.tolist())
+    assert len({tuple(row) for row in rounds.tolist()}) > 1
+    assert few.indices("i0", np.eye(8)[0], 0, 20)[:7].tolist() == rounds[0].tolist()
+
+
+def test_function_of_seed_image_and_step(sampler, labels):
+    first = sampler.indices("i0", labels[0], 4, 6)
+    sampler.indices("i9", labels[9], 0, 6)
+    assert sampler.indices("i0", torch.from_numpy(labels[0]).float(), 4, 6).tolist() == first.tolist()
+    again = ReferenceSampler(sampler.ids, labels, seed=3)
+    assert again.indices("i0", labels[0], 4, 6).tolist() == first.tolist()
+    others = [
+        ReferenceSampler(sampler.ids, labels, seed=4).indices("i0", labels[0], 4, 6),
+        sampler.indices("i0", labels[0], 5, 6),
+        sampler.indices("someone", labels[0], 4, 6),
+    ]
+    assert all(other.tolist() != first.tolist() for other in others)
+
+
+def test_empty_pool(sampler):
+    everything = ReferenceSampler(["a", "b"], np.ones((2, 3), bool))
+    assert everything.indices("a", np.ones(3), 0, 4).shape == (0,)
+
+
+def test_wrong_shapes(sampler):
+    with pytest.raises(DataError, match=r"labels \(5,\) of i0, found \(4,\)"):
+        sampler.pool("i0", np.ones(4))
+    with pytest.raises(DataError, match=r"labels \(2, C\)"):
+        ReferenceSampler(["a", "b"], np.ones((3, 4)))
+
+
+def batches(voc_tree, seed=0, threads=0, batch_size=3):
+    data = VOCFolder(voc_tree, "train")
+    sampler = ReferenceSampler(data.ids, data.labels, seed)
+    return data, ReferenceBatches(data, sampler, train_transform(16, (10, 30)), batch_size, threads)
+
+
+def test_batches(voc_tree):
+    data, references = batches(voc_tree)
+    steps = list(references(data.ids[2], data.labels[2], 4))
+    assert len(steps) == 4
+    for images, labels in steps:
+        assert images.shape == (3, 3, 16, 16)
+        assert images.dtype == labels.dtype == torch.float32
+        assert labels.shape == (3, 3)
+        assert (labels[:, data.labels[2]] == 0).all()
+
+
+def test_batches_do_not_depend_on_order_or_threads(voc_tree):
+    data, references = batches(voc_tree)
+    steps = list(references(data.ids[2], data.labels[2], 4))
+    _, threaded = batches(voc_tree, threads=3)
+    list(threaded(data.ids[0], data.labels[0], 2))
+    for (images, labels), (again, same) in zip(steps, threaded(data.ids[2], data.labels[2], 4), strict=True):
+        assert torch.equal(images, again)
+        assert torch.equal(labels, same)
+    assert torch.equal(steps[3][0], references.batch(data.ids[2], data.labels[2], 3)[0])
+    assert not torch.equal(steps[0][0], batches(voc_tree, seed=1)[1].batch(data.ids[2], data.labels[2], 0)[0])
+
+
+def test_rows_of_one_image_are_augmented_differently(voc_tree):
+    data, references = batches(voc_tree, batch_size=12)
+    images, _ = references.batch(data.ids[0], [0, 0, 1], 0)
+    assert len({image.numpy().tobytes() for image in images}) == 12
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_batches_are_lazy(voc_tree, threads):
+    data, references = batches(voc_tree, threads=threads)
+    endless = references(data.ids[2], data.labels[2], 10**9)
+    assert len(list(islice(endless, 2))) == 2
+    endless.close()
+    assert list(references(data.ids[2], data.labels[2], 0)) == []
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_no_disjoint_image(voc_tree, threads):
+    data, references = batches(voc_tree, threads=threads)
+    assert list(references(data.ids[7], [1, 1, 1], 2)) == [(None, None)] * 2
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_broken_reference_is_named(voc_tree, threads):
+    data, references = batches(voc_tree, threads=threads)
+    for path in (voc_tree / "JPEGImages").iterdir():
+        path.write_text("broken")
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        list(references(data.ids[2], data.labels[2], 2))
+
+
+@pytest.mark.parametrize(("size", "threads"), [(0, 0), (3, -1)])
+def test_wrong_settings(voc_tree, size, threads):
+    with pytest.raises(ConfigError, match="batch_size >= 1"):
+        batches(voc_tree, threads=threads, batch_size=size)
