@@ -5,7 +5,6 @@ texture is the class's own in only half of the objects, so a classifier looks at
 maps miss bodies: the situation that RIB is made for.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -51,13 +50,14 @@ def demo_image(rng: np.random.Generator, size: int = 128) -> DemoImage:
     canvas = world.background(size, rng)
     mask, parts = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
     for label, pose in zip(classes, _poses(rng, len(classes), size), strict=True):
-        seen = world.paint(canvas, _looks(label, rng), pose, rng)
+        seen = world.paint(canvas, draw_looks(label, rng), pose, rng)
         mask[seen > 0] = label + 1
         parts[seen > 0] = seen[seen > 0]
     return DemoImage(world.develop(canvas, rng), mask, parts, tuple(sorted(classes)))
 
 
-def _looks(label: int, rng: np.random.Generator) -> world.Looks:
+def draw_looks(label: int, rng: np.random.Generator) -> world.Looks:
+    """Attributes of an object of class `label`: its mark, in half of the cases its texture, else anything."""
     looks = world.random_looks(rng)
     own = world.TEXTURES.index(CLASS_TEXTURES[label])
     texture = own if rng.random() < OWN_TEXTURE else looks.texture
@@ -68,18 +68,24 @@ def _poses(rng: np.random.Generator, count: int, size: int) -> list[world.Pose]:
     """Places that keep each creature inside the picture and two of them apart."""
     while True:
         poses = [_pose(rng, size, (0.16, 0.2) if count == 2 else (0.2, 0.3)) for _ in range(count)]
-        centres = [
-            (p.x + 0.4 * p.length * np.cos(p.angle), p.y + 0.4 * p.length * np.sin(p.angle)) for p in poses
-        ]
-        if count == 1 or np.hypot(*np.subtract(*centres)) > 1.35 * (poses[0].length + poses[1].length):
+        if count == 1 or _apart(poses[0], poses[1]):
             return poses
+
+
+def _apart(first: world.Pose, second: world.Pose) -> bool:
+    # Between the tail, 1 length behind the body's centre, and the head's end, 1.5 lengths before it.
+    middles = [np.array([p.x, p.y]) + 0.25 * p.length * _direction(p.angle) for p in (first, second)]
+    return bool(np.linalg.norm(middles[0] - middles[1]) > 1.35 * (first.length + second.length))
+
+
+def _direction(angle: float) -> NDArray[np.float64]:
+    return np.array([np.cos(angle), np.sin(angle)])
 
 
 def _pose(rng: np.random.Generator, size: int, lengths: tuple[float, float]) -> world.Pose:
     length, angle = rng.uniform(*lengths) * size, rng.uniform(0, 2 * np.pi)
-    # The creature reaches from 1 length behind the body's centre to 1.5 lengths before it.
     reach = 1.25 * length
-    centre = rng.uniform(reach, size - reach, 2) - 0.25 * length * np.array([np.cos(angle), np.sin(angle)])
+    centre = rng.uniform(reach, size - reach, 2) - 0.25 * length * _direction(angle)
     return world.Pose(float(centre[0]), float(centre[1]), float(length), float(angle))
 
 
@@ -135,7 +141,7 @@ def _check_stamp(root: Path, stamp: str) -> None:
 
 def _publish(temporary: Path, root: Path, stamp: str) -> None:
     try:
-        os.replace(temporary, root)  # noqa: PTH105 - the atomic rename, replaces an empty folder
+        temporary.replace(root)  # atomic, and replaces an empty folder
     except OSError:
         # Another process was faster; what it made must be the same.
         if not root.is_dir():

@@ -5,7 +5,7 @@ function of the random generator that it is given.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ Image = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
 Field = NDArray[np.float32]
 """(H, W) or (H, W, 3) float32 in [0, 1]."""
+Reals = NDArray[np.floating[Any]]
 
 TEXTURES = (
     "stripes",
@@ -68,7 +69,7 @@ class Looks:
 
 
 class Pose(NamedTuple):
-    """Where a creature is: body centre (x, y), half the body's length (pixels), direction of the head (rad)."""
+    """Where a creature is: body centre (x, y), half its length (pixels), direction of the head (rad)."""
 
     x: float
     y: float
@@ -90,7 +91,7 @@ def random_looks(rng: np.random.Generator) -> Looks:
 
 
 def background(size: int, rng: np.random.Generator) -> Field:
-    """A quiet background: (size, size, 3), a soft blend of two pale or dull colours with smooth unevenness."""
+    """A quiet background: (size, size, 3), an uneven blend of two pale or dull colours."""
     cells = int(rng.integers(2, 5))
     coarse = rng.random((cells, cells), dtype=np.float32)
     blend = np.clip(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]
@@ -123,7 +124,7 @@ def texture_field(kind: str, size: int, rng: np.random.Generator) -> Field:
     return np.asarray(np.clip(0.5 + 1.5 * wave, 0, 1), dtype=np.float32)
 
 
-def _wave(kind: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+def _wave(kind: str, u: Reals, v: Reals) -> Reals:
     """The signed pattern over coordinates counted in periods."""
     row = np.floor(v)
     if kind in ("stripes", "diagonal"):
@@ -149,7 +150,7 @@ def _wave(kind: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[
     raise ValueError(f"expected a texture of {TEXTURES}, got {kind!r}")
 
 
-def _saw(t: NDArray[np.float32]) -> NDArray[np.float32]:
+def _saw(t: Reals) -> Reals:
     """Signed distance to the nearest integer + 1/2, in [-1/2, 1/2)."""
     return t - np.floor(t) - 0.5
 
@@ -316,7 +317,7 @@ def pretraining_crop(rng: np.random.Generator, size: int = 64) -> Sample:
     looks = random_looks(rng)
     kind = CROPS[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
     length, angle = rng.uniform(15, 34), rng.uniform(0, 2 * np.pi)
-    # Which point of the creature, counted from the body's centre towards the head, is put at the crop's centre.
+    # Which point of the creature, from the body's centre towards the head, is put at the crop's centre.
     reach = {"whole": 0.4, "body": rng.uniform(-1.6, -0.9), "head": rng.uniform(1.2, 2.2)}[kind]
     shift = rng.uniform(-0.12, 0.12, 2) * size
     x, y = size / 2 + shift - reach * length * np.array([np.cos(angle), np.sin(angle)])
