@@ -44,8 +44,9 @@ def test_train_batches(module):
     assert first[0]["image"].shape == (3, 3, 24, 24)
     assert first[0]["labels"].shape == (3, 3)
     assert [batch["id"] for batch in first] != [batch["id"] for batch in second]
-    again = module.train_dataloader()
-    assert [batch["id"] for batch in again] == [batch["id"] for batch in first]
+    for again, before in zip(module.train_dataloader(), first, strict=True):
+        assert again["id"] == before["id"]
+        assert torch.equal(again["image"], before["image"])
 
 
 def test_less_than_a_batch_is_kept(voc_tree):
@@ -57,7 +58,7 @@ def test_val_batches(module, voc_tree):
     batches = list(module.val_dataloader())
     assert [len(batch["id"]) for batch in batches] == [3, 1]
     assert torch.equal(batches[0]["image"], next(iter(module.val_dataloader()))["image"])
-    assert WSSSDataModule(voc_tree, eval_splits=["train"], **SMALL).val_dataloader() == []
+    assert WSSSDataModule(voc_tree, eval_splits="train", **SMALL).val_dataloader() == []
 
 
 def test_prediction_items(module):
@@ -129,7 +130,14 @@ def test_fingerprint(module, voc_tree, tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 0}, {"num_workers": -1}, {"num_workers": "many"}, {"std": (1, 1, 0)}, {"mean": (0.5,)}],
+    [
+        {"batch_size": 0},
+        {"num_workers": -1},
+        {"num_workers": "many"},
+        {"std": (1, 1, 0)},
+        {"mean": (0.5,)},
+        {"scales": ()},
+    ],
 )
 def test_wrong_settings(voc_tree, wrong):
     with pytest.raises(ConfigError, match="expected"):

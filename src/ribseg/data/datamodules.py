@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from ribseg.data.check import CheckReport, check_dataset
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
-from ribseg.data.references import ReferenceBatches, ReferenceSampler
-from ribseg.data.transforms import eval_transform, train_transform, worker_init_fn
-from ribseg.data.views import SCALES, ViewsDataset
+from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
+from ribseg.data.transforms import eval_transform, seeded, train_transform, worker_init_fn
+from ribseg.data.views import SCALES, ViewsDataset, check_scales
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 
@@ -62,7 +63,7 @@ class WSSSDataModule(pl.LightningDataModule):
         self,
         root: str | Path,
         train_split: str = "train",
-        eval_splits: Sequence[str] = ("train", "val"),
+        eval_splits: str | Sequence[str] = ("train", "val"),
         labels: str | Path = "auto",
         classes: Sequence[str] | None = None,
         masks_dir: str = "SegmentationClass",
@@ -82,7 +83,9 @@ class WSSSDataModule(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ConfigError(f"expected batch_size >= 1, found {batch_size}.")
-        self.train_split, self.eval_splits = train_split, tuple(eval_splits)
+        self.train_split = train_split
+        self.eval_splits = (eval_splits,) if isinstance(eval_splits, str) else tuple(eval_splits)
+        check_scales(scales)
         self.scales, self.mean, self.std = tuple(scales), _channels(mean, "mean"), _channels(std, "std")
         self.batch_size, self.seed, self.predict_ids = batch_size, seed, predict_ids
         self.num_workers = _workers(num_workers)
@@ -175,9 +178,10 @@ class WSSSDataModule(pl.LightningDataModule):
         """Batches of dict(id, image (B,3,S,S), labels (B,C)), shuffled and augmented, for the classifier."""
         # An incomplete last batch would weigh its images more; a set smaller than one batch has no other.
         drop_last = len(self.train) > self.batch_size
-        return self._batches(
-            self.train.with_transform(self.train_transform), shuffle=True, drop_last=drop_last
-        )
+        # Without workers the augmentation's stream starts here; each worker starts its own (worker_init_fn).
+        start = int(rng(self.seed, "training", self._rank).integers(2**63))
+        transform = seeded(deepcopy(self.train_transform), start)
+        return self._batches(self.train.with_transform(transform), shuffle=True, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Batches of the first of eval_splits that is not train_split; an empty list if there is none."""
@@ -232,6 +236,10 @@ class WSSSDataModule(pl.LightningDataModule):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
     def _batches(
         self, dataset: VOCFolder, shuffle: bool = False, drop_last: bool = False
     ) -> DataLoader[dict[str, Any]]:
@@ -241,7 +249,6 @@ class WSSSDataModule(pl.LightningDataModule):
                 f"batch_size={self.batch_size} counts all processes together, but does not divide by the"
                 f" {self._world_size} that there are. Choose a multiple."
             )
-        rank = self.trainer.global_rank if self.trainer is not None else 0
         return DataLoader(
             dataset,
             batch_size=size,
@@ -251,7 +258,7 @@ class WSSSDataModule(pl.LightningDataModule):
             # Workers are kept, or each epoch would start them anew.
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=partial(worker_init_fn, rank=rank),
+            worker_init_fn=partial(worker_init_fn, rank=self._rank),
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -263,9 +270,7 @@ def _only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _channels(values: Sequence[float], name: str) -> Channels:
     if len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise ConfigError(
-            f"expected {name} as three numbers{' above 0' * (name == 'std')}, found {tuple(values)}."
-        )
+        raise ConfigError(f"expected {name} as three numbers, those of std above 0; found {tuple(values)}.")
     return float(values[0]), float(values[1]), float(values[2])
 
 

@@ -147,19 +147,20 @@ class ReferenceBatches:
         rows = [self._row(self.transform, index, image_id, step, row) for row, index in enumerate(chosen)]
         return self._stack(chosen, rows)
 
-    def _row(self, transform: A.Compose, index: int, image_id: str, step: int, row: int) -> Tensor:
+    def _row(self, transform: A.Compose, index: int, image_id: str, step: int, row: int) -> np.ndarray:
         seed = int(rng(self.sampler.seed, "augmentation", image_id, step, row).integers(2**63))
         image = self.dataset.image(self.sampler.ids[index])
-        return seeded(transform, seed)(image=image)["image"]
+        # numpy copies without torch's thread pool, which several threads at once would fight over.
+        return np.ascontiguousarray(seeded(transform, seed)(image=image)["image"].numpy())
 
-    def _stack(self, chosen: np.ndarray, rows: list[Tensor]) -> Batch:
+    def _stack(self, chosen: np.ndarray, rows: list[np.ndarray]) -> Batch:
         if not rows:
             return None, None
-        return torch.stack(rows), torch.from_numpy(self.dataset.labels[chosen]).float()
+        return torch.from_numpy(np.stack(rows)), torch.from_numpy(self.dataset.labels[chosen]).float()
 
     def _submit(
         self, pool: ThreadPoolExecutor, image_id: str, labels: np.ndarray | Tensor, step: int
-    ) -> tuple[np.ndarray, list[Future[Tensor]]]:
+    ) -> tuple[np.ndarray, list[Future[np.ndarray]]]:
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
         # A transform carries its random stream: two threads must not share one.
         jobs = [
@@ -168,7 +169,7 @@ class ReferenceBatches:
         ]
         return chosen, jobs
 
-    def _gather(self, submitted: tuple[np.ndarray, list[Future[Tensor]]] | None) -> Batch:
+    def _gather(self, submitted: tuple[np.ndarray, list[Future[np.ndarray]]] | None) -> Batch:
         assert submitted is not None  # the loop submits a step before it gathers it
         chosen, jobs = submitted
         return self._stack(chosen, [job.result() for job in jobs])

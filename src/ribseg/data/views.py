@@ -42,12 +42,17 @@ def multi_scale_views(
     >>> [tuple(view.shape) for view in multi_scale_views(np.zeros((5, 8, 3), np.uint8), (1.0, 0.5))]
     [(2, 3, 5, 8), (2, 3, 2, 4)]
     """
-    if not scales or min(scales) <= 0:
-        raise ConfigError(f"expected at least one scale, all of them positive; found {tuple(scales)}.")
+    check_scales(scales)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise DataError(f"expected an image (H, W, 3) of uint8, found {image.dtype} {image.shape}.")
     table = _normalisation(tuple(mean), tuple(std))
     return [_with_mirror(rescale(image, scale), table) for scale in scales]
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raises ConfigError if there is no scale, or one is not positive."""
+    if not scales or min(scales) <= 0:
+        raise ConfigError(f"expected at least one scale, all of them positive; found {tuple(scales)}.")
 
 
 @lru_cache(maxsize=8)
