@@ -25,7 +25,7 @@ _SUBMODULES = ("data", "functional", "models", "modules", "pipeline")
 __all__ = [*sorted(_EXPORTS), "functional"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
     if name in _SUBMODULES:

@@ -46,7 +46,7 @@ class ThresholdSweep(Metric):
         num_classes: int,
         thresholds: Tensor | Sequence[float] | None = None,
         ignore_index: int = 255,
-        **kwargs: Any,  # noqa: ANN401 - torchmetrics' own
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         chosen = torch.linspace(0, 1, 101) if thresholds is None else torch.as_tensor(thresholds)

@@ -30,7 +30,7 @@ T = TypeVar("T", bound=A.BaseCompose)
 class LongestSide(A.LongestMaxSize):
     """LongestMaxSize with Pillow's bicubic filter, the published one; OpenCV's aliases in reduction."""
 
-    def apply(self, img: np.ndarray, scale: float, **params: Any) -> np.ndarray:  # noqa: ANN401
+    def apply(self, img: np.ndarray, scale: float, **params: Any) -> np.ndarray:
         """Resizes (H, W, 3) uint8 by the drawn scale."""
         return rescale(img, scale)
 

@@ -164,6 +164,13 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
         raise ConfigError(f"the weights in {file} do not fit {backbone.name!r}: {error}") from error
 
 
+def resolve_weights(path: str | Path) -> Path:
+    """The file that a setting names; "demo" is the built-in backbone."""
+    return (
+        Path(__file__).parents[1] / "assets" / "demo_backbone.safetensors" if path == "demo" else Path(path)
+    )
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Reads tensors from .safetensors or a torch file, never executing what is in it.
 

@@ -1,0 +1,111 @@
+"""Evaluation of localization maps on one split: all thresholds in one pass, with bootstrap intervals."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribseg.functional.evaluation import threshold_histogram
+from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores
+from ribseg.types import LocalizationMaps
+
+
+class MapEvaluator:
+    """Gathers the maps of one source (CAM, RIB, a control) on one split.
+
+    Keeps a sparse histogram per image, so that scores at any threshold and their bootstrap need no second
+    reading of the maps.
+
+    Args:
+        num_classes: C, without background.
+        thresholds: (T,) background scores.
+        ignore_index: mask label of pixels that do not count.
+    """
+
+    def __init__(self, num_classes: int, thresholds: Tensor, ignore_index: int = 255) -> None:
+        self.metric = ThresholdSweep(num_classes, thresholds, ignore_index)
+        self._entries: list[np.ndarray] = []
+
+    def histogram(self, maps: LocalizationMaps, target: Tensor) -> Tensor:
+        """Counts one image; thread-safe, nothing is kept. See `functional.threshold_histogram`."""
+        metric = self.metric
+        check_target(target, metric.num_classes, metric.ignore_index)
+        full = full_size(maps, (target.shape[0], target.shape[1]))
+        return threshold_histogram(
+            full, maps.classes, target, metric.thresholds, metric.num_classes, metric.ignore_index
+        )
+
+    def add(self, histogram: Tensor) -> None:
+        """Adds an image's `histogram`."""
+        self.metric.histogram += histogram
+        index = histogram.nonzero()
+        values = histogram[tuple(index.T)]
+        self._entries.append(torch.cat([index, values[:, None]], 1).numpy().astype(np.int32))
+
+    def sweep(self) -> dict[str, Tensor]:
+        """See `ThresholdSweep.compute`."""
+        # Added to without update(), so that reading and counting can run in threads.
+        self.metric._update_count = len(self._entries)
+        return self.metric.compute()
+
+    def counts(self, threshold: float) -> Tensor:
+        """(N, 3, C+1) `label_counts` of the images at one of the thresholds."""
+        place = int((self.metric.thresholds - threshold).abs().argmin())
+        counts = np.zeros((len(self._entries), 3, self.metric.num_classes + 1), dtype=np.int64)
+        for image, entries in zip(counts, self._entries, strict=True):
+            best, true, exceeded, pixels = entries.T
+            predicted = np.where(exceeded > place, best, 0)
+            np.add.at(image[0], true[predicted == true], pixels[predicted == true])
+            np.add.at(image[1], predicted, pixels)
+            np.add.at(image[2], true, pixels)
+        return torch.from_numpy(counts)
+
+    def summary(self, fixed_threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
+        """Plain values for the table and `results.json`.
+
+        Args:
+            fixed_threshold: chosen elsewhere, not on this split; None leaves what depends on it out.
+            resamples: of the bootstrap over images.
+            seed: of the bootstrap.
+
+        Returns:
+            "best_miou", "best_threshold", "precision" and "recall" and "iou" there, "images", and, at the
+            fixed threshold, "fixed_threshold", "miou_at_fixed", "interval_at_fixed" (95 %). Fractions in
+            [0, 1]; None where a class does not occur.
+        """
+        sweep = self.sweep()
+        best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
+        result = {
+            "best_miou": float(sweep["best_miou"]),
+            "best_threshold": round(float(sweep["best_threshold"]), 6),
+            "precision": float(sweep["precision"][best]),
+            "recall": float(sweep["recall"][best]),
+            "iou": [None if np.isnan(value) else value for value in sweep["iou"][best].tolist()],
+            "images": len(self._entries),
+            "miou_at_fixed": None,
+            "fixed_threshold": fixed_threshold,
+            "interval_at_fixed": None,
+        }
+        if fixed_threshold is not None:
+            counts = self.counts(fixed_threshold)
+            result["miou_at_fixed"] = float(pooled_scores(counts).miou)
+            result["interval_at_fixed"] = interval(bootstrap_miou(counts, resamples, seed))
+        return result
+
+
+def full_size(maps: LocalizationMaps, size: tuple[int, int]) -> Tensor:
+    """(K, H, W) maps: those that were kept, or the strided ones enlarged (bilinear).
+
+    Raises:
+        ValueError: the maps belong to an image of another size.
+    """
+    known = maps.size if maps.full is None else tuple(maps.full.shape[1:])
+    if known is not None and tuple(known) != size:
+        raise ValueError(f"the maps belong to an image of {known} pixels, but the mask has {size}")
+    if maps.full is not None:
+        return maps.full
+    if maps.strided.shape[0] == 0:
+        return maps.strided.new_zeros(0, *size)
+    return F.interpolate(maps.strided[None], size, mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,84 @@
+"""Training of the image classifier (METHOD: section 2)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import PolynomialLR
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from ribseg.models.classifier import Classifier
+
+Batch = dict[str, Any]
+
+
+def published_sgd(groups: list[dict[str, Any]]) -> Optimizer:
+    """SGD of the published recipe.
+
+    The released optimizer passes its weight decay where SGD expects the momentum, so there is in effect none.
+    """
+    return SGD(groups, momentum=1e-4, weight_decay=1e-4)
+
+
+class ClassifierModule(pl.LightningModule):
+    """Multi-label classification with two learning rates and polynomial decay per step.
+
+    Args:
+        classifier: what is trained.
+        lr: learning rate of the backbone at the first step.
+        head_lr_factor: the head's rate is so many times `lr`.
+        power: of the decay `(1 - step / steps)^power`.
+        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        lr: float = 0.1,
+        head_lr_factor: float = 10.0,
+        power: float = 0.9,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.lr, self.head_lr_factor, self.power = lr, head_lr_factor, power
+        self.optimizer = optimizer
+        self.val_map = MultilabelAveragePrecision(classifier.num_classes, average="macro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C) logits."""
+        return self.classifier(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The multi-label soft-margin loss of a batch."""
+        loss = F.multilabel_soft_margin_loss(self(batch["image"]), batch["labels"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gathers loss and mean average precision."""
+        logits, labels = self(batch["image"]), batch["labels"]
+        self.val_map.update(logits, labels.int())
+        loss = F.multilabel_soft_margin_loss(logits, labels)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean average precision over the classes that occur."""
+        self.log("val/mAP", self.val_map.compute(), prog_bar=True)
+        self.val_map.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Two parameter groups; the schedule counts steps, not epochs."""
+        backbone, head = self.classifier.parameter_groups()
+        groups = [
+            {"params": backbone, "lr": self.lr},
+            {"params": head, "lr": self.lr * self.head_lr_factor},
+        ]
+        optimizer = self.optimizer(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=self.power)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,131 @@
+"""What the stages of one run share: settings, data, store, processes."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+
+from ribseg.data.datamodules import WSSSDataModule
+from ribseg.pipeline.store import Artefact, Store, check_writable
+
+T = TypeVar("T")
+STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+class Threads(Callback):
+    """Sets torch's threads in each process after it was launched.
+
+    Sums in another order differ in the last digit; with the same number of threads the maps have the same
+    bytes, whatever the number of processes.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Before anything is computed."""
+        torch.set_num_threads(self.number)
+
+
+class Context:
+    """One run.
+
+    Args:
+        cfg: the composed configuration.
+        output: the run's own folder, for results and report.
+
+    Attributes:
+        data: the DataModule.
+        store: where artefacts lie.
+        console: prints on the first process only.
+    """
+
+    def __init__(self, cfg: DictConfig, output: Path) -> None:
+        self.cfg, self.output = cfg, output
+        check_writable(output, "hydra.run.dir")
+        self.store = Store(cfg.store.root)
+        self.console = Console(quiet=not self.is_first)
+        self.artefacts: dict[str, Artefact] = {}
+
+    @cached_property
+    def data(self) -> WSSSDataModule:
+        """Opened on first use; prepared data (the demo's) is made before."""
+        if self.cfg.prepare:
+            instantiate(self.cfg.prepare)  # does nothing where the data is there
+        return instantiate(self.cfg.data, seed=self.cfg.seed, _convert_="all")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that decides, writes tables and talks."""
+        return cast(int, getattr(rank_zero_only, "rank", 0)) == 0
+
+    def agree(self, value: T) -> T:
+        """The first process's value in all processes, once these talk to each other."""
+        if not dist.is_initialized():
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_first(self, work: Callable[[], object]) -> None:
+        """Does something in the first process; the others wait."""
+        if self.is_first:
+            work()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if dist.is_initialized():
+            dist.barrier()
+
+    def settings(self, *names: str) -> dict[str, Any]:
+        """Parts of the configuration as plain values, for a digest."""
+        return {name: plain(self.cfg[name]) for name in names}
+
+    def logger(self, stage: str) -> Logger | None:
+        """The configured logger for one stage; None with logger=none."""
+        return instantiate(self.cfg.logger, stage=stage, output=str(self.output)) if self.cfg.logger else None
+
+    def trainer(
+        self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
+    ) -> pl.Trainer:
+        """A Trainer for one stage, with the configured devices, logger and threads."""
+        return instantiate(
+            self.cfg.trainer,
+            logger=self.logger(stage) or False,
+            callbacks=[Threads(self.cfg.threads), *callbacks],
+            default_root_dir=str(folder),
+            enable_model_summary=False,
+            **kwargs,
+        )
+
+
+class separate_processes:  # noqa: N801 - reads as a statement
+    """Ends the process group of a run and forgets its addresses, so that a sweep can start its next run."""
+
+    def __enter__(self) -> None:
+        self.before = {name: os.environ.get(name) for name in STATE}
+
+    def __exit__(self, *_: object) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in self.before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as dictionaries, lists and numbers, all interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

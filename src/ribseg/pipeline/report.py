@@ -1,0 +1,213 @@
+"""What a run leaves for people: tables on the terminal, a picture grid, and a page."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from ribseg.callbacks import map_path
+from ribseg.data.files import atomic_write
+from ribseg.data.maps import load_maps
+from ribseg.data.voc import VOCFolder
+from ribseg.evaluation import full_size
+from ribseg.functional.cam import argmax_labels
+from ribseg.pipeline.context import Context
+from ribseg.pipeline.store import environment
+
+NAMES = {
+    "cam": "CAM",
+    "rib": "RIB",
+    "wrong_class": "control: RIB towards a wrong class",
+    "feature_norm": "control: feature norm, CAM's classes",
+    "centre_prior": "control: centre prior, CAM's classes",
+    "whole_image": "control: whole image, CAM's classes",
+}
+
+
+def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of localization maps; mIoU in percent."""
+    splits = list(next(iter(localization.values()))["split"])
+    header = ["maps"]
+    for split in splits:
+        header += [
+            f"{split}: best mIoU (at)",
+            f"{split}: mIoU at fixed",
+            "95 %",
+            "gain over CAM",
+            "prec.",
+            "recall",
+        ]
+    cells = []
+    for source, name in NAMES.items():
+        values = localization.get(source)
+        if values is None:
+            cells.append([name, "not in the store", *[""] * (len(header) - 2)])
+            continue
+        cells.append([name])
+        for split in splits:
+            cells[-1] += _cells(values["split"][split])
+    return header, cells
+
+
+def _cells(score: dict[str, Any]) -> list[str]:
+    best = f"{100 * score['best_miou']:.1f} ({score['best_threshold']:.2f})"
+    quality = [f"{100 * score['precision']:.0f}", f"{100 * score['recall']:.0f}"]
+    if score["miou_at_fixed"] is None:
+        return [best, "-", "-", "-", *quality]
+    low, high = score["interval_at_fixed"]
+    fixed = f"{100 * score['miou_at_fixed']:.1f} ({score['fixed_threshold']:.2f})"
+    gain = "-"
+    if "gain_over_cam" in score:
+        below, above = score["gain_interval"]
+        gain = f"{100 * score['gain_over_cam']:+.1f} [{100 * below:+.1f}, {100 * above:+.1f}]"
+    return [best, fixed, f"{100 * low:.1f} to {100 * high:.1f}", gain, *quality]
+
+
+def print_tables(context: Context, results: dict[str, Any]) -> None:
+    """Prints what was measured; one table per split, which fits a terminal."""
+    if "localization" in results:
+        for split in next(iter(results["localization"].values()))["split"]:
+            context.console.print(_split_table(results["localization"], split))
+        context.console.print(NOTE, style="dim")
+    if "adaptation" in results:
+        context.console.print(adaptation_line(results["adaptation"]))
+
+
+NOTE = (
+    "mIoU in percent over all classes and background. Fixed: at the threshold that is best on the other\n"
+    "split, each row its own. A gain that the controls reach, too, is one of shape, not of class."
+)
+
+
+def _split_table(localization: dict[str, Any], split: str) -> Table:
+    one = {source: {"split": {split: values["split"][split]}} for source, values in localization.items()}
+    header, cells = rows(one)
+    images = next(iter(one.values()))["split"][split]["images"]
+    table = Table(title=f"Localization maps on {split}, {images} images", title_justify="left")
+    for column in header:
+        table.add_column(column.removeprefix(f"{split}: "), justify="left" if column == "maps" else "right")
+    for row in cells:
+        table.add_row(*row, style="bold" if row[0] == "RIB" else None)
+    return table
+
+
+def adaptation_line(adaptation: dict[str, Any]) -> str:
+    """One line on how RIB's adaptation went."""
+    stopped = ", ".join(f"{rule.replace('_', ' ')} {count}" for rule, count in adaptation["stopped"].items())
+    return (
+        f"RIB adapted {adaptation['images'] - adaptation['without_class']} of {adaptation['images']} images, "
+        f"{adaptation['steps_mean']:.1f} steps and {adaptation['seconds_per_image']:.2f} s each; "
+        f"stopped early: {stopped}."
+    )
+
+
+def picture_grid(context: Context, localization: dict[str, Any]) -> bytes:
+    """A PNG: per row an image, its CAM, its RIB map, and the true mask; of the last split that is evaluated.
+
+    Maps are drawn over the image, the contour is the mask at the source's fixed (else best) threshold.
+    """
+    from matplotlib.figure import Figure
+
+    split, folder = list(context.data.evals.items())[-1]
+    sources = [source for source in ("cam", "rib") if source in localization]
+    step = max(1, len(folder.ids) // context.cfg.report.examples)
+    ids = folder.ids[::step][: context.cfg.report.examples]
+    figure = Figure(figsize=(2.4 * (len(sources) + 2), 2.4 * len(ids)), layout="constrained")
+    axes = figure.subplots(len(ids), len(sources) + 2, squeeze=False)
+    for row, image_id in zip(axes, ids, strict=True):
+        image, mask = folder.image(image_id), folder.mask(image_id)
+        names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
+        _show(row[0], image, f"{image_id}: {', '.join(names)}")
+        for axis, source in zip(row[1:-1], sources, strict=True):
+            score = localization[source]["split"][split]
+            threshold = (
+                score["best_threshold"] if score["fixed_threshold"] is None else score["fixed_threshold"]
+            )
+            maps = load_maps(map_path(context.artefacts[source].folder, image_id))
+            full = full_size(maps, mask.shape)
+            labels = argmax_labels(full, maps.classes, threshold).numpy()
+            _show(axis, overlay(image, full), NAMES[source])
+            axis.contour(labels > 0, levels=[0.5], colors="white", linewidths=1)
+        _show(row[-1], _colour(mask, folder), "true mask")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
+
+
+def overlay(image: np.ndarray, maps: torch.Tensor) -> np.ndarray:
+    """(H, W, 3) uint8 image under the strongest of its (K, H, W) maps, as float in [0, 1]."""
+    from matplotlib import colormaps
+
+    strongest = maps.amax(0).numpy() if len(maps) else np.zeros(image.shape[:2])
+    heat = colormaps["jet"](strongest)[..., :3]
+    return 0.5 * image / 255 + 0.5 * heat
+
+
+def _colour(mask: np.ndarray, folder: VOCFolder) -> np.ndarray:
+    return folder.palette[mask]
+
+
+def _show(axis: Any, image: np.ndarray, title: str) -> None:
+    axis.imshow(image)
+    axis.set_title(title, fontsize=8)
+    axis.axis("off")
+
+
+def write_report(context: Context, results: dict[str, Any]) -> Path:
+    """Writes `report.html`, complete in itself, and `grid.png` beside it."""
+    parts = ["<h1>ribseg: " + html.escape(context.cfg.name) + "</h1>"]
+    if "localization" in results:
+        header, cells = rows(results["localization"])
+        parts += ["<h2>Localization maps</h2>", _html_table(header, cells), f"<p>{html.escape(NOTE)}</p>"]
+        parts += [
+            "<h2>IoU per class, at the best threshold</h2>",
+            _per_class(context, results["localization"]),
+        ]
+        grid = picture_grid(context, results["localization"])
+        atomic_write(context.output / "grid.png", grid)
+        parts.append(
+            f'<img src="data:image/png;base64,{base64.b64encode(grid).decode()}" style="max-width:100%">'
+        )
+    if "adaptation" in results:
+        parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
+    for title, text in (
+        ("Environment", json.dumps(environment(), indent=1)),
+        ("Configuration", OmegaConf.to_yaml(context.cfg, resolve=True)),
+    ):
+        parts.append(f"<h2>{title}</h2><pre>{html.escape(text)}</pre>")
+    path = context.output / "report.html"
+    atomic_write(path, (PAGE + "\n".join(parts)).encode())
+    return path
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>ribseg</title>
+<style>body{font:14px sans-serif;margin:2em auto;max-width:70em}table{border-collapse:collapse}
+td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}td:first-child{text-align:left}</style>
+"""
+
+
+def _per_class(context: Context, localization: dict[str, Any]) -> str:
+    names = ("background", *context.data.classes)
+    sources = [source for source in NAMES if source in localization]
+    split = next(iter(localization[sources[0]]["split"]))
+    header = [f"IoU on {split}", *(NAMES[source] for source in sources)]
+    columns = [localization[source]["split"][split]["iou"] for source in sources]
+    cells = [
+        [name, *("-" if value is None else f"{100 * value:.1f}" for value in values)]
+        for name, *values in zip(names, *columns, strict=True)
+    ]
+    return _html_table(header, cells)
+
+
+def _html_table(header: list[str], cells: list[list[str]]) -> str:
+    def line(tag: str, values: list[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values) + "</tr>"
+
+    return "<table>" + "".join([line("th", header), *(line("td", row) for row in cells)]) + "</table>"

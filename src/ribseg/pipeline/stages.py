@@ -1,0 +1,287 @@
+"""The stages up to the localization maps. Each has a name, needs, a place in the store, and work to do."""
+
+import io
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from hydra.utils import instantiate
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from ribseg.callbacks import MapWriter, map_path, read_records
+from ribseg.data.files import atomic_write
+from ribseg.data.references import rng
+from ribseg.errors import ConfigError
+from ribseg.models import Classifier, load_official_classifier, read_state_dict
+from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
+from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.store import Artefact, file_digest
+from ribseg.rate import find_rate
+from ribseg.types import Adaptation, Stop
+
+WEIGHTS, RATE = "classifier.pt", "rate.json"
+TRAINING_DATA = ("crop_size", "resize_long", "batch_size", "mean", "std")
+
+
+class Stage(ABC):
+    """A step of the chain.
+
+    Attributes:
+        name: as in `run=[...]`.
+        needs: stages whose artefacts it reads.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def artefact(self, context: Context) -> Artefact:
+        """Its place in the store, from settings and inputs; nothing is computed."""
+
+    @abstractmethod
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Does what is missing in the artefact's folder and returns facts for its manifest."""
+
+
+class ClassifierStage(Stage):
+    """Trains the classifier, or takes over a released one."""
+
+    name = "classifier"
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the training images, their labels, and the recipe."""
+        model = context.cfg.classifier.model
+        files = {"official_checkpoint": context.cfg.classifier.official_checkpoint, "weights": model.weights}
+        settings = context.settings("classifier", "seed") | {
+            "data": {key: plain(context.cfg.data[key]) for key in TRAINING_DATA},
+            "precision": context.cfg.trainer.precision,
+            "files": {name: file_digest(path) for name, path in files.items() if path},
+        }
+        return context.store.artefact(self.name, settings, {}, context.data.train.fingerprint(masks=False))
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Goes on from the last finished epoch if there is one."""
+        official = context.cfg.classifier.official_checkpoint
+        if official:
+            classifier = load_official_classifier(official)
+            save_weights(classifier, artefact.folder)
+            return {"official_checkpoint": Path(official).name}
+        pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
+        classifier = new_classifier(context)
+        module = instantiate(context.cfg.classifier.module, classifier=classifier)
+        checkpoints = artefact.folder / "checkpoints"
+        keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
+        trainer = context.trainer(
+            self.name, artefact.folder, [keep], max_epochs=context.cfg.classifier.epochs
+        )
+        last = context.agree(checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").is_file() else None)
+        trainer.fit(module, datamodule=context.data, ckpt_path=last, weights_only=True)
+        context.on_first(lambda: save_weights(classifier, artefact.folder))
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+class MapStage(Stage):
+    """Makes the localization maps of all images; subclasses say how."""
+
+    needs: ClassVar[tuple[str, ...]] = ("classifier",)
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the classifier, all images and labels, and the stage's own settings."""
+        settings = self.settings(context) | {
+            "scales": list(context.cfg.data.scales),
+            "keep_full": context.cfg.maps.full,
+            "precision": context.cfg.trainer.precision,
+        }
+        inputs = {name: context.artefacts[name] for name in self.needs}
+        return context.store.artefact(self.name, settings, inputs, context.data.fingerprint(masks=False))
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Makes the maps that are not there yet."""
+        ids = context.data.all_ids
+        missing = context.agree([i for i in ids if not map_path(artefact.folder, i).is_file()])
+        if missing:
+            if len(missing) < len(ids):
+                context.console.print(f"  going on: {len(ids) - len(missing)} of {len(ids)} images are done")
+            module = self.module(context, trained_classifier(context), artefact)
+            context.data.predict_ids = missing
+            writer = MapWriter(artefact.folder, context.cfg.maps.full)
+            trainer = context.trainer(self.name, artefact.folder, [writer], inference_mode=False)
+            trainer.predict(module, datamodule=context.data, return_predictions=False)
+            context.wait()
+        return summarize(read_records(artefact.folder))
+
+    @abstractmethod
+    def settings(self, context: Context) -> dict[str, Any]:
+        """What changes the maps, besides classifier and data."""
+
+    @abstractmethod
+    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+        """The LightningModule that makes the maps."""
+
+
+class CAMStage(MapStage):
+    """Plain CAMs: what RIB is compared with."""
+
+    name = "cam"
+
+    def settings(self, context: Context) -> dict[str, Any]:
+        """None of its own."""
+        return {}
+
+    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+        """See `CAMModule`."""
+        return CAMModule(classifier)
+
+
+class FeatureNormStage(CAMStage):
+    """A control, see `ribseg.controls`."""
+
+    name = "feature_norm"
+
+    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+        """See `FeatureNormModule`."""
+        return FeatureNormModule(classifier)
+
+
+class RIBStage(MapStage):
+    """RIB on every image."""
+
+    name = "rib"
+
+    def settings(self, context: Context) -> dict[str, Any]:
+        """RIB, pooling, and what the reference images look like."""
+        settings = context.settings("rib", "pooling", "seed")
+        settings |= {
+            "crop_size": context.cfg.data.crop_size,
+            "resize_long": list(context.cfg.data.resize_long),
+        }
+        if context.cfg.rib.lr == "auto":
+            settings |= context.settings("rate_search")
+        return settings
+
+    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+        """See `RIBModule`; a rate of "auto" is searched first, once."""
+        build = rib_builder(context, classifier)
+        if context.cfg.rib.lr != "auto":
+            return build()
+        return build(lr=searched_rate(context, build, artefact.folder))
+
+
+class WrongClassStage(RIBStage):
+    """A control, see `ribseg.controls`. Takes RIB's learning rate as it is."""
+
+    name = "wrong_class"
+    needs = ("classifier", "rib")
+
+    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+        """See `WrongClassModule`."""
+        build = rib_builder(context, classifier)
+        extra: dict[str, Any] = {"_target_": "ribseg.modules.WrongClassModule", "seed": context.cfg.seed}
+        if context.cfg.rib.lr == "auto":
+            extra["lr"] = read_rate(context.artefacts["rib"].folder)
+        return build(**extra)
+
+
+def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
+    """The configured classifier for the classes of the data.
+
+    Args:
+        context: of the run.
+        pretrained: False leaves weights that would be loaded out, for one that gets its own at once.
+    """
+    extra: dict[str, Any] = {} if pretrained is None else {"pretrained": pretrained, "weights": None}
+    return instantiate(context.cfg.classifier.model, num_classes=context.data.num_classes, **extra)
+
+
+def trained_classifier(context: Context) -> Classifier:
+    """The classifier that the classifier stage left."""
+    if context.cfg.classifier.official_checkpoint:
+        return load_official_classifier(context.cfg.classifier.official_checkpoint)
+    classifier = new_classifier(context, pretrained=False)
+    path = context.artefacts["classifier"].folder / WEIGHTS
+    try:
+        classifier.load_state_dict(read_state_dict(path))
+    except RuntimeError as error:
+        raise ConfigError(f"{path} does not fit the configured classifier: {error}") from error
+    return classifier
+
+
+def save_weights(classifier: Classifier, folder: Path) -> None:
+    """Writes the weights that the map stages read."""
+    buffer = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in classifier.state_dict().items()}, buffer)
+    atomic_write(folder / WEIGHTS, buffer.getvalue())
+
+
+def rib_builder(context: Context, classifier: Classifier) -> Callable[..., LocalizationModule]:
+    """Makes the configured RIB module; keyword arguments replace settings."""
+    cfg = context.cfg
+
+    def build(**replaced: Any) -> LocalizationModule:
+        references = context.data.references(cfg.rib.references) if cfg.rib.references else None
+        pooling = instantiate(cfg.pooling)
+        parts = {"classifier": classifier, "pooling": pooling, "references": references}
+        return instantiate(cfg.rib, **(parts | replaced))
+
+    return build
+
+
+def searched_rate(context: Context, build: Callable[..., LocalizationModule], folder: Path) -> float:
+    """The learning rate that `find_rate` chose; searched once, then read."""
+    if not (folder / RATE).is_file() and (context.is_first or not dist.is_initialized()):
+        settings = context.cfg.rate_search
+        labelled = context.data.train.labels.any(1).nonzero()[0]
+        chosen = rng(context.cfg.seed, "rate").permutation(labelled)[: settings.images]
+        items = [context.data.predict_dataset([context.data.train.ids[i]])[0] for i in chosen]
+        context.console.print(f"  searching the learning rate on {len(items)} training images")
+        adapt = partial(adapt_all, build, items, device_of(context))
+        found = find_rate(adapt, settings.low, settings.high, settings.completed)
+        for trial in found.trials:
+            context.console.print(f"    lr {trial.lr:<8g} {trial.completed:.0%} of the images took all steps")
+        context.console.print(f"  lr {found.lr:g} is taken")
+        rates = {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
+        atomic_write(folder / RATE, json.dumps(rates, indent=2).encode())
+    context.wait()
+    return read_rate(folder)
+
+
+def adapt_all(
+    build: Callable[..., LocalizationModule], items: list[dict[str, Any]], device: torch.device, lr: float
+) -> list[Adaptation]:
+    """Adapts to a few images at one learning rate."""
+    module = build(lr=lr).to(device)
+    return [module.localize(item["id"], item["views"], item["labels"]) for item in items]
+
+
+def device_of(context: Context) -> torch.device:
+    """Where the configured Trainer computes."""
+    return instantiate(context.cfg.trainer, logger=False, devices=1, strategy="auto").strategy.root_device
+
+
+def read_rate(folder: Path) -> float:
+    """The rate in a stage's folder."""
+    return float(json.loads((folder / RATE).read_text())["lr"])
+
+
+def summarize(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts over the images of a map stage: as "adaptation" in `results.json`.
+
+    Images without a class are not adapted; they count in "images" only.
+    """
+    adapted = [record for record in records.values() if record["classes"] > 0]
+    stopped = Counter(record["stopped"] for record in adapted)
+    number = max(len(adapted), 1)
+    return {
+        "images": len(records),
+        "without_class": len(records) - len(adapted),
+        "steps_mean": sum(record["steps"] for record in adapted) / number,
+        "stopped": {rule: stopped[rule] for rule in get_args(Stop)},
+        "seconds_per_image": sum(record["seconds"] for record in adapted) / number,
+    }

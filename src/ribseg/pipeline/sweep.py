@@ -1,0 +1,63 @@
+"""One table at the end of a multirun."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from ribseg.data.files import atomic_write
+
+
+class SweepTable(Callback):
+    """Hydra callback: prints the results of all jobs and writes `sweep.json` into the sweep's folder."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """After the last job."""
+        folder = Path(config.hydra.sweep.dir)
+        jobs = [read_job(path) for path in sorted(folder.glob("*/results.json"), key=_job_number)]
+        if not jobs:
+            return
+        atomic_write(folder / "sweep.json", json.dumps(jobs, indent=1).encode())
+        Console().print(sweep_table(jobs))
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """Overrides and results of one job."""
+    overrides = OmegaConf.to_container(OmegaConf.load(path.parent / ".hydra" / "overrides.yaml"))
+    return {"overrides": overrides, "results": json.loads(path.read_text())}
+
+
+def sweep_table(jobs: list[dict[str, Any]]) -> Table:
+    """A row per job: the overrides that differ, and CAM's and RIB's scores on each split."""
+    common = set.intersection(*(set(job["overrides"]) for job in jobs))
+    table = Table(title="Sweep: mIoU in percent", title_justify="left")
+    table.add_column("overrides")
+    columns = [
+        (source, split)
+        for source, values in jobs[0]["results"].get("localization", {}).items()
+        if source in ("cam", "rib")
+        for split in values["split"]
+    ]
+    for source, split in columns:
+        table.add_column(f"{source.upper()} {split}: best", justify="right")
+        table.add_column("fixed", justify="right")
+    for job in jobs:
+        cells = [" ".join(o for o in job["overrides"] if o not in common)]
+        for source, split in columns:
+            values = job["results"]["localization"][source]["split"][split]
+            cells += [_percent(values["best_miou"]), _percent(values["miou_at_fixed"])]
+        table.add_row(*cells)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _job_number(path: Path) -> tuple[int, str]:
+    name = path.parent.name
+    return (int(name) if name.isdigit() else 0, name)

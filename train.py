@@ -1,0 +1,39 @@
+"""The door: `python train.py experiment=...` composes a configuration and runs its stages.
+
+`python train.py --help` shows the settings.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+# albumentations asks its server for a newer release on import; before anything imports it.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Runs the stages; an error that a user can mend is one message, not a traceback."""
+    from ribseg.errors import ConfigError, RibsegError
+    from ribseg.pipeline.runner import run
+
+    try:
+        if cfg.name is None:
+            known = sorted(path.stem for path in (Path(__file__).parent / "conf/experiment").glob("*.yaml"))
+            raise ConfigError(f"choose an experiment: python train.py experiment={'|'.join(known)}")
+        run(cfg, HydraConfig.get().runtime.output_dir)
+    except RibsegError as error:
+        sys.exit(f"\nribseg: {error}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"\nribseg: the disk is full ({error}). Make room and give the same command: it goes on.")
+
+
+if __name__ == "__main__":
+    main()
