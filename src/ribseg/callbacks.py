@@ -1,4 +1,4 @@
-"""Lightning callbacks: writing localization maps as they are made."""
+"""Lightning callbacks of the map stages: writing maps as they are made, and a fixed number of threads."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import BasePredictionWriter
+import torch
+from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 
 from ribseg.data.maps import save_maps
 from ribseg.modules.localization import Prediction
@@ -38,12 +39,33 @@ class MapWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Appends the record, then puts the map file in its place."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"records-{trainer.global_rank}.jsonl").open("a") as file:
             # The newline in front closes the line that a killed process may have left torn.
             file.write("\n" + json.dumps(prediction.record) + "\n")
         maps = prediction.maps
         kept = maps if self.full else type(maps)(maps.classes, maps.strided, None, maps.size)
         save_maps(map_path(self.folder, prediction.image_id), kept)
+
+
+class Threads(Callback):
+    """Sets torch's threads while maps are made, in each process after it was launched.
+
+    Sums in another order differ in the last digit; with the same number of threads the maps have the same
+    bytes, whatever the number of processes.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Before anything is computed."""
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.number)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Back to what it was, for the stages that follow."""
+        torch.set_num_threads(self.before)
 
 
 def map_path(folder: str | Path, image_id: str) -> Path:

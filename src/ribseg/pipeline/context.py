@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
-import torch
 import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -21,21 +20,6 @@ from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-
-
-class Threads(Callback):
-    """Sets torch's threads in each process after it was launched.
-
-    Sums in another order differ in the last digit; with the same number of threads the maps have the same
-    bytes, whatever the number of processes.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before anything is computed."""
-        torch.set_num_threads(self.number)
 
 
 class Context:
@@ -104,7 +88,7 @@ class Context:
         return instantiate(
             self.cfg.trainer,
             logger=self.logger(stage) or False,
-            callbacks=[Threads(self.cfg.threads), *callbacks],
+            callbacks=list(callbacks),
             default_root_dir=str(folder),
             enable_model_summary=False,
             **kwargs,

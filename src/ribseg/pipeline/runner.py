@@ -1,7 +1,9 @@
 """Runs the chosen stages one after the other, each at most once for the same settings and inputs."""
 
 import json
+import logging
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
         RibsegError: settings or data cannot work; said before anything long begins.
     """
     cfg.run = chosen_stages(cfg.run)
+    quiet_lightning()
     with separate_processes():
         context = Context(cfg, Path(output))
         preflight(context)
@@ -64,6 +67,13 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
             if REPORT in cfg.run:
                 context.console.print(f"report: {write_report(context, results)}")
         return results
+
+
+def quiet_lightning() -> None:
+    """Leaves out what Lightning says at every start of a Trainer; its warnings stay."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    # Lightning 2.6 with torch >= 2.12; of no use to whoever runs a stage.
+    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
 
 
 def chosen_stages(names: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from ribseg.callbacks import MapWriter, map_path, read_records
+from ribseg.callbacks import MapWriter, Threads, map_path, read_records
 from ribseg.data.files import atomic_write
 from ribseg.data.references import rng
 from ribseg.errors import ConfigError
@@ -111,8 +111,8 @@ class MapStage(Stage):
                 context.console.print(f"  going on: {len(ids) - len(missing)} of {len(ids)} images are done")
             module = self.module(context, trained_classifier(context), artefact)
             context.data.predict_ids = missing
-            writer = MapWriter(artefact.folder, context.cfg.maps.full)
-            trainer = context.trainer(self.name, artefact.folder, [writer], inference_mode=False)
+            callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
+            trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
             trainer.predict(module, datamodule=context.data, return_predictions=False)
             context.wait()
         return summarize(read_records(artefact.folder))
