@@ -52,7 +52,7 @@ RIB = {
     "margin": None,
     "area_limit": None,
 }
-PUBLISHED = RIB | {"trainable": "published", "preset": "official"}
+PUBLISHED = RIB | {"trainable": "published", "preset": "official", "margin": 600.0, "area_limit": 0.7}
 PUBLISHED_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 Maps = dict[str, LocalizationMaps]
 Method = Callable[[dict[str, Any]], LocalizationMaps]

@@ -8,6 +8,10 @@ from pathlib import Path
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import pytest
+import torch
+
+# Small tensors gain nothing from threads, and threads that wait for a busy core cost a lot.
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent / "data"))

@@ -80,6 +80,8 @@ def resize_and_sum(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     Returns:
         (K, h, w).
     """
+    if maps[0].shape[0] == 0:
+        return maps[0].new_zeros(0, *size)  # interpolate refuses tensors without elements
     resized = [F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in maps]
     return torch.stack(resized).sum(0)
 

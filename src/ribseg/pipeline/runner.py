@@ -72,6 +72,8 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
 def quiet_lightning() -> None:
     """Leaves out what Lightning says at every start of a Trainer; its warnings stay."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    # Frozen BatchNorm statistics are meant.
+    warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
     # Lightning 2.6 with torch >= 2.12; of no use to whoever runs a stage.
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
 

@@ -1,0 +1,107 @@
+"""The floors of the house: a file imports only from floors below its own (see CONTRIBUTING.md)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "ribseg"
+# First match wins; more specific names come first.
+FLOORS = {
+    "data.datamodules": 3,
+    "types": 0,
+    "errors": 0,
+    "functional": 0,
+    "models": 1,
+    "pooling": 1,
+    "losses": 1,
+    "metrics": 1,
+    "data": 1,
+    "modules": 3,
+    "callbacks": 3,
+    "pipeline": 4,
+}
+METHODS = 2  # every other module
+OUTSIDE = {
+    "pytorch_lightning": 3,
+    "hydra": 4,
+    "omegaconf": 4,
+    "wandb": 4,
+    "tensorboard": 4,
+    "timm": 1,
+    "albumentations": 1,
+    "cv2": 1,
+    "PIL": 1,
+    "safetensors": 1,
+    "matplotlib": 1,
+    "rich": 1,
+    "torchmetrics": 1,
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def floor_of(module):
+    name = module.removeprefix("ribseg").removeprefix(".")
+    return next((f for key, f in FLOORS.items() if name == key or name.startswith(f"{key}.")), METHODS)
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            # `from ribseg.data import datamodules` imports a module, too.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "ribseg.data")
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f != PACKAGE / "__init__.py"], ids=module_name)
+def test_imports_look_down(path):
+    own = floor_of(module_name(path))
+    for name in imports_of(path):
+        if name.startswith("ribseg.") and name.split(".")[1] in {p.stem for p in PACKAGE.iterdir()}:
+            assert floor_of(name) <= own, f"{path.name} (floor {own}) imports {name} (floor {floor_of(name)})"
+        assert OUTSIDE.get(name.split(".")[0], 0) <= own, f"{path.name} (floor {own}) imports {name}"
+
+
+def test_the_guard_sees_a_look_up(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("from ribseg.pipeline import store\nimport hydra\n")
+    assert [floor_of(name) for name in imports_of(bad) if name.startswith("ribseg")] == [4]
+    assert floor_of("ribseg.functional.cam") == 0
+    assert floor_of("ribseg.data.datamodules") == 3
+    assert floor_of("ribseg.rib") == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "heavy"),
+    [
+        ("RIB ThresholdSweep GNDRP cam merge_maps", "pytorch_lightning hydra omegaconf wandb timm"),
+        # timm imports wandb by itself where it is installed.
+        ("Classifier load_official_classifier", "pytorch_lightning hydra omegaconf"),
+    ],
+)
+def test_import_is_light(names, heavy):
+    """Research code that only wants RIB loads neither Lightning nor Hydra nor wandb."""
+    code = (
+        f"import sys, ribseg; [getattr(ribseg, name) for name in {names.split()}];"
+        f"found = set({heavy.split()}) & set(sys.modules); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_exported_name_is_there():
+    import ribseg
+
+    for name in ribseg.__all__:
+        assert getattr(ribseg, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = ribseg.nothing_of_the_kind

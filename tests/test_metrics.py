@@ -1,0 +1,152 @@
+"""Metrics against single evaluations, and the controls."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex
+
+import ribseg
+from ribseg.controls import centre_prior, relabel, whole_image, wrong_labels
+from ribseg.evaluation import MapEvaluator, full_size
+from ribseg.functional import argmax_labels
+from ribseg.metrics import bootstrap_miou, interval, label_counts, pooled_scores
+from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
+
+
+def images(number=6, classes=4, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    for index in range(number):
+        present = torch.randperm(classes, generator=generator)[: index % 3].sort().values
+        # Coarse values, so that many pixels lie exactly on a threshold.
+        maps = (torch.rand(len(present), 9, 11, generator=generator) * 10).round() / 10
+        target = torch.randint(0, classes + 1, (9, 11), generator=generator)
+        target[0] = 255
+        yield maps.to(dtype), present, target
+
+
+def one_by_one(thresholds, classes=4, **kwargs):
+    """MIoU of each threshold on its own, by torchmetrics' confusion matrix."""
+    result = []
+    for threshold in thresholds.tolist():
+        metric = MulticlassJaccardIndex(classes + 1, average="none", ignore_index=255)
+        for maps, present, target in images(classes=classes, **kwargs):
+            metric.update(argmax_labels(maps.float(), present, threshold)[None], target[None])
+        result.append(metric.compute())
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sweep_equals_single_evaluations(dtype):
+    thresholds = torch.linspace(0, 1, 11)
+    sweep = ribseg.ThresholdSweep(4, thresholds)
+    for maps, present, target in images(dtype=dtype):
+        sweep.update(maps, present, target)
+    result = sweep.compute()
+    torch.testing.assert_close(result["iou"].float(), one_by_one(thresholds, dtype=dtype))
+    assert result["best_miou"] == result["miou"].max()
+    assert result["best_threshold"] == thresholds[result["miou"].argmax()]
+
+
+def test_absent_class_is_left_out_of_the_mean():
+    sweep = ribseg.ThresholdSweep(3, torch.tensor([0.5]))
+    sweep.update(torch.tensor([[[0.9, 0.1]]]), torch.tensor([0]), torch.tensor([[1, 0]]))
+    result = sweep.compute()
+    assert result["miou"].item() == 1.0
+    assert result["iou"][0].isnan().tolist() == [False, False, True, True]
+
+
+def test_precision_and_recall():
+    sweep = ribseg.ThresholdSweep(1, torch.tensor([0.5, 1.0]))
+    sweep.update(torch.tensor([[[0.9, 0.9, 0.9, 0.1]]]), torch.tensor([0]), torch.tensor([[1, 0, 1, 1]]))
+    result = sweep.compute()
+    torch.testing.assert_close(result["precision"], torch.tensor([2 / 3, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(result["recall"], torch.tensor([2 / 3, 0.0], dtype=torch.float64))
+
+
+def test_merging_states_equals_one_pass():
+    whole, halves = ribseg.ThresholdSweep(4), [ribseg.ThresholdSweep(4) for _ in range(2)]
+    for index, image in enumerate(images()):
+        whole.update(*image)
+        halves[index % 2].update(*image)
+    halves[0].histogram += halves[1].histogram
+    assert torch.equal(whole.compute()["miou"], halves[0].compute()["miou"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, c, t: (m, c, t[:-1]), "resize the maps"),
+        (lambda m, c, t: (m, c + 9, t), r"\[0, 4\)"),
+        (lambda m, c, t: (m, c, t + 6), "another data set"),
+        (lambda m, c, t: (m * float("nan"), c, t), "finite"),
+        (lambda m, c, t: (m, c, t.float()), "integer"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    image = list(images())[2]
+    with pytest.raises(ValueError, match=message):
+        ribseg.ThresholdSweep(4).update(*change(*image))
+
+
+def test_counts_of_the_evaluator_equal_direct_counts():
+    thresholds = torch.linspace(0, 1, 11)
+    evaluator, direct = MapEvaluator(4, thresholds), []
+    for maps, present, target in images():
+        evaluator.add(evaluator.histogram(LocalizationMaps(present, maps, maps), target))
+        direct.append(label_counts(argmax_labels(maps, present, float(thresholds[3])), target, 4))
+    assert torch.equal(evaluator.counts(float(thresholds[3])), torch.stack(direct))
+    summary = evaluator.summary(round(float(thresholds[3]), 6), 50, 0)
+    assert summary["miou_at_fixed"] == pytest.approx(float(evaluator.sweep()["miou"][3]))
+    assert summary["images"] == 6
+    low, high = summary["interval_at_fixed"]
+    assert low <= summary["miou_at_fixed"] <= high
+
+
+def test_bootstrap_of_equal_images_has_no_spread():
+    counts = torch.tensor([[[3, 1], [4, 2], [5, 1]]]).repeat(10, 1, 1)
+    draws = bootstrap_miou(counts, 20)
+    assert np.ptp(draws) < 1e-12
+    assert draws[0] == pytest.approx(float(pooled_scores(counts).miou))
+    assert interval(draws) == (pytest.approx(draws[0]), pytest.approx(draws[0]))
+
+
+def test_full_size_refuses_the_map_of_another_image():
+    maps = LocalizationMaps(torch.tensor([0]), torch.zeros(1, 2, 3), None, (8, 12))
+    assert full_size(maps, (8, 12)).shape == (1, 8, 12)
+    with pytest.raises(ValueError, match=r"\(8, 12\)"):
+        full_size(maps, (12, 8))
+
+
+def test_wrong_labels_share_no_class():
+    for seed in range(20):
+        labels = torch.zeros(5)
+        labels[[1, 3]] = 1
+        wrong = wrong_labels(labels, np.random.default_rng(seed))
+        assert wrong.sum() == 2
+        assert (wrong * labels).sum() == 0
+    assert wrong_labels(torch.ones(3), np.random.default_rng(0)).sum() == 0
+
+
+def test_relabel_gives_the_maps_to_the_present_classes():
+    wrong = Adaptation(ViewMaps([torch.zeros(1, 2, 2)], torch.tensor([4])), torch.tensor([4]), 3, None)
+    right = relabel(wrong, torch.tensor([0.0, 1, 1, 0, 0]))
+    assert right.classes.tolist() == [1]
+    assert right.maps.classes.tolist() == [1]
+
+
+def test_centre_prior_and_whole_image_keep_the_labels_of_cam():
+    full = torch.rand(2, 9, 7)
+    maps = LocalizationMaps(torch.tensor([0, 2]), full[:, ::4, ::4], full, (9, 7))
+    for control in (centre_prior(maps), whole_image(maps)):
+        assert torch.equal(control.full.argmax(0)[1:-1], full.argmax(0)[1:-1])
+    assert centre_prior(maps).full.amax(0)[4, 3] == 1
+    assert centre_prior(maps).full.amax(0)[0, 0] == pytest.approx(0, abs=1e-6)
+    assert (whole_image(maps).full.amax(0) == 1).all()
+
+
+def test_controls_survive_one_pixel_and_no_class():
+    for shape in ((1, 1, 5), (0, 4, 4)):
+        full = torch.rand(shape)
+        maps = LocalizationMaps(torch.arange(shape[0]), full, full)
+        assert centre_prior(maps).full.shape == shape
+        assert whole_image(maps).full.shape == shape

@@ -1,0 +1,365 @@
+"""RIB against the released loop, written anew from the specification."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import ribseg
+from ribseg.functional import gap, merge_mirrored, normalize
+from ribseg.rate import find_rate
+from ribseg.types import Adaptation
+
+CLASSES, STEPS = 5, 4
+
+
+def classifier(seed=0):
+    torch.manual_seed(seed)
+    model = ribseg.Classifier("resnet10t", CLASSES, backbone_kwargs={"channels": (8, 8, 12, 16)})
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_(0, 0.1)
+                layer.running_var.uniform_(0.5, 1.5)
+                layer.weight.uniform_(0.5, 1.5)
+        # Mostly positive maps, so that the logits of the present classes start above zero.
+        model.head.weight.normal_(0.03, 0.05)
+    return model
+
+
+def views(seed=1, scales=(1.0, 0.5, 1.5, 2.0), size=(64, 96)):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, 3, *size, generator=generator)
+    sides = [[round(side * scale) for side in size] for scale in scales]
+    resized = [nn.functional.interpolate(image, tuple(s), mode="bilinear") for s in sides]
+    return [torch.cat([view, view.flip(-1)]) for view in resized]
+
+
+def references(steps=STEPS, rows=3, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        labels = torch.zeros(rows, CLASSES)
+        labels[torch.arange(rows), torch.randint(3, CLASSES, (rows,), generator=generator)] = 1
+        yield torch.randn(rows, 3, 64, 64, generator=generator), labels
+
+
+LABELS = torch.tensor([1.0, 0, 1, 0, 0])
+
+
+def released(model, views, labels, batches, pooling, steps, lr, margin, limit, threshold=0.3):
+    """The released program's loop, written from METHOD.md: everything recomputed, one thing after the other.
+
+    Returns maps per view, the step index at which it ended, and why.
+    """
+    model = copy.deepcopy(model).eval()
+    head, backbone = [model.head.weight], [p for stage in model.tail for p in stage.parameters()]
+    optimizer = torch.optim.SGD(
+        [{"params": backbone, "lr": lr}, {"params": head, "lr": 10 * lr}], momentum=1e-4, weight_decay=1e-4
+    )
+    present = labels.nonzero().flatten()
+    sums = [None] * len(views)
+    for step, (images, image_labels) in enumerate(batches):
+        logits, rows = [], []
+        for index, view in enumerate(views):
+            maps = model.class_maps(view)
+            merged = merge_mirrored(maps)[present].detach()
+            sums[index] = merged if sums[index] is None else sums[index] + merged
+            if step > 0 and index == 0:
+                area = (normalize(merged) > threshold).any(0).float().mean()
+                if area > limit:
+                    return sums, step, "area"
+            if index != 1:
+                logits.append(pooling(maps, labels.expand(2, -1)))
+                rows.append(labels.expand(2, -1))
+        logits.append(pooling(model.class_maps(images), image_labels))
+        rows.append(image_labels)
+        product = torch.cat(logits) * torch.cat(rows)
+        for group, base in zip(optimizer.param_groups, (lr, 10 * lr), strict=True):
+            group["lr"] = base * (1 - step / steps) ** 0.9
+        optimizer.zero_grad()
+        (-product.sum()).backward()
+        optimizer.step()
+        if abs(product[:6].sum().item()) > margin:
+            return sums, step, "margin"
+    return sums, steps - 1, None
+
+
+def assert_equal_to_released(pooling, lr, margin, limit, expected):
+    model = classifier()
+    rib = ribseg.RIB(model, pooling, STEPS, lr, margin=margin, area_limit=limit)
+    out = rib(views(), LABELS, references())
+    maps, last, why = released(model, views(), LABELS, references(), pooling, STEPS, lr, margin, limit)
+    assert (out.stopped, why) == (expected, expected)
+    # The program counts the step that it is in; `steps` are those that were taken.
+    assert out.steps == (last if why == "area" else last + 1)
+    for ours, theirs in zip(out.maps, maps, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    return out
+
+
+@pytest.mark.parametrize("pooling", [ribseg.GAP(), ribseg.GNDRP(0.4), ribseg.GNDRP(0.7)], ids=repr)
+def test_official_equals_the_released_loop(pooling):
+    out = assert_equal_to_released(pooling, 1e-3, 1e9, 1.0, None)
+    base = ribseg.cam(classifier(), views(), LABELS)
+    # The adaptation did something: otherwise the sum would be a multiple of the plain CAM.
+    assert not torch.allclose(out.maps[0], STEPS * base.maps[0], rtol=1e-2)
+
+
+def own_target_sums(pooling, lr):
+    """The watched sum per step, to place the margin between two of them."""
+    sums = []
+
+    def spy(maps, labels):
+        logits = pooling(maps, labels)
+        sums.append(float((logits * labels).sum()))
+        return logits
+
+    ribseg.RIB(classifier(), spy, STEPS, lr, margin=None, area_limit=None)(views(), LABELS, [])
+    return [sum(sums[i : i + 3]) for i in range(0, len(sums), 3)]
+
+
+def test_margin_stops_at_the_released_step():
+    sums = own_target_sums(ribseg.GAP(), 1e-3)
+    assert abs(sums[0]) < abs(sums[1]) < abs(sums[2])
+    model, margin = classifier(), (abs(sums[0]) + abs(sums[1])) / 2
+    out = ribseg.RIB(model, ribseg.GAP(), STEPS, 1e-3, margin=margin, area_limit=None)(views(), LABELS, [])
+    assert (out.stopped, out.steps) == ("margin", 2)
+
+
+def test_margin_stop_equals_the_released_loop():
+    assert_equal_to_released(ribseg.GAP(), 1e-3, 1e-6, 1.0, "margin")
+
+
+def test_area_stop_equals_the_released_loop():
+    out = assert_equal_to_released(ribseg.GAP(), 1e-3, 1e9, 0.0, "area")
+    # Stopped at once at k = 1: the first view holds two maps, the others one.
+    base = ribseg.cam(classifier(), views(), LABELS)
+    assert out.steps == 1
+    assert torch.equal(out.maps[1], base.maps[1])
+    assert not torch.equal(out.maps[0], base.maps[0])
+
+
+@pytest.mark.parametrize("preset", ["fixed", "paper"])
+def test_area_stop_sums_all_views_equally_often(preset):
+    rib = ribseg.RIB(classifier(), ribseg.GAP(), STEPS, 1e-3, area_limit=0.0, preset=preset)
+    out = rib(views(), LABELS, references())
+    base = ribseg.cam(classifier(), views(), LABELS)
+    assert out.stopped == "area"
+    assert all(torch.equal(a, b) for a, b in zip(out.maps, base.maps, strict=True))
+
+
+def test_paper_sums_one_map_more_and_bounds_the_logits():
+    settings = {"pooling": ribseg.GAP(), "steps": 2, "lr": 1e-3, "area_limit": None}
+    paper = ribseg.RIB(classifier(), preset="paper", margin=1e9, **settings)(views(), LABELS, references())
+    fixed = ribseg.RIB(classifier(), preset="fixed", margin=1e9, **(settings | {"steps": 3}))
+    first_two = ribseg.RIB(classifier(), preset="fixed", margin=1e9, **settings)(
+        views(), LABELS, references()
+    )
+    assert paper.steps == 2
+    assert (paper.maps[0].sum() > first_two.maps[0].sum()).item()
+    assert len(set(map(tuple, (m.shape for m in fixed(views(), LABELS, references()).maps)))) == 4
+    # Every logit is above the margin: the gradient is zero, only weight decay moves anything.
+    still = ribseg.RIB(classifier(), preset="paper", margin=-1e9, weight_decay=0.0, **settings)
+    out = still(views(), LABELS, references())
+    base = ribseg.cam(classifier(), views(), LABELS)
+    torch.testing.assert_close(out.maps[0], 3 * base.maps[0])
+    assert out.stopped is None
+
+
+def test_presets_bring_their_own_pooling():
+    assert repr(ribseg.RIB(classifier(), preset="paper").pooling) == repr(ribseg.GNDRP(0.4, "kept", "paper"))
+    assert repr(ribseg.RIB(classifier()).pooling) == repr(ribseg.GNDRP(0.4))
+
+
+@pytest.mark.parametrize("preset", ["official", "fixed", "paper"])
+def test_no_steps_is_the_plain_cam(preset):
+    model = classifier()
+    out = ribseg.RIB(model, steps=0, preset=preset)(views(), LABELS)
+    base = ribseg.cam(model, views(), LABELS)
+    assert out.steps == 0
+    assert all(torch.equal(a, b) for a, b in zip(out.maps, base.maps, strict=True))
+
+
+@pytest.mark.parametrize("trainable", ["published", "layer4", "head"])
+def test_the_classifier_is_left_exactly_as_it_was(trainable):
+    model = classifier()
+    model.train()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    model.backbone.stages[2].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    flags = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    modes = [layer.training for layer in model.modules()]
+    ribseg.RIB(model, steps=3, lr=1e-3, trainable=trainable, margin=None)(views(), LABELS, references())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert flags == [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    assert modes == [layer.training for layer in model.modules()]
+    assert (model.head.weight.grad == 1).all()
+
+
+def test_it_is_left_so_after_an_error_as_well():
+    model = classifier()
+    before = copy.deepcopy(model.state_dict())
+
+    def broken():
+        yield from references(1)
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        ribseg.RIB(model, steps=3, lr=1e-3, margin=None, area_limit=None)(views(), LABELS, broken())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_head_alone_moves_the_head_alone():
+    """With frozen features the map of a step is the map under the moved head; by hand for one step."""
+    model, lr = classifier(), 1e-2
+    out = ribseg.RIB(
+        model, ribseg.GAP(), 2, lr, margin=None, area_limit=None, trainable="head", preset="fixed",
+        weight_decay=0.0, head_lr_factor=1.0,
+    )(views(), LABELS)  # fmt: skip
+    model.eval()
+    with torch.no_grad():
+        features = [model.features(view) for view in views()]
+        pooled = sum(features[index].mean((2, 3)).sum(0) for index in (0, 2, 3))
+        moved = model.weight.flatten(1).clone()
+        moved[[0, 2]] += lr * pooled
+        maps = torch.einsum("kd,ndhw->nkhw", moved[[0, 2]], features[0])
+    base = ribseg.cam(model, views(), LABELS)
+    torch.testing.assert_close(out.maps[0], base.maps[0] + merge_mirrored(maps), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exploding_rate_ends_at_the_last_finite_step():
+    rib = ribseg.RIB(classifier(), ribseg.GAP(), 6, 1e15, margin=None, area_limit=None)
+    out = rib(views(), LABELS, references(6))
+    assert out.stopped == "not_finite"
+    assert 1 <= out.steps < 6
+    assert all(torch.isfinite(view).all() for view in out.maps)
+
+
+def test_a_broken_classifier_gives_finite_zeros_and_says_so():
+    model = classifier()
+    with torch.no_grad():
+        model.head.weight[0] = float("nan")
+    out = ribseg.RIB(model)(views(), LABELS, references())
+    assert (out.stopped, out.steps) == ("not_finite", 0)
+    assert all((view == 0).all() for view in out.maps)
+    merged = ribseg.merge_maps(out.maps, (64, 96))
+    assert merged.full.shape == (2, 64, 96)
+
+
+def test_references_are_consumed_lazily_and_may_be_absent():
+    taken = []
+
+    def counting():
+        for batch in references(10):
+            taken.append(1)
+            yield batch
+
+    rib = ribseg.RIB(classifier(), ribseg.GAP(), 3, 1e-4, margin=None, area_limit=None)
+    rib(views(), LABELS, counting())
+    assert len(taken) == 2  # the third update would change nothing that is read
+    alone = rib(views(), LABELS)
+    nothing = rib(views(), LABELS, iter([(None, None)] * 3))
+    assert torch.equal(alone.maps[0], nothing.maps[0])
+
+
+def test_no_present_class_gives_empty_maps():
+    for out in (
+        ribseg.RIB(classifier())(views(), torch.zeros(CLASSES), references()),
+        ribseg.cam(classifier(), views(), torch.zeros(CLASSES)),
+    ):
+        merged = ribseg.merge_maps(out.maps, (64, 96))
+        assert (out.steps, out.stopped, len(out.classes)) == (0, None, 0)
+        assert merged.strided.shape == (0, 16, 24)
+        assert merged.full.shape == (0, 64, 96)
+
+
+class Own(nn.Module):
+    """What other research code brings: features(x) and weight, nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
+        self.weight = nn.Parameter(torch.randn(CLASSES, 8) * 0.1 + 0.1)
+
+    def features(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("trainable", ["published", "head"])
+def test_any_model_with_features_and_weight_works(trainable):
+    model = Own()
+    rib = ribseg.RIB(model, steps=3, lr=1e-3, margin=None, area_limit=None, trainable=trainable)
+    out = rib(views(), LABELS, references(3))
+    base = ribseg.cam(model, views(), LABELS)
+    assert out.stopped is None
+    assert not torch.allclose(out.maps[0], 3 * base.maps[0])
+
+
+def test_gradients_are_had_inside_no_grad_but_not_inference_mode():
+    rib = ribseg.RIB(classifier(), steps=2, lr=1e-3, margin=None, area_limit=None)
+    with torch.no_grad():
+        inside = rib(views(), LABELS)
+    assert torch.equal(inside.maps[0], rib(views(), LABELS).maps[0])
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode=False"):
+        rib(views(), LABELS)
+
+
+def test_merge_maps_is_the_published_merge():
+    maps = [torch.rand(2, 4, 6), torch.rand(2, 7, 11)]
+    merged = ribseg.merge_maps(maps, (61, 90), classes=torch.tensor([0, 3]))
+    resize = nn.functional.interpolate
+    strided = sum(resize(m[None], (16, 23), mode="bilinear")[0] for m in maps)
+    full = sum(resize(m[None], (64, 96), mode="bilinear")[0] for m in maps)[:, :61, :90]
+    torch.testing.assert_close(merged.strided, strided / (strided.amax((1, 2), keepdim=True) + 1e-5))
+    torch.testing.assert_close(merged.full, full / (full.amax((1, 2), keepdim=True) + 1e-5))
+    assert merged.classes.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: ribseg.RIB(m, preset="mine"), ValueError, "official"),
+        (lambda m: ribseg.RIB(m, trainable="all"), ValueError, "layer4"),
+        (lambda m: ribseg.RIB(m, steps=-1), ValueError, "steps"),
+        (lambda m: ribseg.RIB(Own(), trainable="layer4"), ValueError, "trunk"),
+        (lambda m: ribseg.RIB(nn.Linear(2, 2)), TypeError, "features"),
+        (lambda m: ribseg.RIB(m)([torch.zeros(1, 3, 8, 8)], LABELS), ValueError, r"\(2, 3, h, w\)"),
+        (lambda m: ribseg.RIB(m)(views(), torch.zeros(9)), ValueError, r"\(5,\)"),
+        (lambda m: ribseg.RIB(m)(views(), LABELS * 2), ValueError, "{0, 1}"),
+        (lambda m: ribseg.RIB(m)(views()[:2], LABELS), ValueError, "loss_views"),
+        (lambda m: ribseg.merge_maps([torch.zeros(1, 2, 2)], (8, 8)), ValueError, "classes"),
+        (lambda m: ribseg.merge_maps([], (8, 8)), ValueError, "at least one"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(classifier())
+
+
+def fake_adaptations(limit):
+    """Adaptations of four images that stop once the rate exceeds `limit`."""
+    return lambda lr: [
+        Adaptation(None, None, 10, "area" if lr > limit and image > 0 else None) for image in range(4)
+    ]
+
+
+def test_rate_search_takes_the_largest_that_most_images_complete():
+    found = find_rate(fake_adaptations(2e-3), 1e-5, 1.0)
+    assert found.lr == pytest.approx(1e-3)
+    assert [trial.completed for trial in found.trials][-2:] == [1.0, 0.25]
+    assert found.trials[-1].lr == pytest.approx(3.16e-3)
+
+
+def test_rate_search_says_when_it_starts_too_high():
+    with pytest.raises(ValueError, match="start lower"):
+        find_rate(fake_adaptations(1e-9), 1e-5, 1.0)
+    with pytest.raises(ValueError, match="low <= high"):
+        find_rate(fake_adaptations(1.0), 1.0, 0.1)
+
+
+def test_gap_of_own_views_is_the_logit():
+    model = classifier().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(gap(model.class_maps(views()[0])), model(views()[0]), rtol=1e-4, atol=1e-5)
