@@ -125,6 +125,8 @@ def _remove_strides(module: nn.Module) -> None:
             setattr(module, child_name, nn.Identity())  # a pure down-sampling, e.g. of ResNet-D's shortcut
         else:
             _remove_strides(child)
+    if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
+        module.padding = "same"  # patches without overlap, as in ConvNeXt: keep the size
     if isinstance(module, STRIDED) and module.stride not in (1, (1, 1)):
         module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
 
