@@ -1,6 +1,7 @@
 """What the stages of one run share: settings, data, store, processes."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from ribseg.data.datamodules import WSSSDataModule
 from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
+TABLE_WIDTH = 110
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -39,7 +41,9 @@ class Context:
         self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
         self.store = Store(cfg.store.root)
-        self.console = Console(quiet=not self.is_first)
+        # In a file or a pipe there is no width to fit into; tables need a hundred columns.
+        width = None if sys.stdout.isatty() else TABLE_WIDTH
+        self.console = Console(quiet=not self.is_first, width=width, highlight=False)
         self.artefacts: dict[str, Artefact] = {}
 
     @cached_property

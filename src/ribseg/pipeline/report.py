@@ -24,10 +24,10 @@ from ribseg.pipeline.store import environment
 NAMES = {
     "cam": "CAM",
     "rib": "RIB",
-    "wrong_class": "control: RIB towards a wrong class",
-    "feature_norm": "control: feature norm, CAM's classes",
-    "centre_prior": "control: centre prior, CAM's classes",
-    "whole_image": "control: whole image, CAM's classes",
+    "wrong_class": "wrong class *",
+    "feature_norm": "feature norm *",
+    "centre_prior": "centre prior *",
+    "whole_image": "whole image *",
 }
 
 
@@ -36,14 +36,7 @@ def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     splits = list(next(iter(localization.values()))["split"])
     header = ["maps"]
     for split in splits:
-        header += [
-            f"{split}: best mIoU (at)",
-            f"{split}: mIoU at fixed",
-            "95 %",
-            "gain over CAM",
-            "prec.",
-            "recall",
-        ]
+        header += [f"{split}: best (at)", "at fixed", "interval", "gain over CAM", "precision", "recall"]
     cells = []
     for source, name in NAMES.items():
         values = localization.get(source)
@@ -67,7 +60,7 @@ def _cells(score: dict[str, Any]) -> list[str]:
     if "gain_over_cam" in score:
         below, above = score["gain_interval"]
         gain = f"{100 * score['gain_over_cam']:+.1f} [{100 * below:+.1f}, {100 * above:+.1f}]"
-    return [best, fixed, f"{100 * low:.1f} to {100 * high:.1f}", gain, *quality]
+    return [best, fixed, f"{100 * low:.1f}-{100 * high:.1f}", gain, *quality]
 
 
 def print_tables(context: Context, results: dict[str, Any]) -> None:
@@ -81,8 +74,10 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
 
 
 NOTE = (
-    "mIoU in percent over all classes and background. Fixed: at the threshold that is best on the other\n"
-    "split, each row its own. A gain that the controls reach, too, is one of shape, not of class."
+    "mIoU in percent over all classes and background, with 95 % bootstrap intervals over images. At fixed: at "
+    "the threshold that is best on the other split, each row its own. * Controls: RIB towards an absent class, "
+    "its maps taken for the true class; norm of the features, a centre prior and the whole image, each with "
+    "CAM's classes. What a control gains as well is shape, not class."
 )
 
 
