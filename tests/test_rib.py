@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import ribseg
+from ribseg.errors import ConfigError
 from ribseg.functional import gap, merge_mirrored, normalize
 from ribseg.rate import find_rate
 from ribseg.types import Adaptation
@@ -112,7 +113,7 @@ def own_target_sums(pooling, lr):
 
     def spy(maps, labels):
         logits = pooling(maps, labels)
-        sums.append(float((logits * labels).sum()))
+        sums.append(float((logits.detach() * labels).sum()))
         return logits
 
     ribseg.RIB(classifier(), spy, STEPS, lr, margin=None, area_limit=None)(views(), LABELS, [])
@@ -352,10 +353,17 @@ def test_rate_search_takes_the_largest_that_most_images_complete():
     assert found.trials[-1].lr == pytest.approx(3.16e-3)
 
 
-def test_rate_search_says_when_it_starts_too_high():
-    with pytest.raises(ValueError, match="start lower"):
-        find_rate(fake_adaptations(1e-9), 1e-5, 1.0)
-    with pytest.raises(ValueError, match="low <= high"):
+def test_rate_search_leaves_images_out_that_stop_at_once():
+    def adapt(lr):
+        return [Adaptation(None, None, 1, "area"), *fake_adaptations(2e-3)(lr)]
+
+    assert find_rate(adapt, 1e-5, 1.0, completed=0.9).lr == pytest.approx(1e-3)
+
+
+def test_rate_search_says_when_nothing_can_be_found():
+    with pytest.raises(ConfigError, match="area_limit"):
+        find_rate(lambda lr: [Adaptation(None, None, 1, "area")], 1e-5, 1.0)
+    with pytest.raises(ConfigError, match="low <= high"):
         find_rate(fake_adaptations(1.0), 1.0, 0.1)
 
 

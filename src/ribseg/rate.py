@@ -1,10 +1,12 @@
 """Search of RIB's learning rate: it does not carry over between networks, poolings or batch sizes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from ribseg.errors import ConfigError
 from ribseg.types import Adaptation
 
 PER_DECADE = 2
@@ -15,13 +17,11 @@ class Trial(NamedTuple):
 
     Attributes:
         lr: the rate.
-        completed: share of images whose adaptation took all its steps.
-        not_finite: share of images whose adaptation broke off because a value was not finite.
+        completed: share of images that took all their steps, of those that did at the first rate.
     """
 
     lr: float
     completed: float
-    not_finite: float
 
 
 class RateSearch(NamedTuple):
@@ -35,12 +35,13 @@ def find_rate(
     adapt: Callable[[float], Sequence[Adaptation]],
     low: float = 1e-6,
     high: float = 1.0,
-    completed: float = 0.75,
+    completed: float = 0.5,
 ) -> RateSearch:
-    """The largest rate at which most images still take all steps, without any ground truth.
+    """The largest rate at which at least half of the images still take all steps, without any ground truth.
 
     RIB's own stop rules (margin, area) say when an image has been driven too far; so the strongest rate that
-    they let most images complete is taken. Rates are tried upwards, two per decade, until one fails.
+    they let enough images complete is taken. Rates are tried upwards, two per decade, until one fails.
+    Images that are stopped at the first rate already, because their plain CAM is as wide, do not count.
 
     Args:
         adapt: learning rate -> adaptations of a few images.
@@ -52,27 +53,25 @@ def find_rate(
         The rate, at least `low`.
 
     Raises:
-        ValueError: the range is empty, or already `low` drives too many images too far.
+        ConfigError: the range is empty, or the first rate stops every image.
     """
     if not 0 < low <= high:
-        raise ValueError(f"expected 0 < low <= high, got {low} and {high}")
+        raise ConfigError(f"expected 0 < low <= high for the learning rates, got {low} and {high}")
     decades = np.log10(high / low)
     rates = low * 10 ** (np.arange(int(decades * PER_DECADE + 1e-9) + 1) / PER_DECADE)
-    trials: list[Trial] = []
-    for lr in rates:
-        trials.append(_trial(float(f"{lr:.3g}"), adapt))
-        if trials[-1].completed < completed:
-            break
-    good = [trial.lr for trial in trials if trial.completed >= completed]
-    if not good:
-        raise ValueError(
-            f"already lr={low} stops {1 - trials[0].completed:.0%} of the images before all steps are taken; "
-            "start lower (rate_search.low), or raise rib.margin or rib.area_limit"
+    first = [adaptation.stopped for adaptation in adapt(float(rates[0]))]
+    telling = [index for index, stopped in enumerate(first) if stopped is None]
+    if not telling:
+        raise ConfigError(
+            f"no rate can be found: already lr={low:g} stops all {len(first)} images: {dict(Counter(first))}. If "
+            "by area, the plain CAMs are as wide: raise rib.area_limit, or train the classifier longer; if by "
+            "margin, raise rib.margin or lower rate_search.low. Or give rib.lr a number."
         )
-    return RateSearch(good[-1], trials)
-
-
-def _trial(lr: float, adapt: Callable[[float], Sequence[Adaptation]]) -> Trial:
-    stopped = [adaptation.stopped for adaptation in adapt(lr)]
-    share = 1 / len(stopped)
-    return Trial(lr, stopped.count(None) * share, stopped.count("not_finite") * share)
+    trials = [Trial(float(rates[0]), 1.0)]
+    for rate in rates[1:]:
+        lr = float(f"{rate:.3g}")
+        stopped = [adaptation.stopped for adaptation in adapt(lr)]
+        trials.append(Trial(lr, sum(stopped[index] is None for index in telling) / len(telling)))
+        if trials[-1].completed < completed:
+            return RateSearch(trials[-2].lr, trials)
+    return RateSearch(trials[-1].lr, trials)

@@ -1,7 +1,6 @@
 """What the stages of one run share: settings, data, store, processes."""
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,18 +8,19 @@ from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch.distributed as dist
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
 
 from ribseg.data.datamodules import WSSSDataModule
+from ribseg.errors import ConfigError, RibsegError
+from ribseg.pipeline.console import make_console
 from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
-TABLE_WIDTH = 110
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -41,17 +41,15 @@ class Context:
         self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
         self.store = Store(cfg.store.root)
-        # In a file or a pipe there is no width to fit into; tables need a hundred columns.
-        width = None if sys.stdout.isatty() else TABLE_WIDTH
-        self.console = Console(quiet=not self.is_first, width=width, highlight=False)
+        self.console = make_console(quiet=not self.is_first)
         self.artefacts: dict[str, Artefact] = {}
 
     @cached_property
     def data(self) -> WSSSDataModule:
         """Opened on first use; prepared data (the demo's) is made before."""
         if self.cfg.prepare:
-            instantiate(self.cfg.prepare)  # does nothing where the data is there
-        return instantiate(self.cfg.data, seed=self.cfg.seed, _convert_="all")
+            build(self.cfg.prepare)  # does nothing where the data is there
+        return build(self.cfg.data, seed=self.cfg.seed, _convert_="all")
 
     @property
     def is_first(self) -> bool:
@@ -83,13 +81,13 @@ class Context:
 
     def logger(self, stage: str) -> Logger | None:
         """The configured logger for one stage; None with logger=none."""
-        return instantiate(self.cfg.logger, stage=stage, output=str(self.output)) if self.cfg.logger else None
+        return build(self.cfg.logger, stage=stage, output=str(self.output)) if self.cfg.logger else None
 
     def trainer(
         self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> pl.Trainer:
         """A Trainer for one stage, with the configured devices, logger and threads."""
-        return instantiate(
+        return build(
             self.cfg.trainer,
             logger=self.logger(stage) or False,
             callbacks=list(callbacks),
@@ -112,6 +110,23 @@ class separate_processes:  # noqa: N801 - reads as a statement
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def build(node: DictConfig, **replaced: Any) -> Any:
+    """What a configuration's `_target_` names, with keyword arguments that replace settings.
+
+    Raises:
+        ConfigError: the target refuses its arguments; says which part of the configuration it was.
+    """
+    try:
+        return instantiate(node, **replaced)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, RibsegError):
+            raise cause from error
+        if isinstance(cause, ValueError | TypeError):
+            raise ConfigError(f"{node.get('_target_')}: {cause}") from error
+        raise
 
 
 def plain(node: Any) -> Any:

@@ -74,10 +74,10 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
 
 
 NOTE = (
-    "mIoU in percent over all classes and background, with 95 % bootstrap intervals over images. At fixed: at "
-    "the threshold that is best on the other split, each row its own. * Controls: RIB towards an absent class, "
-    "its maps taken for the true class; norm of the features, a centre prior and the whole image, each with "
-    "CAM's classes. What a control gains as well is shape, not class."
+    "mIoU in percent over all classes and background, with 95 % bootstrap intervals over images. At fixed: "
+    "at the threshold that is best on the other split, each row its own. * Controls: RIB towards an absent "
+    "class, its maps taken for the true class; norm of the features, a centre prior and the whole image, "
+    "each with CAM's classes. What a control gains as well is shape, not class."
 )
 
 

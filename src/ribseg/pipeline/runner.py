@@ -8,12 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
 from ribseg.errors import ConfigError
-from ribseg.pipeline.context import Context, separate_processes
+from ribseg.pipeline.context import Context, build, separate_processes
 from ribseg.pipeline.evaluate import RESULT, EvaluateStage
 from ribseg.pipeline.loggers import finish_loggers, log_results
 from ribseg.pipeline.report import print_tables, write_report
@@ -102,11 +101,17 @@ def preflight(context: Context) -> None:
         raise ConfigError(
             "run=[..., evaluate] needs data.eval_splits=[...] with masks; leave evaluate out without"
         )
+    if cfg.rib.lr == "auto" and cfg.rib.margin is None and cfg.rib.area_limit is None:
+        raise ConfigError("rib.lr=auto goes by the stop rules; give rib.margin or rib.area_limit a number")
+    if max(cfg.rib.loss_views, default=0) >= len(cfg.data.scales):
+        raise ConfigError(
+            f"rib.loss_views={cfg.rib.loss_views} names a view that data.scales={cfg.data.scales} lacks"
+        )
     context.data.setup()
     context.on_first(lambda: check_data(context))
     # Builds what the stages will build, so that a wrong option is not met after the training.
     classifier = new_classifier(context)
-    instantiate(cfg.classifier.module, classifier=classifier)
+    build(cfg.classifier.module, classifier=classifier)
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
     for stage in STAGES:
         if stage.name != EvaluateStage.name or wants_scores(cfg):

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, get_args
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from hydra.utils import instantiate
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ribseg.callbacks import MapWriter, Threads, map_path, read_records
@@ -21,7 +20,7 @@ from ribseg.data.references import rng
 from ribseg.errors import ConfigError
 from ribseg.models import Classifier, load_official_classifier, read_state_dict
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
-from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.store import Artefact, file_digest
 from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
@@ -75,7 +74,7 @@ class ClassifierStage(Stage):
             return {"official_checkpoint": Path(official).name}
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         classifier = new_classifier(context)
-        module = instantiate(context.cfg.classifier.module, classifier=classifier)
+        module = build(context.cfg.classifier.module, classifier=classifier)
         checkpoints = artefact.folder / "checkpoints"
         keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
         trainer = context.trainer(
@@ -168,10 +167,10 @@ class RIBStage(MapStage):
 
     def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
         """See `RIBModule`; a rate of "auto" is searched first, once."""
-        build = rib_builder(context, classifier)
+        make = rib_builder(context, classifier)
         if context.cfg.rib.lr != "auto":
-            return build()
-        return build(lr=searched_rate(context, build, artefact.folder))
+            return make()
+        return make(lr=searched_rate(context, make, artefact.folder))
 
 
 class WrongClassStage(RIBStage):
@@ -182,11 +181,11 @@ class WrongClassStage(RIBStage):
 
     def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
         """See `WrongClassModule`."""
-        build = rib_builder(context, classifier)
+        make = rib_builder(context, classifier)
         extra: dict[str, Any] = {"_target_": "ribseg.modules.WrongClassModule", "seed": context.cfg.seed}
         if context.cfg.rib.lr == "auto":
             extra["lr"] = read_rate(context.artefacts["rib"].folder)
-        return build(**extra)
+        return make(**extra)
 
 
 def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
@@ -197,7 +196,7 @@ def new_classifier(context: Context, pretrained: bool | None = None) -> Classifi
         pretrained: False leaves weights that would be loaded out, for one that gets its own at once.
     """
     extra: dict[str, Any] = {} if pretrained is None else {"pretrained": pretrained, "weights": None}
-    return instantiate(context.cfg.classifier.model, num_classes=context.data.num_classes, **extra)
+    return build(context.cfg.classifier.model, num_classes=context.data.num_classes, **extra)
 
 
 def trained_classifier(context: Context) -> Classifier:
@@ -224,16 +223,16 @@ def rib_builder(context: Context, classifier: Classifier) -> Callable[..., Local
     """Makes the configured RIB module; keyword arguments replace settings."""
     cfg = context.cfg
 
-    def build(**replaced: Any) -> LocalizationModule:
+    def make(**replaced: Any) -> LocalizationModule:
         references = context.data.references(cfg.rib.references) if cfg.rib.references else None
-        pooling = instantiate(cfg.pooling)
+        pooling = build(cfg.pooling)
         parts = {"classifier": classifier, "pooling": pooling, "references": references}
-        return instantiate(cfg.rib, **(parts | replaced))
+        return build(cfg.rib, **(parts | replaced))
 
-    return build
+    return make
 
 
-def searched_rate(context: Context, build: Callable[..., LocalizationModule], folder: Path) -> float:
+def searched_rate(context: Context, make: Callable[..., LocalizationModule], folder: Path) -> float:
     """The learning rate that `find_rate` chose; searched once, then read."""
     if not (folder / RATE).is_file() and (context.is_first or not dist.is_initialized()):
         settings = context.cfg.rate_search
@@ -241,7 +240,7 @@ def searched_rate(context: Context, build: Callable[..., LocalizationModule], fo
         chosen = rng(context.cfg.seed, "rate").permutation(labelled)[: settings.images]
         items = [context.data.predict_dataset([context.data.train.ids[i]])[0] for i in chosen]
         context.console.print(f"  searching the learning rate on {len(items)} training images")
-        adapt = partial(adapt_all, build, items, device_of(context))
+        adapt = partial(adapt_all, make, items, device_of(context))
         found = find_rate(adapt, settings.low, settings.high, settings.completed)
         for trial in found.trials:
             context.console.print(f"    lr {trial.lr:<8g} {trial.completed:.0%} of the images took all steps")
@@ -253,16 +252,16 @@ def searched_rate(context: Context, build: Callable[..., LocalizationModule], fo
 
 
 def adapt_all(
-    build: Callable[..., LocalizationModule], items: list[dict[str, Any]], device: torch.device, lr: float
+    make: Callable[..., LocalizationModule], items: list[dict[str, Any]], device: torch.device, lr: float
 ) -> list[Adaptation]:
     """Adapts to a few images at one learning rate."""
-    module = build(lr=lr).to(device)
+    module = make(lr=lr).to(device)
     return [module.localize(item["id"], item["views"], item["labels"]) for item in items]
 
 
 def device_of(context: Context) -> torch.device:
     """Where the configured Trainer computes."""
-    return instantiate(context.cfg.trainer, logger=False, devices=1, strategy="auto").strategy.root_device
+    return build(context.cfg.trainer, logger=False, devices=1, strategy="auto").strategy.root_device
 
 
 def read_rate(folder: Path) -> float:

@@ -6,10 +6,10 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from ribseg.data.files import atomic_write
+from ribseg.pipeline.console import make_console
 
 
 class SweepTable(Callback):
@@ -22,7 +22,7 @@ class SweepTable(Callback):
         if not jobs:
             return
         atomic_write(folder / "sweep.json", json.dumps(jobs, indent=1).encode())
-        Console().print(sweep_table(jobs))
+        make_console().print(sweep_table(jobs))
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def sweep_table(jobs: list[dict[str, Any]]) -> Table:
     """A row per job: the overrides that differ, and CAM's and RIB's scores on each split."""
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
     table = Table(title="Sweep: mIoU in percent", title_justify="left")
-    table.add_column("overrides")
+    table.add_column("overrides", no_wrap=True)
     columns = [
         (source, split)
         for source, values in jobs[0]["results"].get("localization", {}).items()
@@ -43,8 +43,8 @@ def sweep_table(jobs: list[dict[str, Any]]) -> Table:
         for split in values["split"]
     ]
     for source, split in columns:
-        table.add_column(f"{source.upper()} {split}: best", justify="right")
-        table.add_column("fixed", justify="right")
+        table.add_column(f"{source.upper()} {split}\nbest", justify="right")
+        table.add_column("\nfixed", justify="right")
     for job in jobs:
         cells = [" ".join(o for o in job["overrides"] if o not in common)]
         for source, split in columns:

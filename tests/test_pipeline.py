@@ -1,0 +1,319 @@
+"""The chain of stages through Hydra's configurations, on fabricated trees."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import open_dict
+from PIL import Image
+
+from ribseg.data.masks import write_mask
+from ribseg.errors import ConfigError, DataError, RibsegError
+from ribseg.pipeline.context import Context
+from ribseg.pipeline.runner import STAGES, chosen_stages, gather, run
+from ribseg.pipeline.stages import read_rate
+from ribseg.pipeline.store import Store
+from ribseg.pipeline.sweep import SweepTable, read_job, sweep_table
+
+CONF = Path(__file__).parents[1] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+# Everything that makes a dry run quick; the structure of the experiment stays.
+QUICK = [
+    "classifier.epochs=1",
+    "classifier.model.backbone=resnet10t",
+    "classifier.model.pretrained=false",
+    "classifier.model.weights=null",
+    "classifier.model.backbone_kwargs={channels:[8,8,12,16]}",
+    "data.crop_size=32",
+    "data.resize_long=[24,48]",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "data.scales=[1.0,0.5]",
+    "rib.loss_views=[0]",
+    "rib.steps=2",
+    "rib.area_limit=null",  # the maps of an untrained network may cover anything
+    "rib.margin=1e6",
+    "rate_search.images=1",
+    "rate_search.low=1e-5",
+    "rate_search.high=1e-4",
+    "evaluate.bootstrap=10",
+    "evaluate.thresholds=11",
+    "report.examples=2",
+    "progress=false",
+    "trainer.accelerator=cpu",
+]
+
+
+def settings(experiment, tmp_path, *overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        paths = [f"store.root={tmp_path / 'store'}"]
+        return compose("config", [f"experiment={experiment}", *QUICK, *paths, *overrides])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Ten images of two classes in VOC layout; split trainaug equals train."""
+    root, generator = tmp_path / "tree", np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    ids = [f"im_{index:02d}" for index in range(10)]
+    rows = ["image,classes"]
+    for index, name in enumerate(ids):
+        height, width = int(generator.integers(24, 48)), int(generator.integers(24, 48))
+        image = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        mask = np.zeros((height, width), np.uint8)
+        mask[4:20, 4:20] = index % 2 + 1
+        mask[4, 4] = 255
+        image[4:20, 4:20] //= 3
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
+        write_mask(root / "SegmentationClass" / f"{name}.png", mask)
+        rows.append(f"{name},{'a' if index % 2 == 0 else 'b'}")
+    (root / "image_labels.csv").write_text("\n".join(rows))
+    (root / "classes.txt").write_text("a\nb\n")
+    for split, chosen in {"train": ids[:6], "trainaug": ids[:6], "val": ids[6:]}.items():
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(chosen))
+    return root
+
+
+def folder_run(tmp_path, tree, *overrides, output="out"):
+    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *overrides)
+    return run(cfg, tmp_path / output)
+
+
+def test_there_are_the_promised_experiments():
+    assert {"demo", "rib_voc", "rib_folder"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_dry(experiment, tmp_path, tree):
+    cfg = settings(experiment, tmp_path, f"data.root={tree}", "data.labels=auto", "prepare=null")
+    results = run(cfg, tmp_path / "out")
+    for source in ("cam", "rib", "wrong_class", "feature_norm", "centre_prior", "whole_image"):
+        scores = results["localization"][source]
+        assert set(scores["split"]) == {"train", "val"}
+        assert 0 <= scores["best_miou"] <= 1
+        val = scores["split"]["val"]
+        assert val["fixed_threshold"] == scores["split"]["train"]["best_threshold"]
+        assert val["images"] == 4
+    assert results["adaptation"]["images"] == 10
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["localization"]["rib"] == results["localization"]["rib"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "wrong class *" in page
+    assert "data:image/png;base64" in page
+    assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_published_settings_are_what_the_specification_says(experiment, tmp_path):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"experiment={experiment}"])
+    assert cfg.name == experiment
+    if experiment != "rib_voc":
+        return
+    assert (cfg.rib.steps, cfg.rib.lr, cfg.rib.references, cfg.rib.margin) == (10, 8e-6, 20, 600)
+    assert (cfg.rib.area_limit, cfg.rib.area_threshold, cfg.pooling.threshold) == (0.7, 0.3, 0.4)
+    assert (cfg.rib.preset, list(cfg.rib.loss_views), list(cfg.data.scales)) == (
+        "official",
+        [0, 2, 3],
+        [1, 0.5, 1.5, 2],
+    )
+    assert (cfg.data.crop_size, list(cfg.data.resize_long), cfg.data.batch_size) == (512, [320, 640], 16)
+    assert (cfg.classifier.epochs, cfg.classifier.module.lr, cfg.classifier.module.power) == (5, 0.1, 0.9)
+    assert cfg.classifier.model.backbone == "resnet50.tv_in1k"
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(tmp_path, tree):
+    first = folder_run(tmp_path, tree)
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*") if p.is_file()}
+    second = folder_run(tmp_path, tree, output="again")
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*") if p.is_file()}
+    assert first["localization"] == second["localization"]
+
+
+def test_a_moved_data_set_is_the_same_data_set(tmp_path, tree):
+    first = folder_run(tmp_path, tree, "run=[classifier]")
+    shutil.move(tree, tmp_path / "moved")
+    second = folder_run(tmp_path, tmp_path / "moved", "run=[classifier]")
+    assert first["store"] == second["store"]
+
+
+def test_a_sweep_over_pooling_trains_one_classifier(tmp_path, tree):
+    runs = [
+        folder_run(tmp_path, tree, f"pooling.threshold={t}", "rib.lr=1e-3", output=str(i))
+        for i, t in enumerate((0.2, 0.6))
+    ]
+    assert runs[0]["store"]["classifier"] == runs[1]["store"]["classifier"]
+    assert runs[0]["store"]["cam"] == runs[1]["store"]["cam"]
+    assert runs[0]["store"]["rib"] != runs[1]["store"]["rib"]
+
+
+def map_bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder, "maps").glob("*.npz"))}
+
+
+def test_an_interrupted_stage_goes_on_to_the_same_bytes(tmp_path, tree):
+    rib = Path(folder_run(tmp_path, tree, "rib.lr=1e-2")["store"]["rib"])
+    whole = map_bytes(rib)
+    assert len(whole) == 10
+    # What a kill leaves: no manifest, some maps, a torn record, a temporary file.
+    (rib / "manifest.json").unlink()
+    for name in sorted(whole)[3:]:
+        (rib / "maps" / name).unlink()
+    with (rib / "records-0.jsonl").open("a") as file:
+        file.write('{"id": "im_0')
+    (rib / "maps" / ".im_05.npz.abc.tmp").write_bytes(b"half")
+    results = folder_run(tmp_path, tree, "rib.lr=1e-2", "run=[rib]")
+    assert map_bytes(rib) == whole
+    assert results["adaptation"]["images"] == 10
+
+
+def test_classifier_training_goes_on_from_the_last_epoch(tmp_path, tree):
+    folder = Path(
+        folder_run(tmp_path, tree, "run=[classifier]", "classifier.epochs=2")["store"]["classifier"]
+    )
+    whole = torch.load(folder / "classifier.pt", weights_only=True)
+    (folder / "manifest.json").unlink()
+    (folder / "classifier.pt").unlink()
+    folder_run(tmp_path, tree, "run=[classifier]", "classifier.epochs=2")
+    again = torch.load(folder / "classifier.pt", weights_only=True)
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_the_rate_is_searched_once_and_shared_with_the_control(tmp_path, tree):
+    results = folder_run(tmp_path, tree, "rib.lr=auto")
+    rate = read_rate(Path(results["store"]["rib"]))
+    assert rate == pytest.approx(1e-4)
+
+
+def test_images_without_a_class_get_empty_maps(tmp_path, tree):
+    rows = (tree / "image_labels.csv").read_text().replace("im_07,b", "im_07,")
+    (tree / "image_labels.csv").write_text(rows)
+    results = folder_run(tmp_path, tree)
+    assert results["adaptation"]["without_class"] == 1
+    assert results["localization"]["rib"]["split"]["val"]["images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=[clasifier]"], "expected run="),
+        (["run=[]"], "nothing"),
+        (["run=[rib]"], r"run=\[classifier,rib\]"),
+        (["run=[evaluate]"], "nothing to evaluate"),
+        (["data.eval_splits=[]"], "leave evaluate out"),
+        (["rib.lr=auto", "rib.margin=null", "rib.area_limit=null"], "stop rules"),
+        (["data.batch_size=0"], "batch_size"),
+    ],
+)
+def test_settings_that_cannot_work_fail_before_the_training(tmp_path, tree, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        folder_run(tmp_path, tree, *overrides)
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+@pytest.mark.parametrize("override", ["rib.trainable=heads", "pooling.threshold=3", "rib.preset=mine"])
+def test_wrong_options_of_the_method_fail_before_the_training(tmp_path, tree, override):
+    with pytest.raises(RibsegError, match="expected"):
+        folder_run(tmp_path, tree, override)
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_a_loss_view_that_does_not_exist_fails_before_the_training(tmp_path, tree):
+    with pytest.raises(ConfigError, match="loss_views"):
+        folder_run(tmp_path, tree, "rib.loss_views=[0,5]")
+
+
+def test_broken_files_fail_before_the_training(tmp_path, tree):
+    image = tree / "JPEGImages" / "im_03.jpg"
+    image.write_bytes(image.read_bytes()[:300])
+    (tree / "SegmentationClass" / "im_08.png").unlink()
+    with pytest.raises(DataError) as caught:
+        folder_run(tmp_path, tree)
+    assert "im_03" in str(caught.value)
+    assert "im_08" in str(caught.value)
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_a_store_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"store\.root"):
+        Store(tmp_path / "file" / "store")
+
+
+def test_a_broken_manifest_is_named(tmp_path):
+    artefact = Store(tmp_path).artefact("cam", {}, {}, "")
+    artefact.folder.mkdir()
+    (artefact.folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="delete"):
+        _ = artefact.facts
+
+
+def test_digests_follow_settings_inputs_and_data(tmp_path):
+    store = Store(tmp_path)
+    base = store.artefact("cam", {"a": 1}, {}, "x")
+    assert base.folder == store.artefact("cam", {"a": 1}, {}, "x").folder
+    other = store.artefact("classifier", {}, {}, "x")
+    changed = [
+        store.artefact("cam", {"a": 2}, {}, "x"),
+        store.artefact("cam", {"a": 1}, {"classifier": other}, "x"),
+        store.artefact("cam", {"a": 1}, {}, "y"),
+    ]
+    assert len({base.digest, *(artefact.digest for artefact in changed)}) == 4
+
+
+def test_devices_and_loggers_do_not_change_the_digest(tmp_path, tree):
+    stores = []
+    for overrides in ([], ["logger=csv", "data.num_workers=1", "progress=true"]):
+        cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *overrides)
+        context = Context(cfg, tmp_path / "out")
+        for stage in STAGES[:-1]:
+            context.artefacts[stage.name] = stage.artefact(context)
+        stores.append({name: artefact.digest for name, artefact in context.artefacts.items()})
+    assert stores[0] == stores[1]
+
+
+def test_run_names():
+    assert chosen_stages(["controls", "report"]) == ["wrong_class", "feature_norm", "report"]
+
+
+def test_gather_tells_what_is_there(tmp_path, tree):
+    cfg = settings("rib_folder", tmp_path, f"data.root={tree}")
+    results = gather(Context(cfg, tmp_path / "out"))
+    assert results["store"] == {}
+    assert "localization" not in results
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+def test_loggers(tmp_path, tree, monkeypatch, logger):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder_run(tmp_path, tree, f"logger={logger}", "run=[classifier,cam,evaluate]")
+    out = tmp_path / "out"
+    pattern = {"csv": "logs/classifier/metrics.csv", "tensorboard": "logs/*/events*", "wandb": "wandb/*"}
+    assert list(out.glob(pattern[logger]))
+
+
+def test_sweep_table(tmp_path, tree, capsys):
+    for number, threshold in enumerate((0.2, 0.6)):
+        override = f"pooling.threshold={threshold}"
+        folder_run(tmp_path, tree, override, "rib.lr=1e-3", output=f"sweep/{number}")
+        hydra = tmp_path / "sweep" / str(number) / ".hydra"
+        hydra.mkdir()
+        (hydra / "overrides.yaml").write_text(f"- experiment=rib_folder\n- {override}\n")
+    jobs = [read_job(tmp_path / "sweep" / n / "results.json") for n in "01"]
+    assert sweep_table(jobs).row_count == 2
+    cfg = settings("rib_folder", tmp_path, f"data.root={tree}")
+    with open_dict(cfg):
+        cfg.hydra = {"sweep": {"dir": str(tmp_path / "sweep")}}
+    SweepTable().on_multirun_end(cfg)
+    printed = capsys.readouterr().out
+    assert "pooling.threshold=0.6" in printed
+    assert "experiment=" not in printed
+    assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text())) == 2
