@@ -1,0 +1,185 @@
+"""Affinity of pixel pairs from class boundaries, and the losses that teach it (IRN paper, section 4.2).
+
+A pair is a pixel and one of its neighbours within a radius. Its affinity is one minus the highest boundary on
+the line between the two. Of the two directions of a pair only one is listed: the neighbour lies to the right
+in the same row, or in a row below.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Offset = tuple[int, int]
+EPS = 1e-5  # inside the logarithms and beside the counts, as published
+
+
+class PairLabels(NamedTuple):
+    """Which pairs teach what; (N, P, h', w') bool each, see `pair_labels`."""
+
+    background: Tensor
+    foreground: Tensor
+    negative: Tensor
+
+
+class AffinityLosses(NamedTuple):
+    """Scalar losses, each a mean over its pairs; a kind without a pair gives zero.
+
+    Attributes:
+        background: -log affinity of pairs inside the background.
+        foreground: -log affinity of pairs inside one class.
+        negative: -log(1 - affinity) of pairs of different labels.
+        displacement_foreground: L1 distance of the displacements' difference from the pair's offset, pixels.
+        displacement_background: L1 norm of the displacements' difference, pixels.
+    """
+
+    background: Tensor
+    foreground: Tensor
+    negative: Tensor
+    displacement_foreground: Tensor
+    displacement_background: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The published weighting: positive pairs of both kinds together count as much as negative ones."""
+        positive = (self.background + self.foreground) / 2
+        displacement = self.displacement_foreground + self.displacement_background
+        return (positive + self.negative) / 2 + displacement / 2
+
+
+@lru_cache
+def neighbour_offsets(radius: int) -> tuple[Offset, ...]:
+    """One direction of each neighbour nearer than `radius`: (dy, dx) with dy > 0, or dy = 0 and dx > 0.
+
+    >>> len(neighbour_offsets(5)), neighbour_offsets(2)
+    (34, ((0, 1), (1, -1), (1, 0), (1, 1)))
+    """
+    if radius < 2:
+        raise ValueError(f"expected radius >= 2 pixels, got {radius}; at 1 a pixel has no neighbour")
+    reach = range(-radius + 1, radius)
+    return tuple(
+        (y, x) for y in range(radius) for x in reach if y * y + x * x < radius**2 and (y, x) > (0, 0)
+    )
+
+
+@lru_cache
+def line_points(offset: Offset) -> tuple[Offset, ...]:
+    """Points (y, x) of the line from (0, 0) to an offset: nearer than 1 to it and inside its bounding box.
+
+    >>> line_points((1, 2))
+    ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
+    """
+    dy, dx = offset
+    rows = range(min(0, dy), max(0, dy) + 1)
+    columns = range(min(0, dx), max(0, dx) + 1)
+    # Squared distance from the line is cross^2 / length^2; integers keep the comparison exact.
+    return tuple((y, x) for y in rows for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx)
+
+
+def pair_affinity(boundary: Tensor, radius: int) -> Tensor:
+    """Affinity of all pairs whose first pixel has all its neighbours inside the image.
+
+    Args:
+        boundary: (N, h, w) in [0, 1].
+        radius: in pixels of the map.
+
+    Returns:
+        (N, P, h', w') in [0, 1] for the P offsets of `neighbour_offsets`, with h' = h - radius + 1 and
+        w' = w - 2 (radius - 1). The gradient goes to the point of the line with the highest boundary.
+
+    Raises:
+        ValueError: the map is smaller than a neighbourhood.
+    """
+    places = torch.stack([_highest_point(boundary.detach(), o, radius) for o in neighbour_offsets(radius)], 1)
+    # Found without gradients and looked up with them: only one number per pair is kept for the way back.
+    highest = boundary.flatten(1).gather(1, places.flatten(1))
+    return 1 - highest.view(places.shape)
+
+
+def _highest_point(boundary: Tensor, offset: Offset, radius: int) -> Tensor:
+    """(N, h', w') index into h * w of the highest boundary on each line with this offset."""
+    points = line_points(offset)
+    width = boundary.shape[-1]
+    best = torch.stack([shifted(boundary, point, radius) for point in points]).argmax(0)
+    steps = torch.tensor([y * width + x for y, x in points], device=boundary.device)
+    starts = torch.arange(boundary[0].numel(), device=boundary.device).view(boundary.shape[1:])
+    return steps[best] + shifted(starts, (0, 0), radius)
+
+
+def shifted(values: Tensor, offset: Offset, radius: int) -> Tensor:
+    """(..., h, w) -> (..., h', w'): for each first pixel of a pair, the value at an offset from it."""
+    reach = radius - 1
+    rows, columns = values.shape[-2] - reach, values.shape[-1] - 2 * reach
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"expected maps of at least {radius} x {2 * radius - 1} pixels for radius {radius}, got "
+            f"{tuple(values.shape[-2:])}; use larger crops or a smaller radius"
+        )
+    top, left = offset[0], reach + offset[1]
+    return values[..., top : top + rows, left : left + columns]
+
+
+def pair_labels(labels: Tensor, radius: int, ignore_index: int = 255) -> PairLabels:
+    """Sorts the pairs of `pair_affinity` by the labels of their two pixels.
+
+    Args:
+        labels: (N, h, w) integers, 0 = background.
+        radius: in pixels of the map.
+        ignore_index: a pair with such a pixel is of no kind.
+
+    Returns:
+        Three (N, P, h', w') masks; no pair is in two of them.
+    """
+    first = shifted(labels, (0, 0), radius)[:, None]
+    second = torch.stack([shifted(labels, offset, radius) for offset in neighbour_offsets(radius)], 1)
+    known = (first != ignore_index) & (second != ignore_index)
+    same = (first == second) & known
+    return PairLabels(same & (first == 0), same & (first != 0), ~same & known)
+
+
+def affinity_losses(
+    boundary: Tensor, displacement: Tensor, labels: Tensor, radius: int = 10, ignore_index: int = 255
+) -> AffinityLosses:
+    """The losses of IRNet's two branches.
+
+    Args:
+        boundary: (N, h, w) in [0, 1], at stride 4.
+        displacement: (N, 2, h, w), (dy, dx) to the centre of the pixel's object, in pixels of the map.
+        labels: (N, h, w) integers, 0 = background.
+        radius: of the pairs, in pixels of the map; 10 in the paper.
+        ignore_index: label of pixels that teach nothing.
+
+    Raises:
+        ValueError: the shapes do not belong together, or the maps are smaller than a neighbourhood.
+    """
+    if boundary.shape != labels.shape or displacement.shape != (len(boundary), 2, *boundary.shape[1:]):
+        raise ValueError(
+            "expected boundary (N, h, w), displacement (N, 2, h, w) and labels (N, h, w), got "
+            f"{tuple(boundary.shape)}, {tuple(displacement.shape)} and {tuple(labels.shape)}; "
+            "bring the labels to the stride of the maps"
+        )
+    affinity = pair_affinity(boundary, radius)
+    kinds = pair_labels(labels, radius, ignore_index)
+    attract, repel = -torch.log(affinity + EPS), -torch.log(1 + EPS - affinity)
+    offsets = neighbour_offsets(radius)
+    difference = _pair_displacement(displacement, offsets, radius)
+    target = torch.tensor(offsets, dtype=difference.dtype, device=difference.device).T[:, :, None, None]
+    return AffinityLosses(
+        _mean(attract, kinds.background),
+        _mean(attract, kinds.foreground),
+        _mean(repel, kinds.negative),
+        _mean((difference - target).abs().mean(1), kinds.foreground),
+        _mean(difference.abs().mean(1), kinds.background),
+    )
+
+
+def _pair_displacement(displacement: Tensor, offsets: Sequence[Offset], radius: int) -> Tensor:
+    """(N, 2, P, h', w'): displacement of the first pixel less that of the second."""
+    second = torch.stack([shifted(displacement, offset, radius) for offset in offsets], 2)
+    return shifted(displacement, (0, 0), radius)[:, :, None] - second
+
+
+def _mean(loss: Tensor, chosen: Tensor) -> Tensor:
+    return (loss * chosen).sum() / (chosen.sum() + EPS)
