@@ -9,7 +9,9 @@ from ribseg.functional.cam import (
     normalize,
     resize_and_sum,
 )
+from ribseg.functional.dense_crf import dense_crf
 from ribseg.functional.evaluation import Scores, scores, threshold_histogram
+from ribseg.functional.pixel_adaptive import pixel_adaptive
 from ribseg.functional.pooling import gap, gndrp
 from ribseg.functional.random_walk import random_walk
 
@@ -20,10 +22,12 @@ __all__ = [
     "affinity_losses",
     "argmax_labels",
     "class_maps",
+    "dense_crf",
     "gap",
     "gndrp",
     "merge_mirrored",
     "normalize",
+    "pixel_adaptive",
     "random_walk",
     "resize_and_sum",
     "scores",

@@ -1,0 +1,200 @@
+"""Fully connected conditional random field (Krähenbühl, Koltun, NeurIPS 2011; METHOD: sections 5 and 6).
+
+Each label map is refined by mean-field inference under two Potts potentials between all pairs of pixels: a
+smoothness term of places, and an appearance term of places and colours.
+"""
+
+import importlib
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ribseg.functional.permutohedral import PermutohedralLattice
+
+Backend = Literal["pydensecrf", "torch"]
+Labels = TypeVar("Labels", Tensor, np.ndarray)
+TINY = 1e-20
+SMALLEST_PROBABILITY = 1e-5  # as in pydensecrf's own unaries
+
+
+class Potentials(NamedTuple):
+    """The pairwise terms: standard deviations in pixels (sxy) and gray levels (srgb), and their weights."""
+
+    gaussian_sxy: float
+    gaussian_compat: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_compat: float
+
+
+def dense_crf(
+    image: Tensor | np.ndarray,
+    labels_or_probabilities: Labels,
+    *,
+    iterations: int = 10,
+    gt_prob: float = 0.7,
+    gaussian_sxy: float = 3.0,
+    gaussian_compat: float = 3.0,
+    bilateral_sxy: float = 50.0,
+    bilateral_srgb: float = 5.0,
+    bilateral_compat: float = 10.0,
+    num_labels: int | None = None,
+    ignore_index: int = 255,
+    backend: Backend = "pydensecrf",
+) -> Labels:
+    """Refines a label map, or class probabilities, by a dense CRF; what goes in comes out.
+
+    The defaults are the published ones for confident labels. The segmenter's are `gaussian_sxy=1,
+    bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4` on probabilities.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels_or_probabilities: (H, W) integer labels, or (K, H, W) float probabilities of K labels.
+        iterations: of mean field; 0 leaves the unary term alone.
+        gt_prob: how far a given label is trusted, in (0, 1); the rest is shared among the other labels.
+        gaussian_sxy: standard deviation of the smoothness term, pixels.
+        gaussian_compat: weight of the smoothness term; 0 leaves it out.
+        bilateral_sxy: standard deviation of places in the appearance term, pixels.
+        bilateral_srgb: standard deviation of colours in the appearance term, gray levels.
+        bilateral_compat: weight of the appearance term; 0 leaves it out.
+        num_labels: labels compete that occur in the map. Given M, all of 0..M-1 do, and the map may hold no
+            other: as the published program does it with the classes of an image.
+        ignore_index: pixels with this label trust no label; the field decides on them.
+        backend: "pydensecrf" (CPU, the reference; package pydensecrf2), or "torch": the same lattice on the
+            device of labels_or_probabilities, for a GPU or where nothing can be built.
+
+    Returns:
+        (H, W) labels in the dtype of the input, or (K, H, W) float32 probabilities that sum to one.
+
+    Raises:
+        ValueError: shapes, dtypes or settings out of range.
+        ModuleNotFoundError: backend "pydensecrf" without the package.
+    """
+    given = torch.as_tensor(labels_or_probabilities)
+    pixels = torch.as_tensor(image)
+    _check(pixels, given, gt_prob, iterations, backend)
+    potentials = Potentials(gaussian_sxy, gaussian_compat, bilateral_sxy, bilateral_srgb, bilateral_compat)
+    infer = _infer_pydensecrf if backend == "pydensecrf" else _infer_torch
+    if given.ndim == 3:
+        unary = -given.to(torch.float32).clamp(SMALLEST_PROBABILITY, 1).log()
+        refined = infer(pixels, unary, potentials, iterations)
+    else:
+        names, unary = _unary_from_labels(given, gt_prob, num_labels, ignore_index)
+        posterior = infer(pixels, unary, potentials, iterations)
+        refined = names[posterior.argmax(0)].to(given.dtype)
+    if isinstance(labels_or_probabilities, np.ndarray):
+        return refined.cpu().numpy()
+    return refined.to(given.device)
+
+
+def _check(image: Tensor, given: Tensor, gt_prob: float, iterations: int, backend: str) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
+        raise ValueError(
+            f"expected an image (H, W, 3) of uint8, got {image.dtype} {tuple(image.shape)}; pass the "
+            "photograph itself, before normalisation"
+        )
+    if given.ndim not in (2, 3) or given.is_floating_point() != (given.ndim == 3):
+        raise ValueError(
+            "expected labels (H, W) of integers or probabilities (K, H, W) of floats, got "
+            f"{given.dtype} {tuple(given.shape)}"
+        )
+    if given.shape[-2:] != image.shape[:2] or 0 in given.shape:
+        raise ValueError(
+            f"expected labels or probabilities of the image's size {tuple(image.shape[:2])}, got "
+            f"{tuple(given.shape)}; resize them first"
+        )
+    if not 0 < gt_prob < 1 or iterations < 0:
+        raise ValueError(f"expected gt_prob in (0, 1) and iterations >= 0, got {gt_prob} and {iterations}")
+    if backend not in ("pydensecrf", "torch"):
+        raise ValueError(f'expected backend "pydensecrf" or "torch", got {backend!r}')
+
+
+def _unary_from_labels(
+    labels: Tensor, gt_prob: float, num_labels: int | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """The competing labels (M,) and the energies (M, H, W), minus the log of the trust in each."""
+    known = labels != ignore_index
+    names = torch.unique(labels[known])
+    if num_labels is not None:
+        if len(names) and not 0 <= int(names[0]) <= int(names[-1]) < num_labels:
+            raise ValueError(
+                f"expected labels in 0..{num_labels - 1} or {ignore_index}, got {names.tolist()}; number the "
+                "present classes consecutively"
+            )
+        names = torch.arange(num_labels, device=labels.device)
+    if len(names) == 0:
+        names = labels.new_full((1,), ignore_index)  # nothing is known: nothing can be decided
+    count = len(names)
+    chosen = labels[None] == names[:, None, None]
+    other = (1 - gt_prob) / max(count - 1, 1)
+    trust = torch.where(chosen, gt_prob, other).to(torch.float32)
+    return names, -torch.where(known, trust, 1 / count).log()
+
+
+def _infer_pydensecrf(image: Tensor, unary: Tensor, potentials: Potentials, iterations: int) -> Tensor:
+    densecrf = _import_pydensecrf()
+    count, height, width = unary.shape
+    if count == 1:
+        return torch.ones_like(unary)
+    field = densecrf.DenseCRF2D(width, height, count)
+    field.setUnaryEnergy(np.ascontiguousarray(unary.cpu().numpy()).reshape(count, -1))
+    if potentials.gaussian_compat:
+        field.addPairwiseGaussian(sxy=potentials.gaussian_sxy, compat=potentials.gaussian_compat)
+    if potentials.bilateral_compat:
+        field.addPairwiseBilateral(
+            sxy=potentials.bilateral_sxy,
+            srgb=potentials.bilateral_srgb,
+            rgbim=np.array(image.cpu().numpy(), order="C"),
+            compat=potentials.bilateral_compat,
+        )
+    posterior = np.array(field.inference(iterations), dtype=np.float32)
+    return torch.from_numpy(posterior).view(unary.shape)
+
+
+def _import_pydensecrf() -> Any:
+    try:
+        densecrf = importlib.import_module("pydensecrf.densecrf")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the CRF backend "pydensecrf" needs the package pydensecrf2: pip install pydensecrf2 (built from '
+            'source, which takes a minute and a C++ compiler). Or use backend="torch", which needs neither.'
+        ) from error
+    return densecrf
+
+
+def _infer_torch(image: Tensor, unary: Tensor, potentials: Potentials, iterations: int) -> Tensor:
+    count = len(unary)
+    energy = unary.flatten(1).T.contiguous()  # (n, K)
+    filters = [
+        (weight, lattice, _normalizer(lattice, energy))
+        for weight, lattice in _lattices(image.to(unary.device), potentials)
+    ]
+    posterior = torch.softmax(-energy, 1)
+    for _ in range(iterations if count > 1 else 0):
+        logits = -energy
+        for weight, lattice, normalizer in filters:
+            logits = logits + weight * normalizer * lattice(normalizer * posterior)
+        posterior = torch.softmax(logits, 1)
+    return posterior.T.reshape(unary.shape)
+
+
+def _lattices(image: Tensor, potentials: Potentials) -> list[tuple[float, PermutohedralLattice]]:
+    """(weight, filter) of the two terms, those of weight zero left out."""
+    height, width = image.shape[:2]
+    rows = torch.arange(height, device=image.device).repeat_interleave(width)
+    columns = torch.arange(width, device=image.device).repeat(height)
+    places = torch.stack([columns, rows], 1).to(torch.float32)
+    colours = image.reshape(-1, 3).to(torch.float32) / potentials.bilateral_srgb
+    appearance = torch.cat([places / potentials.bilateral_sxy, colours], 1)
+    terms = [
+        (potentials.gaussian_compat, places / potentials.gaussian_sxy),
+        (potentials.bilateral_compat, appearance),
+    ]
+    return [(weight, PermutohedralLattice(features)) for weight, features in terms if weight]
+
+
+def _normalizer(lattice: PermutohedralLattice, energy: Tensor) -> Tensor:
+    """(n, 1); multiplied before and after the filter it makes the kernel symmetric and about a mean."""
+    return (lattice(energy.new_ones(len(energy), 1)) + TINY).rsqrt()
