@@ -1,13 +1,16 @@
-"""Networks: the classifier over timm backbones, and readers of released checkpoints."""
+"""Networks: the classifier and IRNet over timm backbones, and readers of released checkpoints."""
 
 from ribseg.models.backbone import Backbone, load_weights, read_state_dict
 from ribseg.models.classifier import Classifier, set_batch_norm_eval
+from ribseg.models.irn import IRNet, load_official_irn
 from ribseg.models.official import load_official_classifier
 
 __all__ = [
     "Backbone",
     "Classifier",
+    "IRNet",
     "load_official_classifier",
+    "load_official_irn",
     "load_weights",
     "read_state_dict",
     "set_batch_norm_eval",

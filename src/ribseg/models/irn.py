@@ -1,0 +1,219 @@
+"""IRNet: class boundaries and displacements over a frozen CNN (Ahn, Cho, Kwak, CVPR 2019, section 4.2)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ribseg.errors import ConfigError
+from ribseg.models.backbone import Backbone, read_state_dict
+from ribseg.models.official_irn import irn_state
+
+STRIDE = 4  # of both outputs
+PAD_TO = 32  # every CNN of timm gives whole maps for sides that are multiples of this
+TRIAL_SIDE = 64
+BOUNDARY_WIDTH, BOUNDARY_GROUPS = 32, 4
+DISPLACEMENT_WIDTHS, DISPLACEMENT_GROUPS = (64, 128, 256, 256, 256), (8, 16, 16, 16, 16)
+MERGED_WIDTH, MERGED_GROUPS = 256, 16
+
+
+class IRNOutput(NamedTuple):
+    """Outputs at stride 4.
+
+    Attributes:
+        boundary: (N, h, w) logits of a class boundary.
+        displacement: (N, 2, h, w), (dy, dx) to the centre of the object, in pixels of the map; the mean over
+            the training images is not yet subtracted.
+    """
+
+    boundary: Tensor
+    displacement: Tensor
+
+
+class IRNPrediction(NamedTuple):
+    """What IRNet says of one image of H x W pixels, at stride 4.
+
+    Attributes:
+        boundary: (ceil(H/4), ceil(W/4)) in [0, 1], the mean over image and mirror image.
+        displacement: (2, ceil(H/4), ceil(W/4)) in pixels of the map, the mean subtracted.
+    """
+
+    boundary: Tensor
+    displacement: Tensor
+
+
+class IRNet(nn.Module):
+    """Two branches over the five feature levels of a frozen backbone.
+
+    The levels are, as in the paper for ResNet-50: the stem, and the last block at stride 4, 8, 16 and 16.
+    They are found by a trial run, so that any CNN will do whose trunk passes stride 4.
+
+    Args:
+        backbone: with its weights; is frozen and kept in evaluation mode.
+
+    Attributes:
+        displacement_mean: (2,) buffer, subtracted by `predict`; measured at the end of training.
+
+    Raises:
+        ConfigError: the backbone has no levels at stride 4 and 8.
+
+    >>> network = IRNet(Backbone("resnet10t"))
+    >>> output = network(torch.zeros(1, 3, 70, 96))
+    >>> output.boundary.shape, output.displacement.shape
+    (torch.Size([1, 18, 24]), torch.Size([1, 2, 18, 24]))
+    """
+
+    displacement_mean: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False).eval()
+        self._cuts = _find_levels(backbone)
+        channels = [level.shape[1] for level in self.features(_trial_image(backbone))]
+        self.boundary = BoundaryBranch(channels)
+        self.displacement = DisplacementBranch(channels)
+        self.register_buffer("displacement_mean", torch.zeros(2))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> the five levels, (N, D_l, h_l, w_l) each; without gradients."""
+        levels = []
+        for number, block in enumerate(_blocks(self.backbone), start=1):
+            images = block(images)
+            if number in self._cuts:
+                levels.append(images)
+        return levels
+
+    def forward(self, images: Tensor) -> IRNOutput:
+        """(N, 3, H, W) normalised images -> logits and raw displacements at stride 4."""
+        levels = self.features(images)
+        return IRNOutput(self.boundary(levels), self.displacement(levels))
+
+    @torch.no_grad()
+    def predict(self, views: Tensor, crop_size: int = 512) -> IRNPrediction:
+        """Boundary and displacement of one image.
+
+        Args:
+            views: (2, 3, H, W), the normalised image and its mirror image.
+            crop_size: images are padded with zeros, right and below, to this size, on which the branches were
+                trained (their GroupNorm looks at the whole map). Larger ones are padded to a multiple of 32.
+        """
+        if views.ndim != 4 or views.shape[:2] != (2, 3):
+            raise ValueError(f"expected (2, 3, H, W), image and mirror image, got {tuple(views.shape)}")
+        height, width = views.shape[-2:]
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+        output = self(F.pad(views, (0, _padding(width, crop_size), 0, _padding(height, crop_size))))
+        logits = output.boundary[:, :rows, :columns]
+        boundary = ((logits[0] + logits[1].flip(-1)) / 2).sigmoid()
+        displacement = output.displacement[0, :, :rows, :columns]
+        return IRNPrediction(boundary, displacement - self.displacement_mean[:, None, None])
+
+    def train(self, mode: bool = True) -> "IRNet":
+        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+
+class BoundaryBranch(nn.Module):
+    """All levels reduced to 32 channels, at stride 4, then one 1x1 convolution to the logit of a boundary."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(_reduction(c, BOUNDARY_WIDTH, BOUNDARY_GROUPS) for c in channels)
+        self.final = nn.Conv2d(BOUNDARY_WIDTH * len(channels), 1, 1)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Five levels -> (N, h, w) logits at the second's size."""
+        size = levels[1].shape[-2:]
+        reduced = [_fit(layer(x), size).relu() for layer, x in zip(self.levels, levels, strict=True)]
+        return self.final(torch.cat(reduced, 1))[:, 0]
+
+
+class DisplacementBranch(nn.Module):
+    """The three deep levels merged at stride 8, then all at stride 4, then two 1x1 convolutions."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        widths = DISPLACEMENT_WIDTHS
+        self.levels = nn.ModuleList(map(_reduction, channels, widths, DISPLACEMENT_GROUPS))
+        self.deep = _reduction(sum(widths[2:]), MERGED_WIDTH, MERGED_GROUPS)
+        self.merge = _reduction(sum(widths[:2]) + MERGED_WIDTH, MERGED_WIDTH, MERGED_GROUPS)
+        self.final = nn.Conv2d(MERGED_WIDTH, 2, 1, bias=False)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Five levels -> (N, 2, h, w) at the second's size."""
+        size, deep_size = levels[1].shape[-2:], levels[2].shape[-2:]
+        sizes = [size, size, deep_size, deep_size, deep_size]
+        reduced = [_fit(layer(x), s).relu() for layer, x, s in zip(self.levels, levels, sizes, strict=True)]
+        deep = _fit(self.deep(torch.cat(reduced[2:], 1)), size).relu()
+        return self.final(self.merge(torch.cat([*reduced[:2], deep], 1)).relu())
+
+
+def _reduction(channels: int, width: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width))
+
+
+def _fit(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Brings maps to a size as published: enlarged by a whole factor, the surplus cut off right and below."""
+    height, width = size
+    factor = round(height / maps.shape[-2])
+    if factor > 1:
+        maps = F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
+    if maps.shape[-2] < height or maps.shape[-1] < width or factor < 1:
+        maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+    return maps[..., :height, :width]
+
+
+def _padding(side: int, crop_size: int) -> int:
+    return max(crop_size, -(-side // PAD_TO) * PAD_TO) - side
+
+
+def _trial_image(backbone: Backbone) -> Tensor:
+    return next(backbone.parameters()).new_zeros(1, 3, TRIAL_SIDE, TRIAL_SIDE)
+
+
+def _blocks(backbone: Backbone) -> list[nn.Module]:
+    return [block for stage in backbone.stages for block in stage.children()]
+
+
+@torch.no_grad()
+def _find_levels(backbone: Backbone) -> list[int]:
+    """After how many blocks each of the five levels ends."""
+    images, strides = _trial_image(backbone), []
+    for block in backbone.stages[0].children():
+        images = block(images)
+        strides.append(TRIAL_SIDE // images.shape[-1])
+    if STRIDE not in strides or strides[-1] != 2 * STRIDE:
+        raise ConfigError(
+            f"IRNet needs a backbone with features at strides {STRIDE} and {2 * STRIDE}, {backbone.name!r} "
+            f"has {sorted(set(strides))} before its last two stages; use a CNN such as a ResNet"
+        )
+    fine = max(i for i, stride in enumerate(strides, start=1) if stride == STRIDE)
+    lengths = [len(list(stage.children())) for stage in backbone.stages]
+    ends = [sum(lengths[:2]), sum(lengths)]
+    return [fine - 1, fine, lengths[0], *ends]
+
+
+def load_official_irn(path: str | Path) -> IRNet:
+    """Builds the published ResNet-50 IRNet from a released checkpoint.
+
+    Args:
+        path: `res50_irn.pth`; read with `weights_only=True`.
+
+    Raises:
+        ConfigError: not such a checkpoint, incomplete, or its duplicate keys contradict each other.
+    """
+    network = IRNet(Backbone("resnet50.tv_in1k", output_stride=16))
+    state = irn_state(read_state_dict(path), path)
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ConfigError(
+            f"{path} is not a checkpoint of the released ResNet-50 IRNet: {len(missing)} weights are missing "
+            f"{missing[:3]}, {len(unexpected)} are unknown {unexpected[:3]}"
+        )
+    return network

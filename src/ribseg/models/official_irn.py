@@ -1,0 +1,66 @@
+"""Names of the weights in the checkpoints that IRN's and RIB's authors released (`res50_irn.pth`)."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ribseg.errors import ConfigError
+
+STAGE_OF = {"layer3": 1, "layer4": 2}  # every other layer of the ResNet is in the trunk, stage 0
+# The network registers its layers up to three times: by themselves, in a stage, and in a list of layers.
+# The mean displacement is registered with its own name and as the last step of the displacement branch.
+RENAMED = (
+    (re.compile(r"^edge_layers\.(\d)\."), lambda m: f"fc_edge{int(m[1]) + 1}."),
+    (re.compile(r"^dp_layers\.(\d)\."), lambda m: f"fc_dp{int(m[1]) + 1}."),
+    (re.compile(r"^(?:backbone\.0|stage1)\.([01])\."), lambda m: f"resnet50.{('conv1', 'bn1')[int(m[1])]}."),
+    (re.compile(r"^backbone\.([1-4])\.0\."), lambda m: f"resnet50.layer{m[1]}."),
+    (re.compile(r"^stage([2-5])\.0\."), lambda m: f"resnet50.layer{int(m[1]) - 1}."),
+)
+BRANCHES = (
+    (re.compile(r"^fc_edge([1-5])\."), lambda m: f"boundary.levels.{int(m[1]) - 1}."),
+    (re.compile(r"^fc_edge6\."), lambda m: "boundary.final."),
+    (re.compile(r"^fc_dp([1-5])\."), lambda m: f"displacement.levels.{int(m[1]) - 1}."),
+    (re.compile(r"^fc_dp6\."), lambda m: "displacement.deep."),
+    (re.compile(r"^fc_dp7\.(?=[01]\.)"), lambda m: "displacement.merge."),
+    (re.compile(r"^fc_dp7\.3\."), lambda m: "displacement.final."),
+    (re.compile(r"^(?:mean_shift|fc_dp7\.4)\.running_mean$"), lambda m: "displacement_mean"),
+    (re.compile(r"^resnet50\.(\w+)\."), lambda m: f"backbone.stages.{STAGE_OF.get(m[1], 0)}.{m[1]}."),
+)
+# Tables that the training program keeps as buffers, and the ResNet's unused ImageNet head.
+LEFT_OUT = re.compile(r"^(path_indices\d+|disp_target|resnet50\.fc\..*)$")
+
+
+def irn_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Renames the weights of a released checkpoint to those of `IRNet`.
+
+    Args:
+        state: as read from the file.
+        path: for messages.
+
+    Raises:
+        ConfigError: two entries for the same weight differ.
+    """
+    weights: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if LEFT_OUT.match(key):
+            continue
+        name = _rename(key)
+        if name in weights and not torch.equal(weights[name], value):
+            raise ConfigError(
+                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
+                "writes equal copies. Save the checkpoint again from one model."
+            )
+        weights[name] = value
+    return weights
+
+
+def _rename(key: str) -> str:
+    for table in (RENAMED, BRANCHES):
+        for pattern, name in table:
+            key, found = pattern.subn(name, key)
+            if found:
+                break
+    return key
