@@ -162,16 +162,19 @@ def affinity_losses(
         )
     affinity = pair_affinity(boundary, radius)
     kinds = pair_labels(labels, radius, ignore_index)
-    attract, repel = -torch.log(affinity + EPS), -torch.log(1 + EPS - affinity)
+    # No pair is of two kinds, so one tensor holds the losses of all: memory matters, at the published size
+    # there are two million pairs per image.
+    loss = -torch.log(torch.where(kinds.negative, 1 - affinity, affinity) + EPS)
     offsets = neighbour_offsets(radius)
+    target = torch.tensor(offsets, dtype=displacement.dtype, device=displacement.device).T[:, :, None, None]
     difference = _pair_displacement(displacement, offsets, radius)
-    target = torch.tensor(offsets, dtype=difference.dtype, device=difference.device).T[:, :, None, None]
+    distance = (difference - target * kinds.foreground[:, None]).abs().mean(1)
     return AffinityLosses(
-        _mean(attract, kinds.background),
-        _mean(attract, kinds.foreground),
-        _mean(repel, kinds.negative),
-        _mean((difference - target).abs().mean(1), kinds.foreground),
-        _mean(difference.abs().mean(1), kinds.background),
+        _mean(loss, kinds.background),
+        _mean(loss, kinds.foreground),
+        _mean(loss, kinds.negative),
+        _mean(distance, kinds.foreground),
+        _mean(distance, kinds.background),
     )
 
 
