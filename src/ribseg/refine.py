@@ -1,0 +1,95 @@
+"""From localization maps to labels: confident labels for IRNet, and maps walked to its boundaries."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribseg.functional import argmax_labels, dense_crf, random_walk
+from ribseg.types import LocalizationMaps
+
+IGNORE = 255
+STRIDE = 4  # of `LocalizationMaps.strided` and of IRNet's boundary
+CRF = Callable[..., np.ndarray]
+
+
+def confident_labels(
+    image: np.ndarray,
+    maps: LocalizationMaps,
+    foreground: float = 0.35,
+    background: float = 0.17,
+    crf: CRF | None = dense_crf,
+) -> np.ndarray:
+    """Labels where the maps are sure, twice refined by a CRF (METHOD: section 5, point 1).
+
+    A pixel is of a class where that class wins over the high background score, and background where that wins
+    even when its score is low; between the two it is unsure.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: of this image, with `full`.
+        foreground: background score for the confident foreground, in [0, 1].
+        background: background score for the confident background, at most `foreground`.
+        crf: as `dense_crf`, called with image, labels and `num_labels`; a `functools.partial` of it carries
+            settings. None leaves the labels as they are.
+
+    Returns:
+        (H, W) uint8: 0 background, c + 1 class c, 255 unsure.
+
+    Raises:
+        ValueError: `full` was not kept, its size is not the image's, or the scores are the wrong way round.
+    """
+    if maps.full is None or tuple(maps.full.shape[1:]) != image.shape[:2]:
+        found = "none" if maps.full is None else tuple(maps.full.shape)
+        raise ValueError(
+            f"expected full maps (K, {image.shape[0]}, {image.shape[1]}) as the image has, got {found}; make "
+            "the maps with maps.full=true"
+        )
+    if background > foreground:
+        raise ValueError(f"expected background <= foreground, got {background} and {foreground}")
+    if len(maps.classes) == 0:
+        return np.zeros(image.shape[:2], np.uint8)  # an image without any class is all background
+    high, low = (_refined(image, maps.full, score, crf) for score in (foreground, background))
+    ids = np.concatenate([[0], maps.classes.numpy() + 1]).astype(np.uint8)
+    return np.where(high > 0, ids[high], np.where(low > 0, IGNORE, 0)).astype(np.uint8)
+
+
+def _refined(image: np.ndarray, maps: Tensor, score: float, crf: CRF | None) -> np.ndarray:
+    """(H, W) of 0 background and k + 1 for map k, as the published program numbers them for its CRF."""
+    labels = argmax_labels(maps, torch.arange(len(maps)), score).numpy()
+    return labels if crf is None else crf(image, labels, num_labels=len(maps) + 1)
+
+
+def walk_maps(
+    maps: LocalizationMaps,
+    boundary: Tensor,
+    size: tuple[int, int],
+    power: float = 1.3,
+    radius: int = 5,
+    beta: float = 10.0,
+    steps: int = 256,
+) -> Tensor:
+    """Localization maps after the random walk, at the image's size (METHOD: section 5, point 3).
+
+    `argmax_labels(walk_maps(...), maps.classes, 0.27)` is the pseudo mask.
+
+    Args:
+        maps: of one image.
+        boundary: (ceil(H/4), ceil(W/4)) in [0, 1], as `IRNet.predict` gives it; the walk runs on its device.
+        size: (H, W) of the image.
+        power: exponent of the maps before the walk.
+        radius: see `random_walk`.
+        beta: see `random_walk`.
+        steps: see `random_walk`.
+
+    Returns:
+        (K, H, W) float32 in [0, 1] on the CPU, divided by the maximum over all classes together.
+    """
+    walked = random_walk(maps.strided.to(boundary.device) ** power, boundary, radius, beta, steps)
+    if len(walked) == 0:
+        return torch.zeros(0, *size)
+    large = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
+    large = large[:, : size[0], : size[1]].float().cpu()
+    return large / large.max().clamp(min=torch.finfo(large.dtype).tiny)

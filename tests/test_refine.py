@@ -1,0 +1,73 @@
+"""Confident labels and the walk of localization maps, pixel by pixel."""
+
+import numpy as np
+import pytest
+import torch
+
+from ribseg.functional import argmax_labels
+from ribseg.refine import confident_labels, walk_maps
+from ribseg.types import LocalizationMaps
+
+
+def ramp(height=8, width=40):
+    """One map that rises from 0 to 1 from left to right, of class 4."""
+    full = torch.linspace(0, 1, width).expand(1, height, width)
+    return LocalizationMaps(torch.tensor([4]), full[:, ::4, ::4], full)
+
+
+def test_confident_labels_of_a_ramp():
+    image = np.zeros((8, 40, 3), np.uint8)
+    labels = confident_labels(image, ramp(), 0.6, 0.2, crf=None)
+    assert labels.dtype == np.uint8
+    values = np.linspace(0, 1, 40)
+    expected = np.where(values > 0.6, 5, np.where(values > 0.2, 255, 0))
+    assert (labels == expected).all()
+
+
+def test_two_classes_and_the_numbers_that_the_crf_sees():
+    full = torch.zeros(2, 4, 6)
+    full[0, :, :2], full[1, :, 4:] = 0.9, 0.3
+    maps = LocalizationMaps(torch.tensor([2, 7]), full[:, ::4, ::4], full)
+    seen = []
+
+    def crf(image, labels, num_labels):
+        seen.append((np.unique(labels).tolist(), num_labels))
+        return labels
+
+    labels = confident_labels(np.zeros((4, 6, 3), np.uint8), maps, crf=crf)
+    assert (labels == [3, 3, 0, 0, 255, 255]).all()
+    assert seen == [([0, 1], 3), ([0, 1, 2], 3)]
+
+
+def test_without_classes_all_is_background():
+    maps = LocalizationMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 2), torch.zeros(0, 8, 8))
+    assert not confident_labels(np.zeros((8, 8, 3), np.uint8), maps).any()
+    assert walk_maps(maps, torch.zeros(2, 2), (8, 8)).shape == (0, 8, 8)
+
+
+def test_says_what_is_wrong():
+    image = np.zeros((8, 40, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"maps\.full=true"):
+        confident_labels(image, LocalizationMaps(torch.tensor([0]), torch.zeros(1, 2, 10), None))
+    with pytest.raises(ValueError, match="expected full maps"):
+        confident_labels(image[:4], ramp())
+    with pytest.raises(ValueError, match="background <= foreground"):
+        confident_labels(image, ramp(), 0.1, 0.2)
+
+
+@pytest.mark.parametrize("size", [(60, 80), (61, 77), (4, 90)])
+def test_walk_fills_what_a_boundary_encloses(size):
+    strided = -(-size[0] // 4), -(-size[1] // 4)
+    maps, wall = torch.zeros(1, *strided), torch.zeros(strided)
+    wall[:, 10], maps[0, 0, 2] = 1, 1
+    walked = walk_maps(LocalizationMaps(torch.tensor([3]), maps, None), wall, size)
+    assert walked.shape == (1, *size)
+    assert walked.max() == 1
+    labels = argmax_labels(walked, torch.tensor([3]), 0.27)
+    assert (labels[:, :36] == 4).all()
+    assert (labels[:, 44:] == 0).all()
+
+
+def test_walk_of_nothing_is_nothing():
+    maps = LocalizationMaps(torch.tensor([0]), torch.zeros(1, 3, 3), None)
+    assert not walk_maps(maps, torch.zeros(3, 3), (12, 12)).any()
