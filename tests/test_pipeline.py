@@ -4,15 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
 from PIL import Image
+from quick_run import QUICK, make_learnable_tree
 
-from ribseg.data.masks import write_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.pipeline.context import Context
 from ribseg.pipeline.runner import STAGES, chosen_stages, gather, run
@@ -22,31 +21,6 @@ from ribseg.pipeline.sweep import SweepTable, read_job, sweep_table
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-# Everything that makes a dry run quick; the structure of the experiment stays.
-QUICK = [
-    "classifier.epochs=1",
-    "classifier.model.backbone=resnet10t",
-    "classifier.model.pretrained=false",
-    "classifier.model.weights=null",
-    "classifier.model.backbone_kwargs={channels:[8,8,12,16]}",
-    "data.crop_size=32",
-    "data.resize_long=[24,48]",
-    "data.batch_size=4",
-    "data.num_workers=0",
-    "data.scales=[1.0,0.5]",
-    "rib.loss_views=[0]",
-    "rib.steps=2",
-    "rib.area_limit=null",  # the maps of an untrained network may cover anything
-    "rib.margin=1e6",
-    "rate_search.images=1",
-    "rate_search.low=1e-5",
-    "rate_search.high=1e-4",
-    "evaluate.bootstrap=10",
-    "evaluate.thresholds=11",
-    "report.examples=2",
-    "progress=false",
-    "trainer.accelerator=cpu",
-]
 
 
 def settings(experiment, tmp_path, *overrides):
@@ -58,27 +32,7 @@ def settings(experiment, tmp_path, *overrides):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Ten images of two classes in VOC layout; split trainaug equals train."""
-    root, generator = tmp_path / "tree", np.random.default_rng(0)
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    ids = [f"im_{index:02d}" for index in range(10)]
-    rows = ["image,classes"]
-    for index, name in enumerate(ids):
-        height, width = int(generator.integers(24, 48)), int(generator.integers(24, 48))
-        image = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
-        mask = np.zeros((height, width), np.uint8)
-        mask[4:20, 4:20] = index % 2 + 1
-        mask[4, 4] = 255
-        image[4:20, 4:20] //= 3
-        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
-        write_mask(root / "SegmentationClass" / f"{name}.png", mask)
-        rows.append(f"{name},{'a' if index % 2 == 0 else 'b'}")
-    (root / "image_labels.csv").write_text("\n".join(rows))
-    (root / "classes.txt").write_text("a\nb\n")
-    for split, chosen in {"train": ids[:6], "trainaug": ids[:6], "val": ids[6:]}.items():
-        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(chosen))
-    return root
+    return make_learnable_tree(tmp_path / "tree")
 
 
 def folder_run(tmp_path, tree, *overrides, output="out"):

@@ -25,7 +25,8 @@ class MapEvaluator:
     """
 
     def __init__(self, num_classes: int, thresholds: Tensor, ignore_index: int = 255) -> None:
-        self.metric = ThresholdSweep(num_classes, thresholds, ignore_index)
+        # One process sees all maps; a metric that syncs would wait for the others.
+        self.metric = ThresholdSweep(num_classes, thresholds, ignore_index, sync_on_compute=False)
         self._entries: list[np.ndarray] = []
 
     def histogram(self, maps: LocalizationMaps, target: Tensor) -> Tensor:

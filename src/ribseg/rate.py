@@ -63,9 +63,9 @@ def find_rate(
     telling = [index for index, stopped in enumerate(first) if stopped is None]
     if not telling:
         raise ConfigError(
-            f"no rate can be found: already lr={low:g} stops all {len(first)} images: {dict(Counter(first))}. If "
-            "by area, the plain CAMs are as wide: raise rib.area_limit, or train the classifier longer; if by "
-            "margin, raise rib.margin or lower rate_search.low. Or give rib.lr a number."
+            f"no rate can be found: already lr={low:g} stops all images: {dict(Counter(first))}. If by area, "
+            "the plain CAMs are as wide: raise rib.area_limit, or train the classifier longer; if by margin, "
+            "raise rib.margin or lower rate_search.low. Or give rib.lr a number."
         )
     trials = [Trial(float(rates[0]), 1.0)]
     for rate in rates[1:]:

@@ -1,0 +1,60 @@
+"""A data set and settings with which the whole chain runs in seconds."""
+
+import numpy as np
+from PIL import Image
+
+from ribseg.data.masks import write_mask
+
+# Everything that makes a dry run quick; the structure of the experiment stays.
+QUICK = [
+    "classifier.epochs=1",
+    "classifier.model.backbone=resnet10t",
+    "classifier.model.pretrained=false",
+    "classifier.model.weights=null",
+    "classifier.model.backbone_kwargs={channels:[8,8,12,16]}",
+    "data.crop_size=32",
+    "data.resize_long=[24,48]",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "data.scales=[1.0,0.5]",
+    "rib.loss_views=[0]",
+    "rib.steps=2",
+    "rib.area_limit=null",  # the maps of an untrained network may cover anything
+    "rib.margin=1e6",
+    "rate_search.images=1",
+    "rate_search.low=1e-5",
+    "rate_search.high=1e-4",
+    "evaluate.bootstrap=10",
+    "evaluate.thresholds=11",
+    "report.examples=2",
+    "progress=false",
+    "trainer.accelerator=cpu",
+]
+
+
+def make_learnable_tree(root, number=10):
+    """Images of two classes, dark squares on noise, in VOC layout; split trainaug equals train."""
+    generator = np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    ids = [f"im_{index:02d}" for index in range(number)]
+    rows = ["image,classes"]
+    for index, name in enumerate(ids):
+        height, width = int(generator.integers(24, 48)), int(generator.integers(24, 48))
+        image = generator.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        mask = np.zeros((height, width), np.uint8)
+        mask[4:20, 4:20] = index % 2 + 1
+        mask[4, 4] = 255
+        image[4:20, 4:20] //= 3
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
+        write_mask(root / "SegmentationClass" / f"{name}.png", mask)
+        rows.append(f"{name},{'a' if index % 2 == 0 else 'b'}")
+    (root / "image_labels.csv").write_text("\n".join(rows))
+    (root / "classes.txt").write_text("a\nb\n")
+    for split, chosen in {
+        "train": ids[: number - 4],
+        "trainaug": ids[: number - 4],
+        "val": ids[number - 4 :],
+    }.items():
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(chosen))
+    return root
