@@ -71,3 +71,11 @@ def test_walk_fills_what_a_boundary_encloses(size):
 def test_walk_of_nothing_is_nothing():
     maps = LocalizationMaps(torch.tensor([0]), torch.zeros(1, 3, 3), None)
     assert not walk_maps(maps, torch.zeros(3, 3), (12, 12)).any()
+
+
+@pytest.mark.parametrize(("per_class", "peaks"), [(False, [1.0, 0.25]), (True, [1.0, 1.0])])
+def test_maximum_of_all_classes_or_of_each(per_class, peaks):
+    strided = torch.tensor([1.0, 0.25])[:, None, None].expand(2, 3, 4)
+    maps = LocalizationMaps(torch.tensor([0, 1]), strided, None)
+    walked = walk_maps(maps, torch.zeros(3, 4), (12, 16), power=1.0, per_class=per_class)
+    torch.testing.assert_close(walked.amax((1, 2)), torch.tensor(peaks))

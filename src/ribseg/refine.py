@@ -70,6 +70,7 @@ def walk_maps(
     radius: int = 5,
     beta: float = 10.0,
     steps: int = 256,
+    per_class: bool = False,
 ) -> Tensor:
     """Localization maps after the random walk, at the image's size (METHOD: section 5, point 3).
 
@@ -83,13 +84,16 @@ def walk_maps(
         radius: see `random_walk`.
         beta: see `random_walk`.
         steps: see `random_walk`.
+        per_class: divide each map by its own maximum; published is the maximum over all classes together,
+            under which a class that is seen weakly, or whose object is large, may vanish.
 
     Returns:
-        (K, H, W) float32 in [0, 1] on the CPU, divided by the maximum over all classes together.
+        (K, H, W) float32 in [0, 1] on the CPU.
     """
     walked = random_walk(maps.strided.to(boundary.device) ** power, boundary, radius, beta, steps)
     if len(walked) == 0:
         return torch.zeros(0, *size)
     large = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
     large = large[:, : size[0], : size[1]].float().cpu()
-    return large / large.max().clamp(min=torch.finfo(large.dtype).tiny)
+    peak = large.amax((1, 2), keepdim=True) if per_class else large.max()
+    return large / peak.clamp(min=torch.finfo(large.dtype).tiny)
