@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -12,6 +13,7 @@ from omegaconf import open_dict
 from PIL import Image
 from quick_run import QUICK, make_learnable_tree
 
+from ribseg.data.masks import write_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.pipeline.context import Context
 from ribseg.pipeline.runner import STAGES, chosen_stages, gather, run
@@ -145,6 +147,30 @@ def test_the_rate_is_searched_once_and_shared_with_the_control(tmp_path, tree):
     results = folder_run(tmp_path, tree, "rib.lr=auto")
     rate = read_rate(Path(results["store"]["rib"]))
     assert rate == pytest.approx(1e-4)
+
+
+def save_odd_images(tree):
+    """Replaces images by what cameras and scanners leave; masks keep their sizes."""
+    images = tree / "JPEGImages"
+    names = sorted(path.stem for path in images.glob("*.jpg"))
+    for name, mode in zip(names, ("CMYK", "L", "RGBA", "P", "I;16"), strict=False):
+        image = Image.open(images / f"{name}.jpg")
+        (images / f"{name}.jpg").unlink()
+        if mode == "I;16":
+            gray = np.asarray(image.convert("L")).astype(np.uint16) * 257
+            Image.fromarray(gray).save(images / f"{name}.png")
+        else:
+            image.convert(mode).save(images / f"{name}.{'jpg' if mode in ('CMYK', 'L') else 'png'}")
+    for name, size in ((names[5], (37, 1)), (names[7], (1, 1))):
+        Image.new("RGB", size, (90, 20, 10)).save(images / f"{name}.jpg")
+        write_mask(tree / "SegmentationClass" / f"{name}.png", np.ones(size[::-1], np.uint8))
+
+
+def test_images_as_they_come(tmp_path, tree):
+    save_odd_images(tree)
+    results = folder_run(tmp_path, tree)
+    assert results["adaptation"]["images"] == 10
+    assert results["adaptation"]["stopped"]["not_finite"] == 0
 
 
 def test_images_without_a_class_get_empty_maps(tmp_path, tree):

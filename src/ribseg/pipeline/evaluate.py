@@ -33,6 +33,8 @@ SOURCES: dict[str, tuple[str, Callable[[LocalizationMaps], LocalizationMaps] | N
     "whole_image": ("cam", whole_image),
 }
 RESULT = "evaluation.json"
+# What of the first split stands one level up, too.
+HEADLINE = ("best_miou", "best_threshold", "miou_at_fixed", "fixed_threshold")
 T = TypeVar("T")
 
 
@@ -121,7 +123,7 @@ def score(
             by_split[split] = sweeps[split][source].summary(fixed, resamples, seed)
             by_split[split]["fixed_threshold_from"] = other if other != split else None
         first = by_split[splits[0]]
-        result[source] = {key: first[key] for key in ("best_miou", "best_threshold")} | {"split": by_split}
+        result[source] = {key: first[key] for key in HEADLINE} | {"split": by_split}
     if "cam" in result:
         add_gains(result, sweeps, resamples, seed)
     return result
