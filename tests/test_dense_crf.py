@@ -143,7 +143,13 @@ def test_says_what_to_install(photograph, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.delitem(sys.modules, "pydensecrf.densecrf", raising=False)
     with pytest.raises(ModuleNotFoundError, match="pip install pydensecrf2"):
-        dense_crf(photograph, labels_of(48, 60))
+        dense_crf(photograph, labels_of(48, 60), backend="pydensecrf")
+
+
+def test_auto_takes_what_there_is(photograph, monkeypatch):
+    labels = labels_of(48, 60)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert torch.equal(dense_crf(photograph, labels), dense_crf(photograph, labels, backend="torch"))
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])

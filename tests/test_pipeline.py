@@ -37,8 +37,11 @@ def tree(tmp_path):
     return make_learnable_tree(tmp_path / "tree")
 
 
+SHORT = "run=[classifier,cam,rib,controls,evaluate,report]"
+
+
 def folder_run(tmp_path, tree, *overrides, output="out"):
-    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *overrides)
+    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", SHORT, *overrides)
     return run(cfg, tmp_path / output)
 
 
@@ -48,7 +51,8 @@ def test_there_are_the_promised_experiments():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs_dry(experiment, tmp_path, tree):
-    cfg = settings(experiment, tmp_path, f"data.root={tree}", "data.labels=auto", "prepare=null")
+    whole = "run=[classifier,cam,rib,controls,refine,evaluate,report]"
+    cfg = settings(experiment, tmp_path, f"data.root={tree}", "data.labels=auto", "prepare=null", whole)
     results = run(cfg, tmp_path / "out")
     for source in ("cam", "rib", "wrong_class", "feature_norm", "centre_prior", "whole_image"):
         scores = results["localization"][source]
@@ -58,12 +62,31 @@ def test_every_experiment_runs_dry(experiment, tmp_path, tree):
         assert val["fixed_threshold"] == scores["split"]["train"]["best_threshold"]
         assert val["images"] == 4
     assert results["adaptation"]["images"] == 10
+    check_pseudo_masks(results, tree)
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["localization"]["rib"] == results["localization"]["rib"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "wrong class *" in page
     assert "data:image/png;base64" in page
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
+
+
+def check_pseudo_masks(results, tree):
+    """Every variant has a palette PNG of the original size for every image, and its scores."""
+    scores = results["pseudo_masks"]
+    assert scores["variant"] == "random_walk_crf"
+    assert 0 <= scores["miou"] <= 1
+    for variant, values in scores["variants"].items():
+        assert 0 <= values["threshold"] <= 1
+        assert {"miou", "false_positive", "false_negative"} <= set(values["val"])
+        for image in (tree / "JPEGImages").iterdir():
+            mask = Image.open(Path(results["store"]["pseudo_masks"], variant, f"{image.stem}.png"))
+            assert mask.mode == "P"
+            assert mask.size == Image.open(image).size
+            assert set(np.unique(mask)) <= {0, 1, 2}
+    cut = results["localization"]["rib"]["split"]["train"]
+    # Cut at the oracle threshold, the masks score what the sweep said.
+    assert scores["variants"]["none"]["train"]["miou"] == pytest.approx(cut["best_miou"], abs=1e-6)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -254,10 +277,46 @@ def test_devices_and_loggers_do_not_change_the_digest(tmp_path, tree):
     for overrides in ([], ["logger=csv", "data.num_workers=1", "progress=true"]):
         cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *overrides)
         context = Context(cfg, tmp_path / "out")
-        for stage in STAGES[:-1]:
+        for stage in STAGES[:5]:
             context.artefacts[stage.name] = stage.artefact(context)
         stores.append({name: artefact.digest for name, artefact in context.artefacts.items()})
     assert stores[0] == stores[1]
+
+
+def test_a_killed_refinement_goes_on_to_the_same_masks(tmp_path, tree):
+    run_all = "run=[classifier,rib,refine]"
+    folder = Path(folder_run(tmp_path, tree, run_all)["store"]["pseudo_masks"])
+    whole = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    (folder / "manifest.json").unlink()
+    for path in list(whole)[::3]:
+        path.unlink()
+    folder_run(tmp_path, tree, run_all)
+    assert {path: path.read_bytes() for path in folder.rglob("*.png")} == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["refine.variants=[crff]"], "random_walk_crf"),
+        (["run=[classifier,rib,pseudo_masks]"], "needs random_walk"),
+        (["run=[classifier,rib,refine]", "affinity.module.radius=0"], "radius"),
+    ],
+)
+def test_refinements_that_cannot_work_fail_before_the_training(tmp_path, tree, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        folder_run(tmp_path, tree, "run=[classifier,rib,refine]", *overrides)
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_masks_without_any_object_are_called_out(tmp_path, tree, capsys):
+    folder_run(
+        tmp_path,
+        tree,
+        "run=[classifier,rib,pseudo_masks]",
+        "refine.variants=[none]",
+        "refine.maps_threshold=1",
+    )
+    assert "only background" in capsys.readouterr().out
 
 
 def test_run_names():

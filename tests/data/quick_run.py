@@ -28,6 +28,17 @@ QUICK = [
     "evaluate.thresholds=11",
     "report.examples=2",
     "progress=false",
+    "affinity.epochs=1",
+    "affinity.batch_size=4",
+    "affinity.crop_size=32",
+    "affinity.module.radius=3",
+    "affinity.backbone.weights=classifier",
+    "affinity.backbone.pretrained=false",
+    "refine.walk.steps=4",
+    "refine.workers=1",
+    "refine.crf.iterations=2",
+    "refine.crf.backend=torch",
+    "refine.variants=[none,crf,random_walk,random_walk_crf]",
     "trainer.accelerator=cpu",
 ]
 

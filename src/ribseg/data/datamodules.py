@@ -88,6 +88,7 @@ class WSSSDataModule(pl.LightningDataModule):
         check_scales(scales)
         self.scales, self.mean, self.std = tuple(scales), _channels(mean, "mean"), _channels(std, "std")
         self.batch_size, self.seed, self.predict_ids = batch_size, seed, predict_ids
+        self.predict_scales: Sequence[float] | None = None  # None for `scales`
         self.num_workers = _workers(num_workers)
         self.train_transform = train_transform(crop_size, resize_long, self.mean, self.std)
         self.eval_transform = eval_transform(crop_size, eval_resize_long, self.mean, self.std)
@@ -195,7 +196,11 @@ class WSSSDataModule(pl.LightningDataModule):
             ids: from any of the splits, in any order; None for all.
         """
         return ViewsDataset(
-            self.folders, self.all_ids if ids is None else ids, self.scales, self.mean, self.std
+            self.folders,
+            self.all_ids if ids is None else ids,
+            self.predict_scales or self.scales,
+            self.mean,
+            self.std,
         )
 
     def predict_dataloader(self, ids: Sequence[str] | None = None) -> DataLoader:

@@ -5,7 +5,8 @@ smoothness term of places, and an appearance term of places and colours.
 """
 
 import importlib
-from typing import Any, Literal, NamedTuple, TypeVar
+import importlib.util
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ribseg.functional.permutohedral import PermutohedralLattice
 
-Backend = Literal["pydensecrf", "torch"]
+Backend = Literal["auto", "pydensecrf", "torch"]
 Labels = TypeVar("Labels", Tensor, np.ndarray)
 TINY = 1e-20
 SMALLEST_PROBABILITY = 1e-5  # as in pydensecrf's own unaries
@@ -42,7 +43,7 @@ def dense_crf(
     bilateral_compat: float = 10.0,
     num_labels: int | None = None,
     ignore_index: int = 255,
-    backend: Backend = "pydensecrf",
+    backend: Backend = "auto",
 ) -> Labels:
     """Refines a label map, or class probabilities, by a dense CRF; what goes in comes out.
 
@@ -62,8 +63,9 @@ def dense_crf(
         num_labels: labels compete that occur in the map. Given M, all of 0..M-1 do, and the map may hold no
             other: as the published program does it with the classes of an image.
         ignore_index: pixels with this label trust no label; the field decides on them.
-        backend: "pydensecrf" (CPU, the reference; package pydensecrf2), or "torch": the same lattice on the
-            device of labels_or_probabilities, for a GPU or where nothing can be built.
+        backend: "pydensecrf" (CPU, the reference; package pydensecrf2), "torch": the same lattice on the
+            device of labels_or_probabilities, for a GPU or where nothing can be built, or "auto": the first
+            on a CPU where its package is installed, else the second.
 
     Returns:
         (H, W) labels in the dtype of the input, or (K, H, W) float32 probabilities that sum to one.
@@ -76,6 +78,9 @@ def dense_crf(
     pixels = torch.as_tensor(image)
     _check(pixels, given, gt_prob, iterations, backend)
     potentials = Potentials(gaussian_sxy, gaussian_compat, bilateral_sxy, bilateral_srgb, bilateral_compat)
+    if backend == "auto":
+        built = importlib.util.find_spec("pydensecrf") is not None
+        backend = "pydensecrf" if built and given.device.type == "cpu" else "torch"
     infer = _infer_pydensecrf if backend == "pydensecrf" else _infer_torch
     if given.ndim == 3:
         unary = -given.to(torch.float32).clamp(SMALLEST_PROBABILITY, 1).log()
@@ -107,8 +112,8 @@ def _check(image: Tensor, given: Tensor, gt_prob: float, iterations: int, backen
         )
     if not 0 < gt_prob < 1 or iterations < 0:
         raise ValueError(f"expected gt_prob in (0, 1) and iterations >= 0, got {gt_prob} and {iterations}")
-    if backend not in ("pydensecrf", "torch"):
-        raise ValueError(f'expected backend "pydensecrf" or "torch", got {backend!r}')
+    if backend not in get_args(Backend):
+        raise ValueError(f"expected backend {' | '.join(get_args(Backend))}, got {backend!r}")
 
 
 def _unary_from_labels(

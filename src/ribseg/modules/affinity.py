@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics.aggregation import MeanMetric
 
-from ribseg.functional.affinity import affinity_losses
+from ribseg.functional.affinity import affinity_losses, neighbour_offsets
 from ribseg.models.irn import IRNet
 from ribseg.modules.classification import Batch, published_sgd
 
@@ -46,6 +46,7 @@ class AffinityModule(pl.LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
     ) -> None:
         super().__init__()
+        neighbour_offsets(radius)  # refuses a radius without neighbours now, not in the first step
         self.network = network
         self.radius, self.ignore_index = radius, ignore_index
         self.lr, self.displacement_lr_factor, self.power = lr, displacement_lr_factor, power

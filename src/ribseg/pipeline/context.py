@@ -75,6 +75,11 @@ class Context:
         if dist.is_initialized():
             dist.barrier()
 
+    @property
+    def processes(self) -> int:
+        """How many processes the configured Trainer has."""
+        return build(self.cfg.trainer, logger=False).world_size
+
     def settings(self, *names: str) -> dict[str, Any]:
         """Parts of the configuration as plain values, for a digest."""
         return {name: plain(self.cfg[name]) for name in names}

@@ -27,6 +27,7 @@ from ribseg.types import LocalizationMaps
 SOURCES: dict[str, tuple[str, Callable[[LocalizationMaps], LocalizationMaps] | None]] = {
     "cam": ("cam", None),
     "rib": ("rib", None),
+    "random_walk": ("random_walk", None),
     "wrong_class": ("wrong_class", None),
     "feature_norm": ("feature_norm", None),
     "centre_prior": ("cam", centre_prior),
@@ -69,34 +70,51 @@ class EvaluateStage(Stage):
         ready = self._stages(context)
         sources = [name for name, (stage, _) in SOURCES.items() if stage in ready]
         sweeps = {
-            split: self._sweep(context, folder, sources) for split, folder in context.data.evals.items()
+            split: sweep_split(context, folder, sources) for split, folder in context.data.evals.items()
         }
         settings = context.cfg.evaluate
         result = score(sweeps, settings.fixed_threshold, settings.bootstrap, context.cfg.seed)
         atomic_write(artefact.folder / RESULT, json.dumps(result, indent=1).encode())
 
-    def _sweep(self, context: Context, folder: VOCFolder, sources: list[str]) -> dict[str, MapEvaluator]:
-        settings = context.cfg.evaluate
-        thresholds = torch.linspace(0, 1, settings.thresholds)
-        evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in sources}
 
-        def count(image_id: str) -> dict[str, Tensor]:
-            target = torch.from_numpy(folder.mask(image_id)).long()
-            read = {stage: load_maps(map_path(context.artefacts[stage].folder, image_id)) for stage in stages}
-            return {
-                source: evaluators[source].histogram(change(read[stage]) if change else read[stage], target)
-                for source, (stage, change) in SOURCES.items()
-                if source in sources
-            }
+def sweep_split(
+    context: Context, folder: VOCFolder, sources: Iterable[str], title: str = "Evaluating"
+) -> dict[str, MapEvaluator]:
+    """Reads the maps and masks of a split once, and counts for every source at all thresholds."""
+    settings = context.cfg.evaluate
+    chosen = {source: SOURCES[source] for source in sources}
+    thresholds = torch.linspace(0, 1, settings.thresholds)
+    evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in chosen}
 
-        stages = {SOURCES[source][0] for source in sources}
-        results = ordered_map(count, folder.ids, settings.workers)
-        quiet = not context.cfg.progress
-        title = f"Evaluating {folder.split}"
-        for histograms in track(results, title, len(folder), disable=quiet, console=context.console):
-            for source, histogram in histograms.items():
-                evaluators[source].add(histogram)
-        return evaluators
+    def count(image_id: str) -> dict[str, Tensor]:
+        target = torch.from_numpy(folder.mask(image_id)).long()
+        stages = {stage for stage, _ in chosen.values()}
+        read = {stage: load_maps(map_path(context.artefacts[stage].folder, image_id)) for stage in stages}
+        return {
+            source: evaluators[source].histogram(change(read[stage]) if change else read[stage], target)
+            for source, (stage, change) in chosen.items()
+        }
+
+    results = ordered_map(count, folder.ids, settings.workers)
+    quiet = not context.cfg.progress
+    for histograms in track(
+        results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console
+    ):
+        for source, histogram in histograms.items():
+            evaluators[source].add(histogram)
+    return evaluators
+
+
+def best_threshold(context: Context, stage: str) -> float:
+    """The best threshold of a stage's maps on the first evaluated split; it needs masks."""
+    if not context.data.evals:
+        raise ConfigError(
+            "the best threshold cannot be told without masks; give refine.labels.foreground, "
+            "refine.labels.background, refine.maps_threshold and refine.walk_threshold numbers"
+        )
+    folder = next(iter(context.data.evals.values()))
+    sweep = sweep_split(context, folder, [stage], "Threshold on")[stage].sweep()
+    return round(float(sweep["best_threshold"]), 6)
 
 
 def score(

@@ -24,10 +24,17 @@ from ribseg.pipeline.store import environment
 NAMES = {
     "cam": "CAM",
     "rib": "RIB",
+    "random_walk": "+ random walk",
     "wrong_class": "wrong class *",
     "feature_norm": "feature norm *",
     "centre_prior": "centre prior *",
     "whole_image": "whole image *",
+}
+MASK_NAMES = {
+    "none": "maps, cut",
+    "crf": "+ CRF",
+    "random_walk": "+ random walk",
+    "random_walk_crf": "+ random walk + CRF",
 }
 
 
@@ -40,6 +47,8 @@ def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     cells = []
     for source, name in NAMES.items():
         values = localization.get(source)
+        if values is None and source == "random_walk":
+            continue
         if values is None:
             cells.append([name, "not in the store", *[""] * (len(header) - 2)])
             continue
@@ -69,6 +78,8 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
         for split in next(iter(results["localization"].values()))["split"]:
             context.console.print(_split_table(results["localization"], split))
         context.console.print(NOTE, style="dim")
+    if "pseudo_masks" in results:
+        context.console.print(mask_table(results["pseudo_masks"]))
     if "adaptation" in results:
         context.console.print(adaptation_line(results["adaptation"]))
 
@@ -90,6 +101,35 @@ def _split_table(localization: dict[str, Any], split: str) -> Table:
         table.add_column(column.removeprefix(f"{split}: "), justify="left" if column == "maps" else "right")
     for row in cells:
         table.add_row(*row, style="bold" if row[0] == "RIB" else None)
+    return table
+
+
+MASK_HEADER = ("variant", "split", "threshold", "mIoU", "precision", "recall", "false pos.", "false neg.")
+
+
+def mask_rows(pseudo_masks: dict[str, Any]) -> list[list[str]]:
+    """Cells of the table of pseudo masks, in percent."""
+    keys = ("miou", "precision", "recall", "false_positive", "false_negative")
+    return [
+        [
+            MASK_NAMES[variant],
+            split,
+            f"{scores['threshold']:.2f}",
+            *(f"{100 * values[key]:.1f}" for key in keys),
+        ]
+        for variant, scores in pseudo_masks["variants"].items()
+        for split, values in scores.items()
+        if isinstance(values, dict)
+    ]
+
+
+def mask_table(pseudo_masks: dict[str, Any]) -> Table:
+    """A row per variant and split."""
+    table = Table(title="Pseudo masks, percent", title_justify="left")
+    for column in MASK_HEADER:
+        table.add_column(column, justify="left" if column in MASK_HEADER[:2] else "right")
+    for row in mask_rows(pseudo_masks):
+        table.add_row(*row)
     return table
 
 
@@ -170,6 +210,8 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         parts.append(
             f'<img src="data:image/png;base64,{base64.b64encode(grid).decode()}" style="max-width:100%">'
         )
+    if "pseudo_masks" in results:
+        parts += ["<h2>Pseudo masks</h2>", _html_table(list(MASK_HEADER), mask_rows(results["pseudo_masks"]))]
     if "adaptation" in results:
         parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
     for title, text in (

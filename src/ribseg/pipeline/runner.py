@@ -12,9 +12,12 @@ from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
 from ribseg.errors import ConfigError
+from ribseg.models import IRNet
+from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_irnet
 from ribseg.pipeline.context import Context, build, separate_processes
 from ribseg.pipeline.evaluate import RESULT, EvaluateStage
 from ribseg.pipeline.loggers import finish_loggers, log_results
+from ribseg.pipeline.pseudo_masks import SCORES, PseudoMasksStage, variants
 from ribseg.pipeline.report import print_tables, write_report
 from ribseg.pipeline.stages import (
     CAMStage,
@@ -26,7 +29,7 @@ from ribseg.pipeline.stages import (
     new_classifier,
     rib_builder,
 )
-from ribseg.pipeline.store import environment
+from ribseg.pipeline.store import Artefact, environment
 
 # In the order in which they run: each stands after what it needs.
 STAGES: tuple[Stage, ...] = (
@@ -35,9 +38,16 @@ STAGES: tuple[Stage, ...] = (
     RIBStage(),
     WrongClassStage(),
     FeatureNormStage(),
+    AffinityLabelsStage(),
+    AffinityStage(),
+    RandomWalkStage(),
+    PseudoMasksStage(),
     EvaluateStage(),
 )
-ALIASES = {"controls": ("wrong_class", "feature_norm")}
+ALIASES = {
+    "controls": ("wrong_class", "feature_norm"),
+    "refine": ("affinity_labels", "affinity", "random_walk", "pseudo_masks"),
+}
 REPORT = "report"
 
 
@@ -113,12 +123,26 @@ def preflight(context: Context) -> None:
     classifier = new_classifier(context)
     build(cfg.classifier.module, classifier=classifier)
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
+    if set(ALIASES["refine"]) & set(cfg.run):
+        variants(context)
+    if "affinity" in cfg.run:
+        own = cfg.affinity.backbone.weights != "classifier"
+        network = new_irnet(context) if own else IRNet(classifier.backbone)
+        build(cfg.affinity.module, network=network)
+        if cfg.affinity.crop_size < 8 * cfg.affinity.module.radius:
+            raise ConfigError(
+                f"expected affinity.crop_size of at least 8 * affinity.module.radius = "
+                f"{8 * cfg.affinity.module.radius} pixels, got {cfg.affinity.crop_size}"
+            )
     for stage in STAGES:
         if stage.name != EvaluateStage.name or wants_scores(cfg):
             context.artefacts[stage.name] = stage.artefact(context)
     for stage in STAGES:
-        absent = [n for n in stage.needs if n not in cfg.run and not context.artefacts[n].finished]
-        if stage.name in cfg.run and absent:
+        if stage.name not in cfg.run:
+            continue
+        required = stage.required(context)
+        absent = [n for n in required if n not in cfg.run and not context.artefacts[n].finished]
+        if absent:
             raise ConfigError(
                 f"stage {stage.name} needs {', '.join(absent)}, which the store {context.store.root} does "
                 f"not hold for these settings; run=[{','.join([*absent, *cfg.run])}] makes it"
@@ -172,6 +196,17 @@ def gather(context: Context) -> dict[str, Any]:
         results["localization"] = json.loads((finished["evaluate"].folder / RESULT).read_text())
     if "rib" in finished:
         results["adaptation"] = finished["rib"].facts
+    if "pseudo_masks" in finished:
+        results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
     results["store"] = {name: str(artefact.folder) for name, artefact in finished.items()}
     results["environment"] = environment()
     return results
+
+
+def pseudo_mask_results(artefact: Artefact) -> dict[str, Any]:
+    """Scores of all variants; those of the last one, on the first split, stand one level up."""
+    scores = json.loads((artefact.folder / SCORES).read_text())
+    variant = list(scores)[-1]
+    first = next((value for value in scores[variant].values() if isinstance(value, dict)), {})
+    headline = {key: first[key] for key in ("miou", "iou") if key in first}
+    return headline | {"variant": variant, "variants": scores}

@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
 
 from ribseg.callbacks import MapWriter, Threads, map_path, read_records
 from ribseg.data.files import atomic_write
@@ -26,6 +28,7 @@ from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
 
 WEIGHTS, RATE = "classifier.pt", "rate.json"
+Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
 TRAINING_DATA = ("crop_size", "resize_long", "batch_size", "mean", "std")
 
 
@@ -39,6 +42,14 @@ class Stage(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """Names of the stages whose artefacts it reads with these settings."""
+        return self.needs
+
+    def inputs(self, context: Context) -> dict[str, Artefact]:
+        """The artefacts that it reads."""
+        return {name: context.artefacts[name] for name in self.required(context)}
 
     @abstractmethod
     def artefact(self, context: Context) -> Artefact:
@@ -70,26 +81,21 @@ class ClassifierStage(Stage):
         official = context.cfg.classifier.official_checkpoint
         if official:
             classifier = load_official_classifier(official)
-            save_weights(classifier, artefact.folder)
+            save_state(classifier, artefact.folder / WEIGHTS)
             return {"official_checkpoint": Path(official).name}
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         classifier = new_classifier(context)
         module = build(context.cfg.classifier.module, classifier=classifier)
-        checkpoints = artefact.folder / "checkpoints"
-        keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-        trainer = context.trainer(
-            self.name, artefact.folder, [keep], max_epochs=context.cfg.classifier.epochs
-        )
-        last = context.agree(checkpoints / "last.ckpt" if (checkpoints / "last.ckpt").is_file() else None)
-        trainer.fit(module, datamodule=context.data, ckpt_path=last, weights_only=True)
-        context.on_first(lambda: save_weights(classifier, artefact.folder))
-        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+        facts = fit(context, artefact, module, context.cfg.classifier.epochs, context.data)
+        context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
+        return facts
 
 
 class MapStage(Stage):
     """Makes the localization maps of all images; subclasses say how."""
 
     needs: ClassVar[tuple[str, ...]] = ("classifier",)
+    scales: ClassVar[tuple[float, ...] | None] = None  # of the views; None for the configured ones
 
     def artefact(self, context: Context) -> Artefact:
         """Depends on the classifier, all images and labels, and the stage's own settings."""
@@ -98,8 +104,8 @@ class MapStage(Stage):
             "keep_full": context.cfg.maps.full,
             "precision": context.cfg.trainer.precision,
         }
-        inputs = {name: context.artefacts[name] for name in self.needs}
-        return context.store.artefact(self.name, settings, inputs, context.data.fingerprint(masks=False))
+        data = context.data.fingerprint(masks=False)
+        return context.store.artefact(self.name, settings, self.inputs(context), data)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Makes the maps that are not there yet."""
@@ -108,8 +114,8 @@ class MapStage(Stage):
         if missing:
             if len(missing) < len(ids):
                 context.console.print(f"  going on: {len(ids) - len(missing)} of {len(ids)} images are done")
-            module = self.module(context, trained_classifier(context), artefact)
-            context.data.predict_ids = missing
+            module = self.module(context, artefact)
+            context.data.predict_ids, context.data.predict_scales = missing, self.scales
             callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
             trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
             trainer.predict(module, datamodule=context.data, return_predictions=False)
@@ -121,7 +127,7 @@ class MapStage(Stage):
         """What changes the maps, besides classifier and data."""
 
     @abstractmethod
-    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """The LightningModule that makes the maps."""
 
 
@@ -134,9 +140,9 @@ class CAMStage(MapStage):
         """None of its own."""
         return {}
 
-    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `CAMModule`."""
-        return CAMModule(classifier)
+        return CAMModule(trained_classifier(context))
 
 
 class FeatureNormStage(CAMStage):
@@ -144,9 +150,9 @@ class FeatureNormStage(CAMStage):
 
     name = "feature_norm"
 
-    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `FeatureNormModule`."""
-        return FeatureNormModule(classifier)
+        return FeatureNormModule(trained_classifier(context))
 
 
 class RIBStage(MapStage):
@@ -165,9 +171,9 @@ class RIBStage(MapStage):
             settings |= context.settings("rate_search")
         return settings
 
-    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RIBModule`; a rate of "auto" is searched first, once."""
-        make = rib_builder(context, classifier)
+        make = rib_builder(context, trained_classifier(context))
         if context.cfg.rib.lr != "auto":
             return make()
         return make(lr=searched_rate(context, make, artefact.folder))
@@ -179,9 +185,9 @@ class WrongClassStage(RIBStage):
     name = "wrong_class"
     needs = ("classifier", "rib")
 
-    def module(self, context: Context, classifier: Classifier, artefact: Artefact) -> LocalizationModule:
+    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `WrongClassModule`."""
-        make = rib_builder(context, classifier)
+        make = rib_builder(context, trained_classifier(context))
         extra: dict[str, Any] = {"_target_": "ribseg.modules.WrongClassModule", "seed": context.cfg.seed}
         if context.cfg.rib.lr == "auto":
             extra["lr"] = read_rate(context.artefacts["rib"].folder)
@@ -212,11 +218,44 @@ def trained_classifier(context: Context) -> Classifier:
     return classifier
 
 
-def save_weights(classifier: Classifier, folder: Path) -> None:
-    """Writes the weights that the map stages read."""
+def fit(
+    context: Context,
+    artefact: Artefact,
+    module: pl.LightningModule,
+    epochs: int,
+    data: Data,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Trains a module, from its last finished epoch on if there is one.
+
+    Args:
+        context: of the run.
+        artefact: gets the checkpoints.
+        module: what is trained.
+        epochs: in all.
+        data: a DataModule, or the loaders for training and validation.
+        kwargs: settings of the Trainer.
+
+    Returns:
+        The last metrics.
+    """
+    checkpoints = artefact.folder / "checkpoints"
+    keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
+    trainer = context.trainer(artefact.stage, artefact.folder, [keep], max_epochs=epochs, **kwargs)
+    last = checkpoints / "last.ckpt"
+    resume = context.agree(str(last) if last.is_file() else None)
+    if isinstance(data, pl.LightningDataModule):
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    else:
+        trainer.fit(module, *data, ckpt_path=resume, weights_only=True)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def save_state(module: nn.Module, path: Path) -> None:
+    """Writes a module's weights atomically."""
     buffer = io.BytesIO()
-    torch.save({name: value.cpu() for name, value in classifier.state_dict().items()}, buffer)
-    atomic_write(folder / WEIGHTS, buffer.getvalue())
+    torch.save({name: value.cpu() for name, value in module.state_dict().items()}, buffer)
+    atomic_write(path, buffer.getvalue())
 
 
 def rib_builder(context: Context, classifier: Classifier) -> Callable[..., LocalizationModule]:

@@ -1,0 +1,56 @@
+"""The random walk over learned boundaries as `Trainer.predict` (METHOD: section 5, point 3)."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+
+from ribseg.localize import STRIDE
+from ribseg.models.irn import IRNet
+from ribseg.modules.localization import Prediction
+from ribseg.refine import walk_maps
+from ribseg.types import LocalizationMaps
+
+
+class RandomWalkModule(pl.LightningModule):
+    """Walks the maps of one image after the other to the boundaries that a network sees in it.
+
+    Args:
+        network: IRNet.
+        read_maps: image id -> its localization maps.
+        crop_size: on which the network was trained, see `IRNet.predict`.
+        kwargs: power, radius, beta, steps and per_class of `ribseg.refine.walk_maps`.
+    """
+
+    def __init__(
+        self,
+        network: IRNet,
+        read_maps: Callable[[str], LocalizationMaps],
+        crop_size: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.network, self.read_maps = network, read_maps
+        self.crop_size, self.walk = crop_size, kwargs
+
+    def predict_step(self, item: dict[str, Any], batch_idx: int) -> Prediction:
+        """An item of `WSSSDataModule.predict_dataset`, whose first view has scale 1 -> its walked maps."""
+        start = time.perf_counter()
+        maps, size = self.read_maps(item["id"]), item["size"]
+        boundary = self.network.predict(item["views"][0].to(self.device), self.crop_size).boundary
+        full = walk_maps(maps, boundary, size, **self.walk)
+        strided = full.new_zeros(0, -(-size[0] // STRIDE), -(-size[1] // STRIDE))
+        if len(full):
+            strided = F.interpolate(full[None], tuple(boundary.shape), mode="bilinear", align_corners=False)[
+                0
+            ]
+        record = {
+            "id": item["id"],
+            "classes": len(maps.classes),
+            "steps": 0,
+            "stopped": None,
+            "seconds": round(time.perf_counter() - start, 4),
+        }
+        return Prediction(item["id"], LocalizationMaps(maps.classes, strided, full, size), record)

@@ -1,0 +1,204 @@
+"""The stages around IRNet: confident labels, training, random walk (METHOD: section 5, points 1 to 3)."""
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import albumentations as A
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from ribseg.callbacks import map_path
+from ribseg.data.images import read_image
+from ribseg.data.maps import load_maps
+from ribseg.data.masks import write_mask
+from ribseg.data.segmentation import (
+    SegmentationDataset,
+    segmentation_eval_transform,
+    segmentation_train_transform,
+)
+from ribseg.data.transforms import worker_init_fn
+from ribseg.errors import ConfigError
+from ribseg.functional import dense_crf
+from ribseg.models import Backbone, IRNet, load_weights, read_state_dict
+from ribseg.modules.walk import RandomWalkModule
+from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.evaluate import best_threshold
+from ribseg.pipeline.pool import Job, run_pool
+from ribseg.pipeline.stages import MapStage, Stage, fit, save_state, trained_classifier
+from ribseg.pipeline.store import Artefact, file_digest
+from ribseg.refine import confident_labels
+
+WEIGHTS = "affinity.pt"
+MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", around the best threshold of the maps
+
+
+def maps_to_refine(context: Context) -> str:
+    """The stage whose maps are refined."""
+    return str(context.cfg.refine.maps)
+
+
+class AffinityLabelsStage(Stage):
+    """Confident labels of the training images, for IRNet."""
+
+    name = "affinity_labels"
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The maps."""
+        return (maps_to_refine(context),)
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the maps, the images, and, for scores of "auto", on the masks."""
+        labels = plain(context.cfg.refine.labels)
+        settings = {"labels": labels, "train": context.data.train_split}
+        data = context.data.fingerprint(masks="auto" in labels.values())
+        return context.store.artefact(self.name, settings, self.inputs(context), data)
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Labels what is not labelled yet, in a pool of the first process."""
+        scores = {"foreground": 0.0, "background": 0.0}
+
+        def label() -> None:
+            scores.update(confidence(context))
+            source, folder = context.artefacts[maps_to_refine(context)].folder, context.data.train
+            crf = plain(context.cfg.refine.crf) if context.cfg.refine.labels.crf else None
+            work = partial(write_confident_labels, scores, crf)
+            jobs = [
+                (folder.image_path(i), map_path(source, i), label_path(artefact.folder, i))
+                for i in folder.ids
+            ]
+            run_pool(context, work, jobs, "Confident labels")
+
+        context.on_first(label)
+        return dict(scores)
+
+
+class AffinityStage(Stage):
+    """Trains IRNet on the confident labels."""
+
+    name = "affinity"
+    needs = ("classifier", "affinity_labels")
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the labels, the images, the recipe, and the backbone's weights."""
+        weights = context.cfg.affinity.backbone.weights
+        settings = context.settings("affinity", "seed") | {
+            "mean": plain(context.cfg.data.mean),
+            "std": plain(context.cfg.data.std),
+            "precision": context.cfg.trainer.precision,
+            "files": {} if weights in (None, "classifier") else {"weights": file_digest(weights)},
+        }
+        data = context.data.train.fingerprint(masks=False)
+        return context.store.artefact(self.name, settings, self.inputs(context), data)
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Trains, and saves the network."""
+        cfg = context.cfg.affinity
+        pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
+        network = new_irnet(context)
+        module = build(cfg.module, network=network)
+        # The mean displacement is measured by the validation after the last epoch.
+        facts = fit(
+            context,
+            artefact,
+            module,
+            cfg.epochs,
+            affinity_loaders(context),
+            check_val_every_n_epoch=cfg.epochs,
+        )
+        context.on_first(lambda: save_state(network, artefact.folder / WEIGHTS))
+        return facts
+
+
+class RandomWalkStage(MapStage):
+    """Walks the maps of all images to the boundaries that IRNet sees."""
+
+    name = "random_walk"
+    needs = ("classifier", "affinity")
+    scales: ClassVar[tuple[float, ...] | None] = (1.0,)
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The maps, and IRNet."""
+        return (maps_to_refine(context), *self.needs)
+
+    def settings(self, context: Context) -> dict[str, Any]:
+        """The walk, and what the network was trained on."""
+        return {"walk": plain(context.cfg.refine.walk), "crop_size": context.cfg.affinity.crop_size}
+
+    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
+        """See `RandomWalkModule`."""
+        network = new_irnet(context)
+        network.load_state_dict(read_state_dict(context.artefacts["affinity"].folder / WEIGHTS))
+        source = context.artefacts[maps_to_refine(context)].folder
+        return RandomWalkModule(
+            network,
+            lambda image_id: load_maps(map_path(source, image_id)),
+            context.cfg.affinity.crop_size,
+            **plain(context.cfg.refine.walk),
+        )
+
+
+def confidence(context: Context) -> dict[str, float]:
+    """The two background scores of the confident labels."""
+    labels = context.cfg.refine.labels
+    scores = {name: labels[name] for name in MARGINS}
+    if "auto" in scores.values():
+        best = best_threshold(context, maps_to_refine(context))
+        scores = {
+            name: min(max(best + MARGINS[name], 0.01), 0.99) if value == "auto" else value
+            for name, value in scores.items()
+        }
+    return {name: float(value) for name, value in scores.items()}
+
+
+def new_irnet(context: Context) -> IRNet:
+    """IRNet over its configured backbone; weights of "classifier" are those of the trained classifier."""
+    cfg = context.cfg.affinity.backbone
+    if cfg.weights == "classifier":
+        return IRNet(copy.deepcopy(trained_classifier(context).backbone))
+    backbone = Backbone(cfg.name, cfg.pretrained, cfg.output_stride, kwargs=plain(cfg.kwargs))
+    if cfg.weights is not None:
+        load_weights(backbone, cfg.weights)
+    return IRNet(backbone)
+
+
+def affinity_loaders(context: Context) -> tuple[DataLoader, DataLoader]:
+    """Augmented crops with confident labels for training, plain crops to measure the mean displacement."""
+    cfg, data = context.cfg.affinity, context.data
+    processes = context.processes
+    size, rest = divmod(cfg.batch_size, processes)
+    if rest:
+        raise ConfigError(
+            f"affinity.batch_size={cfg.batch_size} counts all processes together, but does not divide by the "
+            f"{processes} that there are; choose a multiple"
+        )
+    labels = context.artefacts["affinity_labels"].folder
+    augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
+    middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
+
+    def loader(transform: A.Compose, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            SegmentationDataset(
+                data.train.ids, data.train.image_path, partial(label_path, labels), transform
+            ),
+            size,
+            shuffle=shuffle,
+            drop_last=shuffle and len(data.train) > size,
+            num_workers=data.num_workers,
+            worker_init_fn=worker_init_fn,
+        )
+
+    return loader(augmented, shuffle=True), loader(middle, shuffle=False)
+
+
+def label_path(folder: Path, image_id: str) -> Path:
+    """Where the confident labels of an image lie."""
+    return folder / "labels" / f"{image_id}.png"
+
+
+def write_confident_labels(scores: dict[str, float], crf: dict[str, Any] | None, job: Job) -> None:
+    """Makes and writes the confident labels of one image."""
+    image, maps, target = job
+    refine = None if crf is None else partial(dense_crf, **crf)
+    write_mask(target, confident_labels(read_image(image), load_maps(maps), **scores, crf=refine))

@@ -1,0 +1,36 @@
+"""Work on single images in a pool of processes."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from ribseg.pipeline.context import Context
+
+Job = tuple[Path, Path, Path]  # image, maps, what is written
+
+
+def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job], title: str) -> None:
+    """Does the jobs whose file is not there yet, in `refine.workers` processes."""
+    open_jobs = [job for job in jobs if not job[2].is_file()]
+    number = context.cfg.refine.workers
+    workers = (os.cpu_count() or 1) if number == "auto" else int(number)
+    show = partial(track, total=len(open_jobs), disable=not context.cfg.progress, console=context.console)
+    if workers <= 1 or len(open_jobs) < 2 * workers:
+        for job in show(open_jobs, title):
+            work(job)
+        return
+    # Fresh processes: forked ones would inherit the locks of torch's threads.
+    with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
+        for _ in show(pool.map(work, open_jobs, chunksize=4), title):
+            pass
+
+
+def one_thread() -> None:
+    """For a process of a pool: the others need the cores, too."""
+    torch.set_num_threads(1)
