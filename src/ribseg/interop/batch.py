@@ -1,0 +1,54 @@
+"""Converting many files: goes on where it was interrupted, and lists all broken files at the end."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rich.progress import track
+
+from ribseg.data.files import scan_folder
+from ribseg.errors import DataError, DatasetNotFoundError, list_problems
+
+
+def convert_missing(
+    ids: Iterable[str], target: Callable[[str], Path], convert: Callable[[str], None], progress: bool
+) -> int:
+    """Calls `convert` for every image whose target file is not there yet.
+
+    Args:
+        ids: of the images.
+        target: the file that `convert` writes for an image, atomically.
+        convert: raises a DataError where an image cannot be converted; the others are converted all the same.
+        progress: show a bar.
+
+    Returns:
+        How many files were written.
+
+    Raises:
+        DataError: lists the images that could not be converted.
+    """
+    todo = [image_id for image_id in ids if not target(image_id).exists()]
+    problems = []
+    for image_id in track(todo, "Converting", disable=not progress):
+        try:
+            convert(image_id)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        headline = f"{len(problems)} of {len(todo)} images could not be converted"
+        advice = "Mend these and do the same again: what is converted is skipped."
+        raise DataError(list_problems(headline, {"broken": problems}, advice))
+    return len(todo)
+
+
+def files_in(folder: Path, ending: str) -> list[str]:
+    """The stems of all files with this ending, sorted.
+
+    Raises:
+        DatasetNotFoundError: if the folder cannot be listed or holds no such file.
+    """
+    ids = sorted(scan_folder(folder, (ending,)))
+    if not ids:
+        raise DatasetNotFoundError(
+            f"expected files <image id>{ending} in {folder}, found none. Name the folder that holds them."
+        )
+    return ids

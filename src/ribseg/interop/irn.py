@@ -1,0 +1,150 @@
+"""Localization maps in the format of IRN, RIB and their relatives: one pickled `<image id>.npy` per image.
+
+A file is `np.save` of a dictionary: `keys` (K,) class indices from 0 without background, `cam`
+(K, ceil(H/4), ceil(W/4)), `high_res` (K, H, W), as arrays or torch tensors. Images without a class have empty
+keys and nothing else.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ribseg.data.files import atomic_write
+from ribseg.data.maps import load_maps, save_maps
+from ribseg.errors import ConfigError, DataError
+from ribseg.evaluation import full_size
+from ribseg.interop.batch import convert_missing, files_in
+from ribseg.interop.unpickle import read_pickled_arrays
+from ribseg.localize import STRIDE
+from ribseg.types import LocalizationMaps
+
+TOLERANCE = 1e-3  # above 1: what half precision and other programs' sums leave
+
+
+def convert_irn_maps(
+    source_dir: str | Path,
+    target_dir: str | Path,
+    num_classes: int,
+    allow_unpickling: bool = False,
+    progress: bool = False,
+) -> int:
+    """Turns IRN's `<image id>.npy` files into `<image id>.npz` files, which load without pickle.
+
+    Files that are there already are not made again.
+
+    Args:
+        source_dir: folder of the `.npy` files.
+        target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
+        num_classes: C, without background.
+        allow_unpickling: that the files are your own or from someone you trust.
+        progress: show a bar.
+
+    Returns:
+        How many files were written.
+
+    Raises:
+        ConfigError: `allow_unpickling` was not given.
+        DatasetNotFoundError: there are no such files.
+        DataError: lists the files that are broken, do not fit, or ask for more than arrays.
+    """
+    source, target = Path(source_dir), Path(target_dir)
+    if not allow_unpickling:
+        raise ConfigError(
+            f"{source} holds pickled dictionaries, and reading a pickle executes what is in it. This reader "
+            "refuses all but the rebuilding of arrays; still, read only files that you made or whose maker "
+            "you trust. If so, give --trust (allow_unpickling=True)."
+        )
+
+    def convert(image_id: str) -> None:
+        save_maps(target / f"{image_id}.npz", read_irn_maps(source / f"{image_id}.npy", num_classes))
+
+    return convert_missing(files_in(source, ".npy"), lambda i: target / f"{i}.npz", convert, progress)
+
+
+def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool = False) -> int:
+    """Turns `<image id>.npz` files into IRN's `<image id>.npy`: read by `np.load(..., allow_pickle=True).item()`.
+
+    `keys` int64, `cam` and `high_res` float32, all of them numpy arrays. IRN's random walk calls `.cuda()` on
+    `cam`: put `torch.from_numpy` around it there. Maps that were kept at stride 4 only are enlarged. Files that
+    are there already are not made again.
+
+    Args:
+        source_dir: folder of the `.npz` files, e.g. `maps/` of a stage in the store.
+        target_dir: gets the `.npy` files.
+        progress: show a bar.
+
+    Returns:
+        How many files were written.
+
+    Raises:
+        DatasetNotFoundError: there are no such files.
+        DataError: lists the files that are broken.
+    """
+    source, target = Path(source_dir), Path(target_dir)
+
+    def convert(image_id: str) -> None:
+        path = source / f"{image_id}.npz"
+        buffer = io.BytesIO()
+        np.save(buffer, np.array(_irn_dictionary(load_maps(path), path), dtype=object))
+        atomic_write(target / f"{image_id}.npy", buffer.getvalue())
+
+    return convert_missing(files_in(source, ".npz"), lambda i: target / f"{i}.npy", convert, progress)
+
+
+def read_irn_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
+    """Reads one of IRN's files; see `ribseg.interop.unpickle` for what is refused.
+
+    Raises:
+        DataError: if it is broken, is no file of IRN's, or does not fit the number of classes.
+    """
+    arrays = read_pickled_arrays(path)
+    keys = arrays.get("keys", np.zeros(0))
+    if "keys" in arrays and keys.size == 0:
+        # The image's size is not in the file.
+        return LocalizationMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), None)
+    problem = _problem(arrays, num_classes)
+    if problem:
+        raise DataError(f"{path} holds no maps of {num_classes} classes: {problem}.")
+    order = np.argsort(keys)
+    classes = torch.from_numpy(keys[order].astype(np.int64))
+    strided, full = (
+        torch.from_numpy(arrays[name][order].astype(np.float32)).clamp(max=1) for name in ("cam", "high_res")
+    )
+    return LocalizationMaps(classes, strided, full, (full.shape[1], full.shape[2]))
+
+
+def _problem(arrays: dict[str, np.ndarray], num_classes: int) -> str:
+    """What is wrong with a dictionary that should have classes; empty if nothing is."""
+    if not {"keys", "cam", "high_res"} <= set(arrays):
+        return f"expected keys, cam and high_res, found {sorted(arrays)}"
+    keys, cam, full = arrays["keys"], arrays["cam"], arrays["high_res"]
+    if keys.ndim != 1 or keys.dtype.kind not in "iu" or len(np.unique(keys)) < len(keys):
+        return f"expected different integers as keys, found {keys.tolist()[:8]}"
+    if keys.min() < 0 or keys.max() >= num_classes:
+        return f"expected keys in 0..{num_classes - 1} (the first class is 0), found {keys.tolist()[:8]}"
+    if cam.ndim != 3 or full.ndim != 3 or 0 in full.shape or not len(cam) == len(full) == len(keys):
+        return f"expected {len(keys)} maps each, found cam {cam.shape} and high_res {full.shape}"
+    strided = tuple(-(-side // STRIDE) for side in full.shape[1:])
+    if cam.shape[1:] != strided:
+        return f"expected cam at stride {STRIDE} of high_res, {strided}, found {cam.shape[1:]}"
+    for name, array in (("cam", cam), ("high_res", full)):
+        # The comparison is false for NaN, too.
+        if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1 + TOLERANCE):
+            return (
+                f"expected {name} from 0 to 1, found {array.dtype} from {array.min()} to {array.max()}; "
+                "divide each map by its maximum"
+            )
+    return ""
+
+
+def _irn_dictionary(maps: LocalizationMaps, path: Path) -> dict[str, np.ndarray]:
+    keys = maps.classes.numpy().astype(np.int64)
+    if len(keys) == 0:
+        return {"keys": keys}
+    size = maps.size if maps.full is None else (maps.full.shape[1], maps.full.shape[2])
+    if size is None:
+        raise DataError(f"{path} holds maps at stride 4 only, without the image's size. Make them again.")
+    full = full_size(maps, size).numpy()
+    return {"keys": keys, "cam": maps.strided.numpy(), "high_res": full.astype(np.float32)}

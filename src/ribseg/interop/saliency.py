@@ -1,0 +1,49 @@
+"""Saliency maps of other programs: gray PNGs, `<image id>.png`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribseg.interop.gray import read_gray
+
+
+def read_saliency(path_or_array: str | Path | np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Saliency at an image's size.
+
+    Args:
+        path_or_array: gray PNG; or (h, w) array, integers in 0..255 or floats in [0, 1].
+        size: (H, W) of the image; a map of another size is resized (bilinear).
+
+    Returns:
+        (H, W) float32 in [0, 1]; 1 is salient.
+
+    Raises:
+        DataError: if the file is absent, broken or not gray.
+        ValueError: if the array has another shape or range.
+    """
+    if isinstance(path_or_array, np.ndarray):
+        scores = path_or_array.astype(np.float32) / (255 if path_or_array.dtype.kind in "iu" else 1)
+    else:
+        scores = read_gray(path_or_array)
+    # The comparison is false for NaN, too.
+    if scores.ndim != 2 or scores.size == 0 or not (scores.min() >= 0 and scores.max() <= 1):
+        raise ValueError(
+            f"expected saliency (h, w) of integers in 0..255 or of floats in [0, 1], got shape {scores.shape}"
+            + (f" with values from {scores.min()} to {scores.max()}" if scores.size else "")
+        )
+    tensor = torch.from_numpy(scores)
+    if tensor.shape == tuple(size):
+        return tensor
+    return F.interpolate(tensor[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
+
+
+def saliency_background(path_or_array: str | Path | np.ndarray, size: tuple[int, int]) -> Tensor:
+    """The background score that a saliency map gives: (H, W) float32 in [0, 1], one minus saliency.
+
+    `argmax` over it and the maps is a soft choice between both; `functional.labels_with_saliency`, which
+    takes saliency itself, lets saliency decide alone. Arguments and errors as `read_saliency`.
+    """
+    return 1 - read_saliency(path_or_array, size)
