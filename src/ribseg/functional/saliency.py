@@ -11,9 +11,9 @@ def labels_with_saliency(maps: Tensor, classes: Tensor, saliency: Tensor, thresh
     """The label of each pixel: saliency says where there is an object, the maps say of which class.
 
     Saliency takes the place of the background score altogether. So a salient pixel is never background, even
-    where every map is low, and a pixel that is not salient always is, even where a map is high. Where all maps
-    of several classes are zero (at most 0.001), nothing tells the class, and the salient pixel is 255, to be
-    ignored; with a single class there is no doubt. An image without any class is all background.
+    where every map is low, and a pixel that is not salient always is, even where a map is high. Where the
+    maps of several classes are all zero (at most 0.001), nothing tells the class, and the salient pixel is
+    255, to be ignored; with a single class there is no doubt. An image without any class is all background.
 
     Args:
         maps: (K, H, W) normalised maps; K may be 0.

@@ -28,8 +28,8 @@ def maps_from_pngs(
     """Reads localization maps from gray PNGs, one per image and class, image by image.
 
     The files are `<id>/<class name>.png` or `<id>_<class name>.png` below the folder; black is 0, white is 1.
-    The classes of an image are those that have a file; an empty folder `<id>/` means that it has none. Maps at
-    stride 4 are averages over the pixels.
+    The classes of an image are those that have a file; an empty folder `<id>/` means that it has none. Maps
+    at stride 4 are averages over the pixels.
 
     Args:
         folder: with one of the two layouts, or both.
@@ -101,8 +101,9 @@ def convert_png_maps(
     """
     target = Path(target_dir)
     found, problems = _find_all(Path(source_dir), dataset.ids, dataset.classes)
-    labelled = dataset.labels.any(1)
-    absent = [i for i, has_class in zip(dataset.ids, labelled, strict=True) if has_class and found[i] is None]
+    absent = [
+        i for i, labels in zip(dataset.ids, dataset.labels, strict=True) if labels.any() and not found[i]
+    ]
     if absent:
         problems["images with a label, but without a map"] = absent
     if problems:

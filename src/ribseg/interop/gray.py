@@ -23,6 +23,6 @@ def read_gray(path: str | Path) -> np.ndarray:
         mode, pixels = "L", pixels[..., 0]  # gray all the same, as some programs write it
     if mode in ("1", "L"):
         return pixels.astype(np.float32) / (1 if mode == "1" else 255)
-    if mode.startswith("I") and 0 <= pixels.min() and pixels.max() <= 65535:
+    if mode.startswith("I") and pixels.min() >= 0 and pixels.max() <= 65535:
         return pixels.astype(np.float32) / 65535
     raise DataError(f"{path} is an image of mode {mode}; expected a gray PNG of 8 or 16 bit. Convert it.")

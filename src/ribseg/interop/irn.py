@@ -64,11 +64,11 @@ def convert_irn_maps(
 
 
 def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool = False) -> int:
-    """Turns `<image id>.npz` files into IRN's `<image id>.npy`: read by `np.load(..., allow_pickle=True).item()`.
+    """Turns `<image id>.npz` files into IRN's `<image id>.npy`.
 
-    `keys` int64, `cam` and `high_res` float32, all of them numpy arrays. IRN's random walk calls `.cuda()` on
-    `cam`: put `torch.from_numpy` around it there. Maps that were kept at stride 4 only are enlarged. Files that
-    are there already are not made again.
+    `np.load(path, allow_pickle=True).item()` reads them: `keys` int64, `cam` and `high_res` float32, all of
+    them numpy arrays. IRN's random walk calls `.cuda()` on `cam`: put `torch.from_numpy` around it there.
+    Maps that were kept at stride 4 only are enlarged. Files that are there already are not made again.
 
     Args:
         source_dir: folder of the `.npz` files, e.g. `maps/` of a stage in the store.

@@ -25,7 +25,7 @@ _BROKEN = (
     pickle.UnpicklingError,
     EOFError,
     OSError,
-    ValueError,  # also UnicodeDecodeError, and SyntaxError's kin in numpy's header
+    ValueError,
     TypeError,
     AttributeError,
     LookupError,
