@@ -16,7 +16,8 @@ from quick_run import QUICK, make_learnable_tree
 from ribseg.data.masks import write_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.pipeline.context import Context
-from ribseg.pipeline.runner import STAGES, chosen_stages, gather, run
+from ribseg.pipeline.plan import STAGES, chosen_stages
+from ribseg.pipeline.runner import gather, run
 from ribseg.pipeline.stages import read_rate
 from ribseg.pipeline.store import Store
 from ribseg.pipeline.sweep import SweepTable, read_job, sweep_table

@@ -1,0 +1,152 @@
+"""Which stages there are, which are chosen, and whether they can work: known in seconds."""
+
+import time
+from dataclasses import asdict
+
+from omegaconf import DictConfig
+
+from ribseg.errors import ConfigError
+from ribseg.models import IRNet
+from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_irnet
+from ribseg.pipeline.context import Context, build
+from ribseg.pipeline.evaluate import EvaluateStage
+from ribseg.pipeline.pseudo_masks import PseudoMasksStage, variants
+from ribseg.pipeline.stages import (
+    CAMStage,
+    ClassifierStage,
+    FeatureNormStage,
+    RIBStage,
+    Stage,
+    WrongClassStage,
+    new_classifier,
+    rib_builder,
+    trained_classifier,
+)
+
+# In the order in which they run: each stands after what it needs.
+STAGES: tuple[Stage, ...] = (
+    ClassifierStage(),
+    CAMStage(),
+    RIBStage(),
+    WrongClassStage(),
+    FeatureNormStage(),
+    AffinityLabelsStage(),
+    AffinityStage(),
+    RandomWalkStage(),
+    PseudoMasksStage(),
+    EvaluateStage(),
+)
+ALIASES = {
+    "controls": ("wrong_class", "feature_norm"),
+    "refine": ("affinity_labels", "affinity", "random_walk", "pseudo_masks"),
+}
+REPORT = "report"
+
+
+def chosen_stages(names: list[str]) -> list[str]:
+    """Expands "controls" and "refine", and checks the names of stages.
+
+    Raises:
+        ConfigError: an unknown name, or none at all.
+    """
+    known = [*(stage.name for stage in STAGES), REPORT]
+    chosen = [name for given in names for name in ALIASES.get(given, (given,))]
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise ConfigError(
+            f"expected run=[...] with some of {', '.join([*known, *ALIASES])}; "
+            f"got {', '.join(unknown) or 'nothing'}"
+        )
+    return chosen
+
+
+def preflight(context: Context) -> None:
+    """Finds in seconds what would otherwise fail after hours, and gives every stage its artefact.
+
+    Raises:
+        RibsegError: settings, data or store cannot work.
+    """
+    check_settings(context.cfg)
+    context.data.setup()
+    context.on_first(lambda: check_data(context))
+    for stage in STAGES:
+        if stage.name != EvaluateStage.name or wants_scores(context.cfg):
+            context.artefacts[stage.name] = stage.artefact(context)
+    for stage in STAGES:
+        check_inputs(context, stage)
+    check_parts(context)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Settings that contradict each other."""
+    if "evaluate" in cfg.run and not cfg.data.eval_splits:
+        raise ConfigError(
+            "run=[..., evaluate] needs data.eval_splits=[...] with masks; leave evaluate out without"
+        )
+    if cfg.rib.lr == "auto" and cfg.rib.margin is None and cfg.rib.area_limit is None:
+        raise ConfigError("rib.lr=auto goes by the stop rules; give rib.margin or rib.area_limit a number")
+    if max(cfg.rib.loss_views, default=0) >= len(cfg.data.scales):
+        raise ConfigError(
+            f"rib.loss_views={cfg.rib.loss_views} names a view that data.scales={cfg.data.scales} lacks"
+        )
+    if "affinity" in cfg.run and cfg.affinity.crop_size < 8 * cfg.affinity.module.radius:
+        raise ConfigError(
+            f"expected affinity.crop_size of at least 8 * affinity.module.radius = "
+            f"{8 * cfg.affinity.module.radius} pixels, got {cfg.affinity.crop_size}"
+        )
+
+
+def check_data(context: Context) -> None:
+    """Opens every file once; what was found good is remembered in the store."""
+    scores = EvaluateStage.name in context.cfg.run
+    settings = {"masks": scores, "full": context.cfg.check_files}
+    artefact = context.store.artefact("data", settings, {}, context.data.fingerprint(masks=scores))
+    if artefact.finished:
+        return
+    context.console.print("[bold]data[/]: checking all files")
+    start = time.perf_counter()
+    reports = context.data.check(context.cfg.check_files, scores, progress=context.cfg.progress)
+    facts = {split: asdict(report) for split, report in reports.items()}
+    artefact.finish(facts, time.perf_counter() - start)
+
+
+def check_inputs(context: Context, stage: Stage) -> None:
+    """Whether what a chosen stage needs is in the store, or will be made before it."""
+    chosen = context.cfg.run
+    if stage.name not in chosen:
+        return
+    absent = [n for n in stage.required(context) if n not in chosen and not context.artefacts[n].finished]
+    if absent:
+        raise ConfigError(
+            f"stage {stage.name} needs {', '.join(absent)}, which the store {context.store.root} does not "
+            f"hold for these settings; run=[{','.join([*absent, *chosen])}] makes it"
+        )
+
+
+def check_parts(context: Context) -> None:
+    """Builds what the stages will build, so that a wrong option is not met after the training."""
+    cfg = context.cfg
+    if cfg.classifier.official_checkpoint:
+        classifier = trained_classifier(context)
+        if classifier.num_classes != context.data.num_classes:
+            raise ConfigError(
+                f"{cfg.classifier.official_checkpoint} knows {classifier.num_classes} classes, but the data "
+                f"has {context.data.num_classes}"
+            )
+    else:
+        # Weights are looked for only if they will be needed.
+        trains = "classifier" in cfg.run and not context.artefacts["classifier"].finished
+        classifier = new_classifier(context, pretrained=None if trains else False)
+    build(cfg.classifier.module, classifier=classifier)
+    rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
+    if set(ALIASES["refine"]) & set(cfg.run):
+        variants(context)
+    if "affinity" in cfg.run and not context.artefacts["affinity"].finished:
+        own = cfg.affinity.backbone.weights != "classifier"
+        network = new_irnet(context) if own else IRNet(classifier.backbone)
+        build(cfg.affinity.module, network=network)
+
+
+def wants_scores(cfg: DictConfig) -> bool:
+    """Whether localization maps are evaluated, or an evaluation is reported."""
+    return bool(cfg.data.eval_splits) and bool({EvaluateStage.name, REPORT} & set(cfg.run))
