@@ -16,7 +16,7 @@ from quick_run import QUICK, make_learnable_tree
 from ribseg.data.masks import write_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.pipeline.context import Context
-from ribseg.pipeline.plan import STAGES, chosen_stages
+from ribseg.pipeline.plan import STAGES, check_settings, chosen_stages
 from ribseg.pipeline.runner import gather, run
 from ribseg.pipeline.stages import read_rate
 from ribseg.pipeline.store import Store
@@ -96,6 +96,9 @@ def test_published_settings_are_what_the_specification_says(experiment, tmp_path
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [f"experiment={experiment}"])
     assert cfg.name == experiment
+    # The dry runs replace some of these; as they stand they must fit together, too.
+    cfg.run = chosen_stages([*cfg.run, "refine"])
+    check_settings(cfg)
     if experiment != "rib_voc":
         return
     assert (cfg.rib.steps, cfg.rib.lr, cfg.rib.references, cfg.rib.margin) == (10, 8e-6, 20, 600)

@@ -78,7 +78,7 @@ def _storage(data: bytes) -> Tensor:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {named[1]}" if named else "is damaged"
         raise pickle.UnpicklingError(f"a tensor in it {what}, which is refused") from error
-    return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), 0, (storage.size(),), (1,))
+    return torch.empty(0, dtype=storage.dtype).set_(storage)
 
 
 def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
