@@ -200,6 +200,84 @@ def test_images_as_they_come(tmp_path, tree):
     assert results["adaptation"]["stopped"]["not_finite"] == 0
 
 
+def test_ids_with_dollar_signs_and_thin_images_in_the_report(tmp_path, tree):
+    for path in [*tree.rglob("im_06*")]:
+        path.rename(path.with_name(path.name.replace("im_06", "a$b^$c")))
+    for path in (tree / "image_labels.csv", tree / "ImageSets/Segmentation/val.txt"):
+        path.write_text(path.read_text().replace("im_06", "a$b^$c"))
+    Image.new("RGB", (37, 1)).save(tree / "JPEGImages" / "im_08.jpg")
+    write_mask(tree / "SegmentationClass" / "im_08.png", np.ones((1, 37), np.uint8))
+    folder_run(tmp_path, tree, "report.examples=4")
+    assert (tmp_path / "out" / "grid.png").is_file()
+
+
+def test_a_single_class_is_a_data_set(tmp_path, tree):
+    (tree / "classes.txt").write_text("a\n")
+    (tree / "image_labels.csv").write_text("image,classes\n" + "".join(f"im_{i:02d},a\n" for i in range(10)))
+    for path in (tree / "SegmentationClass").iterdir():
+        mask = np.array(Image.open(path))
+        write_mask(path, np.where(mask == 2, 1, mask))
+    results = folder_run(tmp_path, tree, "rib.lr=1e-4")
+    assert results["localization"]["wrong_class"]["best_miou"] < 1
+
+
+def test_masks_that_only_ignore_are_refused(tmp_path, tree):
+    for path in (tree / "SegmentationClass").iterdir():
+        write_mask(path, np.full_like(np.array(Image.open(path)), 255))
+    with pytest.raises(DataError, match="255"):
+        folder_run(tmp_path, tree)
+
+
+def test_data_without_any_label_is_refused(tmp_path, tree):
+    (tree / "image_labels.csv").write_text("image,classes\n" + "".join(f"im_{i:02d},\n" for i in range(10)))
+    with pytest.raises(DataError, match="nothing to learn"):
+        folder_run(tmp_path, tree)
+
+
+def test_masks_of_a_split_that_is_evaluated_later_are_checked_then(tmp_path, tree):
+    path = tree / "SegmentationClass" / "im_00.png"
+    Image.open(path).convert("RGB").save(path)
+    folder_run(tmp_path, tree, "data.eval_splits=[val]", "run=[classifier,cam,evaluate]")
+    with pytest.raises(DataError, match="im_00"):
+        folder_run(tmp_path, tree, "data.eval_splits=[train,val]")
+
+
+def test_lost_files_of_the_store_are_made_again(tmp_path, tree):
+    store = folder_run(tmp_path, tree)["store"]
+    whole = map_bytes(store["rib"])
+    (Path(store["rib"]) / "maps" / "im_01.npz").unlink()
+    (Path(store["classifier"]) / "classifier.pt").unlink()
+    folder_run(tmp_path, tree)
+    assert map_bytes(store["rib"]) == whole
+    assert (Path(store["classifier"]) / "classifier.pt").is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk"])
+def test_a_torn_checkpoint_is_passed_over(tmp_path, tree, capsys, content):
+    folder = Path(folder_run(tmp_path, tree, "run=[classifier]")["store"]["classifier"])
+    (folder / "manifest.json").unlink()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(content)
+    folder_run(tmp_path, tree, "run=[classifier]")
+    assert "starts anew" in capsys.readouterr().out
+    assert (folder / "manifest.json").is_file()
+
+
+def test_a_trainer_that_stops_early_does_not_count_as_done(tmp_path, tree):
+    with pytest.raises(ConfigError, match="limit_predict_batches"):
+        folder_run(tmp_path, tree, "+trainer.limit_predict_batches=2", "run=[classifier,cam]")
+    assert not list((tmp_path / "store").glob("cam-*/manifest.json"))
+
+
+def test_a_diverged_classifier_is_called_so(tmp_path, tree):
+    with pytest.raises(ConfigError, match="diverged"):
+        folder_run(tmp_path, tree, "classifier.module.lr=1e30", "classifier.epochs=4", "run=[classifier]")
+
+
+def test_a_report_of_the_classifier_alone(tmp_path, tree):
+    folder_run(tmp_path, tree, "run=[classifier,report]")
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_images_without_a_class_get_empty_maps(tmp_path, tree):
     rows = (tree / "image_labels.csv").read_text().replace("im_07,b", "im_07,")
     (tree / "image_labels.csv").write_text(rows)
@@ -218,6 +296,14 @@ def test_images_without_a_class_get_empty_maps(tmp_path, tree):
         (["data.eval_splits=[]"], "leave evaluate out"),
         (["rib.lr=auto", "rib.margin=null", "rib.area_limit=null"], "stop rules"),
         (["data.batch_size=0"], "batch_size"),
+        (["seed=-1", "evaluate.bootstrap=0"], r"(?s)seed: expected an integer.*evaluate\.bootstrap"),
+        (["rib.steps=2.5"], r"rib\.steps: expected an integer >= 0, got 2\.5"),
+        (["rib.margin=abc"], "or null"),
+        (["rib.lr=.nan"], "or auto"),
+        (["rib.loss_views=0"], "list of places"),
+        (["run=null"], "nothing"),
+        (["trainer.accelerator=gpuu"], "Trainer"),
+        (["data.root=???"], r"data\.root=\.\.\."),
     ],
 )
 def test_settings_that_cannot_work_fail_before_the_training(tmp_path, tree, overrides, message):

@@ -78,8 +78,9 @@ def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
     records: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob("records-*.jsonl")):
         for line in path.read_text().splitlines():
-            # A torn line has no closing brace; its image has no map file either, so it is done again.
-            if line.endswith("}"):
+            try:
                 record = json.loads(line)
-                records[record["id"]] = record
+            except json.JSONDecodeError:
+                continue  # empty, or torn: then its image has no map file either, and is done again
+            records[record["id"]] = record
     return records

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.errors import DataError
 from ribseg.functional.evaluation import threshold_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores
 from ribseg.types import LocalizationMaps
@@ -77,6 +78,8 @@ class MapEvaluator:
             [0, 1]; None where a class does not occur.
         """
         sweep = self.sweep()
+        if sweep["miou"].isnan().all():
+            raise DataError("no pixel of the masks counts: all are 255 (ignore), so nothing can be scored")
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
         result = {
             "best_miou": float(sweep["best_miou"]),

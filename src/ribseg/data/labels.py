@@ -33,6 +33,11 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
         DataError: if files are absent or malformed or name unknown classes; lists them.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetNotFoundError(
+            f"no folder {folder} with the XML files of the image-level labels. Give labels=mask, or the path "
+            "of a CSV file with the columns image,classes."
+        )
     present = scan_folder(folder, (".xml",))
     problems: Problems = defaultdict(list)
     rows: dict[str, list[str]] = {}

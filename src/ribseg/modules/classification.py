@@ -9,7 +9,8 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import PolynomialLR
-from torchmetrics.classification import MultilabelAveragePrecision
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryAveragePrecision, MultilabelAveragePrecision
 
 from ribseg.models.classifier import Classifier
 
@@ -47,7 +48,12 @@ class ClassifierModule(pl.LightningModule):
         self.classifier = classifier
         self.lr, self.head_lr_factor, self.power = lr, head_lr_factor, power
         self.optimizer = optimizer
-        self.val_map = MultilabelAveragePrecision(classifier.num_classes, average="macro")
+        several = classifier.num_classes > 1  # the multi-label metric refuses a single label
+        self.val_map: Metric = (
+            MultilabelAveragePrecision(classifier.num_classes, average="macro")
+            if several
+            else BinaryAveragePrecision()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, C) logits."""

@@ -86,11 +86,15 @@ class AffinityStage(Stage):
         settings = context.settings("affinity", "seed") | {
             "mean": plain(context.cfg.data.mean),
             "std": plain(context.cfg.data.std),
-            "precision": context.cfg.trainer.precision,
+            "trainer": context.trainer_settings(),
             "files": {} if weights in (None, "classifier") else {"weights": file_digest(weights)},
         }
         data = context.data.train.fingerprint(masks=False)
         return context.store.artefact(self.name, settings, self.inputs(context), data)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the weights are there."""
+        return (artefact.folder / WEIGHTS).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Trains, and saves the network."""

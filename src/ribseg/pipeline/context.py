@@ -11,9 +11,11 @@ import torch.distributed as dist
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ribseg.data.datamodules import WSSSDataModule
 from ribseg.errors import ConfigError, RibsegError
@@ -21,6 +23,10 @@ from ribseg.pipeline.console import make_console
 from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
+NEUTRAL = {
+    "_target_", "accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "log_every_n_steps",
+    "num_sanity_val_steps", "profiler",
+}  # fmt: skip
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -80,6 +86,10 @@ class Context:
         """How many processes the configured Trainer has."""
         return build(self.cfg.trainer, logger=False).world_size
 
+    def trainer_settings(self) -> dict[str, Any]:
+        """What of the Trainer may change a result, for a digest: not where it computes, nor what it shows."""
+        return {name: value for name, value in plain(self.cfg.trainer).items() if name not in NEUTRAL}
+
     def settings(self, *names: str) -> dict[str, Any]:
         """Parts of the configuration as plain values, for a digest."""
         return {name: plain(self.cfg[name]) for name in names}
@@ -125,11 +135,14 @@ def build(node: DictConfig, **replaced: Any) -> Any:
     """
     try:
         return instantiate(node, **replaced)
+    except MissingMandatoryValue as error:
+        name = error.full_key
+        raise ConfigError(f"the setting {name} has no default; give it: {name}=...") from error
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, RibsegError):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError):
+        if isinstance(cause, ValueError | TypeError | MisconfigurationException):
             raise ConfigError(f"{node.get('_target_')}: {cause}") from error
         raise
 

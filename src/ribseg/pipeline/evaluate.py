@@ -56,9 +56,7 @@ class EvaluateStage(Stage):
         return {}
 
     def _stages(self, context: Context) -> list[str]:
-        """Map stages that are finished, or will be when the evaluation starts."""
-        wanted = dict.fromkeys(stage for stage, _ in SOURCES.values())
-        ready = [s for s in wanted if s in context.cfg.run or context.artefacts[s].finished]
+        ready = ready_sources(context)
         if not ready:
             raise ConfigError(
                 "nothing to evaluate: the store holds no localization maps for these settings; "
@@ -75,6 +73,12 @@ class EvaluateStage(Stage):
         settings = context.cfg.evaluate
         result = score(sweeps, settings.fixed_threshold, settings.bootstrap, context.cfg.seed)
         atomic_write(artefact.folder / RESULT, json.dumps(result, indent=1).encode())
+
+
+def ready_sources(context: Context) -> list[str]:
+    """Map stages that are finished, or will be when the evaluation starts."""
+    wanted = dict.fromkeys(stage for stage, _ in SOURCES.values())
+    return [s for s in wanted if s in context.cfg.run or context.artefacts[s].finished]
 
 
 def sweep_split(

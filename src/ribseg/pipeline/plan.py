@@ -1,15 +1,17 @@
 """Which stages there are, which are chosen, and whether they can work: known in seconds."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from omegaconf import DictConfig
 
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, DataError
 from ribseg.models import IRNet
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_irnet
-from ribseg.pipeline.context import Context, build
-from ribseg.pipeline.evaluate import EvaluateStage
+from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
+from ribseg.pipeline.numbers import check_numbers
 from ribseg.pipeline.pseudo_masks import PseudoMasksStage, variants
 from ribseg.pipeline.stages import (
     CAMStage,
@@ -22,6 +24,7 @@ from ribseg.pipeline.stages import (
     rib_builder,
     trained_classifier,
 )
+from ribseg.pipeline.store import MANIFEST
 
 # In the order in which they run: each stands after what it needs.
 STAGES: tuple[Stage, ...] = (
@@ -43,14 +46,15 @@ ALIASES = {
 REPORT = "report"
 
 
-def chosen_stages(names: list[str]) -> list[str]:
+def chosen_stages(names: Iterable[str] | str | None) -> list[str]:
     """Expands "controls" and "refine", and checks the names of stages.
 
     Raises:
         ConfigError: an unknown name, or none at all.
     """
     known = [*(stage.name for stage in STAGES), REPORT]
-    chosen = [name for given in names for name in ALIASES.get(given, (given,))]
+    given_names = [names] if isinstance(names, str) else list(names or ())
+    chosen = [name for given in given_names for name in ALIASES.get(given, (given,))]
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         raise ConfigError(
@@ -68,27 +72,35 @@ def preflight(context: Context) -> None:
     """
     check_settings(context.cfg)
     context.data.setup()
+    if not context.data.train.labels.any():
+        raise DataError(
+            f"no image of {context.cfg.data.train_split} has a class: there is nothing to learn; check the "
+            f"class names and data.labels={context.cfg.data.labels}"
+        )
     context.on_first(lambda: check_data(context))
     for stage in STAGES:
-        if stage.name != EvaluateStage.name or wants_scores(context.cfg):
+        if stage.name != EvaluateStage.name or wants_scores(context):
             context.artefacts[stage.name] = stage.artefact(context)
+            check_complete(context, stage)
     for stage in STAGES:
         check_inputs(context, stage)
     check_parts(context)
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Settings that contradict each other."""
+    """Settings out of range, or that contradict each other."""
+    check_numbers(cfg)
+    views = plain(cfg.rib.loss_views)
+    if not isinstance(views, list) or not all(isinstance(view, int) and view >= 0 for view in views):
+        raise ConfigError(f"expected rib.loss_views as a list of places in data.scales, got {views!r}")
     if "evaluate" in cfg.run and not cfg.data.eval_splits:
         raise ConfigError(
             "run=[..., evaluate] needs data.eval_splits=[...] with masks; leave evaluate out without"
         )
     if cfg.rib.lr == "auto" and cfg.rib.margin is None and cfg.rib.area_limit is None:
         raise ConfigError("rib.lr=auto goes by the stop rules; give rib.margin or rib.area_limit a number")
-    if max(cfg.rib.loss_views, default=0) >= len(cfg.data.scales):
-        raise ConfigError(
-            f"rib.loss_views={cfg.rib.loss_views} names a view that data.scales={cfg.data.scales} lacks"
-        )
+    if max(views, default=0) >= len(cfg.data.scales):
+        raise ConfigError(f"rib.loss_views={views} names a view that data.scales={cfg.data.scales} lacks")
     if "affinity" in cfg.run and cfg.affinity.crop_size < 8 * cfg.affinity.module.radius:
         raise ConfigError(
             f"expected affinity.crop_size of at least 8 * affinity.module.radius = "
@@ -99,7 +111,10 @@ def check_settings(cfg: DictConfig) -> None:
 def check_data(context: Context) -> None:
     """Opens every file once; what was found good is remembered in the store."""
     scores = EvaluateStage.name in context.cfg.run
-    settings = {"masks": scores, "full": context.cfg.check_files}
+    settings = {
+        "masks": list(context.data.eval_splits) if scores else [],
+        "full": context.cfg.check_files,
+    }
     artefact = context.store.artefact("data", settings, {}, context.data.fingerprint(masks=scores))
     if artefact.finished:
         return
@@ -108,6 +123,14 @@ def check_data(context: Context) -> None:
     reports = context.data.check(context.cfg.check_files, scores, progress=context.cfg.progress)
     facts = {split: asdict(report) for split, report in reports.items()}
     artefact.finish(facts, time.perf_counter() - start)
+
+
+def check_complete(context: Context, stage: Stage) -> None:
+    """Takes the manifest off a finished artefact that has lost files: the stage will then make them again."""
+    artefact = context.artefacts[stage.name]
+    if context.agree(artefact.finished and not stage.complete(context, artefact)):
+        context.console.print(f"[bold]{stage.name}[/]: files are gone from {artefact.folder}; not finished")
+        context.on_first(lambda: (artefact.folder / MANIFEST).unlink(missing_ok=True))
 
 
 def check_inputs(context: Context, stage: Stage) -> None:
@@ -138,6 +161,7 @@ def check_parts(context: Context) -> None:
         trains = "classifier" in cfg.run and not context.artefacts["classifier"].finished
         classifier = new_classifier(context, pretrained=None if trains else False)
     build(cfg.classifier.module, classifier=classifier)
+    _ = context.processes  # builds a Trainer
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
     if set(ALIASES["refine"]) & set(cfg.run):
         variants(context)
@@ -147,6 +171,8 @@ def check_parts(context: Context) -> None:
         build(cfg.affinity.module, network=network)
 
 
-def wants_scores(cfg: DictConfig) -> bool:
-    """Whether localization maps are evaluated, or an evaluation is reported."""
-    return bool(cfg.data.eval_splits) and bool({EvaluateStage.name, REPORT} & set(cfg.run))
+def wants_scores(context: Context) -> bool:
+    """Whether localization maps are evaluated, or there are some whose evaluation can be reported."""
+    if EvaluateStage.name in context.cfg.run:
+        return True
+    return bool(context.data.eval_splits) and REPORT in context.cfg.run and bool(ready_sources(context))

@@ -169,7 +169,8 @@ def picture_grid(context: Context, localization: dict[str, Any]) -> bytes:
             full = full_size(maps, mask.shape)
             labels = argmax_labels(full, maps.classes, threshold).numpy()
             _show(axis, overlay(image, full), NAMES[source])
-            axis.contour(labels > 0, levels=[0.5], colors="white", linewidths=1)
+            if min(labels.shape) > 1:  # no contour lies in a line of pixels
+                axis.contour(labels > 0, levels=[0.5], colors="white", linewidths=1)
         _show(row[-1], _colour(mask, folder), "true mask")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
@@ -191,7 +192,7 @@ def _colour(mask: np.ndarray, folder: VOCFolder) -> np.ndarray:
 
 def _show(axis: Any, image: np.ndarray, title: str) -> None:
     axis.imshow(image)
-    axis.set_title(title, fontsize=8)
+    axis.set_title(title, fontsize=8, parse_math=False)  # an id may hold dollar signs
     axis.axis("off")
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import pickle
+import struct
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,10 +18,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ribseg.callbacks import MapWriter, Threads, map_path, read_records
-from ribseg.data.files import atomic_write
+from ribseg.callbacks import MapWriter, Threads, read_records
+from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.references import rng
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, DataError
 from ribseg.models import Classifier, load_official_classifier, read_state_dict
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
 from ribseg.pipeline.context import Context, build, plain
@@ -28,6 +30,11 @@ from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
 
 WEIGHTS, RATE = "classifier.pt", "rate.json"
+# What torch.load raises on files that are no checkpoint, or half of one.
+BROKEN = (
+    RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    struct.error, pickle.UnpicklingError,
+)  # fmt: skip
 Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
 TRAINING_DATA = ("crop_size", "resize_long", "batch_size", "mean", "std")
 
@@ -51,6 +58,10 @@ class Stage(ABC):
         """The artefacts that it reads."""
         return {name: context.artefacts[name] for name in self.required(context)}
 
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether a finished artefact still holds what other stages read."""
+        return True
+
     @abstractmethod
     def artefact(self, context: Context) -> Artefact:
         """Its place in the store, from settings and inputs; nothing is computed."""
@@ -71,10 +82,14 @@ class ClassifierStage(Stage):
         files = {"official_checkpoint": context.cfg.classifier.official_checkpoint, "weights": model.weights}
         settings = context.settings("classifier", "seed") | {
             "data": {key: plain(context.cfg.data[key]) for key in TRAINING_DATA},
-            "precision": context.cfg.trainer.precision,
+            "trainer": context.trainer_settings(),
             "files": {name: file_digest(path) for name, path in files.items() if path},
         }
         return context.store.artefact(self.name, settings, {}, context.data.train.fingerprint(masks=False))
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the weights are there."""
+        return (artefact.folder / WEIGHTS).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
@@ -87,6 +102,11 @@ class ClassifierStage(Stage):
         classifier = new_classifier(context)
         module = build(context.cfg.classifier.module, classifier=classifier)
         facts = fit(context, artefact, module, context.cfg.classifier.epochs, context.data)
+        if not all(bool(torch.isfinite(weight).all()) for weight in classifier.parameters()):
+            raise ConfigError(
+                "the classifier's weights are no longer finite: its training has diverged. Lower "
+                f"classifier.module.lr={context.cfg.classifier.module.lr}; {artefact.folder} can be deleted"
+            )
         context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
         return facts
 
@@ -102,24 +122,39 @@ class MapStage(Stage):
         settings = self.settings(context) | {
             "scales": list(context.cfg.data.scales),
             "keep_full": context.cfg.maps.full,
-            "precision": context.cfg.trainer.precision,
+            "trainer": context.trainer_settings(),
         }
         data = context.data.fingerprint(masks=False)
         return context.store.artefact(self.name, settings, self.inputs(context), data)
 
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether all maps are there."""
+        return not self.missing(context, artefact)
+
+    def missing(self, context: Context, artefact: Artefact) -> list[str]:
+        """Ids of the images that have no maps yet."""
+        there = scan_folder(artefact.folder / "maps", (".npz",)) if artefact.folder.is_dir() else {}
+        return [image_id for image_id in context.data.all_ids if image_id not in there]
+
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Makes the maps that are not there yet."""
-        ids = context.data.all_ids
-        missing = context.agree([i for i in ids if not map_path(artefact.folder, i).is_file()])
+        missing = context.agree(self.missing(context, artefact))
         if missing:
-            if len(missing) < len(ids):
-                context.console.print(f"  going on: {len(ids) - len(missing)} of {len(ids)} images are done")
+            number = len(context.data.all_ids)
+            if len(missing) < number:
+                context.console.print(f"  going on: {number - len(missing)} of {number} images are done")
             module = self.module(context, artefact)
             context.data.predict_ids, context.data.predict_scales = missing, self.scales
             callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
             trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
             trainer.predict(module, datamodule=context.data, return_predictions=False)
             context.wait()
+            left = self.missing(context, artefact)
+            if left:
+                raise ConfigError(
+                    f"{len(left)} of {number} images still have no maps in {artefact.folder}: does the "
+                    "Trainer stop early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
+                )
         return summarize(read_records(artefact.folder))
 
     @abstractmethod
@@ -243,12 +278,23 @@ def fit(
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
     trainer = context.trainer(artefact.stage, artefact.folder, [keep], max_epochs=epochs, **kwargs)
     last = checkpoints / "last.ckpt"
-    resume = context.agree(str(last) if last.is_file() else None)
+    resume = context.agree(str(last) if readable(last, context) else None)
     if isinstance(data, pl.LightningDataModule):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     else:
         trainer.fit(module, *data, ckpt_path=resume, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def readable(checkpoint: Path, context: Context) -> bool:
+    """Whether there is a checkpoint to go on from; one that a kill left torn is passed over, and said so."""
+    if not checkpoint.is_file():
+        return False
+    try:
+        return "pytorch-lightning_version" in torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except BROKEN as error:
+        context.console.print(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
+        return False
 
 
 def save_state(module: nn.Module, path: Path) -> None:
@@ -305,7 +351,12 @@ def device_of(context: Context) -> torch.device:
 
 def read_rate(folder: Path) -> float:
     """The rate in a stage's folder."""
-    return float(json.loads((folder / RATE).read_text())["lr"])
+    try:
+        return float(json.loads((folder / RATE).read_text())["lr"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / RATE} holds no learning rate ({error}); delete {folder}, run again"
+        ) from error
 
 
 def summarize(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ribseg.models.backbone import resolve_weights
 
 # Raise this when a change makes a stage's result differ for equal settings: old artefacts are left alone.
 FORMAT = 1
+MANIFEST = "manifest.json"
 PACKAGES = (
     "ribseg",
     "torch",
@@ -56,7 +57,7 @@ class Artefact:
     @property
     def finished(self) -> bool:
         """Whether the manifest is there."""
-        return (self.folder / "manifest.json").is_file()
+        return (self.folder / MANIFEST).is_file()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class Artefact:
         Raises:
             DataError: it has not finished, or its manifest is broken.
         """
-        path = self.folder / "manifest.json"
+        path = self.folder / MANIFEST
         try:
             return json.loads(path.read_text())["facts"]
         except (OSError, ValueError, KeyError) as error:
@@ -83,7 +84,7 @@ class Artefact:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "environment": environment(),
         }
-        atomic_write(self.folder / "manifest.json", json.dumps(manifest, indent=2).encode())
+        atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=2).encode())
 
 
 class Store:

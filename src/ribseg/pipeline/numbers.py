@@ -1,0 +1,94 @@
+"""Ranges of the numbers in a configuration, checked before anything runs."""
+
+import math
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from ribseg.errors import ConfigError
+
+
+class Range(NamedTuple):
+    """What a setting may be.
+
+    Attributes:
+        whole: only integers.
+        low: smallest value.
+        high: largest value.
+        words: what else it may be; None is written null.
+    """
+
+    whole: bool
+    low: float
+    high: float = math.inf
+    words: tuple[str | None, ...] = ()
+
+    def allows(self, value: Any) -> bool:
+        """Whether a setting is in the range."""
+        if value in self.words and isinstance(value, str | None):
+            return True
+        kinds = int if self.whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        return math.isfinite(value) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        kind = "an integer" if self.whole else "a number"
+        bounds = f" >= {self.low:g}" if self.high == math.inf else f" in [{self.low:g}, {self.high:g}]"
+        words = "".join(f", or {'null' if word is None else word}" for word in self.words)
+        return kind + bounds + words
+
+
+COUNT, NATURAL, SHARE, POSITIVE = Range(True, 1), Range(True, 0), Range(False, 0, 1), Range(False, 1e-30)
+NUMBERS = {
+    "seed": Range(True, 0, 2**32 - 1),
+    "classifier.epochs": COUNT,
+    "data.batch_size": COUNT,
+    "data.crop_size": COUNT,
+    "maps.threads": COUNT,
+    "rib.steps": NATURAL,
+    "rib.lr": Range(False, 0, words=("auto",)),
+    "rib.head_lr_factor": Range(False, 0),
+    "rib.weight_decay": Range(False, 0),
+    "rib.references": NATURAL,
+    "rib.margin": Range(False, -1e30, words=(None,)),
+    "rib.area_limit": Range(False, 0, 1, (None,)),
+    "rib.area_threshold": SHARE,
+    "rate_search.images": COUNT,
+    "rate_search.low": POSITIVE,
+    "rate_search.high": POSITIVE,
+    "rate_search.completed": SHARE,
+    "evaluate.thresholds": Range(True, 2),
+    "evaluate.fixed_threshold": Range(False, 0, 1, (None,)),
+    "evaluate.bootstrap": COUNT,
+    "evaluate.workers": COUNT,
+    "report.examples": COUNT,
+    "affinity.epochs": COUNT,
+    "affinity.batch_size": COUNT,
+    "affinity.crop_size": COUNT,
+    "affinity.module.radius": Range(True, 2),
+    "refine.labels.foreground": Range(False, 0, 1, ("auto",)),
+    "refine.labels.background": Range(False, 0, 1, ("auto",)),
+    "refine.maps_threshold": Range(False, 0, 1, ("oracle",)),
+    "refine.walk_threshold": Range(False, 0, 1, ("oracle",)),
+    "refine.walk.steps": NATURAL,
+    "refine.walk.radius": Range(True, 2),
+    "refine.walk.beta": Range(False, 0),
+    "refine.walk.power": Range(False, 0),
+    "refine.workers": Range(True, 1, words=("auto",)),
+}
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Checks every setting of `NUMBERS`.
+
+    Raises:
+        ConfigError: lists all that are out of range, with what was expected and found.
+    """
+    wrong = []
+    for name, allowed in NUMBERS.items():
+        value = OmegaConf.select(cfg, name)
+        if not allowed.allows(value):
+            wrong.append(f"{name}: expected {allowed}, got {'null' if value is None else value!r}")
+    if wrong:
+        raise ConfigError("settings out of range:\n  " + "\n  ".join(wrong))
