@@ -1,5 +1,7 @@
 """Files of localization maps."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,10 @@ def test_other_contents_are_refused(tmp_path):
         load_maps(tmp_path / "c.npy")
     with pytest.raises(DataError, match="absent"):
         load_maps(tmp_path / "d.npz")
+
+
+def test_many_threads_may_read_at_once(tmp_path, maps):
+    save_maps(tmp_path / "a.npz", maps)
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(load_maps, [tmp_path / "a.npz"] * 400))
+    assert all(torch.equal(one.full, read[0].full) for one in read)

@@ -1,6 +1,7 @@
 """Files of localization maps: one `<image id>.npz` per image."""
 
 import io
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +13,10 @@ from torch import Tensor
 from ribseg.data.files import atomic_write
 from ribseg.errors import DataError
 from ribseg.types import LocalizationMaps
+
+# numpy reads the headers of arrays by Python's syntax trees, which some releases (seen in 3.11.7) count wrong
+# when several threads build them at once: "AST constructor recursion depth mismatch".
+HEADERS = threading.Lock()
 
 
 def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
@@ -45,7 +50,7 @@ def load_maps(path: str | Path) -> LocalizationMaps:
         DataError: if the file is absent, broken, or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with HEADERS, np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(
