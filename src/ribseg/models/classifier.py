@@ -30,6 +30,7 @@ class Classifier(nn.Module):
         freeze: "published", or "none" for training from scratch: everything learns, with live statistics.
         backbone_kwargs: passed on to timm.
 
+    >>> import torch
     >>> classifier = Classifier("resnet10t", num_classes=3)
     >>> classifier(torch.zeros(2, 3, 64, 64)).shape, classifier.class_maps(torch.zeros(2, 3, 64, 64)).shape
     (torch.Size([2, 3]), torch.Size([2, 3, 4, 4]))
