@@ -25,6 +25,14 @@ def voc_tree(tmp_path):
     return make_voc_tree(tmp_path / "tree")
 
 
+@pytest.fixture
+def tree(tmp_path):
+    """A fresh tree of 10 images that a network can learn; see quick_run.py."""
+    from quick_run import make_learnable_tree
+
+    return make_learnable_tree(tmp_path / "tree")
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Folder of the real photographs (msrc_v2/, VOCdevkit/); skips where it is absent."""

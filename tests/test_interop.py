@@ -21,8 +21,7 @@ from ribseg.functional.cam import argmax_labels
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.interop import (
     convert_irn_maps,
-    convert_masks,
-    convert_png_maps,
+    convert_maps,
     maps_from_pngs,
     masks_to_maps,
     read_irn_maps,
@@ -109,7 +108,7 @@ def test_irn_dictionaries_of_tensors_and_arrays(tmp_path, protocol, as_numpy):
     assert len(nothing.classes) == 0
     # An image without a class is all background at whatever size its mask has.
     evaluator = MapEvaluator(20, torch.tensor([0.5]))
-    assert evaluator.histogram(nothing, torch.zeros(7, 9, dtype=torch.int64))[0, 0, 0] == 63
+    assert evaluator.count(nothing, torch.zeros(7, 9, dtype=torch.int64)).labels[0, 0, 0] == 63
 
 
 def test_views_of_tensors_keep_their_strides(tmp_path):
@@ -297,11 +296,11 @@ def test_masks_come_back_at_any_background_score(tmp_path):
 
 def test_data_sets_give_ids_and_sizes(voc_tree, tmp_path):
     data = VOCFolder(voc_tree, "val", labels="mask")
-    assert convert_masks(data.masks_dir, tmp_path / "masks", data) == 4
+    assert convert_maps(data.masks_dir, tmp_path / "masks", data, "masks") == 4
     evaluator = MapEvaluator(3, torch.tensor([0.5]))
     for image_id in data.ids:
         evaluator.add(
-            evaluator.histogram(
+            evaluator.count(
                 load_maps(tmp_path / "masks" / f"{image_id}.npz"), torch.from_numpy(data.mask(image_id))
             )
         )
@@ -313,17 +312,21 @@ def test_data_sets_give_ids_and_sizes(voc_tree, tmp_path):
                 pngs / image_id / f"{data.classes[c]}.png", (data.mask(image_id) == c + 1) * np.uint8(255)
             )
     # Image 10 has no label and needs no map.
-    assert convert_png_maps(pngs, tmp_path / "maps", data) == 4
+    assert convert_maps(pngs, tmp_path / "maps", data, "png") == 4
     for image_id in data.ids:
         one, other = (load_maps(tmp_path / name / f"{image_id}.npz") for name in ("maps", "masks"))
         assert one.size == other.size == data.mask(image_id).shape
         assert torch.equal(one.full, other.full)
     save_gray(pngs / data.ids[0] / "dog.png", np.zeros((3, 3), np.uint8))
-    with pytest.raises(DataError, match=r"1 of 4[\s\S]*as its image has"):
-        convert_png_maps(pngs, tmp_path / "other", data)
-    Image.new("L", (3, 3)).save(tmp_path / "pngs" / f"{data.ids[0]}.png")
+    with pytest.raises(DataError, match=r"1 of 4[\s\S]*other maps"):
+        convert_maps(pngs, tmp_path / "other", data, "png")
+    Image.new("L", (3, 3)).save(pngs / f"{data.ids[0]}.png")
+    with pytest.raises(DataError, match=r"images with a label, but without a map: 2"):
+        convert_maps(pngs, tmp_path / "third", data, "masks")
+    for image_id in data.ids:
+        write_mask(tmp_path / "small" / f"{image_id}.png", np.ones((3, 3), np.uint8))
     with pytest.raises(DataError, match=r"4 of 4[\s\S]*as its image has"):
-        convert_masks(pngs, tmp_path / "third", data)
+        convert_maps(tmp_path / "small", tmp_path / "third", data, "masks")
 
 
 def test_commands(voc_tree, tmp_path, capsys):

@@ -92,7 +92,7 @@ def test_counts_of_the_evaluator_equal_direct_counts():
     thresholds = torch.linspace(0, 1, 11)
     evaluator, direct = MapEvaluator(4, thresholds), []
     for maps, present, target in images():
-        evaluator.add(evaluator.histogram(LocalizationMaps(present, maps, maps), target))
+        evaluator.add(evaluator.count(LocalizationMaps(present, maps, maps), target))
         direct.append(label_counts(argmax_labels(maps, present, float(thresholds[3])), target, 4))
     assert torch.equal(evaluator.counts(float(thresholds[3])), torch.stack(direct))
     summary = evaluator.summary(round(float(thresholds[3]), 6), 50, 0)

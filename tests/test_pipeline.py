@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
 from PIL import Image
-from quick_run import QUICK, make_learnable_tree
+from quick_run import CONF, folder_run, settings
 
 from ribseg.data.masks import write_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
@@ -22,28 +22,7 @@ from ribseg.pipeline.stages import read_rate
 from ribseg.pipeline.store import Store
 from ribseg.pipeline.sweep import SweepTable, read_job, sweep_table
 
-CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-
-
-def settings(experiment, tmp_path, *overrides):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        paths = [f"store.root={tmp_path / 'store'}"]
-        return compose("config", [f"experiment={experiment}", *QUICK, *paths, *overrides])
-
-
-@pytest.fixture
-def tree(tmp_path):
-    return make_learnable_tree(tmp_path / "tree")
-
-
-SHORT = "run=[classifier,cam,rib,controls,evaluate,report]"
-
-
-def folder_run(tmp_path, tree, *overrides, output="out"):
-    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", SHORT, *overrides)
-    return run(cfg, tmp_path / output)
 
 
 def test_there_are_the_promised_experiments():
@@ -371,42 +350,6 @@ def test_devices_and_loggers_do_not_change_the_digest(tmp_path, tree):
             context.artefacts[stage.name] = stage.artefact(context)
         stores.append({name: artefact.digest for name, artefact in context.artefacts.items()})
     assert stores[0] == stores[1]
-
-
-def test_a_killed_refinement_goes_on_to_the_same_masks(tmp_path, tree):
-    run_all = "run=[classifier,rib,refine]"
-    folder = Path(folder_run(tmp_path, tree, run_all)["store"]["pseudo_masks"])
-    whole = {path: path.read_bytes() for path in folder.rglob("*.png")}
-    (folder / "manifest.json").unlink()
-    for path in list(whole)[::3]:
-        path.unlink()
-    folder_run(tmp_path, tree, run_all)
-    assert {path: path.read_bytes() for path in folder.rglob("*.png")} == whole
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["refine.variants=[crff]"], "random_walk_crf"),
-        (["run=[classifier,rib,pseudo_masks]"], "needs random_walk"),
-        (["run=[classifier,rib,refine]", "affinity.module.radius=0"], "radius"),
-    ],
-)
-def test_refinements_that_cannot_work_fail_before_the_training(tmp_path, tree, overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        folder_run(tmp_path, tree, "run=[classifier,rib,refine]", *overrides)
-    assert not list((tmp_path / "store").glob("classifier-*"))
-
-
-def test_masks_without_any_object_are_called_out(tmp_path, tree, capsys):
-    folder_run(
-        tmp_path,
-        tree,
-        "run=[classifier,rib,pseudo_masks]",
-        "refine.variants=[none]",
-        "refine.maps_threshold=1",
-    )
-    assert "only background" in capsys.readouterr().out
 
 
 def test_run_names():

@@ -1,6 +1,6 @@
 """Evaluation of localization maps on one split: all thresholds in one pass, with bootstrap intervals."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,8 +9,21 @@ from torch import Tensor
 
 from ribseg.errors import DataError
 from ribseg.functional.evaluation import threshold_histogram
+from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores
 from ribseg.types import LocalizationMaps
+
+
+class ImageCounts(NamedTuple):
+    """What an evaluator needs of one image.
+
+    Attributes:
+        labels: (C+1, C+1, T+1) int64, see `functional.threshold_histogram`.
+        scores: (T+1,) int64, see `functional.threshold.score_histogram`; without the mask.
+    """
+
+    labels: Tensor
+    scores: Tensor
 
 
 class MapEvaluator:
@@ -28,22 +41,25 @@ class MapEvaluator:
     def __init__(self, num_classes: int, thresholds: Tensor, ignore_index: int = 255) -> None:
         # One process sees all maps; a metric that syncs would wait for the others.
         self.metric = ThresholdSweep(num_classes, thresholds, ignore_index, sync_on_compute=False)
+        self._scores = torch.zeros(len(thresholds) + 1, dtype=torch.int64)
         self._entries: list[np.ndarray] = []
 
-    def histogram(self, maps: LocalizationMaps, target: Tensor) -> Tensor:
-        """Counts one image; thread-safe, nothing is kept. See `functional.threshold_histogram`."""
+    def count(self, maps: LocalizationMaps, target: Tensor) -> ImageCounts:
+        """Counts one image; thread-safe, nothing is kept."""
         metric = self.metric
         check_target(target, metric.num_classes, metric.ignore_index)
         full = full_size(maps, (target.shape[0], target.shape[1]))
-        return threshold_histogram(
+        labels = threshold_histogram(
             full, maps.classes, target, metric.thresholds, metric.num_classes, metric.ignore_index
         )
+        return ImageCounts(labels, score_histogram(full, metric.thresholds))
 
-    def add(self, histogram: Tensor) -> None:
-        """Adds an image's `histogram`."""
-        self.metric.histogram += histogram
-        index = histogram.nonzero()
-        values = histogram[tuple(index.T)]
+    def add(self, counts: ImageCounts) -> None:
+        """Adds what `count` says of an image."""
+        self.metric.histogram += counts.labels
+        self._scores += counts.scores
+        index = counts.labels.nonzero()
+        values = counts.labels[tuple(index.T)]
         self._entries.append(torch.cat([index, values[:, None]], 1).numpy().astype(np.int32))
 
     def sweep(self) -> dict[str, Tensor]:
@@ -51,6 +67,13 @@ class MapEvaluator:
         # Added to without update(), so that reading and counting can run in threads.
         self.metric._update_count = len(self._entries)
         return self.metric.compute()
+
+    def unsupervised_threshold(self) -> float | None:
+        """What the maps alone suggest, see `functional.threshold.otsu`; None where no image has a class."""
+        if not self._scores.any():
+            return None
+        thresholds = self.metric.thresholds
+        return round(float(thresholds[otsu(self._scores, thresholds)]), 6)
 
     def counts(self, threshold: float) -> Tensor:
         """(N, 3, C+1) `label_counts` of the images at one of the thresholds."""
@@ -73,15 +96,17 @@ class MapEvaluator:
             seed: of the bootstrap.
 
         Returns:
-            "best_miou", "best_threshold", "precision" and "recall" and "iou" there, "images", and, at the
-            fixed threshold, "fixed_threshold", "miou_at_fixed", "interval_at_fixed" (95 %). Fractions in
-            [0, 1]; None where a class does not occur.
+            "best_miou", "best_threshold", "precision" and "recall" and "iou" there, "images"; at the fixed
+            threshold "fixed_threshold", "miou_at_fixed", "interval_at_fixed" (95 %); and at the threshold
+            that is chosen without masks "unsupervised_threshold", "miou_unsupervised". Fractions in [0, 1];
+            None where a class does not occur, or there is no such threshold.
         """
         sweep = self.sweep()
         if sweep["miou"].isnan().all():
             raise DataError("no pixel of the masks counts: all are 255 (ignore), so nothing can be scored")
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
-        result = {
+        unsupervised = self.unsupervised_threshold()
+        result: dict[str, Any] = {
             "best_miou": float(sweep["best_miou"]),
             "best_threshold": round(float(sweep["best_threshold"]), 6),
             "precision": float(sweep["precision"][best]),
@@ -91,7 +116,11 @@ class MapEvaluator:
             "miou_at_fixed": None,
             "fixed_threshold": fixed_threshold,
             "interval_at_fixed": None,
+            "unsupervised_threshold": unsupervised,
+            "miou_unsupervised": None,
         }
+        if unsupervised is not None:
+            result["miou_unsupervised"] = float(pooled_scores(self.counts(unsupervised)).miou)
         if fixed_threshold is not None:
             counts = self.counts(fixed_threshold)
             result["miou_at_fixed"] = float(pooled_scores(counts).miou)

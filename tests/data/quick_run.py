@@ -1,9 +1,16 @@
 """A data set and settings with which the whole chain runs in seconds."""
 
+from pathlib import Path
+
 import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from ribseg.data.masks import write_mask
+from ribseg.pipeline.runner import run
+
+CONF = Path(__file__).parents[2] / "conf"
 
 # Everything that makes a dry run quick; the structure of the experiment stays.
 QUICK = [
@@ -38,9 +45,25 @@ QUICK = [
     "refine.workers=1",
     "refine.crf.iterations=2",
     "refine.crf.backend=torch",
-    "refine.variants=[none,crf,random_walk,random_walk_crf]",
+    "refine.variants=[none,crf,pixel_adaptive,random_walk,random_walk_crf]",
     "trainer.accelerator=cpu",
 ]
+
+SHORT = "run=[classifier,cam,rib,controls,evaluate,report]"
+
+
+def settings(experiment, tmp_path, *overrides):
+    """The composed configuration of a quick run with its store in tmp_path."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        paths = [f"store.root={tmp_path / 'store'}"]
+        return compose("config", [f"experiment={experiment}", *QUICK, *paths, *overrides])
+
+
+def folder_run(tmp_path, tree, *overrides, output="out"):
+    """Runs `rib_folder` quickly and returns its results."""
+    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", SHORT, *overrides)
+    return run(cfg, tmp_path / output)
 
 
 def make_learnable_tree(root, number=10):

@@ -129,7 +129,7 @@ class WSSSDataModule(pl.LightningDataModule):
     def folders(self) -> dict[str, VOCFolder]:
         """Image id -> the first split that holds it, train_split before eval_splits."""
         folders: dict[str, VOCFolder] = {}
-        for folder in self._served():
+        for folder in self.served:
             folders.update({image_id: folder for image_id in folder.ids if image_id not in folders})
         return folders
 
@@ -157,7 +157,7 @@ class WSSSDataModule(pl.LightningDataModule):
             DataError: lists what is wrong in all splits.
         """
         reports, errors = {}, []
-        for folder in self._served():
+        for folder in self.served:
             try:
                 need = masks and folder.split in self.eval_splits
                 reports[folder.split] = check_dataset(folder, need, full, progress=progress)
@@ -172,7 +172,7 @@ class WSSSDataModule(pl.LightningDataModule):
 
         Cheap: no file is opened. Does not depend on where the root is.
         """
-        parts = [folder.fingerprint(masks) for folder in self._served()]
+        parts = [folder.fingerprint(masks) for folder in self.served]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader:
@@ -233,7 +233,8 @@ class WSSSDataModule(pl.LightningDataModule):
         threads = self.num_workers if threads is None else threads
         return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads)
 
-    def _served(self) -> list[VOCFolder]:
+    @property
+    def served(self) -> list[VOCFolder]:
         """Each split once, train_split first."""
         return [self.train, *(folder for split, folder in self.evals.items() if split != self.train_split)]
 

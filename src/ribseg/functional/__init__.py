@@ -14,6 +14,8 @@ from ribseg.functional.evaluation import Scores, scores, threshold_histogram
 from ribseg.functional.pixel_adaptive import pixel_adaptive
 from ribseg.functional.pooling import gap, gndrp
 from ribseg.functional.random_walk import random_walk
+from ribseg.functional.saliency import labels_with_saliency
+from ribseg.functional.threshold import otsu, score_histogram
 
 __all__ = [
     "AffinityLosses",
@@ -25,11 +27,14 @@ __all__ = [
     "dense_crf",
     "gap",
     "gndrp",
+    "labels_with_saliency",
     "merge_mirrored",
     "normalize",
+    "otsu",
     "pixel_adaptive",
     "random_walk",
     "resize_and_sum",
+    "score_histogram",
     "scores",
     "threshold_histogram",
 ]

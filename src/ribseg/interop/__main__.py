@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import RibsegError
-from ribseg.interop.folders import convert_masks, convert_png_maps
+from ribseg.interop.convert import Layout, convert_maps
 from ribseg.interop.irn import convert_irn_maps, write_irn_maps
 
 
@@ -28,8 +28,8 @@ def _run(options: argparse.Namespace) -> int:
         return convert_irn_maps(source, target, options.classes, options.trust, progress)
     if options.command == "ribseg-to-irn":
         return write_irn_maps(source, target, progress)
-    convert = convert_png_maps if options.command == "pngs-to-ribseg" else convert_masks
-    return convert(source, target, VOCFolder(options.root, options.split), progress)
+    layout: Layout = "png" if options.command == "pngs-to-ribseg" else "masks"
+    return convert_maps(source, target, VOCFolder(options.root, options.split), layout, progress=progress)
 
 
 def _parser() -> argparse.ArgumentParser:

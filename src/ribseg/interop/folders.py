@@ -9,17 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.data.files import scan_folder
-from ribseg.data.images import read_header
-from ribseg.data.maps import save_maps
-from ribseg.data.masks import IGNORE, mask_ids, read_mask
-from ribseg.data.voc import VOCFolder
+from ribseg.data.masks import IGNORE, mask_ids
 from ribseg.errors import DataError, list_problems
-from ribseg.interop.batch import convert_missing
 from ribseg.interop.gray import read_gray
 from ribseg.localize import STRIDE
 from ribseg.types import LocalizationMaps
 
 Found = dict[int, Path]  # class index -> PNG
+ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."
 
 
 def maps_from_pngs(
@@ -42,13 +39,13 @@ def maps_from_pngs(
     Raises:
         DataError: at once if files are absent, stray or ambiguous; on the way if one is broken.
     """
-    found, problems = _find_all(Path(folder), ids, classes)
+    found, problems = find_pngs(Path(folder), ids, classes)
     absent = [image_id for image_id in ids if found[image_id] is None]
     if absent:
         problems["images without a map"] = absent
     if problems:
-        raise DataError(_listed(folder, problems))
-    return ((image_id, _read(found[image_id] or {})) for image_id in ids)
+        raise DataError(list_problems(f"the maps in {folder} cannot be used", problems, ADVICE))
+    return ((image_id, read_pngs(found[image_id] or {})) for image_id in ids)
 
 
 def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
@@ -80,74 +77,13 @@ def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
     return _from_full(torch.tensor([i - 1 for i in ids], dtype=torch.int64), torch.from_numpy(ones).float())
 
 
-def convert_png_maps(
-    source_dir: str | Path, target_dir: str | Path, dataset: VOCFolder, progress: bool = False
-) -> int:
-    """Turns the PNGs of `maps_from_pngs` into `<image id>.npz` files for the images of a data set.
-
-    Images without a label need no PNG. Files that are there already are not made again.
-
-    Args:
-        source_dir: folder of the PNGs.
-        target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
-        dataset: names the images, their sizes and the classes.
-        progress: show a bar.
-
-    Returns:
-        How many files were written.
-
-    Raises:
-        DataError: lists what is absent, broken, or of another size than its image.
-    """
-    target = Path(target_dir)
-    found, problems = _find_all(Path(source_dir), dataset.ids, dataset.classes)
-    absent = [
-        i for i, labels in zip(dataset.ids, dataset.labels, strict=True) if labels.any() and not found[i]
-    ]
-    if absent:
-        problems["images with a label, but without a map"] = absent
-    if problems:
-        raise DataError(_listed(source_dir, problems))
-
-    def convert(image_id: str) -> None:
-        size = read_header(dataset.image_path(image_id)).size
-        save_maps(target / f"{image_id}.npz", _read(found[image_id] or {}, size))
-
-    return convert_missing(dataset.ids, lambda i: target / f"{i}.npz", convert, progress)
-
-
-def convert_masks(
-    source_dir: str | Path, target_dir: str | Path, dataset: VOCFolder, progress: bool = False
-) -> int:
-    """Turns masks `<image id>.png` into `<image id>.npz` files of ones and zeros; see `masks_to_maps`.
-
-    Args:
-        source_dir: folder of palette PNGs, or gray PNGs of 8 bit, with class ids.
-        target_dir: gets the `.npz` files.
-        dataset: names the images, their sizes and the number of classes.
-        progress: show a bar.
-
-    Returns:
-        How many files were written.
-
-    Raises:
-        DataError: lists what is absent, broken, or of another size than its image.
-    """
-    source, target = Path(source_dir), Path(target_dir)
-
-    def convert(image_id: str) -> None:
-        path = source / f"{image_id}.png"
-        mask = read_mask(path, dataset.num_classes)
-        _check_size(path, mask.shape, read_header(dataset.image_path(image_id)).size)
-        save_maps(target / f"{image_id}.npz", masks_to_maps(mask))
-
-    return convert_missing(dataset.ids, lambda i: target / f"{i}.npz", convert, progress)
-
-
-def _find_all(
+def find_pngs(
     folder: Path, ids: Sequence[str], classes: Sequence[str]
 ) -> tuple[dict[str, Found | None], dict[str, list[str]]]:
-    """The PNGs of each image, None where it has neither files nor a folder; and what is wrong, by kind."""
+    """The PNGs of each image, see `maps_from_pngs`, and what is wrong, by kind.
+
+    An image that has neither files nor a folder has None.
+    """
     flat = scan_folder(folder, (".png",))
     found: dict[str, Found | None] = {}
     owners: dict[Path, str] = {}
@@ -170,21 +106,22 @@ def _find_all(
     return found, problems
 
 
-def _listed(folder: str | Path, problems: dict[str, list[str]]) -> str:
-    advice = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."
-    return list_problems(f"the maps in {folder} cannot be used", problems, advice)
+def read_pngs(found: Found) -> LocalizationMaps:
+    """Maps of one image from its PNGs.
 
-
-def _read(found: Found, size: tuple[int, int] | None = None) -> LocalizationMaps:
-    """Maps of one image; `size` (H, W) of the image where it is known."""
+    Raises:
+        DataError: if a file is broken, or two are not of the same size.
+    """
     if not found:
-        none = torch.zeros(0, *(size or (1, 1)))
-        return _from_full(torch.zeros(0, dtype=torch.int64), none, known=size is not None)
-    maps = []
+        return _from_full(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), known=False)
+    maps: list[np.ndarray] = []
     for path in found.values():
         maps.append(read_gray(path))
-        size = size or (maps[0].shape[0], maps[0].shape[1])
-        _check_size(path, maps[-1].shape, size)
+        if maps[-1].shape != maps[0].shape:
+            raise DataError(
+                f"{path} has (height, width) {maps[-1].shape}, expected {maps[0].shape} as the image's "
+                "other maps"
+            )
     return _from_full(torch.tensor(list(found)), torch.from_numpy(np.stack(maps)))
 
 
@@ -193,8 +130,3 @@ def _from_full(classes: Tensor, full: Tensor, known: bool = True) -> Localizatio
     strided = (-(-height // STRIDE), -(-width // STRIDE))
     small = F.adaptive_avg_pool2d(full, strided) if len(full) else full.new_zeros(0, *strided)
     return LocalizationMaps(classes, small, full if known else None, (height, width) if known else None)
-
-
-def _check_size(path: Path, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    if found != expected:
-        raise DataError(f"{path} has (height, width) {found}, expected {expected} as its image has.")

@@ -50,17 +50,22 @@ def convert_irn_maps(
         DataError: lists the files that are broken, do not fit, or ask for more than arrays.
     """
     source, target = Path(source_dir), Path(target_dir)
-    if not allow_unpickling:
-        raise ConfigError(
-            f"{source} holds pickled dictionaries, and reading a pickle executes what is in it. This reader "
-            "refuses all but the rebuilding of arrays; still, read only files that you made or whose maker "
-            "you trust. If so, give --trust (allow_unpickling=True)."
-        )
+    require_trust(source, allow_unpickling)
 
     def convert(image_id: str) -> None:
         save_maps(target / f"{image_id}.npz", read_irn_maps(source / f"{image_id}.npy", num_classes))
 
     return convert_missing(files_in(source, ".npy"), lambda i: target / f"{i}.npz", convert, progress)
+
+
+def require_trust(source: Path, allow_unpickling: bool) -> None:
+    """Raises a ConfigError unless the user has said that pickled files may be read."""
+    if not allow_unpickling:
+        raise ConfigError(
+            f"{source} holds pickled dictionaries, and reading a pickle executes what is in it. This reader "
+            "refuses all but the rebuilding of arrays; still, read only files that you made or whose maker "
+            "you trust. If so, say it: --trust, imported.trust=true, or allow_unpickling=True."
+        )
 
 
 def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool = False) -> int:

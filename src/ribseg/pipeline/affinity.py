@@ -24,19 +24,27 @@ from ribseg.functional import dense_crf
 from ribseg.models import Backbone, IRNet, load_weights, read_state_dict
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
-from ribseg.pipeline.evaluate import best_threshold
 from ribseg.pipeline.pool import Job, run_pool
 from ribseg.pipeline.stages import MapStage, Stage, fit, save_state, trained_classifier
 from ribseg.pipeline.store import Artefact, file_digest
+from ribseg.pipeline.thresholds import choice_settings, choose_threshold, needs_masks
 from ribseg.refine import confident_labels
 
 WEIGHTS = "affinity.pt"
-MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", around the best threshold of the maps
+MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", around the background score of the maps
+REFINABLE = ("rib", "cam", "imported", "feature_norm", "wrong_class")
 
 
 def maps_to_refine(context: Context) -> str:
-    """The stage whose maps are refined."""
-    return str(context.cfg.refine.maps)
+    """The stage whose maps are refined.
+
+    Raises:
+        ConfigError: it makes no maps.
+    """
+    stage = str(context.cfg.refine.maps)
+    if stage not in REFINABLE:
+        raise ConfigError(f"expected refine.maps out of {', '.join(REFINABLE)}, got {stage!r}")
+    return stage
 
 
 class AffinityLabelsStage(Stage):
@@ -49,10 +57,15 @@ class AffinityLabelsStage(Stage):
         return (maps_to_refine(context),)
 
     def artefact(self, context: Context) -> Artefact:
-        """Depends on the maps, the images, and, for scores of "auto", on the masks."""
-        labels = plain(context.cfg.refine.labels)
-        settings = {"labels": labels, "train": context.data.train_split}
-        data = context.data.fingerprint(masks="auto" in labels.values())
+        """Depends on the maps, the images, and, for scores of "auto", on the maps' background score."""
+        labels, score = plain(context.cfg.refine.labels), context.cfg.refine.maps_threshold
+        settings: dict[str, Any] = {"labels": labels, "train": context.data.train_split}
+        automatic = "auto" in labels.values()
+        if automatic:
+            settings |= choice_settings(context, score)
+        if labels["crf"]:
+            settings["crf"] = plain(context.cfg.refine.crf)
+        data = context.data.fingerprint(masks=automatic and needs_masks(score))
         return context.store.artefact(self.name, settings, self.inputs(context), data)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
@@ -148,7 +161,7 @@ def confidence(context: Context) -> dict[str, float]:
     labels = context.cfg.refine.labels
     scores = {name: labels[name] for name in MARGINS}
     if "auto" in scores.values():
-        best = best_threshold(context, maps_to_refine(context))
+        best = choose_threshold(context, maps_to_refine(context), context.cfg.refine.maps_threshold)
         scores = {
             name: min(max(best + MARGINS[name], 0.01), 0.99) if value == "auto" else value
             for name, value in scores.items()

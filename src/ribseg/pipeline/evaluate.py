@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from rich.progress import track
-from torch import Tensor
 
 from ribseg.callbacks import map_path
 from ribseg.controls import centre_prior, whole_image
@@ -16,7 +15,7 @@ from ribseg.data.files import atomic_write
 from ribseg.data.maps import load_maps
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
-from ribseg.evaluation import MapEvaluator
+from ribseg.evaluation import ImageCounts, MapEvaluator
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.pipeline.context import Context
 from ribseg.pipeline.stages import Stage
@@ -27,6 +26,7 @@ from ribseg.types import LocalizationMaps
 SOURCES: dict[str, tuple[str, Callable[[LocalizationMaps], LocalizationMaps] | None]] = {
     "cam": ("cam", None),
     "rib": ("rib", None),
+    "imported": ("imported", None),
     "random_walk": ("random_walk", None),
     "wrong_class": ("wrong_class", None),
     "feature_norm": ("feature_norm", None),
@@ -48,6 +48,7 @@ class EvaluateStage(Stage):
         """Depends on the maps, the masks, and the thresholds."""
         inputs = {stage: context.artefacts[stage] for stage in self._stages(context)}
         settings = context.settings("evaluate", "seed") | {"splits": list(context.data.eval_splits)}
+        del settings["evaluate"]["workers"]
         return context.store.artefact(self.name, settings, inputs, context.data.fingerprint(masks=True))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
@@ -90,35 +91,23 @@ def sweep_split(
     thresholds = torch.linspace(0, 1, settings.thresholds)
     evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in chosen}
 
-    def count(image_id: str) -> dict[str, Tensor]:
+    def count(image_id: str) -> dict[str, ImageCounts]:
         target = torch.from_numpy(folder.mask(image_id)).long()
         stages = {stage for stage, _ in chosen.values()}
         read = {stage: load_maps(map_path(context.artefacts[stage].folder, image_id)) for stage in stages}
         return {
-            source: evaluators[source].histogram(change(read[stage]) if change else read[stage], target)
+            source: evaluators[source].count(change(read[stage]) if change else read[stage], target)
             for source, (stage, change) in chosen.items()
         }
 
     results = ordered_map(count, folder.ids, settings.workers)
     quiet = not context.cfg.progress
-    for histograms in track(
+    for counts in track(
         results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console
     ):
-        for source, histogram in histograms.items():
-            evaluators[source].add(histogram)
+        for source, one in counts.items():
+            evaluators[source].add(one)
     return evaluators
-
-
-def best_threshold(context: Context, stage: str) -> float:
-    """The best threshold of a stage's maps on the first evaluated split; it needs masks."""
-    if not context.data.evals:
-        raise ConfigError(
-            "the best threshold cannot be told without masks; give refine.labels.foreground, "
-            "refine.labels.background, refine.maps_threshold and refine.walk_threshold numbers"
-        )
-    folder = next(iter(context.data.evals.values()))
-    sweep = sweep_split(context, folder, [stage], "Threshold on")[stage].sweep()
-    return round(float(sweep["best_threshold"]), 6)
 
 
 def score(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from ribseg.errors import ConfigError
+from ribseg.pipeline.thresholds import CHOICES
 
 
 class Range(NamedTuple):
@@ -69,8 +70,11 @@ NUMBERS = {
     "affinity.module.radius": Range(True, 2),
     "refine.labels.foreground": Range(False, 0, 1, ("auto",)),
     "refine.labels.background": Range(False, 0, 1, ("auto",)),
-    "refine.maps_threshold": Range(False, 0, 1, ("oracle",)),
-    "refine.walk_threshold": Range(False, 0, 1, ("oracle",)),
+    "refine.maps_threshold": Range(False, 0, 1, tuple(CHOICES)),
+    "refine.walk_threshold": Range(False, 0, 1, tuple(CHOICES)),
+    "refine.saliency_threshold": SHARE,
+    "refine.pixel_adaptive.iterations": NATURAL,
+    "refine.pixel_adaptive.temperature": POSITIVE,
     "refine.walk.steps": NATURAL,
     "refine.walk.radius": Range(True, 2),
     "refine.walk.beta": Range(False, 0),

@@ -11,8 +11,9 @@ from ribseg.models import IRNet
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_irnet
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
+from ribseg.pipeline.imported import ImportedStage, check_imported
 from ribseg.pipeline.numbers import check_numbers
-from ribseg.pipeline.pseudo_masks import PseudoMasksStage, variants
+from ribseg.pipeline.pseudo_masks import PseudoMasksStage, check_refinement
 from ribseg.pipeline.stages import (
     CAMStage,
     ClassifierStage,
@@ -31,6 +32,7 @@ STAGES: tuple[Stage, ...] = (
     ClassifierStage(),
     CAMStage(),
     RIBStage(),
+    ImportedStage(),
     WrongClassStage(),
     FeatureNormStage(),
     AffinityLabelsStage(),
@@ -78,12 +80,15 @@ def preflight(context: Context) -> None:
             f"class names and data.labels={context.cfg.data.labels}"
         )
     context.on_first(lambda: check_data(context))
+    if set(ALIASES["refine"]) & set(context.cfg.run):
+        check_refinement(context)
     for stage in STAGES:
         if stage.name != EvaluateStage.name or wants_scores(context):
             context.artefacts[stage.name] = stage.artefact(context)
             check_complete(context, stage)
     for stage in STAGES:
         check_inputs(context, stage)
+    check_imported(context)
     check_parts(context)
 
 
@@ -163,8 +168,6 @@ def check_parts(context: Context) -> None:
     build(cfg.classifier.module, classifier=classifier)
     _ = context.processes  # builds a Trainer
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
-    if set(ALIASES["refine"]) & set(cfg.run):
-        variants(context)
     if "affinity" in cfg.run and not context.artefacts["affinity"].finished:
         own = cfg.affinity.backbone.weights != "classifier"
         network = new_irnet(context) if own else IRNet(classifier.backbone)

@@ -12,12 +12,12 @@ from rich.progress import track
 
 from ribseg.pipeline.context import Context
 
-Job = tuple[Path, Path, Path]  # image, maps, what is written
+Job = tuple[Path, ...]  # what is read, and last what is written
 
 
 def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job], title: str) -> None:
     """Does the jobs whose file is not there yet, in `refine.workers` processes."""
-    open_jobs = [job for job in jobs if not job[2].is_file()]
+    open_jobs = [job for job in jobs if not job[-1].is_file()]
     number = context.cfg.refine.workers
     workers = (os.cpu_count() or 1) if number == "auto" else int(number)
     show = partial(track, total=len(open_jobs), disable=not context.cfg.progress, console=context.console)

@@ -2,30 +2,79 @@
 
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ribseg.callbacks import map_path
-from ribseg.data.files import atomic_write
+from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.images import read_image
 from ribseg.data.maps import load_maps
 from ribseg.data.masks import read_mask, write_mask
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.evaluation import full_size
-from ribseg.functional import argmax_labels, dense_crf
+from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive
+from ribseg.interop import read_saliency
 from ribseg.metrics import label_counts, pooled_scores
 from ribseg.pipeline.affinity import maps_to_refine
 from ribseg.pipeline.context import Context, plain
-from ribseg.pipeline.evaluate import best_threshold
 from ribseg.pipeline.pool import Job, run_pool
 from ribseg.pipeline.stages import Stage
-from ribseg.pipeline.store import Artefact
+from ribseg.pipeline.store import Artefact, folder_digest
+from ribseg.pipeline.thresholds import THRESHOLDS, check_thresholds, choice_settings, choose_threshold
 
 SCORES = "scores.json"
-VARIANTS = ("none", "crf", "random_walk", "random_walk_crf")
+PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
+
+
+class Variant(NamedTuple):
+    """A way from maps to masks.
+
+    Attributes:
+        walk: start from the maps after the random walk.
+        saliency: saliency maps supply the background, not a score.
+        refinement: what looks at the image at the end: "crf", "pixel_adaptive", or nothing.
+    """
+
+    walk: bool
+    saliency: bool
+    refinement: str
+
+    @classmethod
+    def parse(cls, name: str) -> "Variant":
+        """From its name: parts in this order, joined by "_"; "none" if there is none.
+
+        Raises:
+            ConfigError: no such name.
+        """
+        if name not in VARIANTS:
+            raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
+        refinement = next((part for part in PARTS[2] if name.endswith(part)), "")
+        return cls(name.startswith("random_walk"), "saliency" in name, refinement)
+
+
+VARIANTS = tuple(
+    "_".join(filter(None, parts)) or "none" for parts in product(*(("", *names) for names in PARTS))
+)
+
+
+class Recipe(NamedTuple):
+    """Everything that one mask is made with.
+
+    Attributes:
+        threshold: background score; with saliency, above which a pixel is salient.
+        saliency: whether jobs hold a saliency map.
+        crf: settings of `dense_crf`, or None.
+        pixel_adaptive: settings of `pixel_adaptive`, or None.
+    """
+
+    threshold: float
+    saliency: bool
+    crf: dict[str, Any] | None
+    pixel_adaptive: dict[str, Any] | None
 
 
 class PseudoMasksStage(Stage):
@@ -38,10 +87,23 @@ class PseudoMasksStage(Stage):
         return tuple(dict.fromkeys(map_source(context, variant) for variant in variants(context)))
 
     def artefact(self, context: Context) -> Artefact:
-        """Depends on the maps, the images and the masks, which give thresholds and scores."""
-        settings = context.settings("refine", "evaluate") | {"splits": list(context.data.eval_splits)}
+        """Depends on the maps, the images, saliency maps, and the masks, which give thresholds and scores."""
+        cfg = context.cfg.refine
+        names = ("variants", "saliency_threshold", "crf", "pixel_adaptive")
+        settings = {name: plain(cfg[name]) for name in names}
+        settings |= {name: choice_settings(context, cfg[name]) for name in THRESHOLDS}
+        settings["splits"] = list(context.data.eval_splits)
+        if any(Variant.parse(name).saliency for name in variants(context)):
+            settings["saliency"] = folder_digest(saliency_folder(context))
         data = context.data.fingerprint(masks=bool(context.data.eval_splits))
         return context.store.artefact(self.name, settings, self.inputs(context), data)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether all masks and their scores are there."""
+        folders = [artefact.folder / variant for variant in variants(context)]
+        if not (artefact.folder / SCORES).is_file() or not all(folder.is_dir() for folder in folders):
+            return False
+        return all(set(context.data.all_ids) <= set(scan_folder(folder, (".png",))) for folder in folders)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Writes the masks that are not there yet, in a pool of the first process, and scores them."""
@@ -49,15 +111,10 @@ class PseudoMasksStage(Stage):
         return {"variants": list(variants(context))}
 
     def _masks(self, context: Context, artefact: Artefact) -> None:
-        thresholds = {variant: background_score(context, variant) for variant in variants(context)}
-        for variant, threshold in thresholds.items():
-            source = context.artefacts[map_source(context, variant)].folder
-            crf = plain(context.cfg.refine.crf) if variant.endswith("crf") else None
-            jobs = [
-                (folder.image_path(i), map_path(source, i), mask_path(artefact.folder, variant, i))
-                for i, folder in context.data.folders.items()
-            ]
-            run_pool(context, partial(write_pseudo_mask, threshold, crf), jobs, f"Pseudo masks ({variant})")
+        thresholds = background_scores(context)
+        for name, threshold in thresholds.items():
+            work = partial(write_pseudo_mask, recipe(context, Variant.parse(name), threshold))
+            run_pool(context, work, jobs(context, artefact, name), f"Pseudo masks ({name})")
         scores = {
             variant: {split: self._score(context, artefact, variant, split) for split in context.data.evals}
             | {"threshold": threshold}
@@ -110,24 +167,98 @@ def variants(context: Context) -> tuple[str, ...]:
         ConfigError: one is unknown, or there is none.
     """
     chosen = tuple(context.cfg.refine.variants)
-    unknown = [variant for variant in chosen if variant not in VARIANTS]
-    if unknown or not chosen:
-        raise ConfigError(
-            f"expected refine.variants=[...] with some of {', '.join(VARIANTS)}, got {list(chosen)}"
-        )
+    if not chosen:
+        raise ConfigError(f"expected refine.variants=[...] with some of {', '.join(VARIANTS)}, got none")
+    for name in chosen:
+        Variant.parse(name)
     return chosen
 
 
 def map_source(context: Context, variant: str) -> str:
     """The stage whose maps a variant cuts."""
-    return "random_walk" if variant.startswith("random_walk") else maps_to_refine(context)
+    return "random_walk" if Variant.parse(variant).walk else maps_to_refine(context)
 
 
-def background_score(context: Context, variant: str) -> float:
-    """The background score of a variant: a number, or the best on the first evaluated split."""
-    key = "walk_threshold" if variant.startswith("random_walk") else "maps_threshold"
-    setting = context.cfg.refine[key]
-    return best_threshold(context, map_source(context, variant)) if setting == "oracle" else float(setting)
+def threshold_setting(variant: Variant) -> str:
+    """The setting of `refine` that holds its background score."""
+    return THRESHOLDS[variant.walk]
+
+
+def background_scores(context: Context) -> dict[str, float]:
+    """The background score of each variant, each source's chosen once; with saliency, its threshold."""
+    cfg, scores = context.cfg.refine, {}
+    chosen: dict[str, float] = {}
+    for name in variants(context):
+        variant, source = Variant.parse(name), map_source(context, name)
+        if variant.saliency:
+            scores[name] = float(cfg.saliency_threshold)
+            continue
+        if source not in chosen:
+            chosen[source] = choose_threshold(context, source, cfg[threshold_setting(variant)])
+        scores[name] = chosen[source]
+    return scores
+
+
+def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
+    """The settings of a variant."""
+    cfg = context.cfg.refine
+    settings = {name: plain(cfg[name]) if variant.refinement == name else None for name in PARTS[2]}
+    return Recipe(threshold, variant.saliency, **settings)
+
+
+def jobs(context: Context, artefact: Artefact, name: str) -> list[Job]:
+    """Image, maps, saliency map where the variant wants it, and mask, for all images."""
+    source, salient = context.artefacts[map_source(context, name)].folder, Variant.parse(name).saliency
+    found: list[Job] = []
+    for i, folder in context.data.folders.items():
+        # An image without a class is background whatever a saliency map says, so it needs none.
+        extra = [saliency_folder(context) / f"{i}.png"] if salient and has_class(context, i) else []
+        target = mask_path(artefact.folder, name, i)
+        found.append((folder.image_path(i), map_path(source, i), *extra, target))
+    return found
+
+
+def saliency_folder(context: Context) -> Path:
+    """Where the saliency maps are.
+
+    Raises:
+        ConfigError: the setting is missing.
+    """
+    if context.cfg.refine.saliency is None:
+        raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
+    return Path(context.cfg.refine.saliency)
+
+
+def check_refinement(context: Context) -> None:
+    """Whether the data has what the chosen variants want: masks for the scores, saliency maps.
+
+    Raises:
+        RibsegError: something is absent.
+    """
+    chosen = [Variant.parse(name) for name in variants(context)]
+    used = {threshold_setting(variant) for variant in chosen if not variant.saliency}
+    if "auto" in plain(context.cfg.refine.labels).values():
+        used.add(THRESHOLDS[0])
+    check_thresholds(context.cfg, sorted(used))
+    if any(variant.saliency for variant in chosen):
+        check_saliency(context)
+
+
+def check_saliency(context: Context) -> None:
+    """Whether every image with a class has a saliency map; raises a DataError that lists those without."""
+    folder = saliency_folder(context)
+    there = scan_folder(folder, (".png",))
+    absent = [i for i in context.data.folders if has_class(context, i) and i not in there]
+    if absent:
+        problems = {"images without one": absent}
+        advice = "Expected a gray PNG <image id>.png for every image with a class."
+        raise DataError(list_problems(f"the saliency maps in {folder} cannot be used", problems, advice))
+
+
+def has_class(context: Context, image_id: str) -> bool:
+    """Whether an image has a label."""
+    folder = context.data.folders[image_id]
+    return bool(folder.labels[folder.index(image_id)].any())
 
 
 def mask_path(folder: Path, variant: str, image_id: str) -> Path:
@@ -135,12 +266,21 @@ def mask_path(folder: Path, variant: str, image_id: str) -> Path:
     return folder / variant / f"{image_id}.png"
 
 
-def write_pseudo_mask(threshold: float, crf: dict[str, Any] | None, job: Job) -> None:
-    """Cuts the maps of one image at a background score, refines by a CRF if wanted, and writes the mask."""
-    image_path, maps_path, target = job
+def write_pseudo_mask(recipe: Recipe, job: Job) -> None:
+    """Makes and writes the mask of one image: refines the maps or the labels, as the recipe says."""
+    image_path, maps_path, *saliency_path, target = job
     maps, image = load_maps(maps_path), read_image(image_path)
     size = (image.shape[0], image.shape[1])
-    labels = argmax_labels(full_size(maps, size), maps.classes, threshold).numpy().astype(np.uint8)
-    if crf is not None and len(maps.classes):
-        labels = dense_crf(image, labels, **crf)
-    write_mask(target, labels.astype(np.uint8))
+    full = full_size(maps, size)
+    if recipe.pixel_adaptive is not None:
+        full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **recipe.pixel_adaptive)
+    if saliency_path:
+        labels = labels_with_saliency(
+            full, maps.classes, read_saliency(saliency_path[0], size), recipe.threshold
+        )
+    else:
+        labels = argmax_labels(full, maps.classes, recipe.threshold)
+    result = labels.numpy().astype(np.uint8)
+    if recipe.crf is not None and len(maps.classes):
+        result = dense_crf(image, result, **recipe.crf)
+    write_mask(target, result)

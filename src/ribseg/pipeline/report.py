@@ -15,27 +15,42 @@ from rich.table import Table
 from ribseg.callbacks import map_path
 from ribseg.data.files import atomic_write
 from ribseg.data.maps import load_maps
-from ribseg.data.voc import VOCFolder
+from ribseg.data.masks import read_mask
 from ribseg.evaluation import full_size
 from ribseg.functional.cam import argmax_labels
 from ribseg.pipeline.context import Context
 from ribseg.pipeline.store import environment
+from ribseg.types import LocalizationMaps
 
 NAMES = {
     "cam": "CAM",
     "rib": "RIB",
+    "imported": "imported",
     "random_walk": "+ random walk",
     "wrong_class": "wrong class *",
     "feature_norm": "feature norm *",
     "centre_prior": "centre prior *",
     "whole_image": "whole image *",
 }
+MAP_HEADER = ("best (at)", "at fixed", "interval", "gain over CAM", "no masks (at)", "precision", "recall")
+# Rows that are left out where there is nothing, because not every run wants them.
+OPTIONAL = ("imported", "random_walk")
 MASK_NAMES = {
-    "none": "maps, cut",
-    "crf": "+ CRF",
-    "random_walk": "+ random walk",
-    "random_walk_crf": "+ random walk + CRF",
+    "random_walk": "random walk",
+    "saliency": "saliency",
+    "pixel_adaptive": "pixel-adaptive",
+    "crf": "CRF",
 }
+
+
+def mask_name(variant: str) -> str:
+    """A variant of pseudo masks for people.
+
+    >>> mask_name("random_walk_crf"), mask_name("none")
+    ('+ random walk + CRF', 'maps, cut')
+    """
+    parts = [name for part, name in MASK_NAMES.items() if part in variant]
+    return " ".join(f"+ {name}" for name in parts) or "maps, cut"
 
 
 def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -43,14 +58,14 @@ def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     splits = list(next(iter(localization.values()))["split"])
     header = ["maps"]
     for split in splits:
-        header += [f"{split}: best (at)", "at fixed", "interval", "gain over CAM", "precision", "recall"]
+        header += [f"{split}: {MAP_HEADER[0]}", *MAP_HEADER[1:]]
     cells = []
     for source, name in NAMES.items():
         values = localization.get(source)
-        if values is None and source == "random_walk":
+        if values is None and source in OPTIONAL:
             continue
         if values is None:
-            cells.append([name, "not in the store", *[""] * (len(header) - 2)])
+            cells.append([name, "absent", *[""] * (len(header) - 2)])
             continue
         cells.append([name])
         for split in splits:
@@ -59,17 +74,26 @@ def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _cells(score: dict[str, Any]) -> list[str]:
-    best = f"{100 * score['best_miou']:.1f} ({score['best_threshold']:.2f})"
-    quality = [f"{100 * score['precision']:.0f}", f"{100 * score['recall']:.0f}"]
-    if score["miou_at_fixed"] is None:
-        return [best, "-", "-", "-", *quality]
-    low, high = score["interval_at_fixed"]
-    fixed = f"{100 * score['miou_at_fixed']:.1f} ({score['fixed_threshold']:.2f})"
-    gain = "-"
+    interval = gain = "-"
+    if score["miou_at_fixed"] is not None:
+        low, high = score["interval_at_fixed"]
+        interval = f"{100 * low:.1f}-{100 * high:.1f}"
     if "gain_over_cam" in score:
         below, above = score["gain_interval"]
         gain = f"{100 * score['gain_over_cam']:+.1f} [{100 * below:+.1f}, {100 * above:+.1f}]"
-    return [best, fixed, f"{100 * low:.1f}-{100 * high:.1f}", gain, *quality]
+    return [
+        _at(score["best_miou"], score["best_threshold"]),
+        _at(score["miou_at_fixed"], score["fixed_threshold"]),
+        interval,
+        gain,
+        _at(score["miou_unsupervised"], score["unsupervised_threshold"]),
+        f"{100 * score['precision']:.0f}",
+        f"{100 * score['recall']:.0f}",
+    ]
+
+
+def _at(miou: float | None, threshold: float | None) -> str:
+    return "-" if miou is None or threshold is None else f"{100 * miou:.1f} ({threshold:.2f})"
 
 
 def print_tables(context: Context, results: dict[str, Any]) -> None:
@@ -86,9 +110,10 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
 
 NOTE = (
     "mIoU in percent over all classes and background, with 95 % bootstrap intervals over images. At fixed: "
-    "at the threshold that is best on the other split, each row its own. * Controls: RIB towards an absent "
-    "class, its maps taken for the true class; norm of the features, a centre prior and the whole image, "
-    "each with CAM's classes. What a control gains as well is shape, not class."
+    "at the threshold that is best on the other split, each row its own; no masks: at the one that Otsu's "
+    "criterion gives without ground truth. * Controls: RIB towards an absent class, its maps taken for the "
+    "true class; norm of the features, a centre prior and the whole image, each with CAM's classes. What a "
+    "control gains as well is shape, not class."
 )
 
 
@@ -112,7 +137,7 @@ def mask_rows(pseudo_masks: dict[str, Any]) -> list[list[str]]:
     keys = ("miou", "precision", "recall", "false_positive", "false_negative")
     return [
         [
-            MASK_NAMES[variant],
+            mask_name(variant),
             split,
             f"{scores['threshold']:.2f}",
             *(f"{100 * values[key]:.1f}" for key in keys),
@@ -143,38 +168,55 @@ def adaptation_line(adaptation: dict[str, Any]) -> str:
     )
 
 
-def picture_grid(context: Context, localization: dict[str, Any]) -> bytes:
-    """A PNG: per row an image, its CAM, its RIB map, and the true mask; of the last split that is evaluated.
+PICTURED = ("cam", "rib", "imported", "random_walk")
+
+
+def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
+    """A PNG: per row an image, its maps, its pseudo mask and its true mask; of the last evaluated split.
 
     Maps are drawn over the image, the contour is the mask at the source's fixed (else best) threshold.
     """
     from matplotlib.figure import Figure
 
     split, folder = list(context.data.evals.items())[-1]
-    sources = [source for source in ("cam", "rib") if source in localization]
+    scores = {name: results["localization"][name] for name in PICTURED if name in results["localization"]}
     step = max(1, len(folder.ids) // context.cfg.report.examples)
     ids = folder.ids[::step][: context.cfg.report.examples]
-    figure = Figure(figsize=(2.4 * (len(sources) + 2), 2.4 * len(ids)), layout="constrained")
-    axes = figure.subplots(len(ids), len(sources) + 2, squeeze=False)
-    for row, image_id in zip(axes, ids, strict=True):
-        image, mask = folder.image(image_id), folder.mask(image_id)
+    masks = pictured_masks(results)
+    width = len(scores) + len(masks) + 2
+    figure = Figure(figsize=(2.4 * width, 2.4 * len(ids)), layout="constrained")
+    for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
+        image, axes = folder.image(image_id), iter(row)
         names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
-        _show(row[0], image, f"{image_id}: {', '.join(names)}")
-        for axis, source in zip(row[1:-1], sources, strict=True):
-            score = localization[source]["split"][split]
-            threshold = (
-                score["best_threshold"] if score["fixed_threshold"] is None else score["fixed_threshold"]
-            )
+        _show(next(axes), image, f"{image_id}: {', '.join(names)}")
+        for source, score in scores.items():
             maps = load_maps(map_path(context.artefacts[source].folder, image_id))
-            full = full_size(maps, mask.shape)
-            labels = argmax_labels(full, maps.classes, threshold).numpy()
-            _show(axis, overlay(image, full), NAMES[source])
-            if min(labels.shape) > 1:  # no contour lies in a line of pixels
-                axis.contour(labels > 0, levels=[0.5], colors="white", linewidths=1)
-        _show(row[-1], _colour(mask, folder), "true mask")
+            _show_maps(next(axes), image, maps, score["split"][split], NAMES[source])
+        for title, place in masks.items():
+            _show(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
+        _show(next(axes), folder.palette[folder.mask(image_id)], "true mask")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
+
+
+def pictured_masks(results: dict[str, Any]) -> dict[str, Path]:
+    """Title and folder of the pseudo masks to train on, where there are any."""
+    if "pseudo_masks" not in results:
+        return {}
+    variant = results["pseudo_masks"]["variant"]
+    return {f"pseudo mask ({variant})": Path(results["store"]["pseudo_masks"]) / variant}
+
+
+def _show_maps(
+    axis: Any, image: np.ndarray, maps: LocalizationMaps, score: dict[str, Any], title: str
+) -> None:
+    fixed = score["fixed_threshold"]
+    full = full_size(maps, (image.shape[0], image.shape[1]))
+    _show(axis, overlay(image, full), title)
+    labels = argmax_labels(full, maps.classes, score["best_threshold"] if fixed is None else fixed).numpy()
+    if min(labels.shape) > 1:  # no contour lies in a line of pixels
+        axis.contour(labels > 0, levels=[0.5], colors="white", linewidths=1)
 
 
 def overlay(image: np.ndarray, maps: torch.Tensor) -> np.ndarray:
@@ -184,10 +226,6 @@ def overlay(image: np.ndarray, maps: torch.Tensor) -> np.ndarray:
     strongest = maps.amax(0).numpy() if len(maps) else np.zeros(image.shape[:2])
     heat = colormaps["jet"](strongest)[..., :3]
     return 0.5 * image / 255 + 0.5 * heat
-
-
-def _colour(mask: np.ndarray, folder: VOCFolder) -> np.ndarray:
-    return folder.palette[mask]
 
 
 def _show(axis: Any, image: np.ndarray, title: str) -> None:
@@ -206,7 +244,7 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
             "<h2>IoU per class, at the best threshold</h2>",
             _per_class(context, results["localization"]),
         ]
-        grid = picture_grid(context, results["localization"])
+        grid = picture_grid(context, results)
         atomic_write(context.output / "grid.png", grid)
         parts.append(
             f'<img src="data:image/png;base64,{base64.b64encode(grid).decode()}" style="max-width:100%">'

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ribseg.data.files import atomic_write
-from ribseg.errors import ConfigError, DataError
+from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 from ribseg.models.backbone import resolve_weights
 
 # Raise this when a change makes a stage's result differ for equal settings: old artefacts are left alone.
@@ -154,6 +154,27 @@ def file_digest(path: str | Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise ConfigError(f"cannot read {file} ({error.strerror}); check the path") from error
+
+
+def folder_digest(folder: str | Path) -> str:
+    """sha256 over names, sizes and times of all files below a folder that a setting names.
+
+    Follows their content without reading it all; does not depend on where the folder is.
+
+    Raises:
+        DatasetNotFoundError: there is no such folder, or nothing in it.
+    """
+    root, digest, number = Path(folder), hashlib.sha256(), 0
+    for place, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            state = Path(place, name).stat()
+            inside = os.path.relpath(place, root)
+            digest.update(f"{inside}/{name}:{state.st_size}:{state.st_mtime_ns}\n".encode())
+            number += 1
+    if number == 0:
+        raise DatasetNotFoundError(f"no files in {root}; check the path")
+    return digest.hexdigest()
 
 
 def environment() -> dict[str, str]:

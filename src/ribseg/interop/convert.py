@@ -1,0 +1,127 @@
+"""Maps and masks of other programs, read for the images of a data set."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from ribseg.data.files import scan_folder
+from ribseg.data.images import read_header
+from ribseg.data.maps import load_maps, save_maps
+from ribseg.data.masks import read_mask
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.interop.batch import convert_missing
+from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
+from ribseg.interop.irn import read_irn_maps, require_trust
+from ribseg.localize import STRIDE
+from ribseg.types import LocalizationMaps
+
+Layout = Literal["npz", "irn", "png", "masks"]
+Reader = Callable[[str], LocalizationMaps]
+ENDINGS = {"npz": ".npz", "irn": ".npy", "masks": ".png"}
+
+
+def convert_maps(
+    source_dir: str | Path,
+    target_dir: str | Path,
+    dataset: VOCFolder,
+    layout: Layout,
+    allow_unpickling: bool = False,
+    progress: bool = False,
+) -> int:
+    """Turns a folder of maps or masks into `<image id>.npz` files for the images of a data set.
+
+    Files that are there already are not made again.
+
+    Args:
+        source_dir: the folder.
+        target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
+        dataset: names the images, their sizes and the classes.
+        layout: see `map_reader`.
+        allow_unpickling: see `map_reader`.
+        progress: show a bar.
+
+    Returns:
+        How many files were written.
+
+    Raises:
+        DataError: lists the images whose files are broken, or of another size than their image.
+        RibsegError: as `map_reader`.
+    """
+    read, target = map_reader(source_dir, dataset, layout, allow_unpickling), Path(target_dir)
+
+    def convert(image_id: str) -> None:
+        save_maps(target / f"{image_id}.npz", read(image_id))
+
+    return convert_missing(dataset.ids, lambda i: target / f"{i}.npz", convert, progress)
+
+
+def map_reader(
+    source_dir: str | Path, dataset: VOCFolder, layout: Layout, allow_unpickling: bool = False
+) -> Reader:
+    """A function from the ids of a data set to the maps in a folder.
+
+    Images without a label need no file; they get maps of no class.
+
+    Args:
+        source_dir: the folder.
+        dataset: names the images, their sizes and the classes.
+        layout: "npz": `<id>.npz` of ribseg; "irn": pickled `<id>.npy` of IRN, see `read_irn_maps`; "png":
+            gray PNGs, see `maps_from_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with
+            class ids, see `masks_to_maps`.
+        allow_unpickling: that files of layout "irn" are your own or from someone you trust.
+
+    Returns:
+        A function that raises a DataError where a file is broken or does not fit its image.
+
+    Raises:
+        ConfigError: unknown layout, or "irn" without `allow_unpickling`.
+        DatasetNotFoundError: there is no such folder.
+        DataError: lists the images that have a label, but no file.
+    """
+    source = Path(source_dir)
+    if layout not in get_args(Layout):
+        raise ConfigError(f"expected a layout out of {', '.join(get_args(Layout))}, got {layout!r}")
+    if layout == "irn":
+        require_trust(source, allow_unpickling)
+    pngs, problems = find_pngs(source, dataset.ids, dataset.classes) if layout == "png" else ({}, {})
+    there = {i for i, files in pngs.items() if files} or set(scan_folder(source, (ENDINGS.get(layout, ""),)))
+    labelled = [i for i, labels in zip(dataset.ids, dataset.labels, strict=True) if labels.any()]
+    absent = [i for i in labelled if i not in there]
+    if absent:
+        problems["images with a label, but without a map"] = absent
+    if problems:
+        advice = ADVICE if layout == "png" else f"Expected <image id>{ENDINGS[layout]} for every image."
+        raise DataError(list_problems(f"the maps in {source} cannot be used", problems, advice))
+    readers: dict[str, Reader] = {
+        "npz": lambda i: load_maps(source / f"{i}.npz"),
+        "irn": lambda i: read_irn_maps(source / f"{i}.npy", dataset.num_classes),
+        "png": lambda i: read_pngs(pngs[i] or {}),
+        "masks": lambda i: masks_to_maps(read_mask(source / f"{i}.png", dataset.num_classes)),
+    }
+    return partial(_fitting, dataset, readers[layout], there)
+
+
+def _fitting(dataset: VOCFolder, read: Reader, there: set[str], image_id: str) -> LocalizationMaps:
+    """The maps of an image, if they are of its size and of the data set's classes."""
+    size = read_header(dataset.image_path(image_id)).size
+    strided = (-(-size[0] // STRIDE), -(-size[1] // STRIDE))
+    maps = read(image_id) if image_id in there else None
+    if maps is None or len(maps.classes) == 0:
+        none = torch.zeros(0, dtype=torch.int64)
+        return LocalizationMaps(none, torch.zeros(0, *strided), torch.zeros(0, *size), size)
+    found = maps.size if maps.full is None else tuple(maps.full.shape[1:])
+    if found not in (None, size) or tuple(maps.strided.shape[1:]) != strided:
+        raise DataError(
+            f"the maps of {image_id} are of (height, width) {found}, {tuple(maps.strided.shape[1:])} at "
+            f"stride {STRIDE}; expected {size} and {strided} as its image has"
+        )
+    if not 0 <= int(maps.classes.min()) <= int(maps.classes.max()) < dataset.num_classes:
+        raise DataError(
+            f"the maps of {image_id} are of classes {maps.classes.tolist()}, but the data set has "
+            f"{dataset.num_classes}, counted from 0"
+        )
+    return LocalizationMaps(maps.classes, maps.strided, maps.full, size)

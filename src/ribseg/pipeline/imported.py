@@ -1,0 +1,55 @@
+"""Maps or masks of another program as a source beside CAM and RIB, to be refined and evaluated here."""
+
+from typing import Any
+
+from ribseg.data.files import scan_folder
+from ribseg.errors import ConfigError
+from ribseg.interop import convert_maps, map_reader
+from ribseg.pipeline.context import Context
+from ribseg.pipeline.stages import Stage
+from ribseg.pipeline.store import Artefact, folder_digest
+
+
+class ImportedStage(Stage):
+    """Turns the files of another program into localization maps of all images."""
+
+    name = "imported"
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the files and on the images; not on where they lie."""
+        cfg = context.cfg.imported
+        files = None if cfg.folder is None else folder_digest(cfg.folder)
+        data = context.data.fingerprint(masks=False)
+        return context.store.artefact(self.name, {"layout": cfg.layout, "files": files}, {}, data)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether all maps are there."""
+        there = scan_folder(artefact.folder / "maps", (".npz",)) if artefact.folder.is_dir() else {}
+        return set(context.data.all_ids) <= set(there)
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Reads what is not there yet, in the first process."""
+        cfg = context.cfg.imported
+
+        def convert() -> None:
+            for folder in context.data.served:
+                target = artefact.folder / "maps"
+                convert_maps(cfg.folder, target, folder, cfg.layout, cfg.trust, context.cfg.progress)
+
+        context.on_first(convert)
+        return {"images": len(context.data.all_ids)}
+
+
+def check_imported(context: Context) -> None:
+    """Whether the files are there, as far as a listing tells.
+
+    Raises:
+        RibsegError: a setting is missing, or files are.
+    """
+    cfg = context.cfg.imported
+    if ImportedStage.name not in context.cfg.run or context.artefacts[ImportedStage.name].finished:
+        return
+    if cfg.folder is None:
+        raise ConfigError("run=[imported,...] needs imported.folder=PATH with the maps of another program")
+    for folder in context.data.served:
+        map_reader(cfg.folder, folder, cfg.layout, cfg.trust)

@@ -1,0 +1,199 @@
+"""The stages from maps to pseudo masks, on fabricated trees."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from quick_run import folder_run
+
+from ribseg.data.masks import read_mask
+from ribseg.errors import ConfigError, RibsegError
+from ribseg.functional import otsu, score_histogram
+from ribseg.pipeline.pseudo_masks import VARIANTS, Variant
+from ribseg.pipeline.report import mask_name
+
+TRUTH = [  # the true masks as the maps of another program
+    "run=[imported,pseudo_masks,evaluate,report]",
+    "imported.layout=masks",
+    "refine.maps=imported",
+    "refine.maps_threshold=0.5",
+    "refine.variants=[none]",
+]
+
+
+def test_a_killed_refinement_goes_on_to_the_same_masks(tmp_path, tree):
+    run_all = "run=[classifier,rib,refine]"
+    folder = Path(folder_run(tmp_path, tree, run_all)["store"]["pseudo_masks"])
+    whole = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    (folder / "manifest.json").unlink()
+    for path in list(whole)[::3]:
+        path.unlink()
+    folder_run(tmp_path, tree, run_all)
+    assert {path: path.read_bytes() for path in folder.rglob("*.png")} == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["refine.variants=[crff]"], "random_walk_crf"),
+        (["run=[classifier,rib,pseudo_masks]"], "needs random_walk"),
+        (["run=[classifier,rib,refine]", "affinity.module.radius=0"], "radius"),
+    ],
+)
+def test_refinements_that_cannot_work_fail_before_the_training(tmp_path, tree, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        folder_run(tmp_path, tree, "run=[classifier,rib,refine]", *overrides)
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_masks_without_any_object_are_called_out(tmp_path, tree, capsys):
+    folder_run(
+        tmp_path,
+        tree,
+        "run=[classifier,rib,pseudo_masks]",
+        "refine.variants=[none]",
+        "refine.maps_threshold=1",
+    )
+    assert "only background" in capsys.readouterr().out
+
+
+def test_masks_of_others_are_refined_and_scored(tmp_path, tree):
+    source = f"imported.folder={tree / 'SegmentationClass'}"
+    results = folder_run(tmp_path, tree, *TRUTH, source, "refine.variants=[crf,none]")
+    assert results["localization"]["imported"]["best_miou"] == 1
+    assert set(results["localization"]) == {"imported"}
+    assert results["pseudo_masks"]["variants"]["none"]["val"]["miou"] == 1
+    assert results["pseudo_masks"]["variants"]["crf"]["val"]["miou"] > 0.5
+    assert not list((tmp_path / "store").glob("classifier-*"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "imported" in page
+    assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
+
+
+def test_maps_of_a_store_can_be_imported_into_another(tmp_path, tree):
+    first = folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]")
+    maps = Path(first["store"]["cam"]) / "maps"
+    again = folder_run(
+        tmp_path, tree, "run=[imported,evaluate]", f"imported.folder={maps}", f"store.root={tmp_path / 'b'}"
+    )
+    cam, imported = first["localization"]["cam"], again["localization"]["imported"]
+    assert imported["split"]["val"]["iou"] == cam["split"]["val"]["iou"]
+    for path in maps.iterdir():
+        assert (Path(again["store"]["imported"]) / "maps" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_changed_files_are_imported_anew(tmp_path, tree):
+    folder = tmp_path / "masks"
+    shutil.copytree(tree / "SegmentationClass", folder)
+    overrides = [*TRUTH, f"imported.folder={folder}", "refine.variants=[none]"]
+    first = folder_run(tmp_path, tree, *overrides)
+    assert folder_run(tmp_path, tree, *overrides)["store"] == first["store"]
+    Image.new("P", Image.open(folder / "im_01.png").size).save(folder / "im_01.png")
+    second = folder_run(tmp_path, tree, *overrides, "run=[imported]")
+    assert second["store"]["imported"] != first["store"]["imported"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"imported\.folder=PATH"),
+        (["imported.folder={tree}/nowhere"], "no files in .*nowhere"),
+        (["imported.folder={tree}/JPEGImages"], r"without a map: 6"),
+        (["imported.folder={tree}/SegmentationClass", "imported.layout=irn"], r"imported\.trust=true"),
+        (["imported.folder={tree}/SegmentationClass", "imported.layout=pgn"], "expected a layout out of"),
+        (["imported.folder={tree}/SegmentationClass", "refine.maps=imports"], r"refine\.maps out of rib"),
+    ],
+)
+def test_imports_that_cannot_work(tmp_path, tree, overrides, message):
+    with pytest.raises(RibsegError, match=message):
+        folder_run(tmp_path, tree, *TRUTH, *(override.format(tree=tree) for override in overrides))
+
+
+@pytest.fixture
+def saliency(tmp_path, tree):
+    """Saliency maps that are right about the objects of all images."""
+    folder = tmp_path / "saliency"
+    folder.mkdir()
+    for path in (tree / "SegmentationClass").iterdir():
+        Image.fromarray((read_mask(path) > 0).astype(np.uint8) * 255).save(folder / path.name)
+    return folder
+
+
+def test_saliency_supplies_the_background(tmp_path, tree, saliency):
+    overrides = ["run=[classifier,rib,pseudo_masks]", "refine.variants=[none,saliency_crf,saliency]"]
+    results = folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")
+    # One class an image and its whole object: nothing is left to be wrong.
+    assert results["pseudo_masks"]["miou"] == 1
+    variants = results["pseudo_masks"]["variants"]
+    assert variants["none"]["val"]["miou"] < 1
+    assert variants["saliency_crf"]["threshold"] == 0.5
+    Image.new("L", (5, 5)).save(saliency / "im_09.png")
+    again = folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")
+    assert again["store"]["pseudo_masks"] != results["store"]["pseudo_masks"]
+    (saliency / "im_09.png").unlink()
+    with pytest.raises(RibsegError, match=r"images without one: 1\s+im_09"):
+        folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")
+    with pytest.raises(ConfigError, match=r"refine\.saliency=PATH"):
+        folder_run(tmp_path, tree, *overrides)
+
+
+def test_names_of_variants():
+    assert len(VARIANTS) == 12
+    assert Variant.parse("none") == (False, False, "")
+    assert Variant.parse("random_walk_saliency_pixel_adaptive") == (True, True, "pixel_adaptive")
+    assert Variant.parse("crf") == (False, False, "crf")
+    assert len({mask_name(variant) for variant in VARIANTS}) == 12
+
+
+def test_background_scores_by_other_images_and_without_masks(tmp_path, tree):
+    overrides = ["run=[classifier,cam,pseudo_masks,evaluate]", "refine.maps=cam", "refine.variants=[none]"]
+    found = {}
+    for choice in ("oracle", "held_out", "unsupervised"):
+        results = folder_run(tmp_path, tree, *overrides, f"refine.maps_threshold={choice}")
+        found[choice] = results["pseudo_masks"]["variants"]["none"]["threshold"]
+    cam = results["localization"]["cam"]["split"]
+    assert found["oracle"] == cam["train"]["best_threshold"]
+    assert found["held_out"] == cam["val"]["best_threshold"]
+    assert found["unsupervised"] == cam["train"]["unsupervised_threshold"]
+    assert 0 <= cam["val"]["miou_unsupervised"] <= cam["val"]["best_miou"]
+
+
+def test_without_any_masks(tmp_path, tree):
+    shutil.rmtree(tree / "SegmentationClass")
+    overrides = ["data.eval_splits=[]", "run=[classifier,rib,refine,report]"]
+    with pytest.raises(ConfigError, match=r"or unsupervised, which needs none"):
+        folder_run(tmp_path, tree, *overrides)
+    assert not list((tmp_path / "store").glob("classifier-*"))
+    choices = ["refine.maps_threshold=unsupervised", "refine.walk_threshold=unsupervised"]
+    results = folder_run(tmp_path, tree, *overrides, *choices)
+    folder = Path(results["store"]["pseudo_masks"])
+    assert len(list((folder / "random_walk_crf").glob("*.png"))) == 6
+    assert "miou" not in results["pseudo_masks"]
+    scores = json.loads((folder / "scores.json").read_text())
+    assert 0 <= scores["random_walk_crf"]["threshold"] <= 1
+
+
+def test_workers_do_not_change_the_digest_but_settings_do(tmp_path, tree):
+    stores = []
+    for override in ("refine.workers=1", "refine.workers=2", "refine.crf.iterations=1"):
+        overrides = ["run=[classifier,cam,pseudo_masks]", "refine.maps=cam", "refine.variants=[crf]"]
+        results = folder_run(tmp_path, tree, *overrides, "evaluate.workers=2", override)
+        stores.append(results["store"]["pseudo_masks"])
+    assert stores[0] == stores[1] != stores[2]
+
+
+def test_otsu_separates_two_peaks():
+    thresholds = torch.linspace(0, 1, 101)
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(3000, generator=generator) * 0.2
+    high = 0.7 + torch.rand(1000, generator=generator) * 0.3
+    counts = score_histogram(torch.cat([low, high])[None, None], thresholds)
+    assert int(counts.sum()) == 4000
+    assert 0.4 < float(thresholds[otsu(counts, thresholds)]) < 0.5
+    assert not score_histogram(torch.zeros(0, 5, 5), thresholds).any()
+    with pytest.raises(ValueError, match="without a class"):
+        otsu(torch.zeros(102, dtype=torch.int64), thresholds)
