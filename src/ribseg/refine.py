@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ribseg.functional import argmax_labels, dense_crf, random_walk
+from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
 from ribseg.types import LocalizationMaps
 
 IGNORE = 255
@@ -91,9 +91,51 @@ def walk_maps(
         (K, H, W) float32 in [0, 1] on the CPU.
     """
     walked = random_walk(maps.strided.to(boundary.device) ** power, boundary, radius, beta, steps)
+    return _full_scores(walked, STRIDE, size, per_class)
+
+
+def walk_maps_by_features(
+    maps: LocalizationMaps,
+    features: Tensor,
+    size: tuple[int, int],
+    power: float = 1.0,
+    radius: int = 5,
+    beta: float = 8.0,
+    steps: int = 256,
+    per_class: bool = False,
+) -> Tensor:
+    """The same over affinities from features at stride 8, as PSA does it (METHOD: section 5, point 5).
+
+    PSA walks a map of the background along with the classes; here the background stays a score, as in IRN.
+
+    Args:
+        maps: of one image; those at stride 4 are averaged to stride 8.
+        features: (D, ceil(H/8), ceil(W/8)), as `AffinityNet.predict` gives them; the walk runs on
+            their device.
+        size: (H, W) of the image.
+        power: exponent of the maps before the walk.
+        radius: see `feature_random_walk`.
+        beta: see `feature_random_walk`.
+        steps: see `feature_random_walk`.
+        per_class: see `walk_maps`.
+
+    Returns:
+        (K, H, W) float32 in [0, 1] on the CPU.
+    """
+    start = maps.strided.to(features.device) ** power
+    if len(start):
+        start = F.avg_pool2d(start, 2, ceil_mode=True, count_include_pad=False)
+    else:
+        start = start.new_zeros(0, *features.shape[1:])
+    walked = feature_random_walk(start, features, radius, beta, steps)
+    return _full_scores(walked, 2 * STRIDE, size, per_class)
+
+
+def _full_scores(walked: Tensor, stride: int, size: tuple[int, int], per_class: bool) -> Tensor:
+    """(K, h, w) -> (K, H, W), divided by the maximum."""
     if len(walked) == 0:
         return torch.zeros(0, *size)
-    large = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
+    large = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
     large = large[:, : size[0], : size[1]].float().cpu()
     peak = large.amax((1, 2), keepdim=True) if per_class else large.max()
     return large / peak.clamp(min=torch.finfo(large.dtype).tiny)

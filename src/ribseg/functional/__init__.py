@@ -11,9 +11,10 @@ from ribseg.functional.cam import (
 )
 from ribseg.functional.dense_crf import dense_crf
 from ribseg.functional.evaluation import Scores, scores, threshold_histogram
+from ribseg.functional.feature_affinity import feature_affinity_losses
 from ribseg.functional.pixel_adaptive import pixel_adaptive
 from ribseg.functional.pooling import gap, gndrp
-from ribseg.functional.random_walk import random_walk
+from ribseg.functional.random_walk import feature_random_walk, random_walk
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.functional.threshold import otsu, score_histogram
 
@@ -25,6 +26,8 @@ __all__ = [
     "argmax_labels",
     "class_maps",
     "dense_crf",
+    "feature_affinity_losses",
+    "feature_random_walk",
     "gap",
     "gndrp",
     "labels_with_saliency",

@@ -8,11 +8,12 @@ is stable on [-1, 1], where the one of monomials is not.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ribseg.functional.affinity import line_points, neighbour_offsets
+from ribseg.functional.affinity import Offset, line_points, neighbour_offsets
 
 # Sum of the coefficients left out. Times sqrt(h w 69), the most that D^1/2 and D^-1/2 may make of it, this is
 # below 1e-5 for maps of up to 10^5 pixels.
@@ -22,7 +23,7 @@ NEGLIGIBLE = 1e-14
 # Part of its maximum that is added to a map, see random_walk.
 LIFT = 1e-20
 
-
+Window = tuple[slice, slice]  # rows and columns
 Neighbour = tuple[int, Tensor]  # distance in the flattened map, and a value for each first pixel of the pair
 
 
@@ -59,15 +60,55 @@ def random_walk(
     start = (maps.to(torch.float64) * (1 - boundary).unsqueeze(-3)).flatten(-2)
     if start.numel() == 0:
         return maps.clone()
-    neighbours, degree = _transition(_affinities(boundary, radius, beta), boundary)
+    return _walk(start, _affinities(boundary, radius, beta), steps).to(maps.dtype).view(maps.shape)
+
+
+def feature_random_walk(
+    maps: Tensor, features: Tensor, radius: int = 5, beta: float = 8.0, steps: int = 256
+) -> Tensor:
+    """`maps @ T^steps`, as `random_walk`, with affinities from features (Ahn, Kwak, CVPR 2018, section 3.2).
+
+    A pair's affinity is `exp(-mean over channels of |f_i - f_j|)^beta`.
+
+    Args:
+        maps: (K, h, w) float; K may be 0.
+        features: (D, h, w) float.
+        radius: neighbours are nearer than this, in pixels.
+        beta: exponent of the affinity, positive.
+        steps: of the walk, at least 0.
+
+    Returns:
+        (K, h, w), dtype and device as the maps.
+
+    Raises:
+        ValueError: shapes do not fit, or an argument is out of range.
+
+    >>> maps = torch.zeros(1, 4, 6); maps[0, 1, 1] = 1
+    >>> features = torch.zeros(2, 4, 6); features[:, :, 3:] = 9
+    >>> walked = feature_random_walk(maps, features)
+    >>> bool((walked[0, :, :3] > 0.05).all()), bool((walked[0, :, 3:] < 1e-6).all())
+    (True, True)
+    """
+    if features.ndim != 3:
+        raise ValueError(f"expected features (D, h, w), got {tuple(features.shape)}")
+    _check(maps, features.new_zeros(features.shape[1:]), beta, steps)
+    if maps.numel() == 0:
+        return maps.clone()
+    affinities = _feature_affinities(features.to(torch.float64), radius, beta)
+    walked = _walk(maps.to(torch.float64).flatten(-2), affinities, steps)
+    return walked.to(maps.dtype).view(maps.shape)
+
+
+def _walk(start: Tensor, affinities: list[Neighbour], steps: int) -> Tensor:
+    """(..., K, n) values after the walk."""
+    neighbours, degree = _transition(affinities, start[..., 0, :])
     root = degree.sqrt().unsqueeze(-2)
     # A constant passes the walk unchanged. This one keeps the numbers far from where the walk has come to out
     # of the range of denormals, on which a CPU is a hundred times slower.
     lifted = start + LIFT * start.abs().amax(-1, keepdim=True)
     walked = _power(neighbours, (1 / degree).unsqueeze(-2), lifted * root, steps) / root
     # Each value is a weighted mean; what the truncation adds must not make it leave the range, e.g. below 0.
-    walked = walked.clamp(start.amin(-1, keepdim=True), start.amax(-1, keepdim=True))
-    return walked.to(maps.dtype).view(maps.shape)
+    return walked.clamp(start.amin(-1, keepdim=True), start.amax(-1, keepdim=True))
 
 
 def _check(maps: Tensor, boundary: Tensor, beta: float, steps: int) -> None:
@@ -86,27 +127,61 @@ def _check(maps: Tensor, boundary: Tensor, beta: float, steps: int) -> None:
 
 def _affinities(boundary: Tensor, radius: int, beta: float) -> list[Neighbour]:
     """For each neighbour the affinities (..., n - distance), zero where it is outside the image."""
-    height, width = boundary.shape[-2:]
+
+    def affinity(offset: Offset, first: Window, second: Window) -> Tensor:
+        top, left = first
+        highest = boundary[..., top, left]
+        for y, x in line_points(offset):
+            highest = torch.maximum(highest, boundary[..., _moved(top, y), _moved(left, x)])
+        return (1 - highest) ** beta
+
+    return _stencil(affinity, boundary, radius)
+
+
+def _feature_affinities(features: Tensor, radius: int, beta: float) -> list[Neighbour]:
+    """The same from features (D, h, w)."""
+
+    def affinity(offset: Offset, first: Window, second: Window) -> Tensor:
+        difference = features[..., first[0], first[1]] - features[..., second[0], second[1]]
+        return torch.exp(-beta * difference.abs().mean(0))
+
+    return _stencil(affinity, features[0], radius)
+
+
+def _stencil(
+    affinity: Callable[[Offset, Window, Window], Tensor], like: Tensor, radius: int
+) -> list[Neighbour]:
+    """The affinities of all pairs inside the image, by neighbour.
+
+    Args:
+        affinity: from an offset, and the windows of the first and the second pixels of all its pairs.
+        like: (..., h, w).
+        radius: see `random_walk`.
+    """
+    height, width = like.shape[-2:]
     found = []
-    for dy, dx in neighbour_offsets(radius):
+    for offset in neighbour_offsets(radius):
+        dy, dx = offset
         rows, left, right = height - dy, max(0, -dx), width - max(0, dx)
         if rows < 1 or right <= left:
             continue  # no pixel of this map has such a neighbour
-        highest = boundary[..., :rows, left:right]
-        for y, x in line_points((dy, dx)):
-            highest = torch.maximum(highest, boundary[..., y : y + rows, left + x : right + x])
-        affinity = boundary.new_zeros(boundary.shape)
-        affinity[..., :rows, left:right] = (1 - highest) ** beta
-        affinity.masked_fill_(affinity < NEGLIGIBLE, 0)
+        first = slice(0, rows), slice(left, right)
+        whole = like.new_zeros(like.shape)
+        whole[..., first[0], first[1]] = affinity(offset, first, (_moved(first[0], dy), _moved(first[1], dx)))
+        whole.masked_fill_(whole < NEGLIGIBLE, 0)
         # Flattened, a shift over the end of a row comes out in the next one; the affinity there is zero.
         distance = dy * width + dx
-        found.append((distance, affinity.flatten(-2)[..., :-distance]))
+        found.append((distance, whole.flatten(-2)[..., :-distance]))
     return found
 
 
-def _transition(affinities: list[Neighbour], boundary: Tensor) -> tuple[list[Neighbour], Tensor]:
+def _moved(window: slice, by: int) -> slice:
+    return slice(window.start + by, window.stop + by)
+
+
+def _transition(affinities: list[Neighbour], like: Tensor) -> tuple[list[Neighbour], Tensor]:
     """The neighbours' part of S = D^-1/2 A D^-1/2, and D as (..., n)."""
-    degree = torch.ones_like(boundary).flatten(-2)
+    degree = torch.ones_like(like)
     for distance, affinity in affinities:
         degree[..., :-distance] += affinity
         degree[..., distance:] += affinity

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError
 
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+PAD_TO = 32  # every CNN of timm gives whole maps for sides that are multiples of this
+TRIAL_SIDE = 64
 TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet: what learns in the published recipe
 
 
@@ -69,6 +71,16 @@ class Backbone(nn.Module):
         for stage in self.stages:
             images = stage(images)
         return images
+
+
+def trial_image(backbone: Backbone) -> Tensor:
+    """(1, 3, 64, 64) zeros, to see what the stages make of them."""
+    return next(backbone.parameters()).new_zeros(1, 3, TRIAL_SIDE, TRIAL_SIDE)
+
+
+def padding(side: int, crop_size: int) -> int:
+    """How many pixels a side lacks of `crop_size`; where it is longer, of the next multiple of 32."""
+    return max(crop_size, -(-side // PAD_TO) * PAD_TO) - side
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -143,9 +155,7 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     Raises:
         ConfigError: no such file, not a state dict, or weights that do not fit.
     """
-    file = (
-        Path(__file__).parents[1] / "assets" / "demo_backbone.safetensors" if path == "demo" else Path(path)
-    )
+    file = resolve_weights(path)
     state = read_state_dict(file)
     flat: dict[str, Tensor] = {}
     for key, tensor in backbone.state_dict().items():

@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, read_state_dict
+from ribseg.models.backbone import Backbone, padding, read_state_dict, trial_image
 from ribseg.models.official_irn import irn_state
 
 STRIDE = 4  # of both outputs
-PAD_TO = 32  # every CNN of timm gives whole maps for sides that are multiples of this
-TRIAL_SIDE = 64
 BOUNDARY_WIDTH, BOUNDARY_GROUPS = 32, 4
 DISPLACEMENT_WIDTHS, DISPLACEMENT_GROUPS = (64, 128, 256, 256, 256), (8, 16, 16, 16, 16)
 MERGED_WIDTH, MERGED_GROUPS = 256, 16
@@ -55,6 +53,7 @@ class IRNet(nn.Module):
         backbone: with its weights; is frozen and kept in evaluation mode.
 
     Attributes:
+        stride: image pixels per location of the outputs.
         displacement_mean: (2,) buffer, subtracted by `predict`; measured at the end of training.
 
     Raises:
@@ -66,13 +65,14 @@ class IRNet(nn.Module):
     (torch.Size([1, 18, 24]), torch.Size([1, 2, 18, 24]))
     """
 
+    stride = STRIDE
     displacement_mean: Tensor
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self._cuts = _find_levels(backbone)
-        channels = [level.shape[1] for level in self.features(_trial_image(backbone))]
+        channels = [level.shape[1] for level in self.features(trial_image(backbone))]
         self.boundary = BoundaryBranch(channels)
         self.displacement = DisplacementBranch(channels)
         self.register_buffer("displacement_mean", torch.zeros(2))
@@ -105,7 +105,7 @@ class IRNet(nn.Module):
             raise ValueError(f"expected (2, 3, H, W), image and mirror image, got {tuple(views.shape)}")
         height, width = views.shape[-2:]
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
-        output = self(F.pad(views, (0, _padding(width, crop_size), 0, _padding(height, crop_size))))
+        output = self(F.pad(views, (0, padding(width, crop_size), 0, padding(height, crop_size))))
         logits = output.boundary[:, :rows, :columns]
         boundary = ((logits[0] + logits[1].flip(-1)) / 2).sigmoid()
         displacement = output.displacement[0, :, :rows, :columns]
@@ -168,14 +168,6 @@ def _fit(maps: Tensor, size: Sequence[int]) -> Tensor:
     return maps[..., :height, :width]
 
 
-def _padding(side: int, crop_size: int) -> int:
-    return max(crop_size, -(-side // PAD_TO) * PAD_TO) - side
-
-
-def _trial_image(backbone: Backbone) -> Tensor:
-    return next(backbone.parameters()).new_zeros(1, 3, TRIAL_SIDE, TRIAL_SIDE)
-
-
 def _blocks(backbone: Backbone) -> list[nn.Module]:
     return [block for stage in backbone.stages for block in stage.children()]
 
@@ -183,10 +175,11 @@ def _blocks(backbone: Backbone) -> list[nn.Module]:
 @torch.no_grad()
 def _find_levels(backbone: Backbone) -> list[int]:
     """After how many blocks each of the five levels ends."""
-    images, strides = _trial_image(backbone), []
+    images, strides = trial_image(backbone), []
+    trial = images.shape[-1]
     for block in backbone.stages[0].children():
         images = block(images)
-        strides.append(TRIAL_SIDE // images.shape[-1])
+        strides.append(trial // images.shape[-1])
     if STRIDE not in strides or strides[-1] != 2 * STRIDE:
         raise ConfigError(
             f"IRNet needs a backbone with features at strides {STRIDE} and {2 * STRIDE}, {backbone.name!r} "

@@ -1,4 +1,4 @@
-"""The random walk over learned boundaries as `Trainer.predict` (METHOD: section 5, point 3)."""
+"""The random walk over learned affinities as `Trainer.predict` (METHOD: section 5, point 3)."""
 
 import time
 from collections.abc import Callable
@@ -6,27 +6,30 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch.nn.functional as F
+from torch import Tensor
 
 from ribseg.localize import STRIDE
-from ribseg.models.irn import IRNet
+from ribseg.models.affinity_net import AffinityNet
+from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.modules.localization import Prediction
-from ribseg.refine import walk_maps
+from ribseg.refine import walk_maps, walk_maps_by_features
 from ribseg.types import LocalizationMaps
 
 
 class RandomWalkModule(pl.LightningModule):
-    """Walks the maps of one image after the other to the boundaries that a network sees in it.
+    """Walks the maps of one image after the other along the affinities that a network sees in it.
 
     Args:
-        network: IRNet.
+        network: IRNet, whose boundaries the walk does not cross, or PSA's network.
         read_maps: image id -> its localization maps.
         crop_size: on which the network was trained, see `IRNet.predict`.
-        kwargs: power, radius, beta, steps and per_class of `ribseg.refine.walk_maps`.
+        kwargs: power, radius, beta, steps and per_class of `ribseg.refine.walk_maps`, or of
+            `walk_maps_by_features`.
     """
 
     def __init__(
         self,
-        network: IRNet,
+        network: IRNet | AffinityNet,
         read_maps: Callable[[str], LocalizationMaps],
         crop_size: int = 512,
         **kwargs: Any,
@@ -39,13 +42,11 @@ class RandomWalkModule(pl.LightningModule):
         """An item of `WSSSDataModule.predict_dataset`, whose first view has scale 1 -> its walked maps."""
         start = time.perf_counter()
         maps, size = self.read_maps(item["id"]), item["size"]
-        boundary = self.network.predict(item["views"][0].to(self.device), self.crop_size).boundary
-        full = walk_maps(maps, boundary, size, **self.walk)
+        full = self._walk(maps, item["views"][0].to(self.device), size)
         strided = full.new_zeros(0, -(-size[0] // STRIDE), -(-size[1] // STRIDE))
         if len(full):
-            strided = F.interpolate(full[None], tuple(boundary.shape), mode="bilinear", align_corners=False)[
-                0
-            ]
+            small = tuple(strided.shape[1:])
+            strided = F.interpolate(full[None], small, mode="bilinear", align_corners=False)[0]
         record = {
             "id": item["id"],
             "classes": len(maps.classes),
@@ -54,3 +55,9 @@ class RandomWalkModule(pl.LightningModule):
             "seconds": round(time.perf_counter() - start, 4),
         }
         return Prediction(item["id"], LocalizationMaps(maps.classes, strided, full, size), record)
+
+    def _walk(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
+        seen = self.network.predict(views, self.crop_size)
+        if isinstance(seen, IRNPrediction):
+            return walk_maps(maps, seen.boundary, size, **self.walk)
+        return walk_maps_by_features(maps, seen, size, **self.walk)

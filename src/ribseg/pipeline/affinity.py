@@ -1,4 +1,4 @@
-"""The stages around IRNet: confident labels, training, random walk (METHOD: section 5, points 1 to 3)."""
+"""The stages around affinities: confident labels, training, random walk (METHOD: section 5)."""
 
 import copy
 from functools import partial
@@ -21,7 +21,7 @@ from ribseg.data.segmentation import (
 from ribseg.data.transforms import worker_init_fn
 from ribseg.errors import ConfigError
 from ribseg.functional import dense_crf
-from ribseg.models import Backbone, IRNet, load_weights, read_state_dict
+from ribseg.models import AffinityNet, Backbone, IRNet, load_weights, read_state_dict
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.pool import Job, run_pool
@@ -48,7 +48,7 @@ def maps_to_refine(context: Context) -> str:
 
 
 class AffinityLabelsStage(Stage):
-    """Confident labels of the training images, for IRNet."""
+    """Confident labels of the training images, from which affinities are learnt."""
 
     name = "affinity_labels"
 
@@ -88,7 +88,7 @@ class AffinityLabelsStage(Stage):
 
 
 class AffinityStage(Stage):
-    """Trains IRNet on the confident labels."""
+    """Trains IRNet, or PSA's network, on the confident labels."""
 
     name = "affinity"
     needs = ("classifier", "affinity_labels")
@@ -113,7 +113,7 @@ class AffinityStage(Stage):
         """Trains, and saves the network."""
         cfg = context.cfg.affinity
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
-        network = new_irnet(context)
+        network = new_network(context)
         module = build(cfg.module, network=network)
         # The mean displacement is measured by the validation after the last epoch.
         facts = fit(
@@ -129,14 +129,14 @@ class AffinityStage(Stage):
 
 
 class RandomWalkStage(MapStage):
-    """Walks the maps of all images to the boundaries that IRNet sees."""
+    """Walks the maps of all images along the affinities that the network sees."""
 
     name = "random_walk"
     needs = ("classifier", "affinity")
     scales: ClassVar[tuple[float, ...] | None] = (1.0,)
 
     def required(self, context: Context) -> tuple[str, ...]:
-        """The maps, and IRNet."""
+        """The maps, and the network."""
         return (maps_to_refine(context), *self.needs)
 
     def settings(self, context: Context) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class RandomWalkStage(MapStage):
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RandomWalkModule`."""
-        network = new_irnet(context)
+        network = new_network(context)
         network.load_state_dict(read_state_dict(context.artefacts["affinity"].folder / WEIGHTS))
         source = context.artefacts[maps_to_refine(context)].folder
         return RandomWalkModule(
@@ -169,15 +169,37 @@ def confidence(context: Context) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
 
 
-def new_irnet(context: Context) -> IRNet:
-    """IRNet over its configured backbone; weights of "classifier" are those of the trained classifier."""
+def new_network(context: Context, backbone: Backbone | None = None) -> IRNet | AffinityNet:
+    """The configured network over its backbone.
+
+    Args:
+        context: of the run.
+        backbone: in the place of the configured one, whose weights of "classifier" are those of the trained
+            classifier.
+
+    Raises:
+        ConfigError: crops are too small for the pairs.
+    """
+    cfg = context.cfg.affinity
+    network = build(cfg.network, backbone=new_backbone(context) if backbone is None else backbone)
+    smallest = 2 * network.stride * cfg.module.radius
+    if cfg.crop_size < smallest:
+        raise ConfigError(
+            f"expected affinity.crop_size of at least {2 * network.stride} * affinity.module.radius = "
+            f"{smallest} pixels, got {cfg.crop_size}"
+        )
+    return network
+
+
+def new_backbone(context: Context) -> Backbone:
+    """The backbone that affinities are learnt over."""
     cfg = context.cfg.affinity.backbone
     if cfg.weights == "classifier":
-        return IRNet(copy.deepcopy(trained_classifier(context).backbone))
+        return copy.deepcopy(trained_classifier(context).backbone)
     backbone = Backbone(cfg.name, cfg.pretrained, cfg.output_stride, kwargs=plain(cfg.kwargs))
     if cfg.weights is not None:
         load_weights(backbone, cfg.weights)
-    return IRNet(backbone)
+    return backbone
 
 
 def affinity_loaders(context: Context) -> tuple[DataLoader, DataLoader]:

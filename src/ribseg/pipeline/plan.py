@@ -7,8 +7,7 @@ from dataclasses import asdict
 from omegaconf import DictConfig
 
 from ribseg.errors import ConfigError, DataError
-from ribseg.models import IRNet
-from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_irnet
+from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_network
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.imported import ImportedStage, check_imported
@@ -106,11 +105,6 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError("rib.lr=auto goes by the stop rules; give rib.margin or rib.area_limit a number")
     if max(views, default=0) >= len(cfg.data.scales):
         raise ConfigError(f"rib.loss_views={views} names a view that data.scales={cfg.data.scales} lacks")
-    if "affinity" in cfg.run and cfg.affinity.crop_size < 8 * cfg.affinity.module.radius:
-        raise ConfigError(
-            f"expected affinity.crop_size of at least 8 * affinity.module.radius = "
-            f"{8 * cfg.affinity.module.radius} pixels, got {cfg.affinity.crop_size}"
-        )
 
 
 def check_data(context: Context) -> None:
@@ -169,8 +163,8 @@ def check_parts(context: Context) -> None:
     _ = context.processes  # builds a Trainer
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
     if "affinity" in cfg.run and not context.artefacts["affinity"].finished:
-        own = cfg.affinity.backbone.weights != "classifier"
-        network = new_irnet(context) if own else IRNet(classifier.backbone)
+        shared = cfg.affinity.backbone.weights == "classifier"
+        network = new_network(context, classifier.backbone if shared else None)
         build(cfg.affinity.module, network=network)
 
 

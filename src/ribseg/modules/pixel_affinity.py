@@ -1,0 +1,73 @@
+"""Training of PSA's affinity network on confident labels (METHOD: section 5, point 5)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import PolynomialLR
+
+from ribseg.functional.affinity import neighbour_offsets
+from ribseg.functional.feature_affinity import FeatureAffinityLosses, feature_affinity_losses
+from ribseg.models.affinity_net import AffinityNet
+from ribseg.modules.affinity import strided_labels
+from ribseg.modules.classification import Batch, published_sgd
+
+
+class PixelAffinityModule(pl.LightningModule):
+    """Learns features whose distance says whether two pixels belong together.
+
+    Published: 8 epochs, batches of 8 crops of 448 pixels. The batches have `image` (N, 3, S, S) and `mask`
+    (N, S, S), the confident labels.
+
+    Args:
+        network: what is trained; its backbone is frozen.
+        radius: of the pairs, in pixels at stride 8; crops must have at least 16 * radius pixels.
+        lr: learning rate at the first step.
+        power: of the decay `(1 - step / steps)^power`.
+        ignore_index: label of pixels that teach nothing.
+        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+    """
+
+    def __init__(
+        self,
+        network: AffinityNet,
+        radius: int = 5,
+        lr: float = 0.1,
+        power: float = 0.9,
+        ignore_index: int = 255,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+    ) -> None:
+        super().__init__()
+        neighbour_offsets(radius)  # refuses a radius without neighbours now, not in the first step
+        self.network = network
+        self.radius, self.ignore_index = radius, ignore_index
+        self.lr, self.power, self.optimizer = lr, power, optimizer
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The weighted sum of the three losses."""
+        losses = self._losses(batch)
+        named = {f"train/{name}": value for name, value in losses._asdict().items()}
+        self.log_dict(named, batch_size=len(batch["mask"]))
+        self.log("train/loss", losses.total, prog_bar=True, batch_size=len(batch["mask"]))
+        return losses.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same loss on the training images without augmentation."""
+        total = self._losses(batch).total
+        self.log("val/loss", total, batch_size=len(batch["mask"]), sync_dist=True)
+
+    def _losses(self, batch: Batch) -> FeatureAffinityLosses:
+        features = self.network(batch["image"]).float()  # the losses' logarithms need float32
+        labels = strided_labels(batch["mask"], features.shape[-2:])
+        return feature_affinity_losses(features, labels, self.radius, self.ignore_index)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One parameter group; the schedule counts steps, not epochs."""
+        learning = [weight for weight in self.network.parameters() if weight.requires_grad]
+        optimizer = self.optimizer([{"params": learning, "lr": self.lr}])
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=self.power)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
