@@ -242,7 +242,7 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         parts += ["<h2>Localization maps</h2>", _html_table(header, cells), f"<p>{html.escape(NOTE)}</p>"]
         parts += [
             "<h2>IoU per class, at the best threshold</h2>",
-            _per_class(context, results["localization"]),
+            _per_class(context, map_columns(results["localization"])),
         ]
         grid = picture_grid(context, results)
         atomic_write(context.output / "grid.png", grid)
@@ -251,6 +251,7 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         )
     if "pseudo_masks" in results:
         parts += ["<h2>Pseudo masks</h2>", _html_table(list(MASK_HEADER), mask_rows(results["pseudo_masks"]))]
+        parts.append(_per_class(context, mask_columns(results["pseudo_masks"])))
     if "adaptation" in results:
         parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
     for title, text in (
@@ -269,17 +270,34 @@ td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}td:first-child{te
 """
 
 
-def _per_class(context: Context, localization: dict[str, Any]) -> str:
+Columns = dict[str, list[float | None]]  # title -> IoU of background and each class
+
+
+def map_columns(localization: dict[str, Any]) -> Columns:
+    """The IoU of each source of maps on the first split, at its best threshold."""
+    found = {NAMES[source]: localization[source]["split"] for source in NAMES if source in localization}
+    return {f"{name}, {split}": by[split]["iou"] for name, by in found.items() for split in list(by)[:1]}
+
+
+def mask_columns(pseudo_masks: dict[str, Any]) -> Columns:
+    """The IoU of each variant of pseudo masks on each split."""
+    return {
+        f"{mask_name(variant)}, {split}": values["iou"]
+        for variant, scores in pseudo_masks["variants"].items()
+        for split, values in scores.items()
+        if isinstance(values, dict)
+    }
+
+
+def _per_class(context: Context, columns: Columns) -> str:
+    if not columns:
+        return ""  # there are no masks to score with
     names = ("background", *context.data.classes)
-    sources = [source for source in NAMES if source in localization]
-    split = next(iter(localization[sources[0]]["split"]))
-    header = [f"IoU on {split}", *(NAMES[source] for source in sources)]
-    columns = [localization[source]["split"][split]["iou"] for source in sources]
     cells = [
         [name, *("-" if value is None else f"{100 * value:.1f}" for value in values)]
-        for name, *values in zip(names, *columns, strict=True)
+        for name, *values in zip(names, *columns.values(), strict=True)
     ]
-    return _html_table(header, cells)
+    return _html_table(["IoU", *columns], cells)
 
 
 def _html_table(header: list[str], cells: list[list[str]]) -> str:
