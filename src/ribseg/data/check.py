@@ -62,9 +62,10 @@ def check_dataset(
     if problems:
         count = sum(map(len, problems.values()))
         headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
+        folders = " or ".join(map(str, dataset.images_dirs))
         advice = (
             "Complete or mend the files, or take the images off the list. Images belong into "
-            f"{dataset.images_dir}, masks into {dataset.masks_dir}; ids are file names without ending."
+            f"{folders}, masks into {dataset.masks_dir}; ids are file names without ending."
         )
         raise DataError(list_problems(headline, problems, advice))
     unlabelled = tuple(

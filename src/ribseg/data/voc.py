@@ -2,9 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+T = TypeVar("T")
 
 
 class VOCFolder(Dataset[dict[str, Any]]):
@@ -52,14 +53,15 @@ class VOCFolder(Dataset[dict[str, Any]]):
         root: folder with JPEGImages/, ImageSets/Segmentation/*.txt and, as far as needed, SegmentationClass/,
             Annotations/, classes.txt; or a folder that holds such a one as VOCdevkit/VOC2012 or VOC2012.
         split: name of a list, without `.txt`.
-        classes: names without background; None: classes.txt (one name a line) if there, else VOC's twenty.
+        classes: names without background, or a file with one name a line; None: classes.txt if there, else
+            VOC's twenty.
         labels: "xml" (Annotations/), "mask" (the classes in the masks), the path of a CSV file (as such, or
             below root), or "auto": Annotations/ if there, else image_labels*.csv in root if exactly one, else
             masks.
         transform: called as `transform(image=array)["image"]`.
-        masks_dir: folder of the masks, below root.
-        images_dir: folder of the images, below root; .jpg, .jpeg or .png.
-        lists_dir: folder of the lists, below root. Of each line the first word counts.
+        masks_dir: folder of the masks, below root or absolute.
+        images_dir: folder of the images, below root or absolute, or several; .jpg, .jpeg or .png.
+        lists_dir: folder of the lists, below root or absolute. Of each line the first word counts.
 
     Attributes:
         root: Path of the folder with the images.
@@ -82,20 +84,22 @@ class VOCFolder(Dataset[dict[str, Any]]):
         self,
         root: str | Path,
         split: str,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | Path | None = None,
         labels: str | Path = "auto",
         transform: Callable[..., dict[str, Any]] | None = None,
         masks_dir: str = "SegmentationClass",
-        images_dir: str = "JPEGImages",
+        images_dir: str | Sequence[str] = "JPEGImages",
         lists_dir: str = "ImageSets/Segmentation",
     ) -> None:
-        self.root = find_root(root, images_dir, lists_dir)
+        folders = (images_dir,) if isinstance(images_dir, str) else tuple(images_dir)
+        self.root = find_root(root, folders, lists_dir)
         self.split, self.transform = split, transform
-        self.images_dir, self.masks_dir = self.root / images_dir, self.root / masks_dir
+        self.images_dirs = tuple(self.root / folder for folder in folders)
+        self.masks_dir = self.root / masks_dir
         self.splits, self.ids = _read_split(self.root / lists_dir, split)
         self.classes = _class_names(self.root, classes)
         self.palette = voc_palette()
-        self._images = scan_folder(self.images_dir, IMAGE_ENDINGS)
+        self._images = _scan_images(self.images_dirs)
         # A test set has no masks; who asks for one learns where it was looked for.
         self._masks = scan_folder(self.masks_dir, (".png",)) if self.masks_dir.is_dir() else {}
         self._index = {image_id: index for index, image_id in enumerate(self.ids)}
@@ -138,7 +142,8 @@ class VOCFolder(Dataset[dict[str, Any]]):
 
     def image_path(self, image_id: str) -> Path:
         """Path of an image; raises DataError if it is absent."""
-        return self.images_dir / _find(self._images, image_id, self.images_dir, IMAGE_ENDINGS)
+        folder, name = _find(self._images, image_id, self.images_dirs[0], IMAGE_ENDINGS)
+        return self.images_dirs[folder] / name
 
     def mask_path(self, image_id: str) -> Path:
         """Path of a mask; raises DataError if it is absent."""
@@ -159,9 +164,11 @@ class VOCFolder(Dataset[dict[str, Any]]):
         """
         digest = hashlib.sha256("\n".join([*self.classes, "", *self.ids]).encode())
         digest.update(np.packbits(self.labels).tobytes())
-        digest.update(_sizes(self.images_dir, self._images, self.ids))
+        images = {i: self.image_path(i) for i in self.ids if i in self._images}
+        digest.update(_sizes(images, self.ids))
         if masks:
-            digest.update(b"masks" + _sizes(self.masks_dir, self._masks, self.ids))
+            files = {i: self.masks_dir / self._masks[i] for i in self.ids if i in self._masks}
+            digest.update(b"masks" + _sizes(files, self.ids))
         return digest.hexdigest()
 
     def plot(self, sample: dict[str, Any]) -> "Figure":
@@ -199,25 +206,38 @@ class VOCFolder(Dataset[dict[str, Any]]):
         return labels_from_csv(path if path.is_file() else self.root / path, self.ids, self.classes)
 
 
-def find_root(root: str | Path, images_dir: str, lists_dir: str) -> Path:
+def find_root(root: str | Path, images_dirs: Sequence[str], lists_dir: str) -> Path:
     """Finds the folder in VOC layout: root itself, or VOCdevkit/VOC2012 or VOC2012 below it.
 
     Raises:
-        DatasetNotFoundError: if none of them has both the images' and the lists' folder.
+        DatasetNotFoundError: if none of them has both the images' and the lists' folders.
     """
+    needed = (*images_dirs, lists_dir)
     candidates = [Path(root), Path(root) / "VOCdevkit" / "VOC2012", Path(root) / "VOC2012"]
     for candidate in candidates:
-        if (candidate / images_dir).is_dir() and (candidate / lists_dir).is_dir():
+        if all((candidate / folder).is_dir() for folder in needed):
             return candidate
+    expected = [f"{folder}/" for folder in needed]
     tried = {
         "looked in": [
-            f"{folder}: "
-            + ("no such folder" if not folder.is_dir() else f"no {images_dir}/ or no {lists_dir}/")
+            f"{folder}: " + ("no such folder" if not folder.is_dir() else f"no {' or no '.join(expected)}")
             for folder in candidates
         ]
     }
-    headline = f"no data set in VOC layout at {root}: expected the folders {images_dir}/ and {lists_dir}/"
+    headline = f"no data set in VOC layout at {root}: expected the folders {' and '.join(expected)}"
     raise DatasetNotFoundError(list_problems(headline, tried, "Set data.root to the folder that holds them."))
+
+
+def _scan_images(folders: Sequence[Path]) -> dict[str, tuple[int, str]]:
+    """Image id -> which folder, and the file's name."""
+    found: dict[str, tuple[int, str]] = {}
+    for number, folder in enumerate(folders):
+        for image_id, name in scan_folder(folder, IMAGE_ENDINGS).items():
+            if image_id in found:
+                other = folders[found[image_id][0]]
+                raise DataError(f"image {image_id} is in {other} and in {folder}; rename one of them")
+            found[image_id] = number, name
+    return found
 
 
 def _read_split(folder: Path, split: str) -> tuple[tuple[str, ...], list[str]]:
@@ -249,10 +269,10 @@ def _read_split(folder: Path, split: str) -> tuple[tuple[str, ...], list[str]]:
     return splits, ids
 
 
-def _class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    path = root / "classes.txt"
+def _class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tuple[str, ...]:
+    path = root / (classes if isinstance(classes, str | Path) else "classes.txt")
     source = "classes"
-    if classes is None and path.is_file():
+    if isinstance(classes, str | Path) or (classes is None and path.is_file()):
         classes, source = read_lines(path), str(path)
     names = VOC_CLASSES if classes is None else tuple(classes)
     if not 1 <= len(names) <= 254 or len(set(names)) < len(names):
@@ -267,14 +287,14 @@ def _class_names(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def _find(files: dict[str, str], image_id: str, folder: Path, endings: tuple[str, ...]) -> str:
+def _find(files: Mapping[str, T], image_id: str, folder: Path, endings: tuple[str, ...]) -> T:
     if image_id not in files:
         raise DataError(f"{folder / image_id} is absent (looked for {', '.join(endings)}).")
     return files[image_id]
 
 
-def _sizes(folder: Path, files: dict[str, str], ids: list[str]) -> bytes:
-    sizes = [(folder / files[image_id]).stat().st_size if image_id in files else -1 for image_id in ids]
+def _sizes(files: Mapping[str, Path], ids: Sequence[str]) -> bytes:
+    sizes = [files[image_id].stat().st_size if image_id in files else -1 for image_id in ids]
     return np.asarray(sizes, dtype="<i8").tobytes()
 
 

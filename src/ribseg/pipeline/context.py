@@ -52,10 +52,10 @@ class Context:
 
     @cached_property
     def data(self) -> WSSSDataModule:
-        """Opened on first use; prepared data (the demo's) is made before."""
-        if self.cfg.prepare:
-            build(self.cfg.prepare)  # does nothing where the data is there
-        return build(self.cfg.data, seed=self.cfg.seed, _convert_="all")
+        """Opened on first use; prepared data (the demo's, COCO's masks) is made before."""
+        prepared = build(self.cfg.prepare) if self.cfg.prepare else None  # does nothing where all is there
+        extra = prepared if isinstance(prepared, dict) else {}
+        return build(self.cfg.data, seed=self.cfg.seed, _convert_="all", **extra)
 
     @property
     def is_first(self) -> bool:

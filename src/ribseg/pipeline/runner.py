@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
-from ribseg.pipeline.context import Context, separate_processes
+from ribseg.pipeline.context import Context, plain, separate_processes
 from ribseg.pipeline.evaluate import RESULT
 from ribseg.pipeline.loggers import finish_loggers, log_results
 from ribseg.pipeline.plan import REPORT, STAGES, chosen_stages, preflight
@@ -79,6 +79,8 @@ def gather(context: Context) -> dict[str, Any]:
     """What was measured, by stage, with where it lies and what computed it."""
     finished = {name: artefact for name, artefact in context.artefacts.items() if artefact.finished}
     results: dict[str, Any] = {"name": context.cfg.name, "seed": context.cfg.seed}
+    if context.cfg.prepare:
+        results["prepared"] = plain(context.cfg.prepare)  # COCO's policy belongs to every number
     if "classifier" in finished:
         results["classifier"] = finished["classifier"].facts
     if "evaluate" in finished:

@@ -1,0 +1,262 @@
+"""COCO in its official layout, made ready for `VOCFolder`: semantic masks, labels and lists, made once.
+
+COCO publishes instances, not semantic masks, and the published conventions for turning one into the other
+disagree: whether crowd regions count, which of two overlapping objects is seen, and whether images without
+any object belong to the set. So these are settings, and they stand beside every result.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from rich.progress import track
+
+from ribseg.data.coco_instances import Instances, read_instances
+from ribseg.data.coco_masks import Crowd, Job, Overlap, write_semantic_mask
+from ribseg.data.files import atomic_write
+from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
+
+Unannotated = Literal["keep", "drop"]
+MANIFEST = "coco.json"
+MASKS, LISTS = "SegmentationClass", "ImageSets/Segmentation"
+# Images in the official files of 2014, all and with at least one instance.
+OFFICIAL = {"train2014": (82_783, 82_081), "val2014": (40_504, 40_137)}
+FEW = 64  # masks; starting processes takes longer than drawing them
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How instances become semantic masks and image-level labels.
+
+    Attributes:
+        crowd: regions that COCO marks as crowds are left out ("exclude": neither in masks nor in labels),
+            drawn as other objects ("include"), or drawn as 255 ("ignore255"; their class is a label).
+        overlap: of overlapping objects the one that comes last in the file is seen ("last"), or the one with
+            the smallest area ("smallest_on_top").
+        unannotated: images without any counting instance stay in the lists ("keep"; they have no label), or
+            do not ("drop").
+
+    Raises:
+        ConfigError: an unknown value.
+    """
+
+    crowd: Crowd = "include"
+    overlap: Overlap = "last"
+    unannotated: Unannotated = "keep"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("crowd", Crowd), ("overlap", Overlap), ("unannotated", Unannotated)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(
+                    f"expected {name} out of {', '.join(get_args(kind))}; got {getattr(self, name)!r}"
+                )
+
+
+class Listing(NamedTuple):
+    """A split as it is written.
+
+    Attributes:
+        ids: of the images in the list.
+        labels: of each, the labels 1..C that it has, ascending.
+    """
+
+    ids: list[str]
+    labels: list[list[int]]
+
+
+def prepare_coco(
+    root: str | Path,
+    target: str | Path,
+    splits: Sequence[str] = ("train2014", "val2014"),
+    crowd: Crowd = "include",
+    overlap: Overlap = "last",
+    unannotated: Unannotated = "keep",
+    workers: int | Literal["auto"] = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Writes masks, lists, class names and labels of COCO; masks that are there already are kept.
+
+    Category ids, which run to 90 with gaps, become 1..80 in their order; spaces in names become underscores.
+
+    Args:
+        root: folder with `<split>/*.jpg` and `annotations/instances_<split>.json`.
+        target: gets `SegmentationClass/<id>.png`, `ImageSets/Segmentation/<split>.txt`, `classes.txt`,
+            `image_labels.csv`, and `coco.json`, which holds policy and counts.
+        splits: which files.
+        crowd: see `Policy`.
+        overlap: see `Policy`.
+        unannotated: see `Policy`.
+        workers: processes, or "auto": one per core.
+        progress: show bars.
+
+    Returns:
+        Arguments of `WSSSDataModule`.
+
+    Raises:
+        ConfigError: unknown policy, pycocotools is not installed, or the target holds other masks.
+        DatasetNotFoundError: a folder or file is absent.
+        DataError: lists what is broken in the annotations.
+    """
+    root, target, policy = Path(root), Path(target), Policy(crowd, overlap, unannotated)
+    stamp = {"policy": asdict(policy), "annotations": {split: _state(root, split) for split in splits}}
+    if not _is_ready(target, stamp):
+        if find_spec("pycocotools") is None:
+            raise ConfigError("COCO's masks are drawn by pycocotools: pip install 'ribseg[coco]'")
+        names, listings = _read_splits(root, splits, policy)
+        # From here on the folder belongs to these annotations and this policy.
+        atomic_write(target / MANIFEST, json.dumps(stamp, indent=1).encode())
+        for split, listing in listings.items():
+            draw_masks(_annotations(root, split), set(listing.ids), target / MASKS, policy, workers, progress)
+        _write_tables(target, names, listings)
+        counts = {
+            s: {"images": len(x.ids), "labelled": sum(map(bool, x.labels))} for s, x in listings.items()
+        }
+        atomic_write(target / MANIFEST, json.dumps(stamp | {"counts": counts}, indent=1).encode())
+    return {
+        "root": str(root),
+        "images_dir": list(splits),
+        "masks_dir": str((target / MASKS).absolute()),
+        "lists_dir": str((target / LISTS).absolute()),
+        "classes": str((target / "classes.txt").absolute()),
+        "labels": str((target / "image_labels.csv").absolute()),
+    }
+
+
+def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:
+    """Category names and what is listed; all files are checked before the first mask is drawn."""
+    names: list[str] = []
+    listings = {}
+    for split in splits:
+        instances = read_instances(_annotations(root, split))
+        if names and names != instances.names:
+            raise DataError(f"{_annotations(root, split)} has other categories than the split before it")
+        names = instances.names
+        check_counts(split, instances)
+        listings[split] = listed(instances, policy)
+    return names, listings
+
+
+def check_counts(split: str, instances: Instances) -> None:
+    """Whether a file that has as many images as the official one has as many with instances, too.
+
+    Raises:
+        DataError: it has not: annotations are missing.
+    """
+    images, annotated = len(instances.images), sum(map(bool, instances.objects))
+    expected = OFFICIAL.get(split)
+    if expected is not None and images == expected[0] and annotated != expected[1]:
+        raise DataError(
+            f"{split} has {images} images as COCO's, but {annotated} of them have instances, not "
+            f"{expected[1]}: the file is not COCO's, or is damaged; fetch it again"
+        )
+
+
+def listed(instances: Instances, policy: Policy) -> Listing:
+    """The images of a split that are listed, with their labels."""
+    ids, labels = [], []
+    for record, objects in zip(instances.images, instances.objects, strict=True):
+        own = sorted({item.label for item in objects if policy.crowd != "exclude" or not item.crowd})
+        if own or policy.unannotated == "keep":
+            ids.append(record.id)
+            labels.append(own)
+    if not ids:
+        raise DataError("no image has an instance; with unannotated=drop nothing is left")
+    return Listing(ids, labels)
+
+
+def draw_masks(
+    annotations: Path, ids: set[str], folder: Path, policy: Policy, workers: int | str, progress: bool
+) -> None:
+    """Draws the masks that are not there yet, in processes.
+
+    Raises:
+        DataError: lists the images that could not be drawn.
+    """
+    left = {image_id for image_id in ids if not (folder / f"{image_id}.png").is_file()}
+    if not left:
+        return
+    # Read anew, so that never two files' objects are in memory.
+    instances = read_instances(annotations)
+    jobs: list[Job] = [
+        (record, objects, folder / f"{record.id}.png")
+        for record, objects in zip(instances.images, instances.objects, strict=True)
+        if record.id in left
+    ]
+    draw = partial(write_semantic_mask, policy.crowd, policy.overlap)
+    number = (os.cpu_count() or 1) if workers == "auto" else int(workers)
+    show = partial(track, description=f"Masks of {annotations.stem}", total=len(jobs), disable=not progress)
+    if number <= 1 or len(jobs) < FEW:
+        problems = [draw(job) for job in show(jobs)]
+    else:
+        with ProcessPoolExecutor(number, get_context("spawn")) as pool:
+            problems = list(show(pool.map(draw, jobs, chunksize=16)))
+    broken = [problem for problem in problems if problem]
+    if broken:
+        raise DataError(
+            list_problems(f"masks of {annotations}", {"cannot be drawn": broken}, "Mend the annotations.")
+        )
+
+
+def _annotations(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
+
+
+def _state(root: Path, split: str) -> list[int]:
+    """Size and time of a split's annotations: other files give other masks.
+
+    Raises:
+        DatasetNotFoundError: they are absent, or the images are.
+    """
+    path = _annotations(root, split)
+    for needed, good in ((path, path.is_file()), (root / split, (root / split).is_dir())):
+        if not good:
+            raise DatasetNotFoundError(
+                f"{needed} is absent. Expected COCO's layout at data.root={root}: {split}/*.jpg and "
+                f"annotations/{path.name}"
+            )
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
+    """Whether the target was finished for the same policy and annotations.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    path = target / MANIFEST
+    if not path.is_file():
+        if target.is_dir() and any(target.iterdir()):
+            raise ConfigError(f"{target} holds something else; choose an empty folder: prepare.target=DIR")
+        return False
+    try:
+        there = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); delete {target} and run again") from error
+    if not isinstance(there, dict) or any(there.get(key) != value for key, value in stamp.items()):
+        raise ConfigError(
+            f"{target} was made from other annotations, or with the policy {there.get('policy')}; expected "
+            f"{stamp['policy']}. Choose another folder (prepare.target=DIR), or delete this one"
+        )
+    return "counts" in there
+
+
+def _write_tables(target: Path, names: Sequence[str], splits: dict[str, Listing]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "classes"])
+    for name, split in splits.items():
+        for image_id, labels in zip(split.ids, split.labels, strict=True):
+            writer.writerow([image_id, " ".join(names[label - 1] for label in labels)])
+        atomic_write(target / LISTS / f"{name}.txt", "\n".join(split.ids).encode())
+    atomic_write(target / "classes.txt", "\n".join(names).encode())
+    atomic_write(target / "image_labels.csv", text.getvalue().encode())
