@@ -76,12 +76,13 @@ def check_dataset(
 
 def _inspect(dataset: VOCFolder, masks: bool, full: bool, image_id: str) -> list[Finding]:
     return [
-        *_image_findings(dataset, full, image_id),
-        *(_mask_findings(dataset, full, image_id) if masks else ()),
+        *image_findings(dataset, full, image_id),
+        *(mask_findings(dataset, full, image_id) if masks else ()),
     ]
 
 
-def _image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+def image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+    """What is wrong with an image; `full` decodes it."""
     if not dataset.has_image(image_id):
         yield "absent images", image_id
         return
@@ -91,7 +92,8 @@ def _image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[F
         yield "unreadable images", str(error)
 
 
-def _mask_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+def mask_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+    """What is wrong with an image's mask; `full` decodes it."""
     if not dataset.has_mask(image_id):
         yield "absent masks", image_id
         return

@@ -25,7 +25,7 @@ class PixelAffinityModule(pl.LightningModule):
     Args:
         network: what is trained; its backbone is frozen.
         radius: of the pairs, in pixels at stride 8; crops must have at least 16 * radius pixels.
-        lr: learning rate at the first step.
+        lr: learning rate at the first step. Published for new layers: 1.0.
         power: of the decay `(1 - step / steps)^power`.
         ignore_index: label of pixels that teach nothing.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
@@ -35,7 +35,7 @@ class PixelAffinityModule(pl.LightningModule):
         self,
         network: AffinityNet,
         radius: int = 5,
-        lr: float = 0.1,
+        lr: float = 1.0,
         power: float = 0.9,
         ignore_index: int = 255,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,

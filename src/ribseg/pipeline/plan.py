@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_network
+from ribseg.pipeline.check_data import CHECK_DATA
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.imported import ImportedStage, check_imported
@@ -53,7 +54,7 @@ def chosen_stages(names: Iterable[str] | str | None) -> list[str]:
     Raises:
         ConfigError: an unknown name, or none at all.
     """
-    known = [*(stage.name for stage in STAGES), REPORT]
+    known = [CHECK_DATA, *(stage.name for stage in STAGES), REPORT]
     given_names = [names] if isinstance(names, str) else list(names or ())
     chosen = [name for given in given_names for name in ALIASES.get(given, (given,))]
     unknown = [name for name in chosen if name not in known]

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
+from ribseg.pipeline.check_data import CHECK_DATA, report_data
 from ribseg.pipeline.context import Context, plain, separate_processes
 from ribseg.pipeline.evaluate import RESULT
 from ribseg.pipeline.loggers import finish_loggers, log_results
@@ -34,6 +35,11 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     quiet_lightning()
     with separate_processes():
         context = Context(cfg, Path(output))
+        if CHECK_DATA in cfg.run:
+            context.on_first(lambda: report_data(context))
+            cfg.run = [name for name in cfg.run if name != CHECK_DATA]
+            if not cfg.run:
+                return {}
         preflight(context)
         for stage in STAGES:
             run_stage(context, stage)

@@ -1,0 +1,75 @@
+"""`run=[check_data]` and the survey behind it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from make_trees import image_ids
+from PIL import Image
+from quick_run import folder_run
+
+from ribseg.data.masks import write_mask
+from ribseg.data.survey import duplicates, survey
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import DataError
+
+IDS = image_ids()
+
+
+def test_survey_of_good_data(voc_tree):
+    found = survey(VOCFolder(voc_tree, "train", labels="mask"), masks=True)
+    assert (found.images, found.masks, found.unlabelled, found.problems) == (8, 8, 0, {})
+    assert found.class_images == {"cat": 4, "dog": 4, "aero_plane": 3}
+    assert found.sizes["smallest"] == (1, 3)
+    assert found.kinds == {"JPEG RGB": 8}
+    # The XML of image 0 names a dog that its mask lacks.
+    assert [f"{IDS[0]}: -dog"] in found.oddities.values()
+    assert any(kind.startswith("shorter side below 64") for kind in found.oddities)
+    assert duplicates([found]) == {}
+
+
+def test_survey_of_damaged_data(voc_tree):
+    images, masks = voc_tree / "JPEGImages", voc_tree / "SegmentationClass"
+    (images / f"{IDS[0]}.jpg").write_text("no image")
+    (images / f"{IDS[1]}.jpg").unlink()
+    write_mask(masks / f"{IDS[2]}.png", np.full((48, 48), 9))
+    shutil.copy(images / f"{IDS[3]}.jpg", images / f"{IDS[8]}.jpg")
+    shutil.copy(images / f"{IDS[4]}.jpg", images / f"{IDS[5]}.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (40, 3)).save(images / f"{IDS[6]}.jpg", exif=exif)
+    folders = [VOCFolder(voc_tree, split, labels="image_labels.csv") for split in ("train", "val")]
+    train, val = (survey(folder, masks=True) for folder in folders)
+    assert {kind: len(items) for kind, items in train.problems.items()} == {
+        "unreadable images": 1,
+        "absent images": 1,
+        "unusable masks": 1,
+        "masks of another size than their image": 1,
+    }
+    assert list(val.problems) == ["masks of another size than their image"]
+    assert train.kinds["JPEG L rotated"] == 1
+    same = duplicates([train, val])
+    assert same["the same image in train and val"] == [f"{IDS[3]} = {IDS[8]}"]
+    assert same["the same image in train twice"] == [f"{IDS[4]} = {IDS[5]}"]
+
+
+def test_command(tmp_path, tree, capsys):
+    assert folder_run(tmp_path, tree, "run=[check_data]") == {}
+    printed = capsys.readouterr().out
+    assert "no errors" in printed
+    assert "rare classes" in printed
+    written = json.loads((tmp_path / "out" / "check_data.json").read_text())
+    assert written["errors"] == 0
+    assert [split["images"] for split in written["splits"]] == [6, 4]
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_command_with_errors(tmp_path, tree):
+    shutil.copy(tree / "JPEGImages" / "im_00.jpg", tree / "JPEGImages" / "im_08.jpg")
+    (tree / "JPEGImages" / "im_02.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"3 errors[\s\S]*absent images: 1[\s\S]*im_02[\s\S]*train and val: 1"
+    ):
+        folder_run(tmp_path, tree, "run=[check_data]")
+    assert json.loads((tmp_path / "out" / "check_data.json").read_text())["errors"] == 3
