@@ -73,3 +73,31 @@ def test_command_with_errors(tmp_path, tree):
     ):
         folder_run(tmp_path, tree, "run=[check_data]")
     assert json.loads((tmp_path / "out" / "check_data.json").read_text())["errors"] == 3
+
+
+def damage(tree):
+    (tree / "JPEGImages" / "im_02.jpg").unlink()
+    (tree / "JPEGImages" / "im_03.jpg").write_bytes(b"\xff\xd8 broken")
+    write_mask(tree / "SegmentationClass" / "im_08.png", np.full((4, 4), 1))
+
+
+def test_broken_images_are_skipped_and_said(tmp_path, tree, capsys):
+    damage(tree)
+    with pytest.raises(DataError, match=r"data\.on_error=skip"):
+        folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]")
+    results = folder_run(tmp_path, tree, "data.on_error=skip")
+    assert {split: sorted(broken) for split, broken in results["skipped"].items()} == {
+        "train": ["im_02", "im_03"],
+        "val": ["im_08"],
+    }
+    assert "absent images" in results["skipped"]["train"]["im_02"]
+    assert results["localization"]["cam"]["split"]["val"]["images"] == 3
+    assert results["adaptation"]["images"] == 7
+    assert "2 of train, 1 of val" in capsys.readouterr().out
+    assert "2 of train, 1 of val" in (tmp_path / "out" / "report.html").read_text()
+    again = folder_run(tmp_path, tree, "data.on_error=skip")
+    assert again["store"] == results["store"]
+    for path in (tree / "JPEGImages").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="unreadable images"):
+        folder_run(tmp_path, tree, "data.on_error=skip")

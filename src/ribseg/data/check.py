@@ -4,8 +4,9 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from rich.progress import track
 
@@ -15,6 +16,7 @@ from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, list_problems
 
 Finding = tuple[str, str]  # kind, what
+OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class CheckReport:
         images: number of images.
         masks: number of masks; 0 if they were not looked at.
         unlabelled: ids of images without any label. They are no error: stages that need a class skip them.
+        skipped: id -> what is wrong with it; empty unless `on_error` is "skip".
     """
 
     images: int
     masks: int
     unlabelled: tuple[str, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def check_dataset(
@@ -38,6 +42,7 @@ def check_dataset(
     full: bool = False,
     workers: int | None = None,
     progress: bool = False,
+    on_error: OnError = "raise",
 ) -> CheckReport:
     """Checks that all images, and the masks if asked for, are there and fit together.
 
@@ -47,31 +52,43 @@ def check_dataset(
         full: decode every file; otherwise the headers only (sizes and modes; not truncation, not class ids).
         workers: threads (Pillow decodes outside of the interpreter's lock); None for one per core, at most 8.
         progress: show a progress bar.
+        on_error: "skip" tells what is wrong in the report, and does not count these images.
 
     Raises:
-        DataError: lists, by kind, the count and the first few of what is wrong.
+        DataError: lists, by kind, the count and the first few of what is wrong; with "skip" only if no image
+            is good.
     """
     inspect = partial(_inspect, dataset, masks, full)
-    problems: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         results: Iterable[list[Finding]] = pool.map(inspect, dataset.ids)
         if progress:
             results = track(results, f"Checking {dataset.split}", total=len(dataset))
-        for kind, what in (finding for findings in results for finding in findings):
-            problems[kind].append(what)
-    if problems:
-        count = sum(map(len, problems.values()))
-        headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
-        folders = " or ".join(map(str, dataset.images_dirs))
-        advice = (
-            "Complete or mend the files, or take the images off the list. Images belong into "
-            f"{folders}, masks into {dataset.masks_dir}; ids are file names without ending."
-        )
-        raise DataError(list_problems(headline, problems, advice))
+        found = {image_id: items for image_id, items in zip(dataset.ids, results, strict=True) if items}
+    if found and (on_error == "raise" or len(found) == len(dataset)):
+        raise DataError(_listed(dataset, found))
     unlabelled = tuple(
-        image_id for image_id, row in zip(dataset.ids, dataset.labels, strict=True) if not row.any()
+        image_id
+        for image_id, row in zip(dataset.ids, dataset.labels, strict=True)
+        if not row.any() and image_id not in found
     )
-    return CheckReport(len(dataset), len(dataset) if masks else 0, unlabelled)
+    good = len(dataset) - len(found)
+    skipped = {image_id: "; ".join(map(": ".join, items)) for image_id, items in found.items()}
+    return CheckReport(good, good if masks else 0, unlabelled, skipped)
+
+
+def _listed(dataset: VOCFolder, found: dict[str, list[Finding]]) -> str:
+    problems: dict[str, list[str]] = defaultdict(list)
+    for kind, what in (finding for findings in found.values() for finding in findings):
+        problems[kind].append(what)
+    count = sum(map(len, problems.values()))
+    headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
+    folders = " or ".join(map(str, dataset.images_dirs))
+    advice = (
+        "Complete or mend the files, or take the images off the list; data.on_error=skip does it for this "
+        f"run. Images belong into {folders}, masks into {dataset.masks_dir}; ids are file names without "
+        "ending."
+    )
+    return list_problems(headline, problems, advice)
 
 
 def _inspect(dataset: VOCFolder, masks: bool, full: bool, image_id: str) -> list[Finding]:

@@ -3,17 +3,17 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from ribseg.data.check import CheckReport, check_dataset
+from ribseg.data.check import CheckReport, OnError, check_dataset
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
 from ribseg.data.transforms import eval_transform, seeded, train_transform, worker_init_fn
@@ -47,6 +47,7 @@ class WSSSDataModule(pl.LightningDataModule):
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         seed: of shuffling, augmentation and reference images.
+        on_error: "raise" if a file is broken or absent, or "skip" such images, see `check` and `drop`.
         predict_ids: what `predict_dataloader` serves; None for all. May be set anew before each prediction.
 
     Attributes:
@@ -78,9 +79,13 @@ class WSSSDataModule(pl.LightningDataModule):
         mean: Channels = IMAGENET_MEAN,
         std: Channels = IMAGENET_STD,
         seed: int = 0,
+        on_error: OnError = "raise",
         predict_ids: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if on_error not in get_args(OnError):
+            raise ConfigError(f"expected on_error raise or skip, found {on_error!r}.")
+        self.on_error = on_error
         if batch_size < 1:
             raise ConfigError(f"expected batch_size >= 1, found {batch_size}.")
         self.train_split = train_split
@@ -154,18 +159,27 @@ class WSSSDataModule(pl.LightningDataModule):
             A report per split.
 
         Raises:
-            DataError: lists what is wrong in all splits.
+            DataError: lists what is wrong in all splits; with on_error="skip" only if nothing is good.
         """
         reports, errors = {}, []
         for folder in self.served:
             try:
                 need = masks and folder.split in self.eval_splits
-                reports[folder.split] = check_dataset(folder, need, full, progress=progress)
+                reports[folder.split] = check_dataset(
+                    folder, need, full, progress=progress, on_error=self.on_error
+                )
             except DataError as error:
                 errors.append(str(error))
         if errors:
             raise DataError("\n".join(errors))
         return reports
+
+    def drop(self, ids: Collection[str]) -> None:
+        """Takes images off all lists, e.g. those that `check` has skipped."""
+        train, evals = self.train.without(ids), self.evals
+        self.evals = {s: train if s == self.train_split else f.without(ids) for s, f in evals.items()}
+        self.train = train
+        self.__dict__.pop("folders", None)  # made anew from what is left
 
     def fingerprint(self, masks: bool) -> str:
         """sha256 over all that is served: classes, ids, labels, sizes of the image (and mask) files in bytes.

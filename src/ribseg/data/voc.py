@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,6 +124,14 @@ class VOCFolder(Dataset[dict[str, Any]]):
         """The same data, shared, under another transform."""
         other = copy.copy(self)
         other.transform = transform
+        return other
+
+    def without(self, ids: Collection[str]) -> "VOCFolder":
+        """The same data without some of its images."""
+        other = copy.copy(self)
+        kept = [row for row, image_id in enumerate(self.ids) if image_id not in ids]
+        other.ids, other.labels = [self.ids[row] for row in kept], self.labels[kept]
+        other._index = {image_id: index for index, image_id in enumerate(other.ids)}
         return other
 
     def index(self, image_id: str) -> int:

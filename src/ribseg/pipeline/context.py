@@ -41,6 +41,7 @@ class Context:
         data: the DataModule.
         store: where artefacts lie.
         console: prints on the first process only.
+        skipped: split -> image id -> what is wrong with it, of images that were taken off the lists.
     """
 
     def __init__(self, cfg: DictConfig, output: Path) -> None:
@@ -49,6 +50,7 @@ class Context:
         self.store = Store(cfg.store.root)
         self.console = make_console(quiet=not self.is_first)
         self.artefacts: dict[str, Artefact] = {}
+        self.skipped: dict[str, dict[str, str]] = {}
 
     @cached_property
     def data(self) -> WSSSDataModule:

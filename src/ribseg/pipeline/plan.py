@@ -25,7 +25,7 @@ from ribseg.pipeline.stages import (
     rib_builder,
     trained_classifier,
 )
-from ribseg.pipeline.store import MANIFEST
+from ribseg.pipeline.store import MANIFEST, Artefact
 
 # In the order in which they run: each stands after what it needs.
 STAGES: tuple[Stage, ...] = (
@@ -80,6 +80,7 @@ def preflight(context: Context) -> None:
             f"class names and data.labels={context.cfg.data.labels}"
         )
     context.on_first(lambda: check_data(context))
+    drop_skipped(context)
     if set(ALIASES["refine"]) & set(context.cfg.run):
         check_refinement(context)
     for stage in STAGES:
@@ -109,20 +110,52 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def check_data(context: Context) -> None:
-    """Opens every file once; what was found good is remembered in the store."""
-    scores = EvaluateStage.name in context.cfg.run
-    settings = {
-        "masks": list(context.data.eval_splits) if scores else [],
-        "full": context.cfg.check_files,
-    }
-    artefact = context.store.artefact("data", settings, {}, context.data.fingerprint(masks=scores))
+    """Opens every file once; what was found is remembered in the store."""
+    artefact = data_artefact(context)
     if artefact.finished:
         return
     context.console.print("[bold]data[/]: checking all files")
     start = time.perf_counter()
-    reports = context.data.check(context.cfg.check_files, scores, progress=context.cfg.progress)
+    reports = context.data.check(context.cfg.check_files, needs_masks(context), progress=context.cfg.progress)
     facts = {split: asdict(report) for split, report in reports.items()}
     artefact.finish(facts, time.perf_counter() - start)
+
+
+def data_artefact(context: Context) -> Artefact:
+    """Where the check of the data is remembered."""
+    masks = needs_masks(context)
+    settings = {
+        "masks": list(context.data.eval_splits) if masks else [],
+        "full": context.cfg.check_files,
+        "on_error": context.data.on_error,
+    }
+    return context.store.artefact("data", settings, {}, context.data.fingerprint(masks=masks))
+
+
+def needs_masks(context: Context) -> bool:
+    """Whether the masks of the evaluated splits are looked at.
+
+    Where broken images are skipped, always if there are any: what a stage trains on must not depend on
+    whether the evaluation is among the stages of this run.
+    """
+    if EvaluateStage.name in context.cfg.run:
+        return True
+    evals = context.data.evals.values()
+    return context.data.on_error == "skip" and any(folder.has_mask(i) for folder in evals for i in folder.ids)
+
+
+def drop_skipped(context: Context) -> None:
+    """Takes images off the lists that the check has found broken, and says so; in every process."""
+    if context.data.on_error != "skip":
+        return
+    artefact = data_artefact(context)
+    context.skipped = {split: facts["skipped"] for split, facts in artefact.facts.items()}
+    for split, broken in context.skipped.items():
+        if broken:
+            context.console.print(
+                f"[yellow]skipped[/]: {len(broken)} images of {split}; why is said in {artefact.folder}"
+            )
+    context.data.drop({image_id for broken in context.skipped.values() for image_id in broken})
 
 
 def check_complete(context: Context, stage: Stage) -> None:

@@ -106,6 +106,8 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
         context.console.print(mask_table(results["pseudo_masks"]))
     if "adaptation" in results:
         context.console.print(adaptation_line(results["adaptation"]))
+    if "skipped" in results:
+        context.console.print(skipped_line(results["skipped"]), style="yellow")
 
 
 NOTE = (
@@ -156,6 +158,14 @@ def mask_table(pseudo_masks: dict[str, Any]) -> Table:
     for row in mask_rows(pseudo_masks):
         table.add_row(*row)
     return table
+
+
+def skipped_line(skipped: dict[str, dict[str, str]]) -> str:
+    """One line on the images that are in no number."""
+    parts = ", ".join(f"{len(broken)} of {split}" for split, broken in skipped.items() if broken)
+    return (
+        f"Skipped because they are broken, and in no number: {parts} (ids and reasons are in results.json)."
+    )
 
 
 def adaptation_line(adaptation: dict[str, Any]) -> str:
@@ -254,6 +264,8 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         parts.append(_per_class(context, mask_columns(results["pseudo_masks"])))
     if "adaptation" in results:
         parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
+    if "skipped" in results:
+        parts.append(f"<p><b>{html.escape(skipped_line(results['skipped']))}</b></p>")
     for title, text in (
         ("Environment", json.dumps(environment(), indent=1)),
         ("Configuration", OmegaConf.to_yaml(context.cfg, resolve=True)),

@@ -95,6 +95,8 @@ def gather(context: Context) -> dict[str, Any]:
         results["adaptation"] = finished["rib"].facts
     if "pseudo_masks" in finished:
         results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
+    if any(context.skipped.values()):
+        results["skipped"] = context.skipped
     results["store"] = {name: str(artefact.folder) for name, artefact in finished.items()}
     results["environment"] = environment()
     return results
