@@ -197,3 +197,20 @@ def test_otsu_separates_two_peaks():
     assert not score_histogram(torch.zeros(0, 5, 5), thresholds).any()
     with pytest.raises(ValueError, match="without a class"):
         otsu(torch.zeros(102, dtype=torch.int64), thresholds)
+
+
+def test_large_images_are_scaled_down_for_their_maps(tmp_path, tree):
+    large = Image.open(tree / "JPEGImages" / "im_00.jpg").resize((230, 170))
+    large.save(tree / "JPEGImages" / "im_00.jpg")
+    mask = Image.open(tree / "SegmentationClass" / "im_00.png")
+    mask.resize((230, 170), Image.Resampling.NEAREST).save(tree / "SegmentationClass" / "im_00.png")
+    stores = {}
+    for side in ("null", "40"):
+        results = folder_run(
+            tmp_path, tree, "run=[classifier,cam,refine,evaluate]", "refine.maps=cam", f"data.max_side={side}"
+        )
+        stores[side] = results["store"]
+        masks = Path(results["store"]["pseudo_masks"])
+        assert read_mask(masks / "random_walk_crf" / "im_00.png").shape == (170, 230)
+    assert stores["null"]["classifier"] == stores["40"]["classifier"]
+    assert stores["null"]["cam"] != stores["40"]["cam"]

@@ -47,6 +47,7 @@ class WSSSDataModule(pl.LightningDataModule):
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         seed: of shuffling, augmentation and reference images.
+        max_side: see `ViewsDataset`.
         on_error: "raise" if a file is broken or absent, or "skip" such images, see `check` and `drop`.
         predict_ids: what `predict_dataloader` serves; None for all. May be set anew before each prediction.
 
@@ -79,13 +80,14 @@ class WSSSDataModule(pl.LightningDataModule):
         mean: Channels = IMAGENET_MEAN,
         std: Channels = IMAGENET_STD,
         seed: int = 0,
+        max_side: int | None = None,
         on_error: OnError = "raise",
         predict_ids: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if on_error not in get_args(OnError):
             raise ConfigError(f"expected on_error raise or skip, found {on_error!r}.")
-        self.on_error = on_error
+        self.on_error, self.max_side = on_error, max_side
         if batch_size < 1:
             raise ConfigError(f"expected batch_size >= 1, found {batch_size}.")
         self.train_split = train_split
@@ -215,6 +217,7 @@ class WSSSDataModule(pl.LightningDataModule):
             self.predict_scales or self.scales,
             self.mean,
             self.std,
+            self.max_side,
         )
 
     def predict_dataloader(self, ids: Sequence[str] | None = None) -> DataLoader:

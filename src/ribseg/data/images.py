@@ -107,6 +107,16 @@ def rescale(image: np.ndarray, scale: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def capped(image: np.ndarray, max_side: int | None) -> np.ndarray:
+    """Scales an image down so that its longer side has at most `max_side` pixels; None leaves it.
+
+    >>> capped(np.zeros((40, 100, 3), np.uint8), 50).shape
+    (20, 50, 3)
+    """
+    longer = max(image.shape[:2])
+    return image if max_side is None or longer <= max_side else rescale(image, max_side / longer)
+
+
 def _orientation(image: Image.Image) -> int:
     value = image.getexif().get(_ORIENTATION, 1)
     return value if value in range(1, 9) else 1

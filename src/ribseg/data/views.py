@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, rescale
+from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, capped, rescale
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 
@@ -79,6 +79,8 @@ class ViewsDataset(Dataset[dict[str, Any]]):
         scales: see `multi_scale_views`.
         mean: see `multi_scale_views`.
         std: see `multi_scale_views`.
+        max_side: images with a longer side than this many pixels are scaled down before their views are made:
+            memory grows with it. `size` stays that of the image, and so do the maps.
 
     An item is a dict of `id` (str), `views` (list of (2, 3, h, w) float32), `labels` (C,) float32 and `size`
     (H, W) in pixels.
@@ -91,6 +93,7 @@ class ViewsDataset(Dataset[dict[str, Any]]):
         scales: Sequence[float] = SCALES,
         mean: Channels = IMAGENET_MEAN,
         std: Channels = IMAGENET_STD,
+        max_side: int | None = None,
     ) -> None:
         unknown = [image_id for image_id in ids if image_id not in folders]
         if unknown:
@@ -102,6 +105,7 @@ class ViewsDataset(Dataset[dict[str, Any]]):
             mean,
             std,
         )
+        self.max_side = max_side
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,6 +114,6 @@ class ViewsDataset(Dataset[dict[str, Any]]):
         image_id = self.ids[index]
         folder = self.folders[image_id]
         image = folder.image(image_id)
-        views = multi_scale_views(image, self.scales, self.mean, self.std)
+        views = multi_scale_views(capped(image, self.max_side), self.scales, self.mean, self.std)
         labels = torch.from_numpy(folder.labels[folder.index(image_id)]).float()
         return {"id": image_id, "views": views, "labels": labels, "size": (image.shape[0], image.shape[1])}

@@ -57,7 +57,17 @@ class RandomWalkModule(pl.LightningModule):
         return Prediction(item["id"], LocalizationMaps(maps.classes, strided, full, size), record)
 
     def _walk(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
-        seen = self.network.predict(views, self.crop_size)
-        if isinstance(seen, IRNPrediction):
-            return walk_maps(maps, seen.boundary, size, **self.walk)
-        return walk_maps_by_features(maps, seen, size, **self.walk)
+        """Walks at the size of the view: that of the image, unless `max_side` has scaled it down."""
+        seen = (views.shape[-2], views.shape[-1])
+        if seen != size and len(maps.classes):
+            small = (-(-seen[0] // STRIDE), -(-seen[1] // STRIDE))
+            strided = F.interpolate(maps.strided[None], small, mode="bilinear", align_corners=False)[0]
+            maps = LocalizationMaps(maps.classes, strided, None, seen)
+        prediction = self.network.predict(views, self.crop_size)
+        if isinstance(prediction, IRNPrediction):
+            walked = walk_maps(maps, prediction.boundary, seen, **self.walk)
+        else:
+            walked = walk_maps_by_features(maps, prediction, seen, **self.walk)
+        if seen == size or len(walked) == 0:
+            return walked if seen == size else walked.new_zeros(0, *size)
+        return F.interpolate(walked[None], size, mode="bilinear", align_corners=False)[0]

@@ -46,6 +46,7 @@ NUMBERS = {
     "classifier.epochs": COUNT,
     "data.batch_size": COUNT,
     "data.crop_size": COUNT,
+    "data.max_side": Range(True, 1, words=(None,)),
     "maps.threads": COUNT,
     "rib.steps": NATURAL,
     "rib.lr": Range(False, 0, words=("auto",)),

@@ -124,6 +124,8 @@ class MapStage(Stage):
             "keep_full": context.cfg.maps.full,
             "trainer": context.trainer_settings(),
         }
+        if context.cfg.data.max_side is not None:
+            settings["max_side"] = context.cfg.data.max_side
         data = context.data.fingerprint(masks=False)
         return context.store.artefact(self.name, settings, self.inputs(context), data)
 
