@@ -10,6 +10,7 @@ from typing import Any
 _HOME = {
     "IMAGENET_MEAN": "images",
     "IMAGENET_STD": "images",
+    "write_voc_tree": "adapter",
     "read_image": "images",
     "read_mask": "masks",
     "voc_palette": "masks",

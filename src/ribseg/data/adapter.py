@@ -1,0 +1,127 @@
+"""Any data set that can be iterated, written in VOC layout: torchvision's, Hugging Face's, or one's own."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from ribseg.data.files import atomic_write
+from ribseg.data.masks import write_mask
+from ribseg.errors import DataError
+
+LISTS, LABELS = "ImageSets/Segmentation", "image_labels.csv"
+
+
+def write_voc_tree(
+    samples: Iterable[tuple[Any, Any] | tuple[Any, Any, Any]],
+    target: str | Path,
+    split: str,
+    classes: Sequence[str],
+    prefix: str | None = None,
+    progress: bool = False,
+) -> Path:
+    """Writes a split of a data set where `data.root=TARGET experiment=rib_folder` finds it.
+
+    Call it once per split with the same target. Images that are there already are kept, so a killed call can
+    be repeated. Spaces in class names become underscores.
+
+    Args:
+        samples: (image, labels) or (image, labels, mask). `image` is a PIL image or an (H, W, 3) uint8
+            array; `labels` an index of a class from 0, a name, several of either, or a (C,) vector of zeros
+            and ones; `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore), a PIL image of these,
+            or None.
+        target: folder in VOC layout; is made.
+        split: name of the list: train, val, ...
+        classes: C names, without background.
+        prefix: of the image ids, which are counted; None for the split's name.
+        progress: show a bar.
+
+    Returns:
+        The target.
+
+    Raises:
+        DataError: a sample is not of this form, or names an unknown class; says which one.
+
+    >>> # dataset = torchvision.datasets.Flowers102(root, split="train")       # (image, index)
+    >>> # write_voc_tree(dataset, "flowers", "train", names)
+    >>> # rows = datasets.load_dataset(...)["train"]                            # Hugging Face
+    >>> # write_voc_tree(((row["image"], row["label"]) for row in rows), "data", "train", names)
+    """
+    target, names = Path(target), ["_".join(name.split()) for name in classes]
+    rows: dict[str, str] = {}
+    for number, sample in enumerate(track(samples, f"Writing {split}", disable=not progress)):
+        image_id = f"{prefix or split}_{number:06d}"
+        if not isinstance(sample, tuple | list) or len(sample) not in (2, 3):
+            raise DataError(f"sample {number}: expected (image, labels) or (image, labels, mask)")
+        mask = sample[2] if len(sample) == 3 else None
+        rows[image_id] = " ".join(names[c] for c in _indices(sample[1], classes, number))
+        _write_image(target / "JPEGImages" / f"{image_id}.png", sample[0], number)
+        if mask is not None:
+            _write_mask(target / "SegmentationClass" / f"{image_id}.png", mask, len(names), number)
+    if not rows:
+        raise DataError(f"the split {split!r} has no sample")
+    atomic_write(target / LISTS / f"{split}.txt", "\n".join(rows).encode())
+    atomic_write(target / "classes.txt", "\n".join(names).encode())
+    atomic_write(target / LABELS, _table(_known(target / LABELS) | rows).encode())
+    return target
+
+
+def _indices(labels: Any, classes: Sequence[str], number: int) -> list[int]:
+    """Indices of the classes of a sample, ascending."""
+    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | np.generic) else labels
+    if not isinstance(values, list | tuple | set):
+        values = [values]
+    values = list(values)
+    several = len(values) == len(classes) > 1 and all(value in (0, 1) for value in values)
+    if several and not isinstance(labels, set):
+        values = [c for c, value in enumerate(values) if value]
+    found = {classes.index(v) if isinstance(v, str) and v in classes else v for v in values}
+    wrong = [v for v in found if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < len(classes)]
+    if wrong:
+        raise DataError(
+            f"sample {number}: expected indices 0..{len(classes) - 1} or names of classes, got {wrong[:5]}"
+        )
+    return sorted(found)
+
+
+def _write_image(path: Path, image: Any, number: int) -> None:
+    if path.is_file():
+        return
+    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or array.size == 0:
+        raise DataError(
+            f"sample {number}: expected a PIL image or (H, W, 3) uint8, got {array.dtype} {array.shape}; "
+            "take the data set without a transform"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")  # without loss, whatever it was before
+    atomic_write(path, buffer.getvalue())
+
+
+def _write_mask(path: Path, mask: Any, classes: int, number: int) -> None:
+    array = np.asarray(mask)
+    wrong = array.dtype.kind not in "iu" or array.ndim != 2 or array.size == 0
+    if wrong or ((array > classes) & (array != 255)).any() or array.min() < 0:
+        raise DataError(f"sample {number}: expected a mask (H, W) of 0..{classes} and 255 for ignore")
+    write_mask(path, array)
+
+
+def _known(path: Path) -> dict[str, str]:
+    """Rows of the splits that were written before."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["image"]: row["classes"] for row in csv.DictReader(file)}
+
+
+def _table(rows: dict[str, str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("image", "classes"), *rows.items()])
+    return text.getvalue()

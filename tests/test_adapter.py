@@ -1,0 +1,63 @@
+"""Other data sets, written in VOC layout."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ribseg.data.adapter import write_voc_tree
+from ribseg.data.check import check_dataset
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import DataError
+
+CLASSES = ("red fox", "hen", "cow")
+
+
+def image(seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+
+
+def test_all_forms_of_labels_and_images(tmp_path):
+    mask = np.zeros((20, 30), int)
+    mask[:5], mask[5] = 3, 255
+    samples = [
+        (image(0), 1),
+        (Image.fromarray(image(1)).convert("L"), "red fox"),
+        (image(2), ["hen", "cow"], mask),
+        (image(3), torch.tensor([1, 0, 1])),
+        (image(4), np.int64(2), Image.fromarray(mask.astype(np.uint8))),
+        (image(5), []),
+        (image(6), {0, 1}),
+    ]
+    write_voc_tree(iter(samples), tmp_path, "train", CLASSES)
+    write_voc_tree(samples[:2], tmp_path, "val", CLASSES, prefix="v")
+    data = VOCFolder(tmp_path, "train")
+    assert data.classes == ("red_fox", "hen", "cow")
+    found = [np.flatnonzero(row).tolist() for row in data.labels]
+    assert found == [[1], [0], [1, 2], [0, 2], [2], [], [0, 1]]
+    assert (data.image("train_000000") == image(0)).all()
+    assert (data.mask("train_000004") == mask).all()
+    check_dataset(data, full=True)
+    assert VOCFolder(tmp_path, "val").ids == ["v_000000", "v_000001"]
+    assert VOCFolder(tmp_path, "val").labels.sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ((image(), 3), r"sample 1: expected indices 0\.\.2 or names"),
+        ((image(), "dog"), "dog"),
+        ((image(), True), "True"),
+        ((torch.zeros(3, 4, 4), 0), "without a transform"),
+        (image(), "expected .image, labels."),
+        ((image(), 0, np.full((4, 4), 9)), "expected a mask"),
+    ],
+)
+def test_wrong_samples_are_named(tmp_path, sample, message):
+    with pytest.raises(DataError, match=message):
+        write_voc_tree([(image(), 0), sample], tmp_path, "train", CLASSES)
+
+
+def test_no_samples(tmp_path):
+    with pytest.raises(DataError, match="has no sample"):
+        write_voc_tree([], tmp_path, "train", CLASSES)
