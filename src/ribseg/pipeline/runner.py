@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
+from ribseg.pipeline.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.context import Context, separate_processes
 from ribseg.pipeline.evaluate import RESULT
 from ribseg.pipeline.loggers import finish_loggers, log_results
@@ -87,6 +88,8 @@ def gather(context: Context) -> dict[str, Any]:
         results["adaptation"] = finished["rib"].facts
     if "pseudo_masks" in finished:
         results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
+    if "bottleneck" in finished:
+        results["bottleneck"] = json.loads((finished["bottleneck"].folder / BOTTLENECK).read_text())
     results["store"] = {name: str(artefact.folder) for name, artefact in finished.items()}
     results["environment"] = environment()
     return results

@@ -1,0 +1,294 @@
+"""The stages of the toy experiment: networks of several seeds, and their gradients before and after RIB."""
+
+import io
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ribseg.analysis import binned_information, saturation
+from ribseg.analysis.summary import summarize_seeds, targets
+from ribseg.data.files import atomic_write
+from ribseg.data.toy import (
+    REGIONS,
+    SPLITS,
+    Digits,
+    ToyBatches,
+    ToyImages,
+    digits_fingerprint,
+    read_digits,
+    split_digits,
+    toy_images,
+)
+from ribseg.errors import ConfigError
+from ribseg.functional.activations import last_activation
+from ribseg.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
+from ribseg.models import ToyNet, read_state_dict
+from ribseg.modules.toy import BottleneckModule, Measured, ToyModule
+from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.stages import Stage, save_state
+from ribseg.pipeline.store import Artefact
+from ribseg.pooling import Activated
+
+WEIGHTS, RESULT, EXAMPLES = "network.pt", "bottleneck.json", "examples.npz"
+Loss = Callable[[Tensor, Tensor], Tensor]
+FINALS = ("logit", "activation")
+
+
+class ToyNetworksStage(Stage):
+    """Trains the toy network once per seed."""
+
+    name = "toy_networks"
+    reads_data = False
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the digits and the recipe; nothing of the data set of the other stages."""
+        cfg = context.cfg.bottleneck
+        settings = {name: plain(cfg[name]) for name in ("seeds", "marked", "training")}
+        settings |= {
+            "seed": context.cfg.seed,
+            "images": cfg.images.train,
+            "trainer": context.trainer_settings(),
+        }
+        return context.store.artefact(self.name, settings, {}, digits_fingerprint(toy_digits(context)))
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the weights of all seeds are there."""
+        return all(network_path(artefact, seed).is_file() for seed in seeds(context))
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Trains the networks that are not there yet, in the first process."""
+
+        def train() -> None:
+            digits = split_digits(toy_digits(context), "train")
+            for seed in seeds(context):
+                if not network_path(artefact, seed).is_file():
+                    start = time.perf_counter()
+                    save_state(train_network(context, artefact, digits, seed), network_path(artefact, seed))
+                    context.console.print(f"  seed {seed}: {time.perf_counter() - start:.0f} s")
+
+        context.on_first(train)
+        return {}
+
+
+class BottleneckStage(Stage):
+    """Measures the gradients of every network before and after RIB, on unseen images."""
+
+    name = "bottleneck"
+    reads_data = False
+    needs: ClassVar[tuple[str, ...]] = ("toy_networks",)
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the networks, RIB's settings and pooling, and what is measured on which images."""
+        cfg = {name: value for name, value in plain(context.cfg.bottleneck).items() if name != "mnist_root"}
+        settings = {"bottleneck": cfg} | context.settings("pooling", "seed")
+        settings["trainer"] = context.trainer_settings()
+        data = digits_fingerprint(toy_digits(context))
+        return context.store.artefact(self.name, settings, self.inputs(context), data)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the result and the examples are there."""
+        return (artefact.folder / RESULT).is_file() and (artefact.folder / EXAMPLES).is_file()
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Measures the seeds that are not done yet, in the first process, and puts them together."""
+        context.on_first(lambda: self._measure(context, artefact))
+        return {}
+
+    def _measure(self, context: Context, artefact: Artefact) -> None:
+        digits = split_digits(toy_digits(context), context.cfg.bottleneck.split)
+        records = []
+        for seed in seeds(context):
+            path = artefact.folder / f"seed-{seed}.json"
+            if not path.is_file() or (seed == context.cfg.seed and not path.with_name(EXAMPLES).is_file()):
+                record = measure_seed(context, artefact, digits, seed)
+                atomic_write(path, json.dumps(record, indent=1).encode())
+            records.append(json.loads(path.read_text()))
+        atomic_write(artefact.folder / RESULT, json.dumps(put_together(records), indent=1).encode())
+
+
+def seeds(context: Context) -> range:
+    """The seeds of the networks."""
+    return range(context.cfg.seed, context.cfg.seed + context.cfg.bottleneck.seeds)
+
+
+def toy_digits(context: Context) -> Digits:
+    """The configured handwritten digits."""
+    return read_digits(context.cfg.bottleneck.mnist_root)
+
+
+def network_path(artefact: Artefact, seed: int) -> Path:
+    """Where the weights of a seed lie."""
+    return artefact.folder / f"seed-{seed}" / WEIGHTS
+
+
+def training_loss(context: Context) -> Loss:
+    """The configured loss of the training.
+
+    Raises:
+        ConfigError: unknown, or its activation does not belong to it.
+    """
+    cfg = context.cfg.bottleneck.training
+    losses: dict[str, tuple[Loss, tuple[str, ...]]] = {
+        "cross_entropy": (cross_entropy, ("sigmoid",)),
+        "squared_error": (partial(squared_error, activation=cfg.activation), (cfg.activation,)),
+        "rib": (partial(rib_loss, margin=cfg.margin), ("none",)),
+        "rib_signed": (partial(signed_rib_loss, margin=cfg.margin), ("none",)),
+    }
+    if cfg.loss not in losses:
+        raise ConfigError(f"expected bottleneck.training.loss {' | '.join(losses)}, got {cfg.loss!r}")
+    last_activation(cfg.activation)
+    loss, activations = losses[cfg.loss]
+    if cfg.activation not in activations:
+        raise ConfigError(
+            f"bottleneck.training.loss={cfg.loss} has the last activation {activations[0]}, got "
+            f"bottleneck.training.activation={cfg.activation}; squared_error takes any"
+        )
+    return loss
+
+
+def check_bottleneck(context: Context) -> None:
+    """Finds out before the training whether the settings of the toy experiment can work.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    cfg = context.cfg.bottleneck
+    if cfg.split not in SPLITS:
+        raise ConfigError(f"expected bottleneck.split {' | '.join(SPLITS)}, got {cfg.split!r}")
+    if cfg.final not in FINALS:
+        raise ConfigError(f"expected bottleneck.final {' | '.join(FINALS)}, got {cfg.final!r}")
+    for split in ("train", cfg.split):
+        split_digits(toy_digits(context), split)
+    training_loss(context)
+    module = bottleneck_module(context, ToyNet())
+    try:
+        module.ratios([torch.zeros(1, 1, 4, 4)], torch.ones(1, len(REGIONS), 4, 4))
+    except ValueError as error:
+        raise ConfigError(f"bottleneck.gradient: {error}") from error
+
+
+def train_network(context: Context, artefact: Artefact, digits: Digits, seed: int) -> ToyNet:
+    """One network on its seed's images; one that diverges is kept as it is, it counts as diverged."""
+    cfg = context.cfg.bottleneck
+    pl.seed_everything(seed, workers=True, verbose=False)
+    toy = toy_images(digits, cfg.images.train, cfg.marked, seed, "train")
+    network = ToyNet()
+    trainer = single_trainer(
+        context, f"toy_networks-{seed}", artefact, max_epochs=cfg.training.epochs, enable_checkpointing=False
+    )
+    module = ToyModule(network, training_loss(context), cfg.training.lr)
+    trainer.fit(module, ToyBatches(toy, cfg.training.batch_size, seed))
+    return network
+
+
+def single_trainer(context: Context, name: str, artefact: Artefact, **kwargs: Any) -> pl.Trainer:
+    """The configured Trainer on one device: the networks are too small to be shared out."""
+    return context.trainer(
+        name, artefact.folder, devices=1, num_nodes=1, strategy="auto", log_every_n_steps=1, **kwargs
+    )
+
+
+def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:
+    """RIB and what is measured, as configured."""
+    cfg = context.cfg.bottleneck
+    looked_at = None if cfg.final == "logit" else last_activation(cfg.training.activation)
+    return build(
+        cfg.rib,
+        network=network,
+        pooling=Activated(build(context.cfg.pooling), cfg.activation),
+        activation=looked_at,
+        gradient=plain(cfg.gradient),
+        _convert_="all",
+    )
+
+
+def measure_seed(context: Context, artefact: Artefact, digits: Digits, seed: int) -> dict[str, Any]:
+    """Everything about one network: high gradient ratios before and after RIB, accuracy, saturation."""
+    cfg = context.cfg.bottleneck
+    network = ToyNet()
+    network.load_state_dict(read_state_dict(network_path(context.artefacts["toy_networks"], seed)))
+    measured = toy_images(digits, cfg.images.measured, 1.0, seed, f"{cfg.split} measured")
+    scored = toy_images(digits, cfg.images.scored, cfg.marked, seed, f"{cfg.split} scored")
+    trainer = single_trainer(context, f"bottleneck-{seed}", artefact, inference_mode=False)
+    predictions = trainer.predict(bottleneck_module(context, network), ToyBatches(measured, 1))
+    items = cast(list[Measured], predictions)
+    if seed == context.cfg.seed:
+        save_examples(artefact.folder / EXAMPLES, measured, items[: cfg.examples])
+    return {
+        "seed": seed,
+        "images": len(items),
+        "steps_mean": float(np.mean([item.steps for item in items])),
+        "stopped": dict(Counter(item.stopped for item in items if item.stopped)),
+        "before": by_region(item.before for item in items),
+        "after": by_region(item.after for item in items),
+        "network": score_network(context, network.cpu(), scored),
+    }
+
+
+def by_region(ratios: Iterable[Tensor]) -> dict[str, list[float | None]]:
+    """(L + 1, R) ratios per image -> region -> mean ratio per layer, over the images that have one."""
+    mean = torch.stack(list(ratios)).nanmean(0).T
+    return {name: [number(v) for v in row.tolist()] for name, row in zip(REGIONS, mean, strict=True)}
+
+
+def number(value: float) -> float | None:
+    """The value, or None if JSON has no word for it."""
+    return value if math.isfinite(value) else None
+
+
+@torch.no_grad()
+def score_network(context: Context, network: ToyNet, toy: ToyImages) -> dict[str, Any]:
+    """Accuracy, logits and saturation of a network on (N, ..) images."""
+    cfg = context.cfg.bottleneck
+    features = network.features(toy.images).mean((-2, -1))
+    logits = network.head(features)
+    truth = toy.labels.argmax(1)
+    finite = bool(logits.isfinite().all())
+    activation = last_activation(cfg.training.activation)
+    facts: dict[str, Any] = {
+        "finite": finite,
+        "accuracy": float((logits.argmax(1) == truth).float().mean()) if finite else None,
+        "logit_of_class": number(float((logits * toy.labels).sum(1).mean())),
+        "logit_of_other": number(float((logits * (1 - toy.labels)).sum(1).mean())),
+        "saturation": saturation(logits, activation, cfg.saturation, toy.labels),
+    }
+    if cfg.information_bins is not None and finite:
+        layers = {"pooled_features": features, "logits": logits, "activations": activation(logits)}
+        facts["information_bits"] = {
+            name: binned_information(values, truth, cfg.information_bins)._asdict()
+            for name, values in layers.items()
+        }
+    return facts
+
+
+def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None:
+    """Images (E, H, W), regions (E, R, H, W) and gradient maps (E, 2, L + 1, H, W) for the figure."""
+    maps = np.stack([item.maps.numpy() for item in items])
+    buffer = io.BytesIO()
+    arrays = {"images": toy.images[: len(maps), 0].numpy(), "regions": toy.regions[: len(maps)].numpy()}
+    np.savez_compressed(buffer, allow_pickle=False, maps=maps.astype(np.float32), **arrays)
+    atomic_write(path, buffer.getvalue())
+
+
+def put_together(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """As "bottleneck" in `results.json`: means and deviations over seeds, targets, all records."""
+    summary = summarize_seeds(records)
+    accuracies = [record["network"]["accuracy"] for record in records]
+    there = [value for value in accuracies if value is not None]
+    return summary | {
+        "accuracy": float(np.mean(there)) if there else None,
+        "diverged": sum(not record["network"]["finite"] for record in records),
+        "saturation": float(np.mean([record["network"]["saturation"] for record in records])),
+        "targets": targets(summary),
+        "by_seed": records,
+    }
