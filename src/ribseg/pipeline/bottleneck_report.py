@@ -54,7 +54,7 @@ def target_rows(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, target in result["targets"].items():
         bound = f"< {target['below']:g}" if "below" in target else f">= {target['above']:g}"
-        value = "-" if target["value"] is None else f"{target['value']:.2f}"
+        value = "-" if target["value"] is None else f"{target['value']:.3f}"
         rows.append([TARGETS[name], bound, value, "yes" if target["met"] else "no"])
     return rows
 
