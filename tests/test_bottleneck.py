@@ -99,6 +99,14 @@ def test_lost_files_are_made_again(tmp_path):
     assert (Path(first["store"]["bottleneck"]) / "examples.npz").is_file()
 
 
+def test_the_wrong_class_is_adapted_as_a_control(tmp_path):
+    right = toy_run(tmp_path, "bottleneck.seeds=1")["bottleneck"]
+    wrong = toy_run(tmp_path, "bottleneck.seeds=1", "bottleneck.wrong_class=true")["bottleneck"]
+    # The layers before the class prediction do not know of classes; it does.
+    assert wrong["before"]["irrelevant"][:5] == right["before"]["irrelevant"][:5]
+    assert wrong["before"]["irrelevant"][5] != right["before"]["irrelevant"][5]
+
+
 def test_no_stage_on_data_is_planned(tmp_path):
     assert chosen_stages(["bottleneck"]) == ["toy_networks", "bottleneck"]
     assert chosen_stages(chosen_stages(["bottleneck"])) == ["toy_networks", "bottleneck"]
@@ -171,5 +179,5 @@ def test_sweep_table_of_ratios(tmp_path, capsys):
     SweepTable().on_multirun_end(cfg)
     printed = capsys.readouterr().out
     assert "bottleneck.activation=sigmoid" in printed
-    assert "saturated" in printed
+    assert "share saturated" in printed
     assert "experiment=" not in printed

@@ -74,6 +74,7 @@ class BottleneckModule(pl.LightningModule):
         pooling: of RIB.
         activation: the last activation in the class prediction whose gradient is taken; None for the logit.
         gradient: arguments of `ribseg.analysis.high_gradient_ratio`.
+        wrong_class: a control: adapt to the class that is not in the image, and look at its prediction.
         kwargs: arguments of `ribseg.RIB`.
     """
 
@@ -83,18 +84,21 @@ class BottleneckModule(pl.LightningModule):
         pooling: Callable[[Tensor, Tensor], Tensor],
         activation: Activation | None = None,
         gradient: Mapping[str, Any] | None = None,
+        wrong_class: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         self.network, self.activation, self.gradient = network, activation, dict(gradient or {})
+        self.wrong_class = wrong_class
         self.rib = RIB(network, pooling, **kwargs)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Measured:
         """A batch of one image (1, 1, H, W), labels (1, C) and regions (1, R, H, W) -> its measurements."""
         # RIB's views have three channels and a mirror image; a mirrored 2 is no 2, so the image stands twice.
         view = batch["image"].expand(2, 3, -1, -1)
+        labels = 1 - batch["labels"][0] if self.wrong_class else batch["labels"][0]
         found = gradients_before_and_after(
-            self.rib, [view], batch["labels"][0], list(self.network.layers), activation=self.activation
+            self.rib, [view], labels, list(self.network.layers), activation=self.activation
         )
         before, after = (self.ratios(stack, batch["regions"]) for stack in (found.before, found.after))
         if found.stopped == "not_finite":

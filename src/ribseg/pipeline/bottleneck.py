@@ -208,6 +208,7 @@ def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:
         pooling=Activated(build(context.cfg.pooling), cfg.activation),
         activation=looked_at,
         gradient=plain(cfg.gradient),
+        wrong_class=cfg.wrong_class,
         _convert_="all",
     )
 

@@ -60,22 +60,26 @@ def sweep_table(jobs: list[dict[str, Any]]) -> Table:
     return table
 
 
+RATIO_TITLE = (
+    "Sweep: accuracy, share diverged, share saturated; high gradient ratio of the mark at the last\n"
+    "convolution and at the class prediction, and of mark, digit and rest at the latter after RIB"
+)
 RATIOS: dict[str, Callable[[dict[str, Any]], float | None]] = {
-    "accuracy": lambda result: result["accuracy"],
-    "diverged": lambda result: result["diverged"] / result["seeds"],
-    "saturated": lambda result: result["saturation"],
-    "mark\nlast conv": lambda result: result["before"]["non_discriminative"][-2],
+    "acc.": lambda result: result["accuracy"],
+    "div.": lambda result: result["diverged"] / result["seeds"],
+    "sat.": lambda result: result["saturation"],
+    "mark\nconv": lambda result: result["before"]["non_discriminative"][-2],
     "mark\nfinal": lambda result: result["before"]["non_discriminative"][-1],
-    "mark\nafter RIB": lambda result: result["after"]["non_discriminative"][-1],
-    "digit\nafter RIB": lambda result: result["after"]["discriminative"][-1],
-    "rest\nafter RIB": lambda result: result["after"]["irrelevant"][-1],
+    "mark\nRIB": lambda result: result["after"]["non_discriminative"][-1],
+    "digit\nRIB": lambda result: result["after"]["discriminative"][-1],
+    "rest\nRIB": lambda result: result["after"]["irrelevant"][-1],
 }
 
 
 def ratio_table(jobs: list[dict[str, Any]]) -> Table:
     """A row per job of the toy experiment."""
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
-    table = Table(title="Sweep: high gradient ratio of the class prediction", title_justify="left")
+    table = Table(title=RATIO_TITLE, title_justify="left")
     table.add_column("overrides", no_wrap=True)
     for name in RATIOS:
         table.add_column(name, justify="right")
