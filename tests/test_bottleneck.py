@@ -179,5 +179,5 @@ def test_sweep_table_of_ratios(tmp_path, capsys):
     SweepTable().on_multirun_end(cfg)
     printed = capsys.readouterr().out
     assert "bottleneck.activation=sigmoid" in printed
-    assert "share saturated" in printed
+    assert "Accuracy, share" in printed
     assert "experiment=" not in printed

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from ribseg.errors import ConfigError, DataError
 from ribseg.models import IRNet
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_irnet
-from ribseg.pipeline.bottleneck import BottleneckStage, ToyNetworksStage, check_bottleneck
+from ribseg.pipeline.bottleneck import BottleneckStage, check_bottleneck
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.numbers import check_numbers
@@ -26,6 +26,7 @@ from ribseg.pipeline.stages import (
     trained_classifier,
 )
 from ribseg.pipeline.store import MANIFEST
+from ribseg.pipeline.toy_networks import ToyNetworksStage
 
 # In the order in which they run: each stands after what it needs.
 STAGES: tuple[Stage, ...] = (

@@ -60,9 +60,9 @@ def sweep_table(jobs: list[dict[str, Any]]) -> Table:
     return table
 
 
-RATIO_TITLE = (
-    "Sweep: accuracy, share diverged, share saturated; high gradient ratio of the mark at the last\n"
-    "convolution and at the class prediction, and of mark, digit and rest at the latter after RIB"
+RATIO_NOTE = (
+    "Accuracy, share of seeds diverged, share of images saturated; high gradient ratio of the mark at the "
+    "last convolution and at the class prediction, and of mark, digit and rest at the class prediction after RIB."
 )
 RATIOS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "acc.": lambda result: result["accuracy"],
@@ -79,7 +79,9 @@ RATIOS: dict[str, Callable[[dict[str, Any]], float | None]] = {
 def ratio_table(jobs: list[dict[str, Any]]) -> Table:
     """A row per job of the toy experiment."""
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
-    table = Table(title=RATIO_TITLE, title_justify="left")
+    table = Table(
+        title="Sweep: high gradient ratios", caption=RATIO_NOTE, caption_justify="left", title_justify="left"
+    )
     table.add_column("overrides", no_wrap=True)
     for name in RATIOS:
         table.add_column(name, justify="right")
