@@ -61,8 +61,8 @@ def sweep_table(jobs: list[dict[str, Any]]) -> Table:
 
 
 RATIO_NOTE = (
-    "Accuracy, share of seeds diverged, share of images saturated; high gradient ratio of the mark at the "
-    "last convolution and at the class prediction, and of mark, digit and rest at the class prediction after RIB."
+    "Accuracy, share of seeds diverged, share of images saturated. High gradient ratio of the mark at the "
+    "last convolution and at the class prediction; of mark, digit and rest at the latter after RIB."
 )
 RATIOS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "acc.": lambda result: result["accuracy"],
