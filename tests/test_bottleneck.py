@@ -181,3 +181,9 @@ def test_sweep_table_of_ratios(tmp_path, capsys):
     assert "bottleneck.activation=sigmoid" in printed
     assert "Accuracy, share" in printed
     assert "experiment=" not in printed
+
+
+def test_every_seed_logs_for_itself(tmp_path):
+    toy_run(tmp_path, "logger=csv", "run=[bottleneck]")
+    written = sorted(path.parent.name for path in (tmp_path / "out" / "logs").rglob("metrics.csv"))
+    assert [name for name in written if name.startswith("toy")] == ["toy_networks-0", "toy_networks-1"]

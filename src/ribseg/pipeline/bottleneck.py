@@ -30,6 +30,7 @@ from ribseg.functional.activations import last_activation
 from ribseg.models import ToyNet, read_state_dict
 from ribseg.modules.toy import BottleneckModule, Measured
 from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.loggers import finish_loggers
 from ribseg.pipeline.stages import Stage
 from ribseg.pipeline.store import Artefact
 from ribseg.pipeline.toy_networks import network_path, seeds, single_trainer, toy_digits, training_loss
@@ -120,6 +121,7 @@ def measure_seed(context: Context, artefact: Artefact, digits: Digits, seed: int
     scored = toy_images(digits, cfg.images.scored, cfg.marked, seed, f"{cfg.split} scored")
     trainer = single_trainer(context, f"bottleneck-{seed}", artefact, inference_mode=False)
     predictions = trainer.predict(bottleneck_module(context, network), ToyBatches(measured, 1))
+    finish_loggers()
     items = cast(list[Measured], predictions)
     if seed == context.cfg.seed:
         save_examples(artefact.folder / EXAMPLES, measured, items[: cfg.examples])

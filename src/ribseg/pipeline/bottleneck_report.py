@@ -66,7 +66,7 @@ def network_line(result: dict[str, Any]) -> str:
     steps = np.mean([record["steps_mean"] for record in records])
     broken = sum(record["stopped"].get("not_finite", 0) for record in records)
     return (
-        f"{result['seeds']} networks, {sum(record['images'] for record in records)} images; accuracy "
+        f"Networks: {result['seeds']}, images: {sum(record['images'] for record in records)}; accuracy "
         f"{accuracy}, diverged {result['diverged']}; last activation saturated for "
         f"{100 * result['saturation']:.0f} % of the images; RIB took {steps:.1f} steps, not finite {broken}."
     )
@@ -74,9 +74,7 @@ def network_line(result: dict[str, Any]) -> str:
 
 def bottleneck_tables(result: dict[str, Any]) -> list[Table]:
     """The tables for the terminal."""
-    ratios = Table(
-        title=f"High gradient ratio, mean ± std over {result['seeds']} seeds", title_justify="left"
-    )
+    ratios = Table(title=f"High gradient ratio, mean ± std, seeds: {result['seeds']}", title_justify="left")
     for column in gradient_header(result):
         ratios.add_column(column, justify="left" if column in ("RIB", "region") else "right")
     for row in gradient_rows(result):
@@ -147,7 +145,7 @@ def _draw_curves(figure: Any, result: dict[str, Any]) -> None:
                 np.arange(1, len(means) + 1), means, deviations,
                 color=COLOURS[region], label=NAMES[region], capsize=3, marker="o", markersize=3,
             )  # fmt: skip
-        axis.set_title(f"{phase} RIB, {result['seeds']} seeds", fontsize=9)
+        axis.set_title(f"{phase} RIB, seeds: {result['seeds']}", fontsize=9)
         axis.set_xlabel("layer; the last is the class prediction", fontsize=8)
         axis.set_ylim(-0.03, 1.05)
         axis.grid(alpha=0.3)

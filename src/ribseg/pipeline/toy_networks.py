@@ -16,6 +16,7 @@ from ribseg.losses import cross_entropy, rib_loss, signed_rib_loss, squared_erro
 from ribseg.models import ToyNet
 from ribseg.modules.toy import ToyModule
 from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.loggers import finish_loggers
 from ribseg.pipeline.stages import Stage, save_state
 from ribseg.pipeline.store import Artefact
 
@@ -110,6 +111,7 @@ def train_network(context: Context, artefact: Artefact, digits: Digits, seed: in
     )
     module = ToyModule(network, training_loss(context), cfg.training.lr)
     trainer.fit(module, ToyBatches(toy, cfg.training.batch_size, seed))
+    finish_loggers()  # a run per seed
     return network
 
 
