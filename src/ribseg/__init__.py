@@ -20,7 +20,7 @@ _EXPORTS = {
     "load_official_classifier": "ribseg.models.official",
     "merge_maps": "ribseg.localize",
 }
-_SUBMODULES = ("data", "functional", "models", "modules", "pipeline")
+_SUBMODULES = ("analysis", "data", "functional", "models", "modules", "pipeline")
 
 __all__ = [*sorted(_EXPORTS), "functional"]
 

@@ -1,7 +1,10 @@
 """GAP and GNDRP as small callables, so that a pooling can be handed to RIB and named in a config."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from ribseg.functional.activations import last_activation
 from ribseg.functional.pooling import Divisor, Rule, check_gndrp_arguments, gap, gndrp
 
 
@@ -52,3 +55,27 @@ class GNDRP:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"GNDRP({settings})"
+
+
+class Activated:
+    """A pooling with a last activation behind it: what RIB leaves out, put back for comparison.
+
+    Args:
+        pooling: maps (N, C, h, w), labels (N, C) -> (N, C).
+        activation: name, see `ribseg.functional.activations`; "none" changes nothing.
+
+    >>> import torch
+    >>> Activated(GAP(), "sigmoid")(torch.zeros(1, 2, 4, 4), torch.ones(1, 2))
+    tensor([[0.5000, 0.5000]])
+    """
+
+    def __init__(self, pooling: Callable[[Tensor, Tensor], Tensor], activation: str) -> None:
+        self.pooling, self.name = pooling, activation
+        self.activation = last_activation(activation)
+
+    def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C)."""
+        return self.activation(self.pooling(maps, labels))
+
+    def __repr__(self) -> str:
+        return f"Activated({self.pooling!r}, {self.name!r})"

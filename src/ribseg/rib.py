@@ -6,6 +6,7 @@ Plain PyTorch: any module with `features(x)` and `weight` will do.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
@@ -129,6 +130,32 @@ class RIB:
             ValueError: views or labels have the wrong shape, or a loss view does not exist.
             RuntimeError: called under `torch.inference_mode`, where gradients cannot be had.
         """
+        with self.adapting(views, labels, references) as result:
+            return result
+
+    @contextmanager
+    def adapting(
+        self, views: Sequence[Tensor], labels: Tensor, references: References = ()
+    ) -> Iterator[Adaptation]:
+        """Adapts to one image; inside the block the classifier keeps the adapted weights.
+
+        For looking at what the adaptation did: gradients, logits, further maps. Afterwards, also after an
+        error, the classifier is as it was. The weights inside are those of the last step that was computed:
+        theta_K with the preset "paper", theta_{K-1} with the others, whose last update is never read. They
+        may be not finite if `stopped` says so.
+
+        Args:
+            views: see `__call__`.
+            labels: see `__call__`.
+            references: see `__call__`.
+
+        Yields:
+            What `__call__` returns.
+
+        Raises:
+            ValueError: see `__call__`.
+            RuntimeError: see `__call__`.
+        """
         check_views(views, labels, len(self.weight))
         if max(self.loss_views) >= len(views):
             raise ValueError(
@@ -138,12 +165,12 @@ class RIB:
             raise RuntimeError("RIB needs gradients; use torch.no_grad or Trainer(inference_mode=False)")
         classes = present_classes(labels)
         if len(classes) == 0:
-            return Adaptation(
-                ViewMaps([view.new_zeros(0, 1, 1) for view in views], classes), classes, 0, None
-            )
+            empty = ViewMaps([view.new_zeros(0, 1, 1) for view in views], classes)
+            yield Adaptation(empty, classes, 0, None)
+            return
         moving = [*self.parameters, self.weight]
         with evaluating(self.classifier), restored(moving, self.classifier), torch.enable_grad():
-            return self._adapt(views, labels, classes, iter(references))
+            yield self._adapt(views, labels, classes, iter(references))
 
     def rate(self, step: int) -> float:
         """The backbone's learning rate at a step: polynomial decay, as in the classifier's training."""

@@ -47,6 +47,14 @@ QUICK = [
     "refine.crf.backend=torch",
     "refine.variants=[none,crf,pixel_adaptive,random_walk,random_walk_crf]",
     "trainer.accelerator=cpu",
+    "bottleneck.seeds=2",
+    "bottleneck.images.train=12",
+    "bottleneck.images.measured=3",
+    "bottleneck.images.scored=6",
+    "bottleneck.training.epochs=1",
+    "bottleneck.training.batch_size=6",
+    "bottleneck.rib.steps=2",
+    "bottleneck.examples=2",
 ]
 
 SHORT = "run=[classifier,cam,rib,controls,evaluate,report]"

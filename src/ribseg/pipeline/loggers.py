@@ -93,7 +93,7 @@ def log_results(context: "Context", results: dict[str, Any]) -> None:
     if logger is None:
         return
     logger.log_metrics(
-        numbers({key: results[key] for key in ("localization", "adaptation") if key in results})
+        numbers({key: results[key] for key in ("localization", "adaptation", "bottleneck") if key in results})
     )
     logger.finalize("success")
     finish_loggers()

@@ -1,13 +1,14 @@
 """Which stages there are, which are chosen, and whether they can work: known in seconds."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from omegaconf import DictConfig
 
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_network
+from ribseg.pipeline.bottleneck import BottleneckStage, check_bottleneck
 from ribseg.pipeline.check_data import CHECK_DATA
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
@@ -26,6 +27,7 @@ from ribseg.pipeline.stages import (
     trained_classifier,
 )
 from ribseg.pipeline.store import MANIFEST, Artefact
+from ribseg.pipeline.toy_networks import ToyNetworksStage
 
 # In the order in which they run: each stands after what it needs.
 STAGES: tuple[Stage, ...] = (
@@ -40,30 +42,40 @@ STAGES: tuple[Stage, ...] = (
     RandomWalkStage(),
     PseudoMasksStage(),
     EvaluateStage(),
+    ToyNetworksStage(),
+    BottleneckStage(),
 )
 ALIASES = {
     "controls": ("wrong_class", "feature_norm"),
     "refine": ("affinity_labels", "affinity", "random_walk", "pseudo_masks"),
+    "bottleneck": ("toy_networks", "bottleneck"),
 }
 REPORT = "report"
 
 
 def chosen_stages(names: Iterable[str] | str | None) -> list[str]:
-    """Expands "controls" and "refine", and checks the names of stages.
+    """Expands "controls", "refine" and "bottleneck", and checks the names of stages.
 
     Raises:
         ConfigError: an unknown name, or none at all.
     """
-    known = [CHECK_DATA, *(stage.name for stage in STAGES), REPORT]
+    known = [CHECK_DATA, *(stage.name for stage in STAGES if stage.name not in ALIASES), REPORT]
     given_names = [names] if isinstance(names, str) else list(names or ())
     chosen = [name for given in given_names for name in ALIASES.get(given, (given,))]
-    unknown = [name for name in chosen if name not in known]
+    unknown = [name for name in chosen if name not in (*known, *ALIASES)]
     if unknown or not chosen:
         raise ConfigError(
             f"expected run=[...] with some of {', '.join([*known, *ALIASES])}; "
             f"got {', '.join(unknown) or 'nothing'}"
         )
-    return chosen
+    return list(dict.fromkeys(chosen))
+
+
+def reads_data(cfg: DictConfig) -> bool:
+    """Whether a chosen stage reads the data set; a report alone is one of the stages that do."""
+    alone = {stage.name for stage in STAGES if not stage.reads_data}
+    chosen = set(cfg.run) - {REPORT}
+    return not chosen or bool(chosen - alone)
 
 
 def preflight(context: Context) -> None:
@@ -73,6 +85,15 @@ def preflight(context: Context) -> None:
         RibsegError: settings, data or store cannot work.
     """
     check_settings(context.cfg)
+    if reads_data(context.cfg):
+        preflight_data(context)
+    if BottleneckStage.name in context.cfg.run:
+        check_bottleneck(context)
+        plan_stages(context, [stage for stage in STAGES if not stage.reads_data])
+
+
+def preflight_data(context: Context) -> None:
+    """The part of `preflight` for the stages that read the data set."""
     context.data.setup()
     if not context.data.train.labels.any():
         raise DataError(
@@ -83,14 +104,19 @@ def preflight(context: Context) -> None:
     drop_skipped(context)
     if set(ALIASES["refine"]) & set(context.cfg.run):
         check_refinement(context)
-    for stage in STAGES:
+    plan_stages(context, [stage for stage in STAGES if stage.reads_data])
+    check_imported(context)
+    check_parts(context)
+
+
+def plan_stages(context: Context, stages: Sequence[Stage]) -> None:
+    """Gives stages their artefacts, and checks that what they need will be there."""
+    for stage in stages:
         if stage.name != EvaluateStage.name or wants_scores(context):
             context.artefacts[stage.name] = stage.artefact(context)
             check_complete(context, stage)
-    for stage in STAGES:
+    for stage in stages:
         check_inputs(context, stage)
-    check_imported(context)
-    check_parts(context)
 
 
 def check_settings(cfg: DictConfig) -> None:

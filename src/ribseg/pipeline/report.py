@@ -18,6 +18,17 @@ from ribseg.data.maps import load_maps
 from ribseg.data.masks import read_mask
 from ribseg.evaluation import full_size
 from ribseg.functional.cam import argmax_labels
+from ribseg.pipeline.bottleneck import EXAMPLES
+from ribseg.pipeline.bottleneck_report import (
+    RATIO_NOTE,
+    TARGET_HEADER,
+    bottleneck_figure,
+    bottleneck_tables,
+    gradient_header,
+    gradient_rows,
+    network_line,
+    target_rows,
+)
 from ribseg.pipeline.context import Context
 from ribseg.pipeline.store import environment
 from ribseg.types import LocalizationMaps
@@ -108,6 +119,10 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
         context.console.print(adaptation_line(results["adaptation"]))
     if "skipped" in results:
         context.console.print(skipped_line(results["skipped"]), style="yellow")
+    if "bottleneck" in results:
+        for table in bottleneck_tables(results["bottleneck"]):
+            context.console.print(table)
+        context.console.print(network_line(results["bottleneck"]))
 
 
 NOTE = (
@@ -256,9 +271,7 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         ]
         grid = picture_grid(context, results)
         atomic_write(context.output / "grid.png", grid)
-        parts.append(
-            f'<img src="data:image/png;base64,{base64.b64encode(grid).decode()}" style="max-width:100%">'
-        )
+        parts.append(_html_image(grid))
     if "pseudo_masks" in results:
         parts += ["<h2>Pseudo masks</h2>", _html_table(list(MASK_HEADER), mask_rows(results["pseudo_masks"]))]
         parts.append(_per_class(context, mask_columns(results["pseudo_masks"])))
@@ -266,6 +279,8 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
     if "skipped" in results:
         parts.append(f"<p><b>{html.escape(skipped_line(results['skipped']))}</b></p>")
+    if "bottleneck" in results:
+        parts += _bottleneck_parts(context, results["bottleneck"])
     for title, text in (
         ("Environment", json.dumps(environment(), indent=1)),
         ("Configuration", OmegaConf.to_yaml(context.cfg, resolve=True)),
@@ -280,6 +295,24 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>ribseg</title>
 <style>body{font:14px sans-serif;margin:2em auto;max-width:70em}table{border-collapse:collapse}
 td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}td:first-child{text-align:left}</style>
 """
+
+
+def _bottleneck_parts(context: Context, result: dict[str, Any]) -> list[str]:
+    """The section of the toy experiment; its figure is written beside the report, too."""
+    figure = bottleneck_figure(result, context.artefacts["bottleneck"].folder / EXAMPLES)
+    atomic_write(context.output / "bottleneck.png", figure)
+    return [
+        "<h2>Information bottleneck</h2>",
+        _html_image(figure),
+        _html_table(gradient_header(result), gradient_rows(result)),
+        f"<p>{html.escape(RATIO_NOTE)}</p>",
+        _html_table(TARGET_HEADER, target_rows(result)),
+        f"<p>{html.escape(network_line(result))}</p>",
+    ]
+
+
+def _html_image(png: bytes) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" style="max-width:100%">'
 
 
 Columns = dict[str, list[float | None]]  # title -> IoU of background and each class

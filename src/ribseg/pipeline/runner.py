@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
+from ribseg.pipeline.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.check_data import CHECK_DATA, report_data
 from ribseg.pipeline.context import Context, plain, separate_processes
 from ribseg.pipeline.evaluate import RESULT
@@ -97,6 +98,8 @@ def gather(context: Context) -> dict[str, Any]:
         results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
     if any(context.skipped.values()):
         results["skipped"] = context.skipped
+    if "bottleneck" in finished:
+        results["bottleneck"] = json.loads((finished["bottleneck"].folder / BOTTLENECK).read_text())
     results["store"] = {name: str(artefact.folder) for name, artefact in finished.items()}
     results["environment"] = environment()
     return results

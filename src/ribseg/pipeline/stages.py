@@ -45,10 +45,12 @@ class Stage(ABC):
     Attributes:
         name: as in `run=[...]`.
         needs: stages whose artefacts it reads.
+        reads_data: whether it, or a stage that it needs, reads the configured data set.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    reads_data: ClassVar[bool] = True
 
     def required(self, context: Context) -> tuple[str, ...]:
         """Names of the stages whose artefacts it reads with these settings."""

@@ -1,0 +1,134 @@
+"""Gradients of layers with respect to the input, `G_l = grad_x sum(T_l)` (RIB paper, section 3)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ribseg.functional.activations import Activation
+from ribseg.functional.cam import class_maps
+from ribseg.functional.pooling import gap
+from ribseg.localize import evaluating, features_of, head_of
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def input_gradients(
+    forward: Forward, images: Tensor, layers: Sequence[nn.Module] = (), output: bool = True
+) -> list[Tensor]:
+    """`grad_x sum(T_l)` of the output of each layer, and of `forward` itself, by one forward pass.
+
+    Rows of a batch do not mix as long as the network keeps them apart: BatchNorm must be in evaluation mode
+    (`gradient_stack` sees to it). Parameters' `grad` is not touched.
+
+    Args:
+        forward: calls the layers; images -> a tensor.
+        images: (N, C, H, W) float.
+        layers: modules whose output is one tensor; a module that is called several times counts with the sum
+            over its calls.
+        output: append the gradient of the sum of what `forward` returns.
+
+    Returns:
+        One (N, C, H, W) tensor per layer, in the order given, and one more with `output`.
+
+    Raises:
+        ValueError: a layer is not called, or is cut off from the input.
+        TypeError: a layer returns no tensor.
+    """
+    sums: dict[int, Tensor] = {}
+
+    def watch(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, result: object) -> None:
+            if not isinstance(result, Tensor):
+                raise TypeError(f"expected layer {number} to return a tensor, got {type(result).__name__}")
+            # Summed at once: an in-place activation behind the layer must not change what is looked at.
+            sums[number] = sums[number] + result.sum() if number in sums else result.sum()
+
+        return hook
+
+    handles: list[RemovableHandle] = []
+    try:
+        handles = [layer.register_forward_hook(watch(number)) for number, layer in enumerate(layers)]
+        with torch.enable_grad():
+            point = images.detach().clone().requires_grad_()
+            total = forward(point).sum()
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [number for number in range(len(layers)) if number not in sums]
+    if missing:
+        raise ValueError(f"layers {missing} were not called by the forward pass; give modules that it uses")
+    targets = [*(sums[number] for number in range(len(layers))), *([total] if output else [])]
+    return [_gradient(target, point, number) for number, target in enumerate(targets)]
+
+
+def _gradient(target: Tensor, point: Tensor, number: int) -> Tensor:
+    found = None
+    if target.requires_grad:
+        (found,) = torch.autograd.grad(target, point, retain_graph=True, allow_unused=True)
+    if found is None:
+        raise ValueError(
+            f"the output of layer {number} does not depend on the input by gradients: something between is "
+            "detached or under no_grad. A ribseg.Classifier detaches its trunk; use gradient_stack, or "
+            "nn.Sequential(classifier.trunk, *classifier.tail) as the forward pass"
+        )
+    return found
+
+
+def class_scores(classifier: nn.Module, labels: Tensor, activation: Activation | None = None) -> Forward:
+    """The forward pass that ends with the prediction of the labelled classes, GAP pooled.
+
+    Args:
+        classifier: has `features(x)` and `weight`; the detached trunk of a `ribseg.Classifier` is attached.
+        labels: (N, C) in {0, 1}.
+        activation: a, the last activation; None looks at the logits.
+
+    Returns:
+        Images (N, C', H, W) -> (N, C), `t_c a(y_c)`.
+    """
+    weight, features = head_of(classifier), attached_features(classifier)
+
+    def forward(images: Tensor) -> Tensor:
+        logits = gap(class_maps(features(images), weight))
+        return labels.to(logits) * (logits if activation is None else activation(logits))
+
+    return forward
+
+
+def attached_features(classifier: nn.Module) -> Forward:
+    """`features` of a classifier, without the cut behind the trunk of a `ribseg.Classifier`."""
+    trunk, tail = getattr(classifier, "trunk", None), getattr(classifier, "tail", None)
+    if isinstance(trunk, nn.Module) and tail is not None:
+        return nn.Sequential(trunk, *tail)
+    return features_of(classifier)
+
+
+def gradient_stack(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    layers: Sequence[nn.Module],
+    activation: Activation | None = None,
+) -> list[Tensor]:
+    """`G_1 .. G_L` of the layers and, last, the gradient of the class prediction.
+
+    Per image and for one labelled class, the last gradients with and without an activation differ by the
+    factor `a'(y)` only: their normalised maps are the same, unless the factor underflows.
+
+    Args:
+        classifier: has `features(x)` and `weight`; is evaluated in evaluation mode and left as it was.
+        images: (N, C', H, W) float.
+        labels: (N, C) in {0, 1}, the classes whose prediction is looked at.
+        layers: modules that `features` calls, e.g. `[classifier.trunk, *classifier.tail]`.
+        activation: the last activation; None leaves it out.
+
+    Returns:
+        L + 1 tensors (N, C', H, W).
+
+    Raises:
+        ValueError: see `input_gradients`.
+        TypeError: no classifier.
+    """
+    with evaluating(classifier):
+        return input_gradients(class_scores(classifier, labels, activation), images, layers)

@@ -1,0 +1,67 @@
+"""The small network of the toy experiment (METHOD: section 7)."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from ribseg.functional.cam import class_maps
+
+CHANNELS = (16, 32, 32, 64, 64)
+STRIDES = (1, 2, 1, 2, 1)
+
+
+class ToyNet(nn.Module):
+    """Five convolutions with ReLU, global average pooling, and a linear layer without bias.
+
+    It has what `ribseg.RIB` asks of a classifier: `features(x)` and `weight`. It sees grey: the mean of the
+    image's channels, so that it takes grey images and RIB's colour views alike.
+
+    Args:
+        num_classes: C.
+        channels: of each convolution.
+        strides: of each convolution.
+
+    Attributes:
+        layers: the convolutions, each with its ReLU: what gradient maps are looked at of.
+
+    >>> import torch
+    >>> net = ToyNet()
+    >>> net(torch.zeros(2, 3, 64, 64)).shape, net.features(torch.zeros(2, 1, 64, 64)).shape
+    (torch.Size([2, 2]), torch.Size([2, 64, 16, 16]))
+    """
+
+    def __init__(
+        self, num_classes: int = 2, channels: Sequence[int] = CHANNELS, strides: Sequence[int] = STRIDES
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(strides) or not channels:
+            raise ValueError(f"expected a stride per convolution, got channels {channels}, strides {strides}")
+        self.layers = nn.ModuleList()
+        for before, after, stride in zip([1, *channels[:-1]], channels, strides, strict=True):
+            convolution = nn.Conv2d(before, after, 3, stride, padding=1)
+            # torch's own start shrinks the signal from layer to layer; some trainings never get going.
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(cast(Tensor, convolution.bias))
+            self.layers.append(nn.Sequential(convolution, nn.ReLU()))
+        self.head = nn.Linear(channels[-1], num_classes, bias=False)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """(C, D), the rows of the last layer."""
+        return cast(nn.Parameter, self.head.weight)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) images in [0, 1] -> (N, D, h, w) features of the last convolution."""
+        features = images.mean(1, keepdim=True)
+        for layer in self.layers:
+            features = layer(features)
+        return features
+
+    def class_maps(self, images: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) -> (N, C, h, w): `w_c . f(x)`, neither rectified nor normalised."""
+        return class_maps(self.features(images), self.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) -> (N, C) logits."""
+        return self.head(self.features(images).mean((-2, -1)))

@@ -1,0 +1,116 @@
+"""Training of the toy network, and what RIB does to its gradients (METHOD: section 7)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+
+from ribseg.analysis import gradient_map, gradients_before_and_after, high_gradient_ratio
+from ribseg.functional.activations import Activation
+from ribseg.losses import cross_entropy
+from ribseg.models.toy import ToyNet
+from ribseg.rib import RIB
+
+Batch = Mapping[str, Tensor]
+
+
+class ToyModule(pl.LightningModule):
+    """Adam with a one-cycle learning rate.
+
+    Args:
+        network: what is trained.
+        loss: logits (N, C), labels (N, C) -> scalar.
+        lr: the highest learning rate.
+    """
+
+    def __init__(
+        self, network: ToyNet, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy, lr: float = 3e-3
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.lr = network, loss, lr
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch with image (N, 1, 64, 64) and labels (N, 2)."""
+        loss = self.loss(self.network(batch["image"]), batch["labels"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The schedule counts steps."""
+        optimizer = Adam(self.parameters(), lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = OneCycleLR(optimizer, self.lr, total_steps=max(steps, 2))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Measured(NamedTuple):
+    """One image before and after RIB.
+
+    Attributes:
+        before: (L + 1, R) high gradient ratios, per layer (the class prediction last) and region.
+        after: the same under the adapted weights; NaN if the adaptation was not finite.
+        maps: (2, L + 1, H, W) gradient maps, before and after, smoothed, not normalised.
+        steps: SGD steps.
+        stopped: which rule ended the adaptation.
+    """
+
+    before: Tensor
+    after: Tensor
+    maps: Tensor
+    steps: int
+    stopped: str | None
+
+
+class BottleneckModule(pl.LightningModule):
+    """High gradient ratios of single images before and after RIB, as `Trainer.predict`.
+
+    Args:
+        network: what is looked at; RIB leaves it as it was.
+        pooling: of RIB.
+        activation: the last activation in the class prediction whose gradient is taken; None for the logit.
+        gradient: arguments of `ribseg.analysis.high_gradient_ratio`.
+        wrong_class: a control: adapt to the class that is not in the image, and look at its prediction.
+        kwargs: arguments of `ribseg.RIB`.
+    """
+
+    def __init__(
+        self,
+        network: ToyNet,
+        pooling: Callable[[Tensor, Tensor], Tensor],
+        activation: Activation | None = None,
+        gradient: Mapping[str, Any] | None = None,
+        wrong_class: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.network, self.activation, self.gradient = network, activation, dict(gradient or {})
+        self.wrong_class = wrong_class
+        self.rib = RIB(network, pooling, **kwargs)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Measured:
+        """A batch of one image (1, 1, H, W), labels (1, C) and regions (1, R, H, W) -> its measurements."""
+        # RIB's views have three channels and a mirror image; a mirrored 2 is no 2, so the image stands twice.
+        view = batch["image"].expand(2, 3, -1, -1)
+        labels = 1 - batch["labels"][0] if self.wrong_class else batch["labels"][0]
+        found = gradients_before_and_after(
+            self.rib, [view], labels, list(self.network.layers), activation=self.activation
+        )
+        before, after = (self.ratios(stack, batch["regions"]) for stack in (found.before, found.after))
+        if found.stopped == "not_finite":
+            after = torch.full_like(after, float("nan"))
+        sigma = self.gradient.get("sigma", 0.0)
+        maps = [torch.cat([gradient_map(g, sigma) for g in stack]) for stack in (found.before, found.after)]
+        return Measured(before.cpu(), after.cpu(), torch.stack(maps).cpu(), found.steps, found.stopped)
+
+    def ratios(self, gradients: list[Tensor], regions: Tensor) -> Tensor:
+        """Gradients (1, C, H, W) per layer and regions (1, R, H, W) -> (L + 1, R)."""
+        number = regions.shape[1]
+        rows = [
+            high_gradient_ratio(g.expand(number, -1, -1, -1), regions[0], **self.gradient) for g in gradients
+        ]
+        return torch.stack(rows)
