@@ -1,9 +1,14 @@
-"""Losses: with the last activation for the classifier, without it for RIB."""
+"""Losses: without the last activation for RIB, and cross entropy for the segmenter."""
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.functional.activations import RANGES, last_activation
+
+TINY = 1e-12  # a divisor where there is nothing to divide
 
 
 def rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
@@ -73,3 +78,52 @@ def signed_rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None)
         Scalar, the sum over rows and classes.
     """
     return rib_loss(logits, labels, margin) + rib_loss(-logits, 1 - labels, margin)
+
+
+def segmentation_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None = None,
+    balanced: bool = False,
+    at: Literal["logits", "target"] = "target",
+    ignore_index: int = 255,
+) -> Tensor:
+    """Cross entropy of a segmenter, over the pixels that have a label.
+
+    Args:
+        logits: (N, C+1, h, w), label 0 is background.
+        target: (N, H, W) integer labels.
+        class_weights: (C+1,); pixels count by the weight of their label. None: all alike.
+        balanced: background and foreground count alike, however many pixels they have: per image, the mean
+            over background plus the mean over foreground, as for seeds in DSRG (Huang et al., CVPR 2018).
+        at: "target" enlarges the logits to the labels; "logits" reduces the labels to the logits, as the
+            published DeepLab-v2 does (cheaper, and thin objects vanish).
+        ignore_index: label of pixels that teach nothing.
+
+    Returns:
+        Scalar; zero where no pixel has a label.
+
+    >>> import torch
+    >>> logits = torch.zeros(1, 2, 1, 4)
+    >>> target = torch.tensor([[[0, 0, 0, 1]]])
+    >>> segmentation_loss(logits, target), segmentation_loss(logits, target, balanced=True)
+    (tensor(0.6931), tensor(1.3863))
+    """
+    logits = logits.float()  # the logarithms need it under mixed precision
+    if at == "logits":
+        small = F.interpolate(target[:, None].float(), tuple(logits.shape[-2:]), mode="nearest-exact")
+        target = small[:, 0]
+    else:
+        logits = F.interpolate(logits, tuple(target.shape[-2:]), mode="bilinear", align_corners=False)
+    target = target.long()
+    valid = target != ignore_index
+    labels = torch.where(valid, target, 0)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    weights = valid.to(losses.dtype)
+    if class_weights is not None:
+        weights = weights * class_weights.to(losses)[labels]
+    if not balanced:
+        return (losses * weights).sum() / weights.sum().clamp(min=TINY)
+    parts = [weights * (labels == 0), weights * (labels > 0)]
+    means = [(losses * part).sum((1, 2)) / part.sum((1, 2)).clamp(min=TINY) for part in parts]
+    return (means[0] + means[1]).mean()

@@ -1,21 +1,29 @@
-"""Networks over timm backbones: classifier, IRNet, PSA's network; and readers of released checkpoints."""
+"""Networks over timm: classifier, IRNet, PSA's network, segmenters; and readers of released checkpoints."""
 
 from ribseg.models.affinity_net import AffinityNet
 from ribseg.models.backbone import Backbone, load_weights, read_state_dict
 from ribseg.models.classifier import Classifier, set_batch_norm_eval
+from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet, load_official_irn
 from ribseg.models.official import load_official_classifier
+from ribseg.models.segmenter import Segmenter, load_segmenter, save_segmenter
+from ribseg.models.smp import SMPSegmenter
 from ribseg.models.toy import ToyNet
 
 __all__ = [
     "AffinityNet",
     "Backbone",
     "Classifier",
+    "DeepLabV2",
     "IRNet",
+    "SMPSegmenter",
+    "Segmenter",
     "ToyNet",
     "load_official_classifier",
     "load_official_irn",
+    "load_segmenter",
     "load_weights",
     "read_state_dict",
+    "save_segmenter",
     "set_batch_norm_eval",
 ]

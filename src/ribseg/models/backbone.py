@@ -1,7 +1,9 @@
 """timm's convolutional backbones as a chain of stages; timm's quirks are wrapped here and nowhere else."""
 
 import contextlib
+import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import pairwise
@@ -18,6 +20,11 @@ from ribseg.errors import ConfigError
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 PAD_TO = 32  # every CNN of timm gives whole maps for sides that are multiples of this
 TRIAL_SIDE = 64
+# What torch.load raises on files that are no checkpoint, or half of one.
+BROKEN = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+    struct.error, pickle.UnpicklingError,
+)  # fmt: skip
 TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet: what learns in the published recipe
 
 
@@ -203,12 +210,15 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return _read_torch_file(file)
 
 
-def _read_torch_file(file: Path) -> dict[str, Tensor]:
-    import pickle
+def read_torch_file(file: Path) -> Any:
+    """What a torch file holds, read with `weights_only=True`; None where it cannot be read so."""
+    with contextlib.suppress(*BROKEN):
+        return torch.load(file, map_location="cpu", weights_only=True)
+    return None
 
-    state: Any = None
-    with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        state = torch.load(file, map_location="cpu", weights_only=True)
+
+def _read_torch_file(file: Path) -> dict[str, Tensor]:
+    state = read_torch_file(file)
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:

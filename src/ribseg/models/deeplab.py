@@ -1,0 +1,160 @@
+"""DeepLab-v2, the segmenter of the published recipes (Chen et al., TPAMI 2018; METHOD: section 6)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ribseg.errors import ConfigError
+from ribseg.models.backbone import Backbone, load_weights
+from ribseg.models.classifier import set_batch_norm_eval
+
+Norm = Literal["frozen", "train"]
+HEAD_STD = 0.01  # of the head's first weights, as published
+
+
+class ParameterGroups(NamedTuple):
+    """The parameters that learn, by learning rate: published are 1, 10 and 20 times the base rate."""
+
+    backbone: list[nn.Parameter]
+    head_weights: list[nn.Parameter]
+    head_biases: list[nn.Parameter]
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling of DeepLab-v2: parallel 3x3 convolutions to the classes, summed.
+
+    Args:
+        in_channels: D.
+        num_classes: with background.
+        dilations: one convolution each.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, dilations: Sequence[int] = (6, 12, 18, 24)
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(_branch(in_channels, num_classes, dilation) for dilation in dilations)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, D, h, w) -> (N, C+1, h, w)."""
+        return torch.stack([branch(features) for branch in self.branches]).sum(0)
+
+
+def _branch(in_channels: int, num_classes: int, dilation: int) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, num_classes, 3, padding=dilation, dilation=dilation)
+    nn.init.normal_(layer.weight, std=HEAD_STD)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class DeepLabV2(nn.Module):
+    """An atrous CNN with an ASPP head.
+
+    The last stages are dilated, not strided. Their first 3x3 convolution keeps the dilation of the stage
+    before: it looked at the map before the stride was taken away (in the networks of the original program,
+    whose strides lie in the 1x1 convolutions, all of them are dilated; the receptive fields are the same).
+
+    Args:
+        num_classes: C + 1, with background.
+        backbone: name of a timm CNN; the field's choice is a ResNet-101.
+        pretrained: load timm's ImageNet weights for the backbone.
+        weights: a file of backbone weights (.pth or .safetensors), or "demo" for the built-in backbone.
+        output_stride: 8 or 16.
+        dilations: of the ASPP branches.
+        norm: "frozen": BatchNorm keeps the statistics and weights that it was loaded with (published; right
+            for small batches); "train": it learns (with several GPUs under `Trainer(sync_batchnorm=True)`).
+        backbone_kwargs: passed on to timm.
+
+    Attributes:
+        settings: arguments with which an equal network is built, without its weights.
+
+    Raises:
+        ConfigError: a setting cannot work.
+
+    >>> model = DeepLabV2(num_classes=3, backbone="resnet10t")
+    >>> model(torch.zeros(1, 3, 65, 81)).shape
+    torch.Size([1, 3, 9, 11])
+    """
+
+    architecture: ClassVar[str] = "deeplabv2"
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet101.tv_in1k",
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        output_stride: int = 8,
+        dilations: Sequence[int] = (6, 12, 18, 24),
+        norm: Norm = "frozen",
+        backbone_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(num_classes, dilations, norm)
+        self.num_classes, self.norm = num_classes, norm
+        self.settings: dict[str, Any] = {
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "output_stride": output_stride,
+            "dilations": list(dilations),
+            "norm": norm,
+            "backbone_kwargs": dict(backbone_kwargs or {}),
+        }
+        self.backbone = Backbone(backbone, pretrained, output_stride, atrous=True, kwargs=backbone_kwargs)
+        if weights is not None:
+            load_weights(self.backbone, weights)
+        self.head = ASPP(self.backbone.num_features, num_classes, dilations)
+        if norm == "frozen":
+            freeze_batch_norm(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised images -> (N, C+1, h, w) logits at the output stride."""
+        return self.head(self.backbone(images))
+
+    def train(self, mode: bool = True) -> "DeepLabV2":
+        """As `nn.Module.train`, but frozen BatchNorm stays frozen."""
+        super().train(mode)
+        if self.norm == "frozen":
+            set_batch_norm_eval(self)
+        return self
+
+    def parameter_groups(self) -> ParameterGroups:
+        """The parameters that learn."""
+        return split_parameters(self.backbone, self.head)
+
+
+def split_parameters(backbone: nn.Module, *heads: nn.Module) -> ParameterGroups:
+    """The parameters that learn: the backbone's, and the heads' weights and biases."""
+    named = [(name, p) for head in heads for name, p in head.named_parameters() if p.requires_grad]
+    return ParameterGroups(
+        [parameter for parameter in backbone.parameters() if parameter.requires_grad],
+        [parameter for name, parameter in named if not name.endswith("bias")],
+        [parameter for name, parameter in named if name.endswith("bias")],
+    )
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Stops BatchNorm layers from learning; after each `train()` call `set_batch_norm_eval`, too."""
+    set_batch_norm_eval(module)
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.requires_grad_(False)
+
+
+def _check(num_classes: int, dilations: Sequence[int], norm: str) -> None:
+    if num_classes < 2:
+        raise ConfigError(f"expected num_classes >= 2 (with background), got {num_classes}")
+    if not dilations or min(dilations) < 1:
+        raise ConfigError(f"expected dilations as positive integers, got {list(dilations)}")
+    check_norm(norm)
+
+
+def check_norm(norm: str) -> None:
+    """Raises a ConfigError if it is no `Norm`."""
+    if norm not in get_args(Norm):
+        raise ConfigError(f'expected norm "frozen" or "train", got {norm!r}')

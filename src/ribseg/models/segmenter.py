@@ -1,0 +1,122 @@
+"""Segmenters with all that is needed to use them, in one file that is read without executing anything."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ribseg.data.files import atomic_write
+from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
+from ribseg.data.masks import voc_palette
+from ribseg.errors import ConfigError
+from ribseg.models.backbone import read_torch_file
+from ribseg.models.deeplab import DeepLabV2
+from ribseg.models.smp import SMPSegmenter
+
+KIND = "ribseg segmenter 1"  # stands in the file; the number is that of its layout
+ARCHITECTURES: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
+    model.architecture: model for model in (DeepLabV2, SMPSegmenter)
+}
+KEYS = ("kind", "architecture", "settings", "classes", "mean", "std", "palette", "inference", "state_dict")
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A network and what belongs to it.
+
+    Attributes:
+        model: (N, 3, H, W) normalised images -> (N, C+1, h, w) logits, label 0 is background.
+        classes: C names, without background.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        palette: (256, 3) uint8 RGB colours of the labels.
+        inference: keyword arguments of `ribseg.inference.predict_labels` with which it is to be used.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    palette: np.ndarray = field(default_factory=voc_palette)
+    inference: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_segmenter(path: str | Path, segmenter: Segmenter) -> None:
+    """Writes a segmenter atomically; `torch.load(path, weights_only=True)` reads it.
+
+    Args:
+        path: of the file.
+        segmenter: its model is a `DeepLabV2` or an `SMPSegmenter`, or has their `architecture` and
+            `settings`.
+    """
+    model = segmenter.model
+    content = {
+        "kind": KIND,
+        "architecture": model.architecture,
+        "settings": model.settings,
+        "classes": list(segmenter.classes),
+        "mean": list(segmenter.mean),
+        "std": list(segmenter.std),
+        "palette": torch.from_numpy(segmenter.palette.copy()),
+        "inference": dict(segmenter.inference),
+        "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segmenter:
+    """Reads what `save_segmenter` wrote; nothing in the file is executed.
+
+    Args:
+        path: of the file.
+        device: where the model goes.
+
+    Returns:
+        The segmenter, its model in evaluation mode.
+
+    Raises:
+        ConfigError: no such file, not a segmenter, or one of a package that is not installed.
+    """
+    content = _read(Path(path))
+    build = ARCHITECTURES.get(content["architecture"])
+    if build is None:
+        raise ConfigError(
+            f"{path} holds a segmenter of the unknown architecture {content['architecture']!r}; this version "
+            f"knows {', '.join(ARCHITECTURES)}"
+        )
+    try:
+        model = build(**content["settings"])
+        model.load_state_dict(content["state_dict"])
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"the weights in {path} do not fit their own settings {content['settings']}; was the file "
+            f"written by another version? {error}"
+        ) from error
+    mean, std = (tuple(float(value) for value in content[key]) for key in ("mean", "std"))
+    return Segmenter(
+        model.to(device).eval(),
+        tuple(content["classes"]),
+        (mean[0], mean[1], mean[2]),
+        (std[0], std[1], std[2]),
+        content["palette"].numpy(),
+        content["inference"],
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no segmenter at {path}; check the path")
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or content.get("kind") != KIND or not set(KEYS) <= set(content):
+        raise ConfigError(
+            f"{path} is no segmenter that ribseg wrote ({KIND!r}). Expected the segmenter.pt in a folder "
+            "segmenter-*/ of the store; ribseg.models.save_segmenter makes one from a model"
+        )
+    return content

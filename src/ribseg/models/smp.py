@@ -1,0 +1,121 @@
+"""DeepLab-v3+, SegFormer and other segmenters of the package segmentation-models-pytorch (an extra).
+
+Why that package: it is kept up, its architectures run over any of timm's encoders, and it needs nothing that
+ribseg does not need anyway. timm itself has no segmenters.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ribseg.errors import ConfigError
+from ribseg.models.backbone import read_state_dict
+from ribseg.models.classifier import set_batch_norm_eval
+from ribseg.models.deeplab import Norm, ParameterGroups, check_norm, freeze_batch_norm, split_parameters
+
+PAD_TO = 32  # every encoder takes sides that are multiples of this
+
+
+class SMPSegmenter(nn.Module):
+    """A segmenter of segmentation-models-pytorch, under the interface of `DeepLabV2`.
+
+    Images of any size: they are padded right and below with zeros, the mean colour, to what the encoder
+    needs, and the logits are cut back.
+
+    Args:
+        num_classes: C + 1, with background.
+        name: of the architecture: "deeplabv3plus", "segformer", "unet", "upernet", "fpn", ...
+        encoder: "resnet101", "mit_b2", or any of timm's with the prefix "tu-".
+        pretrained: load the encoder's ImageNet weights.
+        weights: a file of encoder weights (.pth or .safetensors), with the encoder's own names.
+        norm: see `DeepLabV2`.
+        kwargs: passed on to the architecture.
+
+    Attributes:
+        settings: arguments with which an equal network is built, without its weights.
+
+    Raises:
+        ConfigError: the package is not installed, or it refuses the settings.
+    """
+
+    architecture: ClassVar[str] = "smp"
+
+    def __init__(
+        self,
+        num_classes: int,
+        name: str = "deeplabv3plus",
+        encoder: str = "resnet101",
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        norm: Norm = "train",
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ConfigError(f"expected num_classes >= 2 (with background), got {num_classes}")
+        check_norm(norm)
+        extra = dict(kwargs or {})
+        self.num_classes, self.norm = num_classes, norm
+        self.settings: dict[str, Any] = {
+            "num_classes": num_classes, "name": name, "encoder": encoder, "norm": norm, "kwargs": extra,
+        }  # fmt: skip
+        self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
+        if weights is not None:
+            _load_encoder(self.network.encoder, weights)
+        if norm == "frozen":
+            freeze_batch_norm(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""
+        height, width = images.shape[-2:]
+        padding = (0, -width % PAD_TO, 0, -height % PAD_TO)
+        return self.network(F.pad(images, padding))[..., :height, :width]
+
+    def train(self, mode: bool = True) -> "SMPSegmenter":
+        """As `nn.Module.train`, but frozen BatchNorm stays frozen."""
+        super().train(mode)
+        if self.norm == "frozen":
+            set_batch_norm_eval(self)
+        return self
+
+    def parameter_groups(self) -> ParameterGroups:
+        """The parameters that learn: encoder; weights and biases of decoder and head."""
+        return split_parameters(self.network.encoder, self.network.decoder, self.network.segmentation_head)
+
+
+def _package() -> ModuleType:
+    try:
+        import segmentation_models_pytorch
+    except ModuleNotFoundError as error:
+        if error.name != "segmentation_models_pytorch":
+            raise
+        raise ConfigError(
+            "this segmenter needs the package segmentation-models-pytorch: pip install 'ribseg[smp]'; "
+            "DeepLab-v2 (ribseg.models.DeepLabV2) needs nothing more"
+        ) from error
+    return segmentation_models_pytorch
+
+
+def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: dict[str, Any]) -> Any:
+    weights = "imagenet" if pretrained else None
+    try:
+        return _package().create_model(
+            name, encoder_name=encoder, encoder_weights=weights, classes=num_classes, **extra
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        # OSError and RuntimeError: the encoder's weights cannot be downloaded, or timm does not know it.
+        raise ConfigError(
+            f"segmentation-models-pytorch cannot build {name!r} over {encoder!r} (pretrained={pretrained}, "
+            f"{extra}): {error}"
+        ) from error
+
+
+def _load_encoder(encoder: nn.Module, path: str | Path) -> None:
+    try:
+        encoder.load_state_dict(read_state_dict(path))
+    except RuntimeError as error:
+        raise ConfigError(f"the weights in {path} do not fit this encoder: {error}") from error
