@@ -4,7 +4,10 @@ Importing the package loads neither Lightning nor Hydra nor wandb; names are loo
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ribseg.inference import predict as predict
 
 __version__ = "0.1.0"
 
@@ -14,15 +17,18 @@ _EXPORTS = {
     "RIB": "ribseg.rib",
     "Adaptation": "ribseg.types",
     "Classifier": "ribseg.models.classifier",
+    "DeepLabV2": "ribseg.models.deeplab",
     "LocalizationMaps": "ribseg.types",
     "ThresholdSweep": "ribseg.metrics",
     "cam": "ribseg.localize",
     "load_official_classifier": "ribseg.models.official",
+    "load_segmenter": "ribseg.models.segmenter",
     "merge_maps": "ribseg.localize",
 }
-_SUBMODULES = ("analysis", "data", "functional", "models", "modules", "pipeline")
+# `predict` is a module that can be called, see there.
+_SUBMODULES = ("analysis", "data", "functional", "models", "modules", "pipeline", "predict")
 
-__all__ = [*sorted(_EXPORTS), "functional"]
+__all__ = [*sorted(_EXPORTS), "functional", "predict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,196 @@
+"""From images to masks: scales, mirror image, tiles, CRF, and `ribseg.predict` as function and command."""
+
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import ribseg
+from ribseg.data.masks import voc_palette
+from ribseg.errors import ConfigError, DataError
+from ribseg.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
+from ribseg.models import DeepLabV2, Segmenter, save_segmenter
+
+
+class Colours(nn.Module):
+    """Labels by colour; the receptive field is 3 pixels, the stride 1."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, images):
+        return self.norm(self.layer(images))
+
+
+def photo(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def test_probabilities_are_the_mean_over_scales_and_mirror_image():
+    model = Colours().eval()
+    image = torch.randn(3, 10, 13)
+    views = []
+    for size in ((5, 6), (10, 13)):
+        small = F.interpolate(image[None], size, mode="bilinear", align_corners=False)
+        for mirror in (lambda x: x, lambda x: x.flip(-1)):
+            logits = F.interpolate(
+                mirror(model(mirror(small))), (10, 13), mode="bilinear", align_corners=False
+            )
+            views.append(logits[0].softmax(0))
+    result = class_probabilities(model, image, (0.5, 1.0))
+    torch.testing.assert_close(result, torch.stack(views).mean(0))
+    torch.testing.assert_close(result.sum(0), torch.ones(10, 13))
+    plain = class_probabilities(model, image, flip=False)
+    torch.testing.assert_close(plain, model(image[None])[0].softmax(0))
+
+
+def test_a_mirrored_image_has_mirrored_labels():
+    image = photo(12, 17)
+    labels = predict_labels(Colours(), image, scales=(0.5, 1.0), flip=True)
+    mirrored = predict_labels(Colours(), image[:, ::-1].copy(), scales=(0.5, 1.0), flip=True)
+    assert (labels == mirrored[:, ::-1]).mean() > 0.99  # ties are broken by rounding
+
+
+def test_the_model_is_left_as_it_was():
+    model = Colours().train()
+    model.norm.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict_labels(model, photo(9, 9))
+    assert model.training
+    assert not model.norm.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.layer.weight.grad is None
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 30), (29, 31), (64, 5), (8, 8)])
+@pytest.mark.parametrize("tile", [8, 13])
+def test_tiles_give_what_the_whole_gives(size, tile):
+    image = photo(*size)
+    whole = predict_labels(Colours(), image, flip=True)
+    assert (predict_labels(Colours(), image, flip=True, tile=tile, margin=2) == whole).all()
+
+
+@pytest.mark.parametrize(("length", "tile", "margin"), [(100, 20, 4), (21, 20, 9), (5, 20, 0), (41, 20, 0)])
+def test_tiles_cover_an_image_once(length, tile, margin):
+    covered = np.zeros((length, 3), int)
+    for seen, kept in tiles((length, 3), tile, margin):
+        covered[kept.place] += 1
+        assert seen.bottom - seen.top == min(tile, length)
+        for inner, outer, end in ((kept.top, seen.top, 0), (seen.bottom, kept.bottom, length)):
+            assert inner - outer >= margin or outer == end or inner == end
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tile": 4, "margin": 2}, {"tile": 0}, {"scales": ()}, {"scales": (0,)}]
+)
+def test_settings_that_cannot_work(settings):
+    with pytest.raises(ConfigError, match="expected"):
+        predict_labels(Colours(), photo(9, 9), **settings)
+
+
+def test_the_crf_takes_single_pixels_away():
+    image = np.full((20, 20, 3), 100, np.uint8)
+    image[:, 10:] = 200
+    noisy = image.copy()
+    noisy[5, 5] = 200
+    probabilities = np.where((noisy[..., 0] == 200)[None], [[[0.4]], [[0.6]]], [[[0.8]], [[0.2]]])
+    from ribseg.inference import most_probable
+
+    labels = most_probable(image, probabilities, PUBLISHED_CRF | {"backend": "torch"})
+    assert labels.dtype == np.uint8
+    assert labels[5, 5] == 0
+    assert (labels[:, 11:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(image):
+    with pytest.raises(DataError, match="expected an image"):
+        predict_labels(Colours(), image)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = DeepLabV2(3, "resnet10t", dilations=(1, 2), backbone_kwargs={"channels": [8, 8, 12, 16]})
+    palette = voc_palette()[::-1].copy()
+    segmenter = Segmenter(model, ("a", "b"), palette=palette, inference={"scales": [0.5, 1.0], "flip": False})
+    save_segmenter(tmp_path / "segmenter.pt", segmenter)
+    return tmp_path / "segmenter.pt"
+
+
+def test_predict_takes_paths_and_arrays(tmp_path, checkpoint):
+    images = [photo(30, 41), photo(1, 7)]
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    from_arrays = ribseg.predict(images, checkpoint)
+    from_paths = ribseg.predict([tmp_path / "0.png", str(tmp_path / "1.png")], checkpoint)
+    single = ribseg.predict(tmp_path / "0.png", ribseg.load_segmenter(checkpoint))
+    assert all((a == b).all() for a, b in zip(from_arrays, from_paths, strict=True))
+    assert (single == from_arrays[0]).all()
+    assert [mask.shape for mask in from_arrays] == [(30, 41), (1, 7)]
+    assert single.dtype == np.uint8
+    assert single.max() < 3
+    # The checkpoint's settings are used, and can be replaced.
+    segmenter = ribseg.load_segmenter(checkpoint)
+    by_hand = class_probabilities(
+        segmenter.model,
+        normalized(segmenter.model, images[0], segmenter.mean, segmenter.std),
+        (0.5, 1),
+        False,
+    )
+    assert (single == by_hand.argmax(0).numpy()).all()
+    assert (ribseg.predict(images[0], checkpoint, scales=[1.0], flip=True) != single).any()
+
+
+def test_predict_is_one_name_for_function_and_module():
+    import ribseg.predict as module
+
+    assert ribseg.predict is module
+    assert callable(module)
+    assert "checkpoint" in inspect.signature(ribseg.predict).parameters
+
+
+def command(*arguments):
+    line = [sys.executable, "-m", "ribseg.predict", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_writes_palette_pngs(tmp_path, checkpoint):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in (("a", (20, 33)), ("b", (17, 9))):
+        Image.fromarray(photo(*size)).save(folder / f"{name}.png")
+    out = tmp_path / "out"
+    run = command(folder, "--checkpoint", checkpoint, "--out", out, "--scales", 1, "--device", "cpu")
+    assert run.returncode == 0, run.stderr
+    assert "2 masks written" in run.stdout
+    for name in "ab":
+        mask = Image.open(out / f"{name}.png")
+        expected = ribseg.predict(folder / f"{name}.png", checkpoint, scales=[1.0])
+        assert mask.mode == "P"
+        assert (np.array(mask) == expected).all()
+        assert mask.getpalette()[:3] == [224, 224, 192]  # the checkpoint's own
+
+
+def test_the_command_says_what_is_wrong(tmp_path, checkpoint):
+    Image.fromarray(photo(5, 5)).save(tmp_path / "a.png")
+    for arguments, message in (
+        ([tmp_path / "a.png", "--checkpoint", tmp_path / "a.png", "--out", tmp_path / "o"], "no segmenter"),
+        ([tmp_path / "a.png", "--checkpoint", checkpoint, "--out", tmp_path], "replace the image itself"),
+    ):
+        run = command(*arguments)
+        assert run.returncode == 1
+        assert message in run.stderr
+        assert "Traceback" not in run.stderr
