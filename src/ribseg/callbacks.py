@@ -1,16 +1,23 @@
-"""Lightning callbacks of the map stages: writing maps as they are made, and a fixed number of threads."""
+"""Lightning callbacks: writing maps and masks as they are made, and a fixed number of threads."""
 
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import BasePredictionWriter, Callback
 
 from ribseg.data.maps import save_maps
+from ribseg.data.masks import write_mask
+from ribseg.inference import most_probable
 from ribseg.modules.localization import Prediction
+from ribseg.modules.mask_prediction import MaskPrediction
 
 
 class MapWriter(BasePredictionWriter):
@@ -46,6 +53,75 @@ class MapWriter(BasePredictionWriter):
         maps = prediction.maps
         kept = maps if self.full else type(maps)(maps.classes, maps.strided, None, maps.size)
         save_maps(map_path(self.folder, prediction.image_id), kept)
+
+
+class MaskWriter(BasePredictionWriter):
+    """Writes each image's mask as a palette PNG; dense CRFs run in processes beside the network.
+
+    Args:
+        folder: gets `<image id>.png`.
+        palette: (256, 3) uint8 RGB; None for VOC's.
+        crf: settings of `dense_crf` for predictions that come without labels.
+        workers: processes for them.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        palette: np.ndarray | None = None,
+        crf: Mapping[str, Any] | None = None,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(write_interval="batch")
+        self.folder, self.palette, self.crf, self.workers = Path(folder), palette, crf, workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._open: deque[Future[None]] = deque()
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: MaskPrediction,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Writes the mask, or hands its CRF to a process; waits while too many are under way."""
+        target = self.folder / f"{prediction.image_id}.png"
+        if prediction.labels is not None:
+            write_mask(target, prediction.labels, self.palette)
+            return
+        if self._pool is None:
+            # Fresh processes: forked ones would inherit the locks of torch's threads, and CUDA.
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), one_thread)
+        self._open.append(self._pool.submit(refine_and_write, target, prediction, self.crf, self.palette))
+        if len(self._open) > 2 * self.workers:
+            self._open.popleft().result()
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Waits for the last masks."""
+        while self._open:
+            self._open.popleft().result()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Ends the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def refine_and_write(
+    target: Path, prediction: MaskPrediction, crf: Mapping[str, Any] | None, palette: np.ndarray | None
+) -> None:
+    """The CRF of one image, for a process of a pool."""
+    assert prediction.probabilities is not None  # else there would be labels
+    write_mask(target, most_probable(prediction.image, prediction.probabilities, crf), palette)
+
+
+def one_thread() -> None:
+    """For a process of a pool: the others need the cores, too."""
+    torch.set_num_threads(1)
 
 
 class Threads(Callback):

@@ -176,7 +176,7 @@ def class_probabilities(
 def most_probable(
     image: np.ndarray, probabilities: Tensor | np.ndarray, crf: Mapping[str, Any] | None = None
 ) -> np.ndarray:
-    """(C+1, H, W) probabilities -> (H, W) uint8 labels, after a dense CRF on the (H, W, 3) image if wanted."""
+    """(C+1, H, W) probabilities -> (H, W) uint8 labels, if wanted by a dense CRF on the (H, W, 3) image."""
     values = torch.as_tensor(probabilities).float()
     if crf is not None:
         values = dense_crf(image, values, **crf)

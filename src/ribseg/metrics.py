@@ -108,6 +108,71 @@ class ThresholdSweep(Metric):
         check_target(target, self.num_classes, self.ignore_index)
 
 
+class MaskConfusion(Metric):
+    """One confusion matrix over all masks of a set, summed over processes.
+
+    Args:
+        num_classes: C, without background.
+        ignore_index: target label of pixels that do not count.
+
+    >>> metric = MaskConfusion(num_classes=1)
+    >>> metric.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]]))
+    >>> metric.compute().miou
+    tensor(1., dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    confusion: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        zeros = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.int64)
+        self.add_state("confusion", zeros, dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Adds one image; see `confusion_matrix`."""
+        check_target(target, self.num_classes, self.ignore_index)
+        self.confusion += confusion_matrix(prediction, target, self.num_classes, self.ignore_index)
+
+    def compute(self) -> Scores:
+        """Scores of the set."""
+        return scores(self.confusion)
+
+
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """(C+1, C+1) int64 counts of pixels, rows predicted, columns true.
+
+    Args:
+        prediction: (H, W) int in 0..C, 0 = background.
+        target: (H, W) int, the same, with `ignore_index`.
+        num_classes: C, without background.
+        ignore_index: target label of pixels that do not count.
+
+    Raises:
+        ValueError: shapes differ, or a prediction is out of range.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"expected masks of one shape, got {tuple(prediction.shape)}, {tuple(target.shape)}")
+    valid = target != ignore_index
+    predicted, true = prediction[valid].long(), target[valid].long()
+    if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) <= num_classes:
+        raise ValueError(
+            f"expected predicted labels 0..{num_classes}, got {predicted.unique().tolist()[-5:]}; 255 is no "
+            "prediction"
+        )
+    size = num_classes + 1
+    flat = predicted * size + true
+    return torch.bincount(flat, minlength=size * size).reshape(size, size)
+
+
+def counts_of(confusion: Tensor) -> Tensor:
+    """(C+1, C+1) confusion matrix -> (3, C+1) as `label_counts`."""
+    return torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+
+
 def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raises a ValueError if a mask holds ids that are neither 0..num_classes nor `ignore_index`."""
     if target.is_floating_point():

@@ -154,6 +154,19 @@ def segmentation_eval_transform(
     )
 
 
+def whole_image_transform(mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD) -> A.Compose:
+    """Normalisation alone, for validation on whole images.
+
+    Args:
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        A transform of (H, W, 3) uint8 and (H, W) uint8 into (3, H, W) float32 and (H, W) uint8 tensors.
+    """
+    return A.Compose([A.Normalize(mean=tuple(mean), std=tuple(std)), ToTensorV2()])
+
+
 def _pad(crop_size: int, position: str) -> A.PadIfNeeded:
     if crop_size < 1:
         raise ConfigError(f"expected a positive crop_size, found {crop_size}.")

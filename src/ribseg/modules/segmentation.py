@@ -1,0 +1,148 @@
+"""Training of the segmenter on masks (METHOD: section 6)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import PolynomialLR
+
+from ribseg.errors import ConfigError
+from ribseg.losses import segmentation_loss
+from ribseg.metrics import MaskConfusion
+from ribseg.modules.classification import Batch
+
+
+def published_segmenter_sgd(groups: list[dict[str, Any]]) -> Optimizer:
+    """SGD of the published DeepLab-v2 recipe."""
+    return SGD(groups, momentum=0.9, weight_decay=5e-4)
+
+
+class SegmentationModule(pl.LightningModule):
+    """Per-pixel classification with three learning rates and polynomial decay per iteration.
+
+    The length is that of the Trainer in steps (`max_steps`). Training batches have `image` (N, 3, S, S) and
+    `mask` (N, S, S), validation items `image` (3, H, W), `mask` (H, W) and `counts`, see `CountedDataset`.
+
+    Args:
+        model: (N, 3, H, W) -> (N, C+1, h, w) logits, with `num_classes` (with background) and
+            `parameter_groups()`: backbone, head weights, head biases.
+        lr: learning rate of the backbone at the first step.
+        head_lr_factor: the rate of the head's weights is so many times `lr`.
+        head_bias_lr_factor: the rate of the head's biases is so many times `lr`; they do not decay.
+        power: of the decay `(1 - step / steps)^power`.
+        loss_scales: the images are shown at these scales and the losses added; with more than one, the
+            largest logits over all scales get a loss, too (published multi-scale training: 1, 0.75, 0.5).
+        loss_at: see `segmentation_loss`.
+        balanced: see `segmentation_loss`.
+        class_weights: see `segmentation_loss`.
+        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+
+    Raises:
+        ConfigError: a scale is not positive, or the weights are not one per label.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 2.5e-4,
+        head_lr_factor: float = 10.0,
+        head_bias_lr_factor: float = 20.0,
+        power: float = 0.9,
+        loss_scales: Sequence[float] = (1.0,),
+        loss_at: Literal["logits", "target"] = "logits",
+        balanced: bool = False,
+        class_weights: Sequence[float] | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_segmenter_sgd,
+    ) -> None:
+        super().__init__()
+        labels = int(model.num_classes)  # type: ignore[arg-type] # see Args
+        _check(labels, loss_scales, loss_at, class_weights)
+        self.model: Any = model
+        self.lr, self.head_lr_factor, self.head_bias_lr_factor = lr, head_lr_factor, head_bias_lr_factor
+        self.power, self.loss_scales, self.loss_at = power, tuple(loss_scales), loss_at
+        self.balanced, self.optimizer = balanced, optimizer
+        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.val_confusion = MaskConfusion(labels - 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C+1, h, w) logits."""
+        return self.model(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["mask"]))
+        return loss
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Added over the scales."""
+        logits = multi_scale_logits(self.model, batch["image"], self.loss_scales)
+        losses = [
+            segmentation_loss(part, batch["mask"], self.class_weights, self.balanced, self.loss_at)
+            for part in logits
+        ]
+        return torch.stack(losses).sum()
+
+    def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
+        """Counts the pixels of one image, at one scale."""
+        logits = self(item["image"][None]).float()
+        size = tuple(item["mask"].shape)
+        labels = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0].argmax(0)
+        if item["counts"]:
+            self.val_confusion.update(labels, item["mask"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mIoU over all processes."""
+        self.log("val/miou", self.val_confusion.compute().miou.float(), prog_bar=True)
+        self.val_confusion.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Three parameter groups; the schedule counts optimizer steps."""
+        groups = self.model.parameter_groups()
+        optimizer = self.optimizer(
+            [
+                {"params": groups.backbone, "lr": self.lr},
+                {"params": groups.head_weights, "lr": self.lr * self.head_lr_factor},
+                {
+                    "params": groups.head_biases,
+                    "lr": self.lr * self.head_bias_lr_factor,
+                    "weight_decay": 0.0,
+                },
+            ]
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=self.power)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def multi_scale_logits(model: nn.Module, images: Tensor, scales: Sequence[float]) -> list[Tensor]:
+    """Logits at each scale, and, of more than one scale, their maximum at the size of the largest."""
+    logits = []
+    for scale in scales:
+        size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+        small = images if scale == 1 else F.interpolate(images, size, mode="bilinear", align_corners=False)
+        logits.append(model(small))
+    if len(logits) > 1:
+        size = list(max(logits, key=Tensor.numel).shape[-2:])
+        large = [F.interpolate(part, size, mode="bilinear", align_corners=False) for part in logits]
+        logits.append(torch.stack(large).amax(0))
+    return logits
+
+
+def _check(labels: int, scales: Sequence[float], loss_at: str, weights: Sequence[float] | None) -> None:
+    if not scales or min(scales) <= 0:
+        raise ConfigError(f"expected loss_scales as positive numbers, got {list(scales)}")
+    if loss_at not in ("logits", "target"):
+        raise ConfigError(f'expected loss_at "logits" or "target", got {loss_at!r}')
+    if weights is not None and (len(weights) != labels or min(weights) < 0):
+        raise ConfigError(
+            f"expected class_weights as {labels} numbers >= 0, background first, got {list(weights)}"
+        )
