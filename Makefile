@@ -9,7 +9,7 @@ ARGS ?=
 help:
 	@echo "make install   the set-up alone: leaves .venv/"
 	@echo "make demo      set-up and the main job on the built-in data (ARGS=\"key=value ...\" is passed on)"
-	@echo "make demo-full the same, through pseudo masks"
+	@echo "make demo-full the same, through pseudo masks and segmenter"
 	@echo "make test      set-up and the tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make clean     removes .venv/ and outputs/"
@@ -36,7 +36,7 @@ demo: .venv/.installed
 	$(BIN)/python train.py experiment=demo $(ARGS)
 
 demo-full: .venv/.installed
-	$(BIN)/python train.py experiment=demo "run=[classifier,cam,rib,controls,refine,evaluate,report]" $(ARGS)
+	$(BIN)/python train.py experiment=demo "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]" $(ARGS)
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest

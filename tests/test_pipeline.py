@@ -33,7 +33,7 @@ def test_there_are_the_promised_experiments():
 
 @pytest.mark.parametrize("experiment", ON_DATA)
 def test_every_experiment_runs_dry(experiment, tmp_path, tree):
-    whole = "run=[classifier,cam,rib,controls,refine,evaluate,report]"
+    whole = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
     cfg = settings(experiment, tmp_path, f"data.root={tree}", "data.labels=auto", "prepare=null", whole)
     results = run(cfg, tmp_path / "out")
     for source in ("cam", "rib", "wrong_class", "feature_norm", "centre_prior", "whole_image"):
@@ -45,6 +45,7 @@ def test_every_experiment_runs_dry(experiment, tmp_path, tree):
         assert val["images"] == 4
     assert results["adaptation"]["images"] == 10
     check_pseudo_masks(results, tree)
+    assert 0 <= results["segmenter"]["rib"]["miou"] <= 1
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["localization"]["rib"] == results["localization"]["rib"]
     page = (tmp_path / "out" / "report.html").read_text()

@@ -99,6 +99,13 @@ def test_a_file_describes_itself_and_executes_nothing(tmp_path):
     assert loaded.palette[1].tolist() == [128, 0, 0]
 
 
+def test_objects_in_a_file_are_refused(tmp_path):
+    segmenter = Segmenter(DeepLabV2(3, **SMALL), ("a", "b"), inference={"crf": tmp_path})
+    with pytest.raises(ConfigError, match="without executing"):
+        save_segmenter(tmp_path / "s.pt", segmenter)
+    assert not (tmp_path / "s.pt").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"junk", None, {"kind": "another"}])
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "file.pt"

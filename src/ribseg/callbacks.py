@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import BasePredictionWriter, Callback
+from pytorch_lightning.callbacks import BasePredictionWriter, Callback, EMAWeightAveraging
 
 from ribseg.data.maps import save_maps
 from ribseg.data.masks import write_mask
@@ -122,6 +122,18 @@ def refine_and_write(
 def one_thread() -> None:
     """For a process of a pool: the others need the cores, too."""
     torch.set_num_threads(1)
+
+
+class MovingAverage(EMAWeightAveraging):
+    """Lightning's exponential moving average of the weights, kept where the model is.
+
+    By itself it is kept where the model was before it went to its device, which costs a copy every step.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Before the first step."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
 
 
 class Threads(Callback):

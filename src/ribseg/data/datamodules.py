@@ -109,6 +109,10 @@ class WSSSDataModule(pl.LightningDataModule):
             lists_dir=lists_dir,
         )
 
+    def open(self, split: str, **replaced: Any) -> VOCFolder:
+        """A split of the same data; keyword arguments of `VOCFolder` replace settings."""
+        return self._open(split, **replaced)
+
     @cached_property
     def train(self) -> VOCFolder:
         """The split that the classifier learns from."""

@@ -56,8 +56,8 @@ class VOCFolder(Dataset[dict[str, Any]]):
         classes: names without background, or a file with one name a line; None: classes.txt if there, else
             VOC's twenty.
         labels: "xml" (Annotations/), "mask" (the classes in the masks), the path of a CSV file (as such, or
-            below root), or "auto": Annotations/ if there, else image_labels*.csv in root if exactly one, else
-            masks.
+            below root), "none" (no image has any: VOC's test split), or "auto": Annotations/ if there, else
+            image_labels*.csv in root if exactly one, else masks.
         transform: called as `transform(image=array)["image"]`.
         masks_dir: folder of the masks, below root or absolute.
         images_dir: folder of the images, below root or absolute, or several; .jpg, .jpeg or .png.
@@ -206,9 +206,11 @@ class VOCFolder(Dataset[dict[str, Any]]):
             return labels_from_xml(annotations, self.ids, self.classes)
         if source == "mask":
             return labels_from_masks(self.masks_dir, self.ids, self.num_classes)
+        if source == "none":
+            return np.zeros((len(self.ids), self.num_classes), dtype=bool)
         if Path(source).suffix.lower() != ".csv":
             raise ConfigError(
-                f"expected labels = auto, xml, mask or the path of a .csv file, found {str(source)!r}."
+                f"expected labels = auto, xml, mask, none or the path of a .csv file, found {str(source)!r}."
             )
         path = Path(source)
         return labels_from_csv(path if path.is_file() else self.root / path, self.ids, self.classes)

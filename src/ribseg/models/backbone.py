@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
@@ -62,6 +63,7 @@ class Backbone(nn.Module):
         if atrous:
             extra["output_stride"] = output_stride
         network = _create(name, pretrained, extra)
+        _plain_pooling(network)
         info = cast(FeatureInfo, network.feature_info)
         blocks, ends = _chain(name, network, info.module_name())
         self.name = name
@@ -126,6 +128,21 @@ def _chain(name: str, network: nn.Module, stages: list[str]) -> tuple[list[tuple
     # Blocks after the last feature belong to timm's classification head, if there are any.
     ends = [keys.index(key) + 1 for key in wanted]
     return blocks[: ends[-1]], ends
+
+
+def _plain_pooling(module: nn.Module) -> None:
+    """Replaces timm's pooling that asks for sizes, which `torch.export` cannot save, by its equal."""
+    for name, child in module.named_children():
+        if isinstance(child, AvgPool2dSame) and child.stride in (1, (1, 1)):
+            rows, columns = (side - 1 for side in _pair(child.kernel_size))
+            padding = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+            setattr(module, name, nn.Sequential(padding, nn.AvgPool2d(child.kernel_size, 1)))
+        else:
+            _plain_pooling(child)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _set_output_stride(

@@ -1,6 +1,7 @@
 """Segmenters with all that is needed to use them, in one file that is read without executing anything."""
 
 import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,9 @@ def save_segmenter(path: str | Path, segmenter: Segmenter) -> None:
         path: of the file.
         segmenter: its model is a `DeepLabV2` or an `SMPSegmenter`, or has their `architecture` and
             `settings`.
+
+    Raises:
+        ConfigError: settings or inference hold objects.
     """
     model = segmenter.model
     content = {
@@ -68,6 +72,14 @@ def save_segmenter(path: str | Path, segmenter: Segmenter) -> None:
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{path} would not be readable without executing code: settings and inference may hold only "
+            f"numbers, texts, lists and dictionaries, got {model.settings}, {dict(segmenter.inference)}"
+        ) from error
     atomic_write(path, buffer.getvalue())
 
 

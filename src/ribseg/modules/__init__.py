@@ -1,4 +1,4 @@
-"""LightningModules: the classifier's training, and the stages that make localization maps."""
+"""LightningModules: training of classifier and segmenter, and the stages that make maps and masks."""
 
 from ribseg.modules.classification import ClassifierModule
 from ribseg.modules.localization import (
@@ -9,6 +9,7 @@ from ribseg.modules.localization import (
     RIBModule,
     WrongClassModule,
 )
+from ribseg.modules.segmentation import SegmentationModule
 
 __all__ = [
     "CAMModule",
@@ -17,5 +18,6 @@ __all__ = [
     "LocalizationModule",
     "Prediction",
     "RIBModule",
+    "SegmentationModule",
     "WrongClassModule",
 ]

@@ -9,12 +9,25 @@ from omegaconf import DictConfig
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_network
 from ribseg.pipeline.bottleneck import BottleneckStage, check_bottleneck
+from ribseg.pipeline.chains import (
+    FULL,
+    REFINEMENT,
+    SOURCES,
+    ChainStage,
+    chain_name,
+    over,
+    segmenter_name,
+    tested_name,
+)
 from ribseg.pipeline.check_data import CHECK_DATA
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
+from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import ImportedStage, check_imported
 from ribseg.pipeline.numbers import check_numbers
 from ribseg.pipeline.pseudo_masks import PseudoMasksStage, check_refinement
+from ribseg.pipeline.segmenter import SegmenterStage, check_segmenter
+from ribseg.pipeline.segmenter_masks import SegmenterTestStage
 from ribseg.pipeline.stages import (
     CAMStage,
     ClassifierStage,
@@ -29,6 +42,9 @@ from ribseg.pipeline.stages import (
 from ribseg.pipeline.store import MANIFEST, Artefact
 from ribseg.pipeline.toy_networks import ToyNetworksStage
 
+REFINEMENT_STAGES = (AffinityLabelsStage(), AffinityStage(), RandomWalkStage(), PseudoMasksStage())
+# Of which maps there may be a second refinement, beside that of `refine.maps`.
+CHAINS = ("rib", "cam")
 # In the order in which they run: each stands after what it needs.
 STAGES: tuple[Stage, ...] = (
     ClassifierStage(),
@@ -37,35 +53,52 @@ STAGES: tuple[Stage, ...] = (
     ImportedStage(),
     WrongClassStage(),
     FeatureNormStage(),
-    AffinityLabelsStage(),
-    AffinityStage(),
-    RandomWalkStage(),
-    PseudoMasksStage(),
+    *REFINEMENT_STAGES,
+    *(ChainStage(stage, maps) for maps in CHAINS for stage in REFINEMENT_STAGES),
     EvaluateStage(),
+    *(SegmenterStage(source) for source in SOURCES),
+    *(SegmenterTestStage(source) for source in SOURCES),
+    ExportStage(),
     ToyNetworksStage(),
     BottleneckStage(),
 )
 ALIASES = {
     "controls": ("wrong_class", "feature_norm"),
-    "refine": ("affinity_labels", "affinity", "random_walk", "pseudo_masks"),
+    "refine": REFINEMENT,
     "bottleneck": ("toy_networks", "bottleneck"),
 }
+SEGMENTER = "segmenter"  # stands for the segmenters of all sources
 REPORT = "report"
 
 
-def chosen_stages(names: Iterable[str] | str | None) -> list[str]:
-    """Expands "controls", "refine" and "bottleneck", and checks the names of stages.
+def chosen_stages(
+    names: Iterable[str] | str | None, sources: Sequence[str] = (), maps: str = "rib"
+) -> list[str]:
+    """Expands "controls", "refine", "segmenter" and "bottleneck", and checks the names of stages.
+
+    Args:
+        names: of stages and groups of them.
+        sources: of the segmenters. With "segmenter" chosen, "refine" makes the masks of all of them.
+        maps: what "refine" refines.
 
     Raises:
         ConfigError: an unknown name, or none at all.
     """
+    check_sources(sources, maps)
     known = [CHECK_DATA, *(stage.name for stage in STAGES if stage.name not in ALIASES), REPORT]
     given_names = [names] if isinstance(names, str) else list(names or ())
-    chosen = [name for given in given_names for name in ALIASES.get(given, (given,))]
+    groups = ALIASES | {
+        SEGMENTER: tuple(name(source) for name in (segmenter_name, tested_name) for source in sources)
+    }
+    if SEGMENTER in given_names:
+        others = [source for source in sources if source in CHAINS and source != maps]
+        groups["refine"] += tuple(chain_name(name, other) for other in others for name in REFINEMENT)
+    chosen = [name for given in given_names for name in groups.get(given, (given,))]
     unknown = [name for name in chosen if name not in (*known, *ALIASES)]
     if unknown or not chosen:
+        public = [name for name in known if "_" not in name or name in (*REFINEMENT, *ALIASES["controls"])]
         raise ConfigError(
-            f"expected run=[...] with some of {', '.join([*known, *ALIASES])}; "
+            f"expected run=[...] with some of {', '.join([*public, *groups])}; "
             f"got {', '.join(unknown) or 'nothing'}"
         )
     return list(dict.fromkeys(chosen))
@@ -104,15 +137,18 @@ def preflight_data(context: Context) -> None:
     drop_skipped(context)
     if set(ALIASES["refine"]) & set(context.cfg.run):
         check_refinement(context)
+    if ExportStage.name in context.cfg.run:
+        check_export(context)
     plan_stages(context, [stage for stage in STAGES if stage.reads_data])
     check_imported(context)
     check_parts(context)
+    check_segmenters(context)
 
 
 def plan_stages(context: Context, stages: Sequence[Stage]) -> None:
     """Gives stages their artefacts, and checks that what they need will be there."""
     for stage in stages:
-        if stage.name != EvaluateStage.name or wants_scores(context):
+        if stage.wanted(context) and (stage.name != EvaluateStage.name or wants_scores(context)):
             context.artefacts[stage.name] = stage.artefact(context)
             check_complete(context, stage)
     for stage in stages:
@@ -122,6 +158,7 @@ def plan_stages(context: Context, stages: Sequence[Stage]) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Settings out of range, or that contradict each other."""
     check_numbers(cfg)
+    check_sources([*cfg.segmenter.sources, cfg.export.source], cfg.refine.maps)
     views = plain(cfg.rib.loss_views)
     if not isinstance(views, list) or not all(isinstance(view, int) and view >= 0 for view in views):
         raise ConfigError(f"expected rib.loss_views as a list of places in data.scales, got {views!r}")
@@ -133,6 +170,27 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError("rib.lr=auto goes by the stop rules; give rib.margin or rib.area_limit a number")
     if max(views, default=0) >= len(cfg.data.scales):
         raise ConfigError(f"rib.loss_views={views} names a view that data.scales={cfg.data.scales} lacks")
+
+
+def check_sources(sources: Iterable[str], maps: str) -> None:
+    """Whether segmenters can learn from these, where the run refines the maps of a stage."""
+    known = [name for name in SOURCES if name in (*CHAINS, FULL, maps)]
+    if not set(sources) <= set(known):
+        raise ConfigError(
+            f"expected segmenter.sources=[...] and export.source out of {', '.join(known)} (imported with "
+            f"refine.maps=imported), got {', '.join(sources)}"
+        )
+
+
+def check_segmenters(context: Context) -> None:
+    """Checks the segmenters that the run trains, and the masks that it makes for them."""
+    run = set(context.cfg.run)
+    for source in SOURCES:
+        if {segmenter_name(source), tested_name(source)} & run:
+            check_segmenter(context, source)
+    for maps in CHAINS:
+        if {chain_name(name, maps) for name in REFINEMENT} & run:
+            check_refinement(over(context, maps))
 
 
 def check_data(context: Context) -> None:
@@ -164,7 +222,8 @@ def needs_masks(context: Context) -> bool:
     Where broken images are skipped, always if there are any: what a stage trains on must not depend on
     whether the evaluation is among the stages of this run.
     """
-    if EvaluateStage.name in context.cfg.run:
+    run = context.cfg.run
+    if EvaluateStage.name in run or any(tested_name(source) in run for source in SOURCES):
         return True
     evals = context.data.evals.values()
     return context.data.on_error == "skip" and any(folder.has_mask(i) for folder in evals for i in folder.ids)

@@ -7,9 +7,9 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from rich.progress import track
 
+from ribseg.callbacks import one_thread
 from ribseg.pipeline.context import Context
 
 Job = tuple[Path, ...]  # what is read, and last what is written
@@ -29,8 +29,3 @@ def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job],
     with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
         for _ in show(pool.map(work, open_jobs, chunksize=4), title):
             pass
-
-
-def one_thread() -> None:
-    """For a process of a pool: the others need the cores, too."""
-    torch.set_num_threads(1)

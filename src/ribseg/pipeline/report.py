@@ -30,6 +30,13 @@ from ribseg.pipeline.bottleneck_report import (
     target_rows,
 )
 from ribseg.pipeline.context import Context
+from ribseg.pipeline.segmenter_report import (
+    HEADER,
+    pictured_segmentations,
+    segmenter_columns,
+    segmenter_rows,
+    segmenter_table,
+)
 from ribseg.pipeline.store import environment
 from ribseg.types import LocalizationMaps
 
@@ -115,6 +122,8 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
         context.console.print(NOTE, style="dim")
     if "pseudo_masks" in results:
         context.console.print(mask_table(results["pseudo_masks"]))
+    if "segmenter" in results:
+        context.console.print(segmenter_table(results["segmenter"]))
     if "adaptation" in results:
         context.console.print(adaptation_line(results["adaptation"]))
     if "skipped" in results:
@@ -207,7 +216,7 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
     scores = {name: results["localization"][name] for name in PICTURED if name in results["localization"]}
     step = max(1, len(folder.ids) // context.cfg.report.examples)
     ids = folder.ids[::step][: context.cfg.report.examples]
-    masks = pictured_masks(results)
+    masks = pictured_masks(results) | pictured_segmentations(results, split)
     width = len(scores) + len(masks) + 2
     figure = Figure(figsize=(2.4 * width, 2.4 * len(ids)), layout="constrained")
     for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
@@ -275,6 +284,9 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
     if "pseudo_masks" in results:
         parts += ["<h2>Pseudo masks</h2>", _html_table(list(MASK_HEADER), mask_rows(results["pseudo_masks"]))]
         parts.append(_per_class(context, mask_columns(results["pseudo_masks"])))
+    if "segmenter" in results:
+        parts += ["<h2>Segmenter</h2>", _html_table(list(HEADER), segmenter_rows(results["segmenter"]))]
+        parts.append(_per_class(context, segmenter_columns(results["segmenter"])))
     if "adaptation" in results:
         parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
     if "skipped" in results:

@@ -18,6 +18,7 @@ from ribseg.pipeline.loggers import finish_loggers, log_results
 from ribseg.pipeline.plan import REPORT, STAGES, chosen_stages, preflight
 from ribseg.pipeline.pseudo_masks import SCORES
 from ribseg.pipeline.report import print_tables, write_report
+from ribseg.pipeline.segmenter_masks import segmenter_results
 from ribseg.pipeline.stages import Stage
 from ribseg.pipeline.store import Artefact, environment
 
@@ -32,7 +33,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     Raises:
         RibsegError: settings or data cannot work; said before anything long begins.
     """
-    cfg.run = chosen_stages(cfg.run)
+    cfg.run = chosen_stages(cfg.run, cfg.segmenter.sources, cfg.refine.maps)
     quiet_lightning()
     with separate_processes():
         context = Context(cfg, Path(output))
@@ -96,6 +97,11 @@ def gather(context: Context) -> dict[str, Any]:
         results["adaptation"] = finished["rib"].facts
     if "pseudo_masks" in finished:
         results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
+    segmenters = segmenter_results(context)
+    if segmenters:
+        results["segmenter"] = segmenters
+    if "export" in finished:
+        results["export"] = finished["export"].facts
     if any(context.skipped.values()):
         results["skipped"] = context.skipped
     if "bottleneck" in finished:

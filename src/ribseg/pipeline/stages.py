@@ -48,9 +48,13 @@ class Stage(ABC):
         reads_data: whether it, or a stage that it needs, reads the configured data set.
     """
 
-    name: ClassVar[str]
+    name: str
     needs: ClassVar[tuple[str, ...]] = ()
     reads_data: ClassVar[bool] = True
+
+    def wanted(self, context: Context) -> bool:
+        """Whether it has a place in this run; else it is neither run nor reported."""
+        return True
 
     def required(self, context: Context) -> tuple[str, ...]:
         """Names of the stages whose artefacts it reads with these settings."""

@@ -1,0 +1,79 @@
+"""A segmenter as a program that runs without ribseg: `torch.export`, checked against the model."""
+
+import io
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ribseg.data.files import atomic_write
+from ribseg.errors import RibsegError
+from ribseg.models.segmenter import Segmenter
+
+SMALLEST, LARGEST = 32, 4096  # sides of the images that the program takes
+EXAMPLE = (2, 3, 96, 128)
+CHECKED = ((1, 3, 96, 128), (3, 3, 64, 160))
+TOLERANCE = 1e-4
+
+
+class PixelProbabilities(nn.Module):
+    """What a program computes: pixels in, probabilities of the labels out.
+
+    Args:
+        segmenter: its model, mean and std.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.model = segmenter.model
+        self.register_buffer("mean", torch.tensor(segmenter.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(segmenter.std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 RGB in [0, 1] -> (N, C+1, H, W) probabilities, at one scale."""
+        logits = self.model((images - self.mean) / self.std)
+        large = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return large.softmax(1)
+
+
+def export_program(segmenter: Segmenter) -> ExportedProgram:
+    """The program, for any batch and for sides that are multiples of 32, from 32 to 4,096 pixels.
+
+    Raises:
+        RibsegError: what it computes is not what the model computes.
+    """
+    module = PixelProbabilities(segmenter).cpu().eval()
+    rows, columns = (Dim(name, min=1, max=LARGEST // SMALLEST) for name in ("rows", "columns"))
+    shapes = ({0: Dim("batch", min=1, max=1024), 2: SMALLEST * rows, 3: SMALLEST * columns},)
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.zeros(EXAMPLE),), dynamic_shapes=shapes)
+    difference = largest_difference(module, program)
+    if difference > TOLERANCE:
+        raise RibsegError(
+            f"the exported program differs from the model by {difference:g} in a probability, expected at "
+            f"most {TOLERANCE:g}; leave it out with export.program=false"
+        )
+    return program
+
+
+def largest_difference(module: nn.Module, program: ExportedProgram) -> float:
+    """Between model and program, over random images of several shapes."""
+    generator, run = torch.Generator().manual_seed(0), program.module()
+    worst = 0.0
+    with torch.no_grad():
+        for shape in CHECKED:
+            images = torch.rand(shape, generator=generator)
+            worst = max(worst, float((module(images) - run(images)).abs().max()))
+    return worst
+
+
+def save_program(path: str | Path, program: ExportedProgram) -> None:
+    """Writes a program atomically; `torch.export.load(path).module()` runs it."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    atomic_write(path, buffer.getvalue())

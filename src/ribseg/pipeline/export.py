@@ -1,0 +1,102 @@
+"""The stage for what leaves the house: the VOC server's archive, and the segmenter as a program."""
+
+from pathlib import Path
+from typing import Any
+
+from ribseg.archive import check_voc_archive, write_voc_archive
+from ribseg.data.check import check_dataset
+from ribseg.data.images import read_header
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError
+from ribseg.models.program import export_program, save_program
+from ribseg.pipeline.chains import SOURCES, segmenter_name, tested_name
+from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.segmenter import tested_folders
+from ribseg.pipeline.segmenter_masks import tested_segmenter, write_masks
+from ribseg.pipeline.stages import Stage
+from ribseg.pipeline.store import Artefact
+
+PROGRAM = "segmenter.pt2"
+SERVER_SPLITS = ("val", "test")  # of which the server has a folder
+
+
+class ExportStage(Stage):
+    """Segments a split that may have neither labels nor masks, packs the masks, and checks the archive."""
+
+    name = "export"
+
+    def wanted(self, context: Context) -> bool:
+        """Only where the run names it: the split need not be there otherwise."""
+        return self.name in context.cfg.run
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The segmenter."""
+        return (segmenter_name(context.cfg.export.source),)
+
+    def artefact(self, context: Context) -> Artefact:
+        """Depends on the segmenter, the images, and how they are segmented."""
+        settings = context.settings("export") | {
+            "test": plain(context.cfg.segmenter.test),
+            "trainer": context.trainer_settings(),
+        }
+        data = exported_folder(context).fingerprint(masks=False)
+        return context.store.artefact(self.name, settings, self.inputs(context), data)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether archive and program are there."""
+        program = not context.cfg.export.program or (artefact.folder / PROGRAM).is_file()
+        return archive_path(context, artefact).is_file() and program
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Segments what is missing, then packs and checks in the first process."""
+        cfg, folder = context.cfg.export, exported_folder(context)
+        segmenter = tested_segmenter(context, cfg.source)
+        place = tested_masks(context) or artefact.folder / "masks"
+        write_masks(context, artefact, segmenter, folder, place)
+        archive = archive_path(context, artefact)
+
+        def pack() -> None:
+            write_voc_archive(archive, place, folder.ids, cfg.split)
+            sizes = {image_id: read_header(folder.image_path(image_id)).size for image_id in folder.ids}
+            check_voc_archive(archive, sizes, cfg.split, folder.num_classes)
+            context.console.print(f"  {len(sizes)} masks, looked at one by one: {archive}")
+            if cfg.program:
+                save_program(artefact.folder / PROGRAM, export_program(segmenter))
+                context.console.print(f"  the segmenter as a program of torch: {artefact.folder / PROGRAM}")
+
+        context.on_first(pack)
+        return {"archive": str(archive), "split": cfg.split, "source": cfg.source, "images": len(folder)}
+
+
+def archive_path(context: Context, artefact: Artefact) -> Path:
+    """Where the archive lies."""
+    return artefact.folder / f"comp6_{context.cfg.export.split}_cls.tar.gz"
+
+
+def exported_folder(context: Context) -> VOCFolder:
+    """The images; nothing is asked of labels."""
+    return context.data.open(context.cfg.export.split, labels="none")
+
+
+def tested_masks(context: Context) -> Path | None:
+    """The masks of the test, if that was made with these settings on this split."""
+    cfg = context.cfg
+    artefact = context.artefacts.get(tested_name(cfg.export.source))
+    if artefact is None or not artefact.finished or cfg.export.split not in tested_folders(context):
+        return None
+    return artefact.folder / cfg.export.split
+
+
+def check_export(context: Context) -> None:
+    """Finds before the training what would fail after it.
+
+    Raises:
+        RibsegError: an unknown source or split, or images that cannot be read.
+    """
+    cfg = context.cfg.export
+    if cfg.split not in SERVER_SPLITS or cfg.source not in SOURCES:
+        raise ConfigError(
+            f"expected export.split out of {', '.join(SERVER_SPLITS)}, as VOC's server has them, and "
+            f"export.source out of {', '.join(SOURCES)}; got {cfg.split} and {cfg.source}"
+        )
+    context.on_first(lambda: check_dataset(exported_folder(context), progress=context.cfg.progress))
