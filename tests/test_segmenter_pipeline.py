@@ -206,6 +206,29 @@ def add_test_split(tree):
     return tree
 
 
+def test_a_bound_with_a_broken_mask_is_refused(tmp_path, tree):
+    (tree / "ImageSets/Segmentation/half.txt").write_text("im_00\nim_01\n")
+    write_mask(tree / "SegmentationClass" / "im_04.png", np.ones((3, 3), np.uint8))
+    extra = ("segmenter.sources=[full]", "data.eval_splits=[half,val]")
+    with pytest.raises(DataError, match="im_04"):
+        folder_run(tmp_path, tree, *LIGHT[:2], *extra)
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_training_without_any_masks(tmp_path, tree):
+    shutil.rmtree(tree / "SegmentationClass")
+    extra = (
+        "data.eval_splits=[]",
+        "refine.maps_threshold=0.3",
+        "refine.walk_threshold=0.3",
+        "run=[classifier,rib,pseudo_masks,segmenter_rib,export]",
+    )
+    add_test_split(tree)
+    results = folder_run(tmp_path, tree, "refine.variants=[none]", *extra, "export.program=false")
+    assert results["export"]["images"] == 3
+    assert "segmenter" not in results
+
+
 CHECK = """
 import io, sys, tarfile
 from PIL import Image

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from omegaconf import DictConfig
 
+from ribseg.data.check import check_dataset
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage, new_network
 from ribseg.pipeline.bottleneck import BottleneckStage, check_bottleneck
@@ -26,7 +27,7 @@ from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import ImportedStage, check_imported
 from ribseg.pipeline.numbers import check_numbers
 from ribseg.pipeline.pseudo_masks import PseudoMasksStage, check_refinement
-from ribseg.pipeline.segmenter import SegmenterStage, check_segmenter
+from ribseg.pipeline.segmenter import SegmenterStage, check_segmenter, training_folder
 from ribseg.pipeline.segmenter_masks import SegmenterTestStage
 from ribseg.pipeline.stages import (
     CAMStage,
@@ -188,9 +189,23 @@ def check_segmenters(context: Context) -> None:
     for source in SOURCES:
         if {segmenter_name(source), tested_name(source)} & run:
             check_segmenter(context, source)
+    if segmenter_name(FULL) in run:
+        context.on_first(lambda: check_truth(context))
     for maps in CHAINS:
         if {chain_name(name, maps) for name in REFINEMENT} & run:
             check_refinement(over(context, maps))
+
+
+def check_truth(context: Context) -> None:
+    """Opens every mask that the bound learns from; remembered in the store."""
+    folder, full = training_folder(context, FULL), context.cfg.check_files
+    settings = {"masks": [folder.split], "full": full}
+    artefact = context.store.artefact("data", settings, {}, folder.fingerprint(masks=True))
+    if artefact.finished:
+        return
+    start = time.perf_counter()
+    report = check_dataset(folder, masks=True, full=full, progress=context.cfg.progress)
+    artefact.finish({folder.split: asdict(report)}, time.perf_counter() - start)
 
 
 def check_data(context: Context) -> None:
