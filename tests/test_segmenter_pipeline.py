@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import open_dict
 from PIL import Image
-from quick_run import folder_run, settings
+from quick_run import QUICK, folder_run, settings
 
 import ribseg
 from ribseg.archive import archive_folder, check_voc_archive, read_indexed_png, write_voc_archive
@@ -397,13 +396,12 @@ def test_published_recipes():
         assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat) == (67, 3, 4)
 
 
-def test_a_segmenter_of_another_library_in_the_chain(tmp_path, tree):
+def test_a_segmenter_of_another_library_in_the_chain(tmp_path, tree, monkeypatch):
     pytest.importorskip("segmentation_models_pytorch")
-    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *LIGHT)
-    with open_dict(cfg):
-        cfg.segmenter.model = {
-            "_target_": "ribseg.models.SMPSegmenter", "name": "fpn", "encoder": "resnet18",
-            "pretrained": False, "weights": None, "norm": "frozen",
-        }  # fmt: skip
+    network = [o for o in QUICK if not o.startswith("segmenter.model.")]
+    monkeypatch.setattr("quick_run.QUICK", [*network, "segmenter/network@segmenter.model=smp"])
+    chosen = ("name=fpn", "encoder=resnet18", "pretrained=false")
+    extra = ("segmenter=deeplabv2_voc", *(f"segmenter.model.{setting}" for setting in chosen))
+    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *LIGHT, *extra)
     results = run(cfg, tmp_path / "out")
     assert 0 <= results["segmenter"]["rib"]["miou"] <= 1
