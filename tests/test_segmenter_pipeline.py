@@ -177,6 +177,10 @@ def test_the_checkpoint_predicts_what_the_test_wrote(tmp_path, tree):
         (["segmenter.select=best", "segmenter.validate=false"], "segmenter.select"),
         (["segmenter.module.class_weights=[1,2]"], "class_weights"),
         (["segmenter.model.backbone=nothing"], "nothing"),
+        (
+            ["segmenter.model.weights=classifier", "segmenter.model.backbone=resnet18"],
+            "classifier's backbone",
+        ),
         (["segmenter.test.tile=3"], "tile"),
         (["segmenter.max_steps=0"], "max_steps"),
         (["run=[segmenter]"], "needs pseudo_masks"),

@@ -87,14 +87,15 @@ def finish_loggers() -> None:
         sys.modules["wandb"].finish()
 
 
+LOGGED = ("localization", "adaptation", "bottleneck", "segmenter")
+
+
 def log_results(context: "Context", results: dict[str, Any]) -> None:
     """Hands the numbers of `results.json` to the logger, as `localization/rib/best_miou` and so on."""
     logger = context.logger("results")
     if logger is None:
         return
-    logger.log_metrics(
-        numbers({key: results[key] for key in ("localization", "adaptation", "bottleneck") if key in results})
-    )
+    logger.log_metrics(numbers({key: results[key] for key in LOGGED if key in results}))
     logger.finalize("success")
     finish_loggers()
 

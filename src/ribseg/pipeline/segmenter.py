@@ -1,5 +1,6 @@
 """The segmenter's training, on pseudo masks or, as the bound, on the ground truth (METHOD: section 6)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from ribseg.data.segmentation import (
 )
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
-from ribseg.models import Segmenter, save_segmenter
+from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in_play
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.pseudo_masks import mask_path, variants
-from ribseg.pipeline.stages import Stage, readable, trained_classifier
+from ribseg.pipeline.stages import Stage, new_classifier, readable, trained_classifier
 from ribseg.pipeline.store import Artefact, file_digest
 
 WEIGHTS = "segmenter.pt"
@@ -129,30 +130,38 @@ def validation_folder(context: Context) -> VOCFolder | None:
     return next(iter(tested_folders(context).values()))
 
 
-def new_segmenter(context: Context, pretrained: bool | None = None) -> nn.Module:
-    """The configured network for the classes of the data.
+def new_segmenter(context: Context, classifier: Classifier | None = None) -> nn.Module:
+    """The configured network for the classes of the data, with the weights that it starts from.
 
     Args:
         context: of the run.
-        pretrained: False leaves weights that would be loaded out.
+        classifier: whose backbone it starts from with `segmenter.model.weights=classifier`; None for the one
+            that the classifier stage has trained.
     """
     cfg = context.cfg.segmenter.model
-    extra: dict[str, Any] = {} if pretrained is None else {"pretrained": pretrained, "weights": None}
-    own = cfg.weights == "classifier"
-    if own:
-        extra["weights"] = None
+    shared = cfg.weights == "classifier"
+    extra = {"weights": None} if shared else {}
     # Plain values, because they go into the segmenter's file.
     model = build(cfg, num_classes=context.data.num_classes + 1, _convert_="all", **extra)
-    if own and pretrained is not False:
-        state = trained_classifier(context).backbone.state_dict()
-        try:
-            model.backbone.load_state_dict(state)
-        except RuntimeError as error:
-            raise ConfigError(
-                "segmenter.model.weights=classifier needs the classifier's backbone; set "
-                f"segmenter.model.backbone and backbone_kwargs to those of classifier.model: {error}"
-            ) from error
+    if shared:
+        take_backbone(model, trained_classifier(context) if classifier is None else classifier)
     return model
+
+
+def take_backbone(model: Any, classifier: Classifier) -> None:
+    """Copies the classifier's backbone.
+
+    Raises:
+        ConfigError: the segmenter's is another one.
+    """
+    try:
+        model.backbone.load_state_dict(classifier.backbone.state_dict())
+    except (AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            "segmenter.model.weights=classifier needs a DeepLab-v2 over the classifier's backbone; set "
+            "segmenter.model.backbone and backbone_kwargs to those of classifier.model, or give it "
+            f"weights of its own: {error}"
+        ) from error
 
 
 def described(context: Context, model: nn.Module) -> Segmenter:
@@ -166,7 +175,7 @@ def masks_of(context: Context, source: str) -> PathOf:
     if source == FULL:
         return training_folder(context, source).mask_path
     folder, variant = context.artefacts[masks_stage(context, source)].folder, variants(context)[-1]
-    return lambda image_id: mask_path(folder, variant, image_id)
+    return partial(mask_path, folder, variant)
 
 
 def segmentation_data(context: Context, source: str) -> SegmentationDataModule:
@@ -266,10 +275,8 @@ def check_segmenter(context: Context, source: str) -> None:
             )
     if context.artefacts[segmenter_name(source)].finished:
         return
-    build(cfg.module, model=new_segmenter(context, pretrained=None if own_weights(cfg) else False))
+    # The classifier need not be trained yet, but an untrained one has the same shapes.
+    official = context.cfg.classifier.official_checkpoint
+    classifier = trained_classifier(context) if official else new_classifier(context, pretrained=False)
+    build(cfg.module, model=new_segmenter(context, classifier))
     segmentation_data(context, source).check(context.processes)
-
-
-def own_weights(cfg: Any) -> bool:
-    """Whether the weights that the training starts from are at hand before the run."""
-    return cfg.model.weights != "classifier"
