@@ -11,7 +11,8 @@ from quick_run import settings
 
 from ribseg.data.toy import REGIONS
 from ribseg.errors import ConfigError, DatasetNotFoundError
-from ribseg.pipeline.plan import chosen_stages, reads_data
+from ribseg.pipeline.plan import chosen_stages
+from ribseg.pipeline.preflight import reads_data
 from ribseg.pipeline.runner import run
 from ribseg.pipeline.sweep import SweepTable
 

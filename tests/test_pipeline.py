@@ -16,7 +16,8 @@ from quick_run import CONF, folder_run, settings
 from ribseg.data.masks import write_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.pipeline.context import Context
-from ribseg.pipeline.plan import STAGES, check_settings, chosen_stages
+from ribseg.pipeline.plan import STAGES, chosen_stages
+from ribseg.pipeline.preflight import check_settings
 from ribseg.pipeline.runner import gather, run
 from ribseg.pipeline.stages import read_rate
 from ribseg.pipeline.store import Store

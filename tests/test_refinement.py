@@ -14,7 +14,7 @@ from ribseg.data.masks import read_mask
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.functional import otsu, score_histogram
 from ribseg.pipeline.pseudo_masks import VARIANTS, Variant
-from ribseg.pipeline.report import mask_name
+from ribseg.pipeline.tables import mask_name
 
 TRUTH = [  # the true masks as the maps of another program
     "run=[imported,pseudo_masks,evaluate,report]",
@@ -173,6 +173,8 @@ def test_without_any_masks(tmp_path, tree):
     folder = Path(results["store"]["pseudo_masks"])
     assert len(list((folder / "random_walk_crf").glob("*.png"))) == 6
     assert "miou" not in results["pseudo_masks"]
+    # Nothing to score with, but something to look at.
+    assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
     scores = json.loads((folder / "scores.json").read_text())
     assert 0 <= scores["random_walk_crf"]["threshold"] <= 1
 

@@ -15,12 +15,14 @@ from ribseg.pipeline.check_data import CHECK_DATA, report_data
 from ribseg.pipeline.context import Context, plain, separate_processes
 from ribseg.pipeline.evaluate import RESULT
 from ribseg.pipeline.loggers import finish_loggers, log_results
-from ribseg.pipeline.plan import REPORT, STAGES, chosen_stages, preflight
+from ribseg.pipeline.plan import REPORT, STAGES, chosen_stages
+from ribseg.pipeline.preflight import preflight
 from ribseg.pipeline.pseudo_masks import SCORES
-from ribseg.pipeline.report import print_tables, write_report
+from ribseg.pipeline.report import write_report
 from ribseg.pipeline.segmenter_masks import segmenter_results
 from ribseg.pipeline.stages import Stage
 from ribseg.pipeline.store import Artefact, environment
+from ribseg.pipeline.tables import print_tables
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
