@@ -54,8 +54,11 @@ def test_the_mark_tells_the_class(toy):
         rows, columns = region.any(1).nonzero().flatten(), region.any(0).nonzero().flatten()
         box = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert box.shape[0] == box.shape[1]
-        assert bool(box.all()) == (label == 1)  # a square fills its box, a disc does not
-        assert bool(box[0, 0]) == (label == 1)
+        assert bool(box[0].all() & box[:, 0].all()) == (label == 1)  # a square has corners, a circle none
+        assert box[0].any()
+        middle = box.shape[0] // 2
+        assert not box[middle - 1 : middle + 2, middle - 1 : middle + 2].any()  # outlines
+        assert box[middle].sum() == 4  # two pixels wide
 
 
 def test_mark_and_digit_keep_apart(toy):

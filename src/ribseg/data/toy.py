@@ -27,6 +27,8 @@ SIZE = 64
 """Edge length of the images in pixels."""
 DIGIT_SIZES, MARK_SIZES = (26, 32), (11, 14)
 """Edge lengths of the digit's and the mark's box in pixels, both ends included."""
+MARK_WIDTH = 2
+"""Of the mark's line in pixels: like a stroke of a digit, so that the mark is no texture of its own."""
 CONTRAST, INK = 3.0, 0.25
 """Factor that sharpens upscaled digits around their middle grey; grey from which a pixel is the digit's."""
 
@@ -177,13 +179,14 @@ def _scaled(digit: Tensor, side: int) -> Tensor:
 
 
 def _mark(label: int, side: int) -> Tensor:
-    """(side, side) bool: a disc for the first class, a square for the second, of about equal area."""
-    if label == 1:
-        square = torch.zeros(side, side, dtype=torch.bool)
-        square[1:-1, 1:-1] = True
-        return square
+    """(side, side) bool: the outline of a circle for the first class, of a square for the second."""
     axis = torch.arange(side) - (side - 1) / 2
-    return axis[:, None] ** 2 + axis**2 <= (side / 2) ** 2
+    if label == 0:
+        distance = (axis[:, None] ** 2 + axis**2).sqrt()
+    else:
+        # One pixel smaller to each side: of about the circle's area.
+        distance = torch.maximum(axis[:, None].abs(), axis.abs()) + 1
+    return (distance <= side / 2) & (distance > side / 2 - MARK_WIDTH)
 
 
 def _place(
