@@ -125,4 +125,4 @@ def test_errors_are_one_message_without_a_traceback(base):
         cwd=base, capture_output=True, text=True,
     )  # fmt: skip
     assert nothing.returncode == 1
-    assert "experiment=demo|rib_folder|rib_voc" in nothing.stderr
+    assert "experiment=demo|rib_coco|rib_folder|rib_voc|toy_bottleneck" in nothing.stderr
