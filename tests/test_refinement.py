@@ -168,6 +168,8 @@ def test_without_any_masks(tmp_path, tree):
     with pytest.raises(ConfigError, match=r"or unsupervised, which needs none"):
         folder_run(tmp_path, tree, *overrides)
     assert not list((tmp_path / "store").glob("classifier-*"))
+    # Who makes no masks needs no background score.
+    assert "rib" in folder_run(tmp_path, tree, "data.eval_splits=[]", "run=[classifier,rib]")["store"]
     choices = ["refine.maps_threshold=unsupervised", "refine.walk_threshold=unsupervised"]
     results = folder_run(tmp_path, tree, *overrides, *choices)
     folder = Path(results["store"]["pseudo_masks"])

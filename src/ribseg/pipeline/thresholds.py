@@ -11,7 +11,7 @@ from ribseg.callbacks import map_path
 from ribseg.data.maps import load_maps
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.threshold import otsu, score_histogram
-from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.context import Context
 from ribseg.pipeline.evaluate import ordered_map, sweep_split
 
 # How many splits with masks each way to choose needs; the last of them is the one that it chooses on.
@@ -48,11 +48,13 @@ def choice_settings(context: Context, setting: float | str) -> dict[str, Any]:
     """What a background score depends on besides maps and masks, for a digest."""
     if not isinstance(setting, str):
         return {"score": setting}
-    splits = plain(context.cfg.data.eval_splits)
+    splits, needed = list(context.data.eval_splits), CHOICES[setting]
+    # Without such a split no mask can be made; a run that makes none has this place for them all the same.
+    held = splits[needed - 1] if 0 < needed <= len(splits) else None
     return {
         "score": setting,
         "thresholds": context.cfg.evaluate.thresholds,
-        "split": splits[CHOICES[setting] - 1] if CHOICES[setting] else context.data.train_split,
+        "split": held if needed else context.data.train_split,
     }
 
 
