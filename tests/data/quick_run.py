@@ -48,6 +48,7 @@ QUICK = [
     "bottleneck.training.batch_size=6",
     "bottleneck.rib.steps=2",
     "bottleneck.examples=2",
+    "bottleneck.workers=1",
 ]
 
 
