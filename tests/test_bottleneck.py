@@ -82,6 +82,14 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
     assert weights.stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_same(tmp_path):
+    first = toy_run(tmp_path / "one")
+    second = toy_run(tmp_path / "two", "bottleneck.workers=2", "progress=true")
+    assert first["bottleneck"] == second["bottleneck"]
+    assert Path(first["store"]["bottleneck"]).name == Path(second["store"]["bottleneck"]).name
+
+
 def test_lost_files_are_made_again(tmp_path):
     first = toy_run(tmp_path, "bottleneck.seeds=1")
     (Path(first["store"]["bottleneck"]) / "examples.npz").unlink()

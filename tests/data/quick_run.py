@@ -68,6 +68,7 @@ QUICK = [
     "bottleneck.training.batch_size=6",
     "bottleneck.rib.steps=2",
     "bottleneck.examples=2",
+    "bottleneck.workers=1",
 ]
 
 SHORT = "run=[classifier,cam,rib,controls,evaluate,report]"

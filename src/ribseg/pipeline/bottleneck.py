@@ -18,7 +18,6 @@ from ribseg.data.files import atomic_write
 from ribseg.data.toy import (
     REGIONS,
     SPLITS,
-    Digits,
     ToyBatches,
     ToyImages,
     digits_fingerprint,
@@ -33,10 +32,18 @@ from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.loggers import finish_loggers
 from ribseg.pipeline.stages import Stage
 from ribseg.pipeline.store import Artefact
-from ribseg.pipeline.toy_networks import network_path, seeds, single_trainer, toy_digits, training_loss
+from ribseg.pipeline.toy_networks import (
+    for_seeds,
+    network_path,
+    seeds,
+    single_trainer,
+    toy_digits,
+    training_loss,
+)
 from ribseg.pooling import Activated
 
 RESULT, EXAMPLES = "bottleneck.json", "examples.npz"
+NEUTRAL = ("mnist_root", "workers")  # where the digits lie and where it is computed change no result
 FINALS = ("logit", "activation")
 
 
@@ -49,7 +56,7 @@ class BottleneckStage(Stage):
 
     def artefact(self, context: Context) -> Artefact:
         """Depends on the networks, RIB's settings and pooling, and what is measured on which images."""
-        cfg = {name: value for name, value in plain(context.cfg.bottleneck).items() if name != "mnist_root"}
+        cfg = {name: value for name, value in plain(context.cfg.bottleneck).items() if name not in NEUTRAL}
         settings = {"bottleneck": cfg} | context.settings("pooling", "seed")
         settings["trainer"] = context.trainer_settings()
         data = digits_fingerprint(toy_digits(context))
@@ -65,14 +72,12 @@ class BottleneckStage(Stage):
         return {}
 
     def _measure(self, context: Context, artefact: Artefact) -> None:
-        digits = split_digits(toy_digits(context), context.cfg.bottleneck.split)
-        records = []
-        for seed in seeds(context):
-            path = artefact.folder / f"seed-{seed}.json"
-            if not path.is_file() or (seed == context.cfg.seed and not path.with_name(EXAMPLES).is_file()):
-                record = measure_seed(context, artefact, digits, seed)
-                atomic_write(path, json.dumps(record, indent=1).encode())
-            records.append(json.loads(path.read_text()))
+        paths = {seed: record_path(artefact, seed) for seed in seeds(context)}
+        missing = [seed for seed, path in paths.items() if not path.is_file()]
+        if context.cfg.seed not in missing and not (artefact.folder / EXAMPLES).is_file():
+            missing.append(context.cfg.seed)
+        for_seeds(context, artefact, measure_seed, missing)
+        records = [json.loads(path.read_text()) for path in paths.values()]
         atomic_write(artefact.folder / RESULT, json.dumps(put_together(records), indent=1).encode())
 
 
@@ -112,9 +117,15 @@ def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:
     )
 
 
-def measure_seed(context: Context, artefact: Artefact, digits: Digits, seed: int) -> dict[str, Any]:
+def record_path(artefact: Artefact, seed: int) -> Path:
+    """Where the measurements of a seed lie."""
+    return artefact.folder / f"seed-{seed}.json"
+
+
+def measure_seed(context: Context, artefact: Artefact, seed: int) -> None:
     """Everything about one network: high gradient ratios before and after RIB, accuracy, saturation."""
     cfg = context.cfg.bottleneck
+    digits = split_digits(toy_digits(context), cfg.split)
     network = ToyNet()
     network.load_state_dict(read_state_dict(network_path(context.artefacts["toy_networks"], seed)))
     measured = toy_images(digits, cfg.images.measured, 1.0, seed, f"{cfg.split} measured")
@@ -125,7 +136,7 @@ def measure_seed(context: Context, artefact: Artefact, digits: Digits, seed: int
     items = cast(list[Measured], predictions)
     if seed == context.cfg.seed:
         save_examples(artefact.folder / EXAMPLES, measured, items[: cfg.examples])
-    return {
+    record = {
         "seed": seed,
         "images": len(items),
         "steps_mean": float(np.mean([item.steps for item in items])),
@@ -134,6 +145,7 @@ def measure_seed(context: Context, artefact: Artefact, digits: Digits, seed: int
         "after": by_region(item.after for item in items),
         "network": score_network(context, network.cpu(), scored),
     }
+    atomic_write(record_path(artefact, seed), json.dumps(record, indent=1).encode())
 
 
 def by_region(ratios: Iterable[Tensor]) -> dict[str, list[float | None]]:

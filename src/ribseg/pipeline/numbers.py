@@ -114,6 +114,7 @@ NUMBERS = {
     "bottleneck.saturation": Range(False, 0),
     "bottleneck.information_bins": Range(True, 1, words=(None,)),
     "bottleneck.examples": COUNT,
+    "bottleneck.workers": Range(True, 1, words=("auto",)),
 }
 
 

@@ -1,9 +1,7 @@
 """Runs the chosen stages one after the other, each at most once for the same settings and inputs."""
 
 import json
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from omegaconf import DictConfig
 from ribseg.data.files import atomic_write
 from ribseg.pipeline.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.check_data import CHECK_DATA, report_data
+from ribseg.pipeline.console import quiet_lightning
 from ribseg.pipeline.context import Context, plain, separate_processes
 from ribseg.pipeline.evaluate import RESULT
 from ribseg.pipeline.loggers import finish_loggers, log_results
@@ -55,15 +54,6 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
             if REPORT in cfg.run:
                 context.console.print(f"report: {write_report(context, results)}")
         return results
-
-
-def quiet_lightning() -> None:
-    """Leaves out what Lightning says at every start of a Trainer; its warnings stay."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    # Frozen BatchNorm statistics are meant.
-    warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
-    # Lightning 2.6 with torch >= 2.12; of no use to whoever runs a stage.
-    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
 
 
 def run_stage(context: Context, stage: Stage) -> None:

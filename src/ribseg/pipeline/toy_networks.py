@@ -1,27 +1,35 @@
 """The networks of the toy experiment, one per seed."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import DictConfig
 from torch import Tensor
 
+from ribseg.callbacks import Threads
 from ribseg.data.toy import Digits, ToyBatches, digits_fingerprint, read_digits, split_digits, toy_images
 from ribseg.errors import ConfigError
 from ribseg.functional.activations import last_activation
 from ribseg.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
 from ribseg.models import ToyNet
 from ribseg.modules.toy import ToyModule
+from ribseg.pipeline.console import quiet_lightning
 from ribseg.pipeline.context import Context, plain
 from ribseg.pipeline.loggers import finish_loggers
+from ribseg.pipeline.pool import one_thread
 from ribseg.pipeline.stages import Stage, save_state
 from ribseg.pipeline.store import Artefact
 
 WEIGHTS = "network.pt"
 Loss = Callable[[Tensor, Tensor], Tensor]
+SeedWork = Callable[[Context, Artefact, int], None]
 
 
 class ToyNetworksStage(Stage):
@@ -46,17 +54,9 @@ class ToyNetworksStage(Stage):
         return all(network_path(artefact, seed).is_file() for seed in seeds(context))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Trains the networks that are not there yet, in the first process."""
-
-        def train() -> None:
-            digits = split_digits(toy_digits(context), "train")
-            for seed in seeds(context):
-                if not network_path(artefact, seed).is_file():
-                    start = time.perf_counter()
-                    save_state(train_network(context, artefact, digits, seed), network_path(artefact, seed))
-                    context.console.print(f"  seed {seed}: {time.perf_counter() - start:.0f} s")
-
-        context.on_first(train)
+        """Trains the networks that are not there yet."""
+        missing = [seed for seed in seeds(context) if not network_path(artefact, seed).is_file()]
+        context.on_first(lambda: for_seeds(context, artefact, train_network, missing))
         return {}
 
 
@@ -100,9 +100,55 @@ def training_loss(context: Context) -> Loss:
     return loss
 
 
-def train_network(context: Context, artefact: Artefact, digits: Digits, seed: int) -> ToyNet:
+def for_seeds(context: Context, artefact: Artefact, work: SeedWork, chosen: Sequence[int]) -> None:
+    """Does the work of some seeds, in `bottleneck.workers` processes.
+
+    Each seed has one thread: the numbers do not depend on how many cores there are, and networks so small
+    gain more from a core of their own than from two that wait for each other.
+    """
+    setting = context.cfg.bottleneck.workers
+    workers = min((os.cpu_count() or 1) if setting == "auto" else int(setting), len(chosen))
+    if workers <= 1:
+        for seed in chosen:
+            _say(context, seed, _timed(work, context, artefact, seed))
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
+        shared = (context.cfg, context.output, context.artefacts, artefact, work)
+        jobs = {pool.submit(_in_process, *shared, seed): seed for seed in chosen}
+        for job in as_completed(jobs):
+            _say(context, jobs[job], job.result())
+
+
+def _in_process(
+    cfg: DictConfig,
+    output: Path,
+    artefacts: dict[str, Artefact],
+    artefact: Artefact,
+    work: SeedWork,
+    seed: int,
+) -> float:
+    """One seed in a fresh process, without a progress bar: there would be one per process."""
+    quiet_lightning()
+    cfg.progress = False
+    context = Context(cfg, output)
+    context.artefacts = artefacts
+    return _timed(work, context, artefact, seed)
+
+
+def _timed(work: SeedWork, context: Context, artefact: Artefact, seed: int) -> float:
+    start = time.perf_counter()
+    work(context, artefact, seed)
+    return time.perf_counter() - start
+
+
+def _say(context: Context, seed: int, seconds: float) -> None:
+    context.console.print(f"  seed {seed}: {seconds:.0f} s")
+
+
+def train_network(context: Context, artefact: Artefact, seed: int) -> None:
     """One network on its seed's images; one that diverges is kept as it is, it counts as diverged."""
     cfg = context.cfg.bottleneck
+    digits = split_digits(toy_digits(context), "train")
     pl.seed_everything(seed, workers=True, verbose=False)
     toy = toy_images(digits, cfg.images.train, cfg.marked, seed, "train")
     network = ToyNet()
@@ -112,11 +158,18 @@ def train_network(context: Context, artefact: Artefact, digits: Digits, seed: in
     module = ToyModule(network, training_loss(context), cfg.training.lr)
     trainer.fit(module, ToyBatches(toy, cfg.training.batch_size, seed))
     finish_loggers()  # a run per seed
-    return network
+    save_state(network, network_path(artefact, seed))
 
 
 def single_trainer(context: Context, name: str, artefact: Artefact, **kwargs: Any) -> pl.Trainer:
-    """The configured Trainer on one device: the networks are too small to be shared out."""
+    """The configured Trainer on one device and one thread: the networks are too small to be shared out."""
     return context.trainer(
-        name, artefact.folder, devices=1, num_nodes=1, strategy="auto", log_every_n_steps=1, **kwargs
+        name,
+        artefact.folder,
+        [Threads(1)],
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        log_every_n_steps=1,
+        **kwargs,
     )
