@@ -4,7 +4,6 @@ Functions of any network that maps (N, 3, H, W) images to (N, C+1, h, w) logits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
 from ribseg.data.views import check_scales
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
+from ribseg.localize import evaluating
 from ribseg.models.segmenter import Segmenter, load_segmenter
 
 Channels = tuple[float, float, float]
@@ -224,15 +224,3 @@ def check_image(image: np.ndarray) -> None:
     """Raises a DataError if an array is no (H, W, 3) uint8 image."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise DataError(f"expected an image (H, W, 3) of uint8, got {image.dtype} {image.shape}")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module's training flag is restored."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

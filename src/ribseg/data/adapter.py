@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ribseg.data.files import atomic_write
+from ribseg.data.labels import write_label_csv
 from ribseg.data.masks import write_mask
 from ribseg.errors import DataError
 
@@ -54,13 +55,13 @@ def write_voc_tree(
     >>> # write_voc_tree(((row["image"], row["label"]) for row in rows), "data", "train", names)
     """
     target, names = Path(target), ["_".join(name.split()) for name in classes]
-    rows: dict[str, str] = {}
+    rows: dict[str, list[str]] = {}
     for number, sample in enumerate(track(samples, f"Writing {split}", disable=not progress)):
         image_id = f"{prefix or split}_{number:06d}"
         if not isinstance(sample, tuple | list) or len(sample) not in (2, 3):
             raise DataError(f"sample {number}: expected (image, labels) or (image, labels, mask)")
         mask = sample[2] if len(sample) == 3 else None
-        rows[image_id] = " ".join(names[c] for c in _indices(sample[1], classes, number))
+        rows[image_id] = [names[c] for c in _indices(sample[1], classes, number)]
         _write_image(target / "JPEGImages" / f"{image_id}.png", sample[0], number)
         if mask is not None:
             _write_mask(target / "SegmentationClass" / f"{image_id}.png", mask, len(names), number)
@@ -68,7 +69,7 @@ def write_voc_tree(
         raise DataError(f"the split {split!r} has no sample")
     atomic_write(target / LISTS / f"{split}.txt", "\n".join(rows).encode())
     atomic_write(target / "classes.txt", "\n".join(names).encode())
-    atomic_write(target / LABELS, _table(_known(target / LABELS) | rows).encode())
+    write_label_csv(target / LABELS, _known(target / LABELS) | rows)
     return target
 
 
@@ -112,16 +113,9 @@ def _write_mask(path: Path, mask: Any, classes: int, number: int) -> None:
     write_mask(path, array)
 
 
-def _known(path: Path) -> dict[str, str]:
+def _known(path: Path) -> dict[str, list[str]]:
     """Rows of the splits that were written before."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
-        return {row["image"]: row["classes"] for row in csv.DictReader(file)}
-
-
-def _table(rows: dict[str, str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("image", "classes"), *rows.items()])
-    return text.getvalue()
+        return {row["image"]: row["classes"].split() for row in csv.DictReader(file)}

@@ -5,8 +5,6 @@ disagree: whether crowd regions count, which of two overlapping objects is seen,
 any object belong to the set. So these are settings, and they stand beside every result.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from rich.progress import track
 from ribseg.data.coco_instances import Instances, read_instances
 from ribseg.data.coco_masks import Crowd, Job, Overlap, write_semantic_mask
 from ribseg.data.files import atomic_write
+from ribseg.data.labels import write_label_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 
 Unannotated = Literal["keep", "drop"]
@@ -251,12 +250,10 @@ def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
 
 
 def _write_tables(target: Path, names: Sequence[str], splits: dict[str, Listing]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "classes"])
+    rows: dict[str, list[str]] = {}
     for name, split in splits.items():
-        for image_id, labels in zip(split.ids, split.labels, strict=True):
-            writer.writerow([image_id, " ".join(names[label - 1] for label in labels)])
+        labelled = zip(split.ids, split.labels, strict=True)
+        rows |= {image_id: [names[label - 1] for label in labels] for image_id, labels in labelled}
         atomic_write(target / LISTS / f"{name}.txt", "\n".join(split.ids).encode())
     atomic_write(target / "classes.txt", "\n".join(names).encode())
-    atomic_write(target / "image_labels.csv", text.getvalue().encode())
+    write_label_csv(target / "image_labels.csv", rows)

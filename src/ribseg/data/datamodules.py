@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ribseg.data.check import CheckReport, OnError, check_dataset
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
+from ribseg.data.iterations import only_item
 from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
 from ribseg.data.transforms import eval_transform, seeded, train_transform, worker_init_fn
 from ribseg.data.views import SCALES, ViewsDataset, check_scales
@@ -238,7 +239,7 @@ class WSSSDataModule(pl.LightningDataModule):
         return DataLoader(
             self.predict_dataset(chosen),
             batch_size=1,
-            collate_fn=_only_item,
+            collate_fn=only_item,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -288,11 +289,6 @@ class WSSSDataModule(pl.LightningDataModule):
             worker_init_fn=partial(worker_init_fn, rank=self._rank),
             generator=torch.Generator().manual_seed(self.seed),
         )
-
-
-def _only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Unpacks a batch of one (a module-level function: workers may have to pickle it)."""
-    return items[0]
 
 
 def _channels(values: Sequence[float], name: str) -> Channels:

@@ -1,16 +1,17 @@
 """Image-level labels from VOC's XML files, from masks, or from a CSV file."""
 
 import csv
+import io
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from ribseg.data.files import scan_folder
+from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.masks import IGNORE, mask_ids, read_mask
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
 
@@ -83,6 +84,20 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
     if absent:
         problems["images without a row"] += absent
     return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
+
+
+def write_label_csv(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None:
+    """Writes what `labels_from_csv` reads, atomically.
+
+    Args:
+        path: of the file.
+        rows: image id -> names of its classes, none of which holds a space.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "classes"))
+    writer.writerows((image_id, " ".join(names)) for image_id, names in rows.items())
+    atomic_write(path, text.getvalue().encode())
 
 
 def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) -> np.ndarray:

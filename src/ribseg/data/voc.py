@@ -100,8 +100,7 @@ class VOCFolder(Dataset[dict[str, Any]]):
         self.classes = _class_names(self.root, classes)
         self.palette = voc_palette()
         self._images = _scan_images(self.images_dirs)
-        # A test set has no masks; who asks for one learns where it was looked for.
-        self._masks = scan_folder(self.masks_dir, (".png",)) if self.masks_dir.is_dir() else {}
+        self._masks = _scan_masks(self.masks_dir)
         self._index = {image_id: index for index, image_id in enumerate(self.ids)}
         self.labels = self._read_labels(labels)
 
@@ -124,6 +123,13 @@ class VOCFolder(Dataset[dict[str, Any]]):
         """The same data, shared, under another transform."""
         other = copy.copy(self)
         other.transform = transform
+        return other
+
+    def with_masks(self, masks_dir: str) -> "VOCFolder":
+        """The same images and labels, shared, with masks from another folder, below root or absolute."""
+        other = copy.copy(self)
+        other.masks_dir = self.root / masks_dir
+        other._masks = _scan_masks(other.masks_dir)
         return other
 
     def without(self, ids: Collection[str]) -> "VOCFolder":
@@ -295,6 +301,11 @@ def _class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tupl
             f"{source} names the background. Leave it out: id 0 is background, the first name is id 1."
         )
     return names
+
+
+def _scan_masks(folder: Path) -> dict[str, str]:
+    # A test set has no masks; who asks for one learns where it was looked for.
+    return scan_folder(folder, (".png",)) if folder.is_dir() else {}
 
 
 def _find(files: Mapping[str, T], image_id: str, folder: Path, endings: tuple[str, ...]) -> T:

@@ -10,12 +10,11 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics.aggregation import MeanMetric
 
 from ribseg.functional.affinity import affinity_losses, neighbour_offsets
 from ribseg.models.irn import IRNet
-from ribseg.modules.classification import Batch, published_sgd
+from ribseg.modules.classification import Batch, published_sgd, with_polynomial_decay
 
 
 class AffinityModule(pl.LightningModule):
@@ -105,9 +104,7 @@ class AffinityModule(pl.LightningModule):
             },
         ]
         optimizer = self.optimizer(groups)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=self.power)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_polynomial_decay(self.trainer, optimizer, self.power)
 
 
 def strided_labels(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -25,6 +25,15 @@ def published_sgd(groups: list[dict[str, Any]]) -> Optimizer:
     return SGD(groups, momentum=1e-4, weight_decay=1e-4)
 
 
+def with_polynomial_decay(
+    trainer: pl.Trainer, optimizer: Optimizer, power: float
+) -> OptimizerLRSchedulerConfig:
+    """The decay `(1 - step / steps)^power` of all published recipes; it counts steps, not epochs."""
+    steps = int(trainer.estimated_stepping_batches)
+    schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=power)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 class ClassifierModule(pl.LightningModule):
     """Multi-label classification with two learning rates and polynomial decay per step.
 
@@ -85,6 +94,4 @@ class ClassifierModule(pl.LightningModule):
             {"params": head, "lr": self.lr * self.head_lr_factor},
         ]
         optimizer = self.optimizer(groups)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=self.power)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_polynomial_decay(self.trainer, optimizer, self.power)

@@ -7,13 +7,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import PolynomialLR
 
 from ribseg.functional.affinity import neighbour_offsets
 from ribseg.functional.feature_affinity import FeatureAffinityLosses, feature_affinity_losses
 from ribseg.models.affinity_net import AffinityNet
 from ribseg.modules.affinity import strided_labels
-from ribseg.modules.classification import Batch, published_sgd
+from ribseg.modules.classification import Batch, published_sgd, with_polynomial_decay
 
 
 class PixelAffinityModule(pl.LightningModule):
@@ -68,6 +67,4 @@ class PixelAffinityModule(pl.LightningModule):
         """One parameter group; the schedule counts steps, not epochs."""
         learning = [weight for weight in self.network.parameters() if weight.requires_grad]
         optimizer = self.optimizer([{"params": learning, "lr": self.lr}])
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=self.power)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_polynomial_decay(self.trainer, optimizer, self.power)

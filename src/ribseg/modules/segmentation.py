@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import PolynomialLR
 
 from ribseg.errors import ConfigError
 from ribseg.losses import segmentation_loss
 from ribseg.metrics import MaskConfusion
-from ribseg.modules.classification import Batch
+from ribseg.modules.classification import Batch, with_polynomial_decay
 
 
 def published_segmenter_sgd(groups: list[dict[str, Any]]) -> Optimizer:
@@ -118,9 +117,7 @@ class SegmentationModule(pl.LightningModule):
                 },
             ]
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=self.power)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_polynomial_decay(self.trainer, optimizer, self.power)
 
 
 def multi_scale_logits(model: nn.Module, images: Tensor, scales: Sequence[float]) -> list[Tensor]:

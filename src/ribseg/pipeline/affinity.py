@@ -25,8 +25,8 @@ from ribseg.models import AffinityNet, Backbone, IRNet, load_weights, read_state
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.pool import Job, run_pool
-from ribseg.pipeline.stages import MapStage, Stage, fit, save_state, trained_classifier
-from ribseg.pipeline.store import Artefact, file_digest
+from ribseg.pipeline.stages import MapStage, Stage, fit, learning_settings, save_state, trained_classifier
+from ribseg.pipeline.store import Artefact
 from ribseg.pipeline.thresholds import choice_settings, choose_threshold, needs_masks
 from ribseg.refine import confident_labels
 
@@ -96,12 +96,7 @@ class AffinityStage(Stage):
     def artefact(self, context: Context) -> Artefact:
         """Depends on the labels, the images, the recipe, and the backbone's weights."""
         weights = context.cfg.affinity.backbone.weights
-        settings = context.settings("affinity", "seed") | {
-            "mean": plain(context.cfg.data.mean),
-            "std": plain(context.cfg.data.std),
-            "trainer": context.trainer_settings(),
-            "files": {} if weights in (None, "classifier") else {"weights": file_digest(weights)},
-        }
+        settings = context.settings("affinity") | learning_settings(context, weights)
         data = context.data.train.fingerprint(masks=False)
         return context.store.artefact(self.name, settings, self.inputs(context), data)
 

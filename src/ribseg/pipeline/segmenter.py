@@ -24,8 +24,8 @@ from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in_play
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.pseudo_masks import mask_path, variants
-from ribseg.pipeline.stages import Stage, new_classifier, readable, trained_classifier
-from ribseg.pipeline.store import Artefact, file_digest
+from ribseg.pipeline.stages import Stage, learning_settings, new_classifier, readable, trained_classifier
+from ribseg.pipeline.store import Artefact
 
 WEIGHTS = "segmenter.pt"
 # Settings that change how a segmenter is used, shown or computed, not what it learns.
@@ -60,14 +60,7 @@ class SegmenterStage(Stage):
             settings.pop("check_every")
         if self.source != FULL:
             settings["variant"] = variants(context)[-1]
-        weights = cfg.model.weights
-        files = {} if weights in (None, "classifier") else {"weights": file_digest(weights)}
-        settings |= context.settings("seed") | {
-            "mean": plain(context.cfg.data.mean),
-            "std": plain(context.cfg.data.std),
-            "trainer": context.trainer_settings(),
-            "files": files,
-        }
+        settings |= learning_settings(context, cfg.model.weights)
         data = training_folder(context, self.source).fingerprint(masks=self.source == FULL)
         watch = validation_folder(context)
         if cfg.select == "best" and watch is not None:
@@ -101,8 +94,7 @@ class SegmenterStage(Stage):
 def training_folder(context: Context, source: str) -> VOCFolder:
     """The images that it learns from; for "full" with the folder of masks that has all of them."""
     if source == FULL and context.cfg.segmenter.masks_dir is not None:
-        folder = context.data.open(context.data.train_split, masks_dir=context.cfg.segmenter.masks_dir)
-        return folder.without(set(folder.ids) - set(context.data.train.ids))  # what the run skips
+        return context.data.train.with_masks(context.cfg.segmenter.masks_dir)
     return context.data.train
 
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-import pickle
-import struct
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -23,6 +21,7 @@ from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.references import rng
 from ribseg.errors import ConfigError, DataError
 from ribseg.models import Classifier, load_official_classifier, read_state_dict
+from ribseg.models.backbone import BROKEN
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.store import Artefact, file_digest
@@ -30,11 +29,6 @@ from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
 
 WEIGHTS, RATE = "classifier.pt", "rate.json"
-# What torch.load raises on files that are no checkpoint, or half of one.
-BROKEN = (
-    RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-    struct.error, pickle.UnpicklingError,
-)  # fmt: skip
 Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
 TRAINING_DATA = ("crop_size", "resize_long", "batch_size", "mean", "std")
 
@@ -237,6 +231,21 @@ class WrongClassStage(RIBStage):
         return make(**extra)
 
 
+def learning_settings(context: Context, weights: str | None) -> dict[str, Any]:
+    """What every training's result depends on besides its recipe and data, for a digest.
+
+    Args:
+        context: of the run.
+        weights: that it starts from: a file, "classifier" (an input, which has a digest of its own), or None.
+    """
+    return context.settings("seed") | {
+        "mean": plain(context.cfg.data.mean),
+        "std": plain(context.cfg.data.std),
+        "trainer": context.trainer_settings(),
+        "files": {} if weights in (None, "classifier") else {"weights": file_digest(str(weights))},
+    }
+
+
 def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
     """The configured classifier for the classes of the data.
 
@@ -300,7 +309,7 @@ def readable(checkpoint: Path, context: Context) -> bool:
         return False
     try:
         return "pytorch-lightning_version" in torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except BROKEN as error:
+    except (OSError, *BROKEN) as error:
         context.console.print(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
         return False
 
