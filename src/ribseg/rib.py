@@ -8,15 +8,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from functools import partial
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ribseg.errors import DeviceMemoryError
+from ribseg.folding import fold_batch_norm
 from ribseg.functional.cam import active_area, class_maps, merge_mirrored
-from ribseg.localize import check_views, evaluating, features_of, head_of, present_classes, restored
+from ribseg.localize import cam, check_views, evaluating, features_of, head_of, present_classes, restored
 from ribseg.losses import rib_loss
 from ribseg.pooling import GNDRP
+from ribseg.stops import Check, first_stop
 from ribseg.types import Adaptation, Preset, Stop, Trainable, ViewMaps
 
 Pooling = Callable[[Tensor, Tensor], Tensor]
@@ -58,11 +62,16 @@ class RIB:
 
     The last update of `official` and `fixed` changes nothing that is read, so it is not computed.
 
+    What costs time is done once, or not at all: the part of the network that does not learn sees each view
+    once, not once per step; frozen BatchNorm statistics are folded into the convolutions; numbers that may
+    stop the adaptation are read while a GPU is busy. Maps differ from those of the plain loop by rounding.
+
     Args:
         classifier: a module with `features(x)` -> (N, D, h, w) and a parameter `weight`, (C, D) or
-            (C, D, 1, 1). `trunk` and `tail`, as `ribseg.Classifier` has them, save work.
+            (C, D, 1, 1). `trunk` and `tail`, as `ribseg.Classifier` has them, save work; their layers are
+            looked at now and must not be replaced later.
         pooling: callable (maps (N,C,h,w), labels (N,C)) -> (N,C); None takes the preset's GNDRP.
-        steps: K. With 0 the result is the plain CAM.
+        steps: K. With 0 the result is that of `ribseg.cam`.
         lr: learning rate at k = 0; it decays as (1 - k/K)^power.
         head_lr_factor: the head's rate is so many times `lr`.
         weight_decay: of SGD.
@@ -75,6 +84,10 @@ class RIB:
         preset: see the table.
         momentum: of SGD. The released program's optimizer passes its weight decay in this place, hence 1e-4.
         power: of the decay.
+        reference_chunk: reference images per pass through the network; None: all of a batch. Fewer need less
+            memory. The gradients are summed, so the maps are the same but for rounding.
+        compile: let `torch.compile` fuse the network's operations, for any image size at once; worth its
+            minute or two for thousands of images on a GPU.
 
     Raises:
         ValueError: an argument is out of range.
@@ -96,6 +109,8 @@ class RIB:
         preset: Preset = "official",
         momentum: float = 1e-4,
         power: float = 0.9,
+        reference_chunk: int | None = None,
+        compile: bool = False,
     ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"expected preset {' | '.join(PRESETS)}, got {preset!r}")
@@ -103,14 +118,18 @@ class RIB:
             raise ValueError(
                 f"expected steps >= 0, lr >= 0 and at least one loss view, got {steps}, {lr}, {loss_views}"
             )
+        if reference_chunk is not None and reference_chunk < 1:
+            raise ValueError(f"expected reference_chunk >= 1, or None for all at once, got {reference_chunk}")
         self.classifier, self.rules = classifier, PRESETS[preset]
         self.pooling: Pooling = self.rules.pooling if pooling is None else pooling
         self.steps, self.lr, self.head_lr_factor = steps, lr, head_lr_factor
         self.weight_decay, self.momentum, self.power = weight_decay, momentum, power
         self.margin, self.area_limit, self.area_threshold = margin, area_limit, area_threshold
-        self.loss_views = tuple(loss_views)
+        self.loss_views, self.reference_chunk = tuple(loss_views), reference_chunk
         self.weight = head_of(classifier)
-        self.frozen, self.adapted, self.parameters = partition(classifier, trainable)
+        self.frozen, self.adapted, self.parameters, self.layout = partition(classifier, trainable)
+        if compile:
+            self.frozen, self.adapted = (torch.compile(f, dynamic=True) for f in (self.frozen, self.adapted))
 
     def __call__(self, views: Sequence[Tensor], labels: Tensor, references: References = ()) -> Adaptation:
         """Adapts to one image.
@@ -129,6 +148,7 @@ class RIB:
         Raises:
             ValueError: views or labels have the wrong shape, or a loss view does not exist.
             RuntimeError: called under `torch.inference_mode`, where gradients cannot be had.
+            DeviceMemoryError: the device's memory does not suffice.
         """
         with self.adapting(views, labels, references) as result:
             return result
@@ -155,6 +175,7 @@ class RIB:
         Raises:
             ValueError: see `__call__`.
             RuntimeError: see `__call__`.
+            DeviceMemoryError: see `__call__`.
         """
         check_views(views, labels, len(self.weight))
         if max(self.loss_views) >= len(views):
@@ -168,6 +189,9 @@ class RIB:
             empty = ViewMaps([view.new_zeros(0, 1, 1) for view in views], classes)
             yield Adaptation(empty, classes, 0, None)
             return
+        if self.steps == 0:
+            yield cam(self.classifier, views, labels)
+            return
         moving = [*self.parameters, self.weight]
         with evaluating(self.classifier), restored(moving, self.classifier), torch.enable_grad():
             yield self._adapt(views, labels, classes, iter(references))
@@ -179,32 +203,55 @@ class RIB:
     def _adapt(
         self, views: Sequence[Tensor], labels: Tensor, classes: Tensor, references: Iterator[Reference]
     ) -> Adaptation:
+        sums = Sums(classes.to(self.weight.device), classes)
+        checks = self._steps(views, labels, references, sums)
+        try:
+            stop = first_stop(checks, deferred=self.weight.is_cuda)
+        except torch.OutOfMemoryError as error:
+            sizes = ", ".join(f"{view.shape[-2]} x {view.shape[-1]}" for view in views)
+            raise DeviceMemoryError(
+                f"the memory of {self.weight.device} does not suffice for views of {sizes} and "
+                f"{self.reference_chunk or 'all'} reference images at once. Pass fewer of them at once "
+                "(rib.reference_chunk=4; the maps stay the same), compute in half precision "
+                "(trainer.precision=bf16-mixed), or make large images smaller (data.max_side=...)"
+            ) from error
+        return sums.result(views, *(stop or (self.steps, None)))
+
+    def _steps(
+        self, views: Sequence[Tensor], labels: Tensor, references: Iterator[Reference], sums: "Sums"
+    ) -> Iterator[Check | None]:
+        """Takes the steps; yields what may stop it, see `first_stop`."""
         target = labels.to(self.weight.device, torch.float32)
         encoded = [self._encode(view) for view in views]
         optimizer = self._optimizer()
-        sums = Sums(classes)
         last = self.steps if self.rules.records_last else max(self.steps - 1, 0)
         for step in range(last + 1):
             learns = step < last  # theta_{last + 1} is never read
-            first = self._class_maps(encoded, 0, learns)
-            stop = self._area_stop(first, sums) if step > 0 else None
-            if stop is not None:
-                return sums.result(views, step, stop)
-            rest = [self._class_maps(encoded, view, learns) for view in range(1, len(views))]
-            own = self._own_logits([first, *rest], target)
-            on_target = (own.detach() * target).sum()
-            if not sums.add([first, *rest]) or not torch.isfinite(on_target):
-                return sums.result(views, step, "not_finite")
-            if self._margin_stop(on_target):
-                return sums.result(views, step + 1, "margin")
-            if learns and not self._learn(optimizer, step, own, target, references):
-                return sums.result(views, step, "not_finite")
-        return sums.result(views, self.steps, None)
+            raw = [self._class_maps(encoded, 0, learns)]
+            merged = [sums.present(raw[0])]
+            if step > 0:
+                area = active_area(merged[0], self.area_threshold)
+                yield Check(step, area[None], partial(self._area_stop, sums, merged[0]))
+            raw += [self._class_maps(encoded, view, learns) for view in range(1, len(views))]
+            merged += [sums.present(view) for view in raw[1:]]
+            own = self._own_logits(raw, target)
+            state = torch.stack([(own.detach() * target).sum(), all_finite(merged)])
+            yield Check(step, state, partial(self._sum_or_stop, sums, merged))
+            if not learns:
+                return
+            del raw
+            optimizer.zero_grad()
+            losses = [self._backward(own, target.expand_as(own))]
+            yield None
+            losses += self._learn_references(next(references, (None, None)))
+            yield Check(step, torch.stack(losses), _finite_or_stop)
+            self._update(optimizer, step)
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
         """What does not learn, computed once per view instead of once per step."""
-        return self.frozen(images.to(self.weight.device))
+        images = images.to(self.weight.device, non_blocking=True, memory_format=self.layout)
+        return self.frozen(images)
 
     def _class_maps(self, encoded: Sequence[Tensor], view: int, learns: bool) -> Tensor:
         with torch.set_grad_enabled(learns and view in self.loss_views):
@@ -214,47 +261,50 @@ class RIB:
         rows = target.expand(2, -1)  # the image and its mirror image
         return torch.cat([self.pooling(maps[view], rows) for view in self.loss_views])
 
-    def _area_stop(self, first: Tensor, sums: "Sums") -> Stop | None:
-        merged = sums.present(first)
-        area = float(active_area(merged, self.area_threshold))
+    def _area_stop(self, sums: "Sums", first: Tensor, values: Sequence[float]) -> Stop | None:
+        (area,) = values
         if math.isnan(area):
             return "not_finite"
         if self.area_limit is None or area <= self.area_limit:
             return None
         if self.rules.area_keeps_first_view:
-            sums.maps[0] += merged
+            sums.maps[0] += first
         return "area"
 
-    def _margin_stop(self, on_target: Tensor) -> bool:
-        if self.margin is None or self.rules.margin_bounds_loss or self.steps == 0:
-            return False
-        return abs(float(on_target)) > self.margin
+    def _sum_or_stop(self, sums: "Sums", merged: Sequence[Tensor], values: Sequence[float]) -> Stop | None:
+        on_target, finite = values
+        if not finite or not math.isfinite(on_target):
+            return "not_finite"
+        sums.add(merged)
+        if self.margin is None or self.rules.margin_bounds_loss:
+            return None
+        return "margin" if abs(on_target) > self.margin else None
 
-    def _learn(
-        self,
-        optimizer: torch.optim.SGD,
-        step: int,
-        own: Tensor,
-        target: Tensor,
-        references: Iterator[Reference],
-    ) -> bool:
-        """One SGD step; False, and nothing done, if the loss is not finite."""
-        logits, labels = own, target.expand_as(own)
-        images, reference_labels = next(references, (None, None))
-        if images is not None and reference_labels is not None:
-            rows = reference_labels.to(target)
-            maps = class_maps(self.adapted(self._encode(images)), self.weight)
-            logits = torch.cat([logits, self.pooling(maps, rows)])
-            labels = torch.cat([labels, rows])
+    def _learn_references(self, batch: Reference) -> list[Tensor]:
+        """Adds the gradients of a reference batch; its losses, one for each part that was passed."""
+        images, labels = batch
+        if images is None or labels is None:
+            return []
+        size = self.reference_chunk or len(images)
+        return [
+            self._reference_loss(*part)
+            for part in zip(images.split(size), labels.to(self.weight).split(size), strict=True)
+        ]
+
+    def _reference_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        maps = class_maps(self.adapted(self._encode(images)), self.weight)
+        return self._backward(self.pooling(maps, labels), labels)
+
+    def _backward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Adds the gradients of some rows: the loss is a sum, so rows may come one after the other."""
         loss = rib_loss(logits, labels, self.margin if self.rules.margin_bounds_loss else None)
-        if not torch.isfinite(loss):
-            return False
+        loss.backward()
+        return loss.detach()
+
+    def _update(self, optimizer: torch.optim.SGD, step: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step) * group["factor"]
-        optimizer.zero_grad()
-        loss.backward()
         optimizer.step()
-        return True
 
     def _optimizer(self) -> torch.optim.SGD:
         groups = [
@@ -266,40 +316,59 @@ class RIB:
 
 
 class Sums:
-    """The maps of the present classes, summed over the steps, one tensor per view."""
+    """The maps of the present classes, summed over the steps, one tensor per view.
 
-    def __init__(self, classes: Tensor) -> None:
-        self.classes = classes
+    Args:
+        index: (K,) indices of the present classes where the maps are: they are not copied at each step.
+        classes: the same on the CPU, for the result.
+    """
+
+    def __init__(self, index: Tensor, classes: Tensor) -> None:
+        self.index, self.classes = index, classes
         self.maps: list[Tensor] = []
 
     def present(self, maps: Tensor) -> Tensor:
         """(2, C, h, w) class maps -> (K, h, w): rectified, mirror image merged in, float32."""
-        return merge_mirrored(maps.detach()[:, self.classes.to(maps.device)].float())
+        return merge_mirrored(maps.detach()[:, self.index].float())
 
-    def add(self, maps: Sequence[Tensor]) -> bool:
-        """Adds the maps of all views; False, and nothing added, if one is not finite."""
-        merged = [self.present(view) for view in maps]
-        if not all(bool(torch.isfinite(view).all()) for view in merged):
-            return False
-        self.maps = [a + b for a, b in zip(self.maps, merged, strict=True)] if self.maps else merged
-        return True
+    def add(self, maps: Sequence[Tensor]) -> None:
+        """Adds the maps of all views."""
+        self.maps = [a + b for a, b in zip(self.maps, maps, strict=True)] if self.maps else list(maps)
 
-    def result(self, views: Sequence[Tensor], steps: int, stopped: Stop | None) -> Adaptation:
+    def result(self, views: Sequence[Tensor], step: int, stopped: Stop | None) -> Adaptation:
         """What is there so far; zeros if the classifier was not finite from the start."""
+        steps = step + 1 if stopped == "margin" else step  # this rule ends the step that it is found in
         maps = self.maps or [view.new_zeros(len(self.classes), 1, 1) for view in views]
         return Adaptation(ViewMaps(maps, self.classes), self.classes, steps, stopped)
 
 
-def partition(classifier: nn.Module, trainable: Trainable) -> tuple[Features, Features, list[nn.Parameter]]:
-    """Cuts a classifier into what stays and what RIB adapts.
+def all_finite(maps: Sequence[Tensor]) -> Tensor:
+    """1.0 if all values are finite, else 0.0, as a scalar tensor on the maps' device."""
+    return torch.stack([torch.isfinite(view).all() for view in maps]).all().float()
 
-    Args:
-        classifier: see `RIB`.
-        trainable: what adapts besides the head.
 
-    Returns:
-        Images -> intermediate features (fixed), intermediate -> (N, D, h, w) features (adapted), and the
-        adapted parameters without the head's.
+def _finite_or_stop(values: Sequence[float]) -> Stop | None:
+    return None if all(map(math.isfinite, values)) else "not_finite"
+
+
+class Parts(NamedTuple):
+    """A classifier, cut.
+
+    Attributes:
+        frozen: images -> intermediate features; stays as it is.
+        adapted: intermediate -> (N, D, h, w) features.
+        parameters: those of `adapted`.
+        layout: memory format that images should have.
+    """
+
+    frozen: Features
+    adapted: Features
+    parameters: list[nn.Parameter]
+    layout: torch.memory_format
+
+
+def partition(classifier: nn.Module, trainable: Trainable) -> Parts:
+    """Cuts a classifier into what stays and what RIB adapts besides the head.
 
     Raises:
         ValueError: unknown `trainable`, or one that this classifier cannot serve.
@@ -308,18 +377,21 @@ def partition(classifier: nn.Module, trainable: Trainable) -> tuple[Features, Fe
     if trainable not in get_args(Trainable):
         raise ValueError(f"expected trainable {' | '.join(get_args(Trainable))}, got {trainable!r}")
     weight, features = head_of(classifier), features_of(classifier)
-    if trainable == "head":
-        return features, nn.Identity(), []
     trunk, tail = getattr(classifier, "trunk", None), getattr(classifier, "tail", None)
     if isinstance(trunk, nn.Module) and tail is not None:
         stages = [trunk, *tail]
-        cut = 1 if trainable == "published" else len(stages) - 1
-        frozen, adapted = nn.Sequential(*stages[:cut]), nn.Sequential(*stages[cut:])
-        return frozen, adapted, list(adapted.parameters())
-    if trainable != "published":
+        cut = {"published": 1, "layer4": len(stages) - 1, "head": len(stages)}[trainable]
+        first, rest = nn.Sequential(*stages[:cut]), nn.Sequential(*stages[cut:])
+        # Channels last is what the fast kernels want; measured in benchmarks/README.md.
+        folded = fold_batch_norm(first), fold_batch_norm(rest)
+        return Parts(*folded, list(rest.parameters()), torch.channels_last)
+    # Other modules get their images as they come: some take a layout for granted.
+    if trainable == "head":
+        return Parts(features, nn.Identity(), [], torch.preserve_format)
+    if trainable == "layer4":
         raise ValueError(
             f'trainable="{trainable}" needs a classifier with trunk and tail (a list of stages), as '
             "ribseg.Classifier has them"
         )
     others = [p for p in classifier.parameters() if p is not weight and p.requires_grad]
-    return nn.Identity(), features, others
+    return Parts(nn.Identity(), features, others, torch.preserve_format)

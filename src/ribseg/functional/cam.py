@@ -12,6 +12,8 @@ EPS = 1e-5  # added to the maximum before dividing, as in the released program
 def class_maps(features: Tensor, weight: Tensor) -> Tensor:
     """`w_c . f(x)` at every location, neither rectified nor normalised.
 
+    In the precision of the weight, under autocast, too: maps are compared with shares of their maximum.
+
     Args:
         features: (N, D, h, w) output of the last stage.
         weight: (C, D) classifier rows, no bias. (C, D, 1, 1) is accepted, too.
@@ -19,7 +21,8 @@ def class_maps(features: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (N, C, h, w) class maps.
     """
-    return F.conv2d(features, weight.reshape(weight.shape[0], -1, 1, 1))
+    with torch.autocast(features.device.type, enabled=False):
+        return F.conv2d(features.to(weight.dtype), weight.reshape(weight.shape[0], -1, 1, 1))
 
 
 def merge_mirrored(maps: Tensor) -> Tensor:

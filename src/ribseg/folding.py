@@ -1,0 +1,105 @@
+"""BatchNorm with frozen statistics, folded into the convolution before it."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ribseg.localize import evaluating
+
+
+class FoldedConv(nn.Module):
+    """A convolution and the BatchNorm behind it as one convolution. Both keep their parameters, and learn.
+
+    With running statistics, `bn(conv(x))` is a convolution with the weight `s W` and the bias
+    `beta + s (b - mu)`, where `s = gamma / sqrt(var + eps)`. They are made anew in each pass, so gradients
+    reach W, gamma and beta; what is saved is a pass over the activations, forward and backward.
+
+    Args:
+        conv: zero-padded.
+        norm: with running statistics, which are used in training mode, too.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D, h, w) -> (N, D', h', w')."""
+        conv, norm = self.conv, self.norm
+        # Read here, not in __init__: moving a module to a device gives it new buffers.
+        scale, shift = (
+            torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps),
+            -cast(Tensor, norm.running_mean),
+        )
+        if norm.affine:
+            scale = scale * norm.weight
+        shift = shift * scale if conv.bias is None else (shift + conv.bias) * scale
+        if norm.affine:
+            shift = shift + norm.bias
+        weight = conv.weight * scale[:, None, None, None]
+        return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def fold_batch_norm(module: nn.Module) -> nn.Module:
+    """Replaces each convolution whose only reader is a BatchNorm by a `FoldedConv` of the two.
+
+    Args:
+        module: stays as it is; a later change of its layers (not of their weights) does not reach the result.
+
+    Returns:
+        A module over the same parameters that computes what `module` computes in evaluation mode. Parts whose
+        graph cannot be recorded, because it depends on the input, are taken over unfolded.
+    """
+    with evaluating(module):
+        return _fold(module)
+
+
+class _Tracer(fx.Tracer):
+    """Records down to convolutions and normalisations, also where a library has its own kinds of them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _fold(module: nn.Module) -> nn.Module:
+    try:
+        graph = _Tracer().trace(module)
+    except (fx.proxy.TraceError, TypeError):  # what control flow and arithmetic on unknown sizes raise
+        if isinstance(module, nn.Sequential):
+            return nn.Sequential(*(_fold(child) for child in module))
+        return module
+    folded = fx.GraphModule(module, graph)
+    for number, (first, second) in enumerate(_pairs(folded)):
+        name = f"folded_{number}"
+        layers = folded.get_submodule(str(first.target)), folded.get_submodule(str(second.target))
+        folded.add_submodule(name, FoldedConv(*cast(tuple[nn.Conv2d, nn.BatchNorm2d], layers)))
+        with graph.inserting_before(second):
+            second.replace_all_uses_with(graph.call_module(name, first.args))
+        graph.erase_node(second)
+        graph.erase_node(first)
+    folded.recompile()
+    return folded
+
+
+def _pairs(module: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    """Nodes of a convolution and of the BatchNorm that alone reads it."""
+    found = []
+    for node in module.graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1:
+            layers = module.get_submodule(str(source.target)), module.get_submodule(str(node.target))
+            if _foldable(*layers):
+                found.append((source, node))
+    return found
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    # Exactly these types: subclasses pad or activate in ways of their own.
+    return (
+        type(conv) is nn.Conv2d
+        and conv.padding_mode == "zeros"
+        and type(norm) is nn.BatchNorm2d
+        and norm.running_mean is not None
+    )

@@ -1,0 +1,246 @@
+"""What makes RIB fast leaves its maps as they are."""
+
+import copy
+
+import pytest
+import torch
+from test_rib import CLASSES, LABELS, STEPS, Own, classifier, references, released, views
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+import ribseg
+from ribseg.errors import DeviceMemoryError
+from ribseg.folding import FoldedConv, fold_batch_norm
+from ribseg.rib import partition
+from ribseg.stops import Check, first_stop
+
+LR = 1e-3
+
+
+def largest_difference(ours, theirs):
+    """Largest difference of the maps, as a share of the largest value."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def adapt(model=None, steps=STEPS, batches=None, **kwargs):
+    settings = {"pooling": ribseg.GNDRP(0.4), "lr": LR, "margin": None, "area_limit": None} | kwargs
+    rib = ribseg.RIB(model or classifier(), steps=steps, **settings)
+    return rib(views(), LABELS, references(steps) if batches is None else batches)
+
+
+@pytest.mark.parametrize(("steps", "bound"), [(4, 1e-4), (10, 5e-4)])
+def test_maps_are_those_of_the_plain_loop_in_single_precision(steps, bound):
+    out = adapt(steps=steps)
+    plain, _, _ = released(
+        classifier(), views(), LABELS, references(steps), ribseg.GNDRP(0.4), steps, LR, 1e9, 1.0
+    )
+    assert largest_difference(out.maps, plain) <= bound
+
+
+def test_maps_are_those_of_the_plain_loop_to_the_last_digits_in_double_precision():
+    def double(tensors):
+        return [tensor.double() for tensor in tensors]
+
+    model, settings = classifier().double(), (ribseg.GNDRP(0.4), 10, LR)
+    batches = [(images.double(), labels) for images, labels in references(10)]
+    rib = ribseg.RIB(model, *settings, margin=None, area_limit=None)
+    out = rib(double(views()), LABELS, batches)
+    plain, _, _ = released(model, double(views()), LABELS, batches, *settings, 1e9, 1.0)
+    # The sums themselves are kept in single precision.
+    assert largest_difference(out.maps, plain) <= 1e-6
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+@pytest.mark.parametrize("preset", ["official", "paper"])
+def test_references_in_parts_give_the_same_maps(chunk, preset):
+    whole = adapt(preset=preset, margin=3.0 if preset == "paper" else None)
+    parts = adapt(preset=preset, margin=3.0 if preset == "paper" else None, reference_chunk=chunk)
+    assert largest_difference(parts.maps, whole.maps) <= 1e-5
+
+
+def test_references_in_parts_are_passed_in_parts():
+    model, seen = Own(), []
+    original = model.features
+
+    def spy(images):
+        seen.append(len(images))
+        return original(images)
+
+    model.features = spy
+    rib = ribseg.RIB(model, steps=2, lr=LR, margin=None, area_limit=None, reference_chunk=2)
+    rib(views(), LABELS, references(1, rows=5))
+    assert seen[4:7] == [2, 2, 1]  # after the four views
+
+
+CASES = {
+    "none": {},
+    "margin": {"pooling": ribseg.GAP(), "margin": 1e-6},
+    "area": {"area_limit": 0.0},
+    "area of all views": {"area_limit": 0.0, "preset": "fixed"},
+    "explodes": {"lr": 1e15, "pooling": ribseg.GAP()},
+    "last maps": {"preset": "paper"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reading_the_stop_rules_late_changes_nothing(case, monkeypatch):
+    prompt = adapt(**CASES[case])
+    monkeypatch.setattr("ribseg.rib.first_stop", lambda checks, deferred: first_stop(checks, deferred=True))
+    late = adapt(**CASES[case])
+    assert (late.steps, late.stopped) == (prompt.steps, prompt.stopped)
+    assert (prompt.stopped is None) == (case in ("none", "last maps"))
+    assert all(torch.equal(a, b) for a, b in zip(late.maps, prompt.maps, strict=True))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_broken_reference_ends_the_adaptation_before_it_spoils_a_map(late, monkeypatch):
+    monkeypatch.setattr("ribseg.rib.first_stop", lambda checks, deferred: first_stop(checks, deferred=late))
+    batches = list(references())
+    batches[1][0][0, 0, 0, 0] = float("nan")
+    out = adapt(batches=batches)
+    assert (out.steps, out.stopped) == (1, "not_finite")
+    two = adapt(steps=2, batches=references(), power=0.0)
+    all_rates_alike = adapt(batches=batches, power=0.0)
+    assert largest_difference(all_rates_alike.maps, two.maps) <= 1e-6
+
+
+def test_checks_wait_for_work_behind_them():
+    order = []
+
+    def work():
+        yield Check(0, torch.tensor([1.0]), lambda values: order.append(("first", values)))
+        order.append("queued")
+        yield None
+        yield Check(1, torch.tensor([2.0, 3.0]), lambda values: "margin")
+        order.append("queued in vain")
+        yield None
+        order.append("never")
+
+    assert first_stop(work(), deferred=True) == (1, "margin")
+    assert order == ["queued", ("first", [1.0]), "queued in vain"]
+    order.clear()
+    assert first_stop(work(), deferred=False) == (1, "margin")
+    assert order == [("first", [1.0]), "queued"]
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "resnext26ts", "efficientnet_b0", "convnext_atto"])
+def test_folding_keeps_features_and_gradients(name):
+    torch.manual_seed(0)
+    model = ribseg.Classifier(name, CLASSES).double().eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+    tail = nn.Sequential(*model.tail)
+    images = torch.randn(2, 3, 47, 70, dtype=torch.float64)
+    trunk = model.trunk(images).detach()
+    expected, folded = tail(trunk), fold_batch_norm(tail)
+    actual = folded(trunk)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(fold_batch_norm(model.trunk)(images), model.trunk(images))
+    weights = list(tail.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(actual.sum(), weights), torch.autograd.grad(expected.sum(), weights), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_folding_leaves_out_what_it_must():
+    class Shared(nn.Module):
+        """The convolution has a second reader."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    class Depends(Shared):
+        """What it does depends on its input."""
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) if x.mean() > 0 else self.conv(x)
+
+    reflecting = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4))
+    no_statistics = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=False))
+    images = torch.rand(2, 3, 9, 9)
+    for module, pairs in [
+        (Shared(), 0), (Depends(), 0), (reflecting, 0), (no_statistics, 0),
+        (nn.Sequential(Depends(), plain), 1),
+    ]:  # fmt: skip
+        module.eval()
+        folded = fold_batch_norm(module)
+        assert sum(isinstance(layer, FoldedConv) for layer in folded.modules()) == pairs
+        torch.testing.assert_close(folded(images), module(images))
+        assert not any(isinstance(layer, FoldedConv) for layer in module.modules())
+
+
+def test_every_batch_norm_of_a_resnet_is_folded_and_follows_its_weights():
+    model = classifier().eval()
+    parts = partition(model, "published")
+    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    folded = [layer for part in (parts.frozen, parts.adapted) for layer in part.modules()]
+    assert sum(isinstance(layer, FoldedConv) for layer in folded) == norms > 0
+    assert {id(p) for p in parts.parameters} == {id(p) for stage in model.tail for p in stage.parameters()}
+    with torch.no_grad():
+        parts.parameters[0].mul_(2)
+        features = parts.adapted(parts.frozen(views()[0]))
+    torch.testing.assert_close(features, model.features(views()[0]))
+
+
+def test_head_alone_passes_each_image_through_the_network_once():
+    model, counted = classifier(), []
+    rib = ribseg.RIB(model, steps=STEPS, lr=LR, margin=None, area_limit=None, trainable="head")
+    network = rib.frozen
+
+    def spy(images):
+        counted.append(len(images))
+        return network(images)
+
+    rib.frozen = spy
+    rib(views(), LABELS, references())
+    assert counted == [2] * 4 + [3] * (STEPS - 1)
+
+
+def test_too_little_memory_is_said_with_what_to_do():
+    model = Own()
+    before = copy.deepcopy(model.state_dict())
+
+    def full(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    rib = ribseg.RIB(model, steps=2, lr=LR)
+    rib.adapted = full
+    with pytest.raises(DeviceMemoryError, match=r"64 x 96.*reference_chunk"):
+        rib(views(), LABELS, references())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_half_precision_gives_nearly_the_same_maps():
+    whole = adapt()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = adapt()
+    difference = largest_difference(half.maps, whole.maps)
+    assert 1e-6 < difference < 0.05  # another precision it is
+    assert all(view.dtype == torch.float32 for view in half.maps)
+
+
+def test_compiling_is_bounded_over_image_sizes(monkeypatch):
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compile_(f, backend=counter, **kwargs))
+    torch._dynamo.reset()
+    rib = ribseg.RIB(classifier(), steps=3, lr=LR, margin=None, area_limit=None, compile=True)
+    plain = ribseg.RIB(classifier(), steps=3, lr=LR, margin=None, area_limit=None)
+    frames = []
+    for size in [(64, 96), (96, 64), (48, 80), (70, 70), (100, 54)]:
+        out = rib(views(size=size), LABELS, references(3))
+        expected = plain(views(size=size), LABELS, references(3))
+        assert largest_difference(out.maps, expected.maps) <= 1e-5
+        frames.append(counter.frame_count)
+    assert frames[0] <= 8
+    assert frames[-1] == frames[1]
