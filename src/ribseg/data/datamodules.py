@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ribseg.data.check import CheckReport, OnError, check_dataset
+from ribseg.data.image_pool import ImagePool
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.iterations import only_item
 from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
@@ -244,16 +245,20 @@ class WSSSDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def references(self, batch_size: int = 20, threads: int | None = None) -> ReferenceBatches:
+    def references(
+        self, batch_size: int = 20, threads: int | None = None, pool: ImagePool | None = None
+    ) -> ReferenceBatches:
         """Reference images for RIB from train_split, augmented as in training.
 
         Args:
             batch_size: B, per step.
             threads: see `ReferenceBatches`; None for num_workers.
+            pool: see `ReferenceBatches`.
         """
         sampler = ReferenceSampler(self.train.ids, self.train.labels, self.seed)
         threads = self.num_workers if threads is None else threads
-        return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads)
+        pin = torch.cuda.is_available()
+        return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads, pool, pin)
 
     @property
     def served(self) -> list[VOCFolder]:

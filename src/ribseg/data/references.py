@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ribseg.data.image_pool import ImagePool
 from ribseg.data.transforms import seeded
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
@@ -97,9 +98,11 @@ class ReferenceBatches:
         batch_size: B, reference images per step.
         threads: 0 makes each batch when it is asked for; else that many threads decode and augment while the
             consumer computes, one step ahead. The batches are the same.
+        pool: the dataset's images, decoded: by number, (H, W, 3) uint8. None decodes at each draw.
+        pin: batches come in pinned memory, from where they travel to a GPU while it computes.
 
     Raises:
-        ConfigError: if batch_size is not positive or threads is negative.
+        ConfigError: if batch_size is not positive, threads is negative, or the pool is another data set's.
     """
 
     def __init__(
@@ -109,11 +112,15 @@ class ReferenceBatches:
         transform: A.Compose,
         batch_size: int = 20,
         threads: int = 0,
+        pool: ImagePool | None = None,
+        pin: bool = False,
     ) -> None:
         if batch_size < 1 or threads < 0:
             raise ConfigError(f"expected batch_size >= 1 and threads >= 0, found {batch_size} and {threads}.")
+        if pool is not None and len(pool) != len(dataset):
+            raise ConfigError(f"expected a pool of {len(dataset)} images, {pool.folder} has {len(pool)}.")
         self.dataset, self.sampler, self.transform = dataset, sampler, transform
-        self.batch_size, self.threads = batch_size, threads
+        self.batch_size, self.threads, self.pool, self.pin = batch_size, threads, pool, pin
 
     def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
         """Yields, per step, (images (B, 3, S, S) float32, labels (B, C) float32), lazily.
@@ -149,14 +156,16 @@ class ReferenceBatches:
 
     def _row(self, transform: A.Compose, index: int, image_id: str, step: int, row: int) -> np.ndarray:
         seed = int(rng(self.sampler.seed, "augmentation", image_id, step, row).integers(2**63))
-        image = self.dataset.image(self.sampler.ids[index])
+        image = self.dataset.image(self.sampler.ids[index]) if self.pool is None else self.pool[index]
         # numpy copies without torch's thread pool, which several threads at once would fight over.
         return np.ascontiguousarray(seeded(transform, seed)(image=image)["image"].numpy())
 
     def _stack(self, chosen: np.ndarray, rows: list[np.ndarray]) -> Batch:
         if not rows:
             return None, None
-        return torch.from_numpy(np.stack(rows)), torch.from_numpy(self.dataset.labels[chosen]).float()
+        images = torch.from_numpy(np.stack(rows))
+        labels = torch.from_numpy(self.dataset.labels[chosen]).float()
+        return images.pin_memory() if self.pin else images, labels
 
     def _submit(
         self, pool: ThreadPoolExecutor, image_id: str, labels: np.ndarray | Tensor, step: int

@@ -90,7 +90,8 @@ class Context:
 
     def trainer_settings(self) -> dict[str, Any]:
         """What of the Trainer may change a result, for a digest: not where it computes, nor what it shows."""
-        return {name: value for name, value in plain(self.cfg.trainer).items() if name not in NEUTRAL}
+        settings = {name: value for name, value in plain(self.cfg.trainer).items() if name not in NEUTRAL}
+        return settings if self.cfg.tf32 else settings | {"tf32": False}
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Parts of the configuration as plain values, for a digest."""

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
@@ -36,6 +37,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     """
     cfg.run = chosen_stages(cfg.run, cfg.segmenter.sources, cfg.refine.maps)
     quiet_lightning()
+    torch.backends.cudnn.allow_tf32 = bool(cfg.tf32)
     with separate_processes():
         context = Context(cfg, Path(output))
         if CHECK_DATA in cfg.run:

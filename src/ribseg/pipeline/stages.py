@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ribseg.callbacks import MapWriter, Threads, read_records
 from ribseg.data.files import atomic_write, scan_folder
+from ribseg.data.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
 from ribseg.data.references import rng
 from ribseg.errors import ConfigError, DataError
 from ribseg.models import Classifier, load_official_classifier, read_state_dict
@@ -28,7 +31,9 @@ from ribseg.pipeline.store import Artefact, file_digest
 from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
 
+GIB = 1024**3
 WEIGHTS, RATE = "classifier.pt", "rate.json"
+SPEED = ("reference_chunk", "compile")  # of RIB; they change maps by rounding
 Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
 TRAINING_DATA = ("crop_size", "resize_long", "batch_size", "mean", "std")
 
@@ -200,6 +205,7 @@ class RIBStage(MapStage):
     def settings(self, context: Context) -> dict[str, Any]:
         """RIB, pooling, and what the reference images look like."""
         settings = context.settings("rib", "pooling", "seed")
+        settings["rib"] = {name: value for name, value in settings["rib"].items() if name not in SPEED}
         settings |= {
             "crop_size": context.cfg.data.crop_size,
             "resize_long": list(context.cfg.data.resize_long),
@@ -210,7 +216,7 @@ class RIBStage(MapStage):
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RIBModule`; a rate of "auto" is searched first, once."""
-        make = rib_builder(context, trained_classifier(context))
+        make = rib_builder(context, trained_classifier(context), reference_pool(context))
         if context.cfg.rib.lr != "auto":
             return make()
         return make(lr=searched_rate(context, make, artefact.folder))
@@ -224,7 +230,7 @@ class WrongClassStage(RIBStage):
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `WrongClassModule`."""
-        make = rib_builder(context, trained_classifier(context))
+        make = rib_builder(context, trained_classifier(context), reference_pool(context))
         extra: dict[str, Any] = {"_target_": "ribseg.modules.WrongClassModule", "seed": context.cfg.seed}
         if context.cfg.rib.lr == "auto":
             extra["lr"] = read_rate(context.artefacts["rib"].folder)
@@ -321,17 +327,44 @@ def save_state(module: nn.Module, path: Path) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def rib_builder(context: Context, classifier: Classifier) -> Callable[..., LocalizationModule]:
+def rib_builder(
+    context: Context, classifier: Classifier, pool: ImagePool | None = None
+) -> Callable[..., LocalizationModule]:
     """Makes the configured RIB module; keyword arguments replace settings."""
     cfg = context.cfg
 
     def make(**replaced: Any) -> LocalizationModule:
-        references = context.data.references(cfg.rib.references) if cfg.rib.references else None
+        number = cfg.rib.references
+        references = context.data.references(number, pool=pool) if number else None
         pooling = build(cfg.pooling)
         parts = {"classifier": classifier, "pooling": pooling, "references": references}
         return build(cfg.rib, **(parts | replaced))
 
     return make
+
+
+def reference_pool(context: Context) -> ImagePool | None:
+    """The training images, decoded, in the store; None where there are too many, or nothing is drawn."""
+    limit, train = context.cfg.maps.pool_gib * GIB, context.data.train
+    if not context.cfg.rib.references or not limit:
+        return None
+    artefact = context.store.artefact("pool", {}, {}, train.fingerprint(masks=False))
+    if not artefact.finished and (context.is_first or not dist.is_initialized()):
+        sizes = image_sizes(train)
+        need, free = pool_bytes(sizes), shutil.disk_usage(context.store.root).free
+        reason = "maps.pool_gib allows" if need > limit else "the store's disk has" if need > free else None
+        amount = f"{len(train)} decoded training images for RIB's references: {need / GIB:.2f} GiB"
+        if reason:
+            context.console.print(
+                f"  {amount}; {reason} {min(limit, free) / GIB:.2f}: decoding at each draw instead"
+            )
+        else:
+            context.console.print(f"  {amount} in {artefact.folder}")
+            start = time.perf_counter()
+            build_pool(artefact.folder, train, sizes, progress=context.cfg.progress)
+            artefact.finish({"images": len(train), "bytes": need}, time.perf_counter() - start)
+    context.wait()
+    return ImagePool(artefact.folder) if artefact.finished else None
 
 
 def searched_rate(context: Context, make: Callable[..., LocalizationModule], folder: Path) -> float:
