@@ -28,6 +28,12 @@ def test_counts_by_hand():
     assert counts_of(matrix).tolist() == [[1, 1, 0], [1, 2, 0], [2, 1, 0]]
 
 
+def test_what_a_pseudo_mask_leaves_open_is_a_miss_and_no_prediction():
+    counts = label_counts(torch.tensor([[0, 255, 255, 2]]), torch.tensor([[0, 1, 255, 2]]), 2)
+    assert counts.tolist() == [[1, 0, 1], [1, 0, 1], [1, 1, 1]]
+    assert float(pooled_scores(counts[None]).miou) == pytest.approx(2 / 3)
+
+
 def test_states_of_processes_add_up():
     whole, *parts = (MaskConfusion(3) for _ in range(3))
     for seed in range(4):

@@ -189,8 +189,10 @@ def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:
 def label_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """(3, C+1) int64: hits, predicted pixels and true pixels per label of one image.
 
+    A pixel that the prediction leaves open is a miss of its true label, and predicted as none.
+
     Args:
-        prediction: (H, W) int, 0 = background.
+        prediction: (H, W) int, 0 = background, `ignore_index` = left open (as pseudo masks may).
         target: (H, W) int, the same, with `ignore_index`.
         num_classes: C, without background.
         ignore_index: target label of pixels that do not count.
@@ -198,7 +200,7 @@ def label_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
     valid = target != ignore_index
     predicted, true = prediction[valid].long(), target[valid].long()
     size = num_classes + 1
-    columns = (true[predicted == true], predicted, true)
+    columns = (true[predicted == true], predicted[predicted != ignore_index], true)
     return torch.stack([torch.bincount(column, minlength=size) for column in columns])
 
 
