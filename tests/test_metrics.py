@@ -9,7 +9,7 @@ import ribseg
 from ribseg.controls import centre_prior, relabel, whole_image, wrong_labels
 from ribseg.evaluation import MapEvaluator, full_size
 from ribseg.functional import argmax_labels
-from ribseg.metrics import bootstrap_miou, interval, label_counts, pooled_scores
+from ribseg.metrics import MaskConfusion, bootstrap_miou, interval, label_counts, pooled_scores
 from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
 
 
@@ -45,6 +45,20 @@ def test_sweep_equals_single_evaluations(dtype):
     torch.testing.assert_close(result["iou"].float(), one_by_one(thresholds, dtype=dtype))
     assert result["best_miou"] == result["miou"].max()
     assert result["best_threshold"] == thresholds[result["miou"].argmax()]
+
+
+def test_sweep_has_the_digits_of_single_evaluations():
+    thresholds = torch.linspace(0, 1, 11)
+    sweep = ribseg.ThresholdSweep(12, thresholds)
+    for image in images(classes=12):
+        sweep.update(*image)
+    result = sweep.compute()
+    for number, threshold in enumerate(thresholds.tolist()):
+        single = MaskConfusion(12)
+        for maps, present, target in images(classes=12):
+            single.update(argmax_labels(maps, present, threshold), target)
+        for name in ("miou", "precision", "recall"):
+            assert torch.equal(result[name][number], getattr(single.compute(), name))
 
 
 def test_absent_class_is_left_out_of_the_mean():

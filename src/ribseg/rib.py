@@ -255,7 +255,10 @@ class RIB:
 
     def _class_maps(self, encoded: Sequence[Tensor], view: int, learns: bool) -> Tensor:
         with torch.set_grad_enabled(learns and view in self.loss_views):
-            return class_maps(self.adapted(encoded[view]), self.weight)
+            return self._maps(encoded[view])
+
+    def _maps(self, encoded: Tensor) -> Tensor:
+        return class_maps(self.adapted(encoded), self.weight)
 
     def _own_logits(self, maps: Sequence[Tensor], target: Tensor) -> Tensor:
         rows = target.expand(2, -1)  # the image and its mirror image
@@ -292,7 +295,7 @@ class RIB:
         ]
 
     def _reference_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        maps = class_maps(self.adapted(self._encode(images)), self.weight)
+        maps = self._maps(self._encode(images))
         return self._backward(self.pooling(maps, labels), labels)
 
     def _backward(self, logits: Tensor, labels: Tensor) -> Tensor:

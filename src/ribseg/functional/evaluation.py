@@ -81,6 +81,10 @@ def scores(confusion: Tensor) -> Scores:
 def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
     """The same as `scores` from three (..., C+1) counts: hits, predicted pixels, true pixels."""
     iou = hit / (predicted + true - hit)  # 0/0 = nan: the class occurs nowhere
-    precision = (hit / predicted)[..., 1:].nanmean(-1).nan_to_num(0.0)
-    recall = (hit / true)[..., 1:].nanmean(-1).nan_to_num(0.0)
-    return Scores(iou, iou.nanmean(-1), precision, recall)
+    precision, recall = (_mean((hit / all_)[..., 1:]).nan_to_num(0.0) for all_ in (predicted, true))
+    return Scores(iou, _mean(iou), precision, recall)
+
+
+def _mean(values: Tensor) -> Tensor:
+    # The order of a sum follows the layout: with one layout, one threshold gives the digits of a sweep's.
+    return values.contiguous().nanmean(-1)
