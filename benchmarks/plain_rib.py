@@ -114,6 +114,28 @@ def adapt(
     return sums
 
 
+@torch.no_grad()
+def cam_only(
+    model: Classifier,
+    state: Mapping[str, Tensor],
+    views: list[Tensor],
+    image_id: str,
+    references: ReferenceBatches,
+    settings: Settings,
+    clock: Clock,
+) -> list[Tensor]:
+    """Plain CAMs of the views, and of the references that RIB would draw: a floor for `trainable=head`."""
+    device = model.weight.device
+    maps = [merge_mirrored(class_maps(model, view.to(device), clock)).cpu() for view in views]
+    labels = references.dataset.labels[references.dataset.index(image_id)]
+    for step in range(settings.steps - 1):
+        with clock("data"):
+            images, _ = references.batch(image_id, labels, step)
+        assert images is not None
+        class_maps(model, images.to(device), clock)
+    return maps
+
+
 def class_maps(model: Classifier, images: Tensor, clock: Clock) -> Tensor:
     """The network from image to (N, C, h, w) maps, all of it with gradients but for the detached trunk."""
     with clock("trunk"):

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 
 import ribseg
 from ribseg.errors import DeviceMemoryError
-from ribseg.folding import FoldedConv, fold_batch_norm
+from ribseg.folding import FoldedConv, Folds, fold_batch_norm
 from ribseg.rib import partition
 from ribseg.stops import Check, first_stop
 
@@ -244,3 +244,25 @@ def test_compiling_is_bounded_over_image_sizes(monkeypatch):
         frames.append(counter.frame_count)
     assert frames[0] <= 8
     assert frames[-1] == frames[1]
+
+
+def test_shared_folds_gather_the_gradients_of_several_passes():
+    torch.manual_seed(0)
+    model = classifier().double().eval()
+    trunks = [model.trunk(view.double()).detach() for view in views()]
+    tail = nn.Sequential(*model.tail)
+    weights = list(tail.parameters())
+    expected = torch.autograd.grad(sum(tail(trunk).sum() for trunk in trunks), weights)
+    folded = fold_batch_norm(tail)
+    folds = Folds(folded, "no module")
+    with folds.shared():
+        for trunk in trunks:
+            folded(trunk).sum().backward()
+        norm = next(layer for layer in folded.modules() if isinstance(layer, nn.BatchNorm2d))
+        assert norm.weight.grad is None
+        folds.settle()
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+    with torch.no_grad():
+        weights[0].mul_(2)
+    torch.testing.assert_close(folded(trunks[0]), tail(trunks[0]))

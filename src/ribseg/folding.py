@@ -1,5 +1,7 @@
 """BatchNorm with frozen statistics, folded into the convolution before it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -13,8 +15,8 @@ class FoldedConv(nn.Module):
     """A convolution and the BatchNorm behind it as one convolution. Both keep their parameters, and learn.
 
     With running statistics, `bn(conv(x))` is a convolution with the weight `s W` and the bias
-    `beta + s (b - mu)`, where `s = gamma / sqrt(var + eps)`. They are made anew in each pass, so gradients
-    reach W, gamma and beta; what is saved is a pass over the activations, forward and backward.
+    `beta + s (b - mu)`, where `s = gamma / sqrt(var + eps)`. What is saved is a pass over the activations,
+    forward and backward. Weight and bias are made anew in each pass, or once for several: see `Folds`.
 
     Args:
         conv: zero-padded.
@@ -24,22 +26,68 @@ class FoldedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv, self.norm = conv, norm
+        self.shared: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D, h, w) -> (N, D', h', w')."""
+        weight, bias = self.folded() if self.shared is None else self.shared
+        conv = self.conv
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution, as functions of the parameters of the two."""
         conv, norm = self.conv, self.norm
         # Read here, not in __init__: moving a module to a device gives it new buffers.
-        scale, shift = (
-            torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps),
-            -cast(Tensor, norm.running_mean),
-        )
+        mean, variance = cast(tuple[Tensor, Tensor], (norm.running_mean, norm.running_var))
+        scale, shift = torch.rsqrt(variance + norm.eps), -mean
         if norm.affine:
             scale = scale * norm.weight
         shift = shift * scale if conv.bias is None else (shift + conv.bias) * scale
         if norm.affine:
             shift = shift + norm.bias
-        weight = conv.weight * scale[:, None, None, None]
-        return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return conv.weight * scale[:, None, None, None], shift
+
+
+class Folds:
+    """The folded convolutions of modules, with weights that are made once for several passes.
+
+    Args:
+        modules: what `fold_batch_norm` returned, or anything else: that has none.
+    """
+
+    def __init__(self, *modules: object) -> None:
+        inside = (layer for module in modules if isinstance(module, nn.Module) for layer in module.modules())
+        self._layers = [layer for layer in inside if isinstance(layer, FoldedConv)]
+        self._made: list[Tensor] = []
+        self._used: list[Tensor] = []
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Inside, all passes use weights that are made now; the parameters must not change.
+
+        Gradients gather at these weights; `settle` hands them on.
+        """
+        self._made = [tensor for layer in self._layers for tensor in layer.folded()]
+        self._used = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self._made]
+        try:
+            for layer, weight, bias in zip(self._layers, self._used[::2], self._used[1::2], strict=True):
+                layer.shared = weight, bias
+            yield
+        finally:
+            for layer in self._layers:
+                layer.shared = None
+            self._made, self._used = [], []
+
+    def settle(self) -> None:
+        """Hands the gradients that have gathered inside `shared` on to the parameters, once."""
+        reached = [
+            (made, used.grad)
+            for made, used in zip(self._made, self._used, strict=True)
+            if used.grad is not None
+        ]
+        if reached:
+            made, gradients = zip(*reached, strict=True)
+            torch.autograd.backward(made, gradients)
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:

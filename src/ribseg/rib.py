@@ -5,8 +5,8 @@ Plain PyTorch: any module with `features(x)` and `weight` will do.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, get_args
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ribseg.errors import DeviceMemoryError
-from ribseg.folding import fold_batch_norm
+from ribseg.folding import Folds, fold_batch_norm
 from ribseg.functional.cam import active_area, class_maps, merge_mirrored
 from ribseg.localize import cam, check_views, evaluating, features_of, head_of, present_classes, restored
 from ribseg.losses import rib_loss
@@ -128,6 +128,7 @@ class RIB:
         self.loss_views, self.reference_chunk = tuple(loss_views), reference_chunk
         self.weight = head_of(classifier)
         self.frozen, self.adapted, self.parameters, self.layout = partition(classifier, trainable)
+        self._fixed_folds, self._folds = Folds(self.frozen), Folds(self.adapted)
         if compile:
             self.frozen, self.adapted = (torch.compile(f, dynamic=True) for f in (self.frozen, self.adapted))
 
@@ -204,9 +205,9 @@ class RIB:
         self, views: Sequence[Tensor], labels: Tensor, classes: Tensor, references: Iterator[Reference]
     ) -> Adaptation:
         sums = Sums(classes.to(self.weight.device), classes)
-        checks = self._steps(views, labels, references, sums)
         try:
-            stop = first_stop(checks, deferred=self.weight.is_cuda)
+            with self._fixed_folds.shared(), closing(self._steps(views, labels, references, sums)) as checks:
+                stop = first_stop(checks, deferred=self.weight.is_cuda)
         except torch.OutOfMemoryError as error:
             sizes = ", ".join(f"{view.shape[-2]} x {view.shape[-1]}" for view in views)
             raise DeviceMemoryError(
@@ -219,33 +220,40 @@ class RIB:
 
     def _steps(
         self, views: Sequence[Tensor], labels: Tensor, references: Iterator[Reference], sums: "Sums"
-    ) -> Iterator[Check | None]:
+    ) -> Generator[Check | None, None, None]:
         """Takes the steps; yields what may stop it, see `first_stop`."""
         target = labels.to(self.weight.device, torch.float32)
         encoded = [self._encode(view) for view in views]
         optimizer = self._optimizer()
         last = self.steps if self.rules.records_last else max(self.steps - 1, 0)
-        for step in range(last + 1):
-            learns = step < last  # theta_{last + 1} is never read
-            raw = [self._class_maps(encoded, 0, learns)]
-            merged = [sums.present(raw[0])]
-            if step > 0:
-                area = active_area(merged[0], self.area_threshold)
-                yield Check(step, area[None], partial(self._area_stop, sums, merged[0]))
-            raw += [self._class_maps(encoded, view, learns) for view in range(1, len(views))]
-            merged += [sums.present(view) for view in raw[1:]]
-            own = self._own_logits(raw, target)
-            state = torch.stack([(own.detach() * target).sum(), all_finite(merged)])
-            yield Check(step, state, partial(self._sum_or_stop, sums, merged))
-            if not learns:
-                return
-            del raw
-            optimizer.zero_grad()
-            losses = [self._backward(own, target.expand_as(own))]
-            yield None
-            losses += self._learn_references(next(references, (None, None)))
-            yield Check(step, torch.stack(losses), _finite_or_stop)
+        for step in range(last):
+            with self._folds.shared():
+                own = yield from self._record(encoded, target, sums, step)
+                optimizer.zero_grad()
+                losses = [self._backward(own, target.expand_as(own))]
+                yield None
+                losses += self._learn_references(next(references, (None, None)))
+                yield Check(step, torch.stack(losses), _finite_or_stop)
+                self._folds.settle()
             self._update(optimizer, step)
+        with torch.no_grad(), self._folds.shared():  # theta_{last + 1} is never read
+            yield from self._record(encoded, target, sums, last)
+
+    def _record(
+        self, encoded: Sequence[Tensor], target: Tensor, sums: "Sums", step: int
+    ) -> Generator[Check | None, None, Tensor]:
+        """Sums the maps of a step, unless a rule says otherwise; returns the logits of the loss views."""
+        raw = [self._class_maps(encoded, 0)]
+        merged = [sums.present(raw[0])]
+        if step > 0:
+            area = active_area(merged[0], self.area_threshold)
+            yield Check(step, area[None], partial(self._area_stop, sums, merged[0]))
+        raw += [self._class_maps(encoded, view) for view in range(1, len(encoded))]
+        merged += [sums.present(view) for view in raw[1:]]
+        own = self._own_logits(raw, target)
+        state = torch.stack([(own.detach() * target).sum(), all_finite(merged)])
+        yield Check(step, state, partial(self._sum_or_stop, sums, merged))
+        return own
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
@@ -253,8 +261,8 @@ class RIB:
         images = images.to(self.weight.device, non_blocking=True, memory_format=self.layout)
         return self.frozen(images)
 
-    def _class_maps(self, encoded: Sequence[Tensor], view: int, learns: bool) -> Tensor:
-        with torch.set_grad_enabled(learns and view in self.loss_views):
+    def _class_maps(self, encoded: Sequence[Tensor], view: int) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and view in self.loss_views):
             return self._maps(encoded[view])
 
     def _maps(self, encoded: Tensor) -> Tensor:
