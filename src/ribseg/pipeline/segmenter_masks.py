@@ -135,7 +135,7 @@ def write_masks(
 def image_loader(context: Context, ids: Sequence[str], folder: VOCFolder) -> DataLoader:
     """Images one by one; with fewer images than processes some come twice, as Lightning lets none be idle."""
     number = max(len(ids), context.processes)
-    dataset = ImageDataset(list(islice(cycle(ids), number)), folder.image_path)
+    dataset = ImageDataset(islice(cycle(ids), number), folder.image_path)
     return DataLoader(dataset, batch_size=1, collate_fn=only_item, num_workers=context.data.num_workers)
 
 
