@@ -19,6 +19,10 @@ class ConfigError(RibsegError, ValueError):
     """A setting, or a combination of settings, cannot work."""
 
 
+class DiskSpaceError(RibsegError, OSError):
+    """A file system has less room than a run is going to need."""
+
+
 def list_problems(headline: str, problems: Mapping[str, Sequence[str]], advice: str, show: int = 5) -> str:
     """Formats problems by kind: the count and the first few of each, then what to do.
 

@@ -24,6 +24,7 @@ from ribseg.models import Classifier, load_official_classifier, read_state_dict
 from ribseg.models.backbone import BROKEN
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
 from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.store import Artefact, file_digest
 from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
@@ -62,6 +63,10 @@ class Stage(ABC):
         """Whether a finished artefact still holds what other stages read."""
         return True
 
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """Bytes that its files will take; tables count as nothing."""
+        return 0.0
+
     @abstractmethod
     def artefact(self, context: Context) -> Artefact:
         """Its place in the store, from settings and inputs; nothing is computed."""
@@ -90,6 +95,11 @@ class ClassifierStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
         return (artefact.folder / WEIGHTS).is_file()
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The weights, and a checkpoint where it trains."""
+        weights = context.weights[self.name]
+        return weights.all + (0 if context.cfg.classifier.official_checkpoint else weights.checkpoint)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
@@ -132,6 +142,10 @@ class MapStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps are there."""
         return not self.missing(context, artefact)
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The maps of all images."""
+        return sizes.map_files(context.cfg.maps.full)
 
     def missing(self, context: Context, artefact: Artefact) -> list[str]:
         """Ids of the images that have no maps yet."""
