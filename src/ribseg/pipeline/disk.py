@@ -147,8 +147,9 @@ def largest(sizes: dict[str, float]) -> str:
 def in_words(size: float) -> str:
     """A number of bytes for people.
 
-    >>> in_words(41_340_000_000), in_words(812e6), in_words(0)
-    ('41.3 GB', '812 MB', '0 bytes')
+    >>> in_words(41_340_000_000), in_words(999_700_000), in_words(0)
+    ('41.3 GB', '1000 MB', '0 bytes')
     """
     unit, name = next((part for part in UNITS if size >= part[0]), UNITS[-1])
-    return f"{size / unit:.3g} {name}"
+    value = size / unit
+    return f"{value:.0f} {name}" if value >= 100 else f"{value:.3g} {name}"
