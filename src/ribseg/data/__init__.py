@@ -25,6 +25,8 @@ _HOME = {
     "eval_transform": "transforms",
     "seeded": "transforms",
     "train_transform": "transforms",
+    "Ids": "ids",
+    "ServedImages": "served",
     "ViewsDataset": "views",
     "multi_scale_views": "views",
     "ReferenceBatches": "references",

@@ -14,10 +14,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from ribseg.data.check import CheckReport, OnError, check_dataset
+from ribseg.data.ids import Ids
 from ribseg.data.image_pool import ImagePool
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.iterations import only_item
 from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
+from ribseg.data.served import ServedImages
 from ribseg.data.transforms import eval_transform, seeded, train_transform, worker_init_fn
 from ribseg.data.views import SCALES, ViewsDataset, check_scales
 from ribseg.data.voc import VOCFolder
@@ -139,17 +141,14 @@ class WSSSDataModule(pl.LightningDataModule):
         return self.train.num_classes
 
     @cached_property
-    def folders(self) -> dict[str, VOCFolder]:
+    def folders(self) -> ServedImages:
         """Image id -> the first split that holds it, train_split before eval_splits."""
-        folders: dict[str, VOCFolder] = {}
-        for folder in self.served:
-            folders.update({image_id: folder for image_id in folder.ids if image_id not in folders})
-        return folders
+        return ServedImages(self.served)
 
     @property
-    def all_ids(self) -> list[str]:
-        """Ids of everything served, each once."""
-        return list(self.folders)
+    def all_ids(self) -> Ids:
+        """Ids of everything served, each once; reads as a list, see `Ids`."""
+        return self.folders.ids
 
     def setup(self, stage: str | None = None) -> None:
         """Opens all splits; a second call does nothing."""
@@ -233,9 +232,9 @@ class WSSSDataModule(pl.LightningDataModule):
         the result of an image does not depend on who computes it.
         """
         ids = self.predict_ids if ids is None else ids
-        chosen = self.all_ids if ids is None else list(ids)
+        chosen = Ids.of(self.all_ids if ids is None else ids)
         if 0 < len(chosen) < self._world_size:
-            chosen = list(itertools.islice(itertools.cycle(chosen), self._world_size))
+            chosen = Ids(itertools.islice(itertools.cycle(chosen), self._world_size))
         # Large tensors of all sizes: two items in advance per worker are enough.
         return DataLoader(
             self.predict_dataset(chosen),

@@ -2,8 +2,12 @@
 
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
+from ribseg.data.ids import Ids
 from ribseg.errors import DataError, DatasetNotFoundError, RibsegError
 
 
@@ -67,3 +71,31 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class FileTable:
+    """Image id -> its file among several folders, for very many files; see `Ids` for what that is good for.
+
+    Args:
+        files: id -> number of a folder, and the file's name, which begins with the id.
+
+    An id of n bytes takes n + 20 bytes.
+    """
+
+    def __init__(self, files: Mapping[str, tuple[int, str]]) -> None:
+        self.ids = Ids(files)
+        endings = [(folder, name[len(image_id) :]) for image_id, (folder, name) in files.items()]
+        number = {ending: kind for kind, ending in enumerate(dict.fromkeys(endings))}
+        self._endings = tuple(number)  # with the folder: a handful, whatever the number of files
+        self._kinds = np.fromiter((number[ending] for ending in endings), np.int32, len(endings))
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.ids
+
+    def find(self, image_id: str) -> tuple[int, str] | None:
+        """Number of the folder and name of the file; None if there is none."""
+        row = self.ids.find(image_id)
+        if row < 0:
+            return None
+        folder, ending = self._endings[self._kinds[row]]
+        return folder, image_id + ending

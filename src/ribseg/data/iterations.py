@@ -4,13 +4,14 @@ So a training that goes on at iteration n does what it would have done without t
 the number of processes nor of workers changes what is seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from ribseg.data.ids import Ids
 from ribseg.data.images import read_image
 from ribseg.data.references import rng
 from ribseg.data.segmentation import PathOf, SegmentationDataset
@@ -92,8 +93,8 @@ class IterationDataset(Dataset[dict[str, Any]]):
 class ImageDataset(Dataset[dict[str, Any]]):
     """Images as they are, for predictions: `id` and `image` (H, W, 3) uint8."""
 
-    def __init__(self, ids: list[str], image_path: PathOf) -> None:
-        self.ids, self.image_path = ids, image_path
+    def __init__(self, ids: Iterable[str], image_path: PathOf) -> None:
+        self.ids, self.image_path = Ids.of(ids), image_path
 
     def __len__(self) -> int:
         return len(self.ids)

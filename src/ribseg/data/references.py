@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ribseg.data.ids import Ids
 from ribseg.data.image_pool import ImagePool
 from ribseg.data.transforms import seeded
 from ribseg.data.voc import VOCFolder
@@ -33,7 +34,7 @@ class ReferenceSampler:
     """Draws label-disjoint images from a label matrix; no file is looked at.
 
     Args:
-        ids: N image ids.
+        ids: N image ids; `Ids` are shared, not copied.
         labels: (N, C) bool; images without any label serve as references, too.
         seed: of the experiment.
 
@@ -44,22 +45,22 @@ class ReferenceSampler:
     def __init__(self, ids: Sequence[str], labels: np.ndarray, seed: int = 0) -> None:
         if labels.ndim != 2 or len(labels) != len(ids):
             raise DataError(f"expected labels ({len(ids)}, C), found {labels.shape}.")
-        self.ids = list(ids)
+        self.ids = Ids.of(ids)
         self.seed = seed
-        self._labels = labels.astype(np.float32)  # single precision, for a fast matrix product
-        self._index = {image_id: index for index, image_id in enumerate(ids)}
+        # A row per class: an image has few classes, and only their rows are looked at.
+        self._images = np.ascontiguousarray((labels > 0).T)
+        self._last: tuple[str, int, np.ndarray, np.ndarray] | None = None
 
     def pool(self, image_id: str, labels: np.ndarray | Tensor) -> np.ndarray:
         """The images that share no class with `labels` (C,), never itself: (M,) int64, ascending."""
         target = torch.as_tensor(labels).cpu().numpy().astype(np.float32)
-        if target.shape != self._labels.shape[1:]:
-            raise DataError(
-                f"expected labels ({self._labels.shape[1]},) of {image_id}, found {target.shape}."
-            )
-        free = self._labels @ (target > 0) == 0
-        if image_id in self._index:
-            free[self._index[image_id]] = False
-        return np.flatnonzero(free)
+        if target.shape != self._images.shape[:1]:
+            raise DataError(f"expected labels ({len(self._images)},) of {image_id}, found {target.shape}.")
+        taken = np.logical_or.reduce(self._images[target > 0], axis=0)
+        own = self.ids.find(image_id)
+        if own >= 0:
+            taken[own] = True
+        return np.flatnonzero(~taken)
 
     def indices(self, image_id: str, labels: np.ndarray | Tensor, step: int, count: int) -> np.ndarray:
         """The references of one step, a function of (seed, image id, step).
@@ -83,9 +84,17 @@ class ReferenceSampler:
         rounds = places // len(pool)
         chosen = np.empty(count, dtype=np.int64)
         for number in np.unique(rounds):
-            shuffled = rng(self.seed, "references", image_id, int(number)).permutation(pool)
+            shuffled = self._shuffled(image_id, int(number), pool)
             chosen[rounds == number] = shuffled[places[rounds == number] % len(pool)]
         return chosen
+
+    def _shuffled(self, image_id: str, number: int, pool: np.ndarray) -> np.ndarray:
+        """The pool in the order of a round; kept, because the next steps deal out of the same round."""
+        last = self._last
+        if last is None or last[:2] != (image_id, number) or not np.array_equal(last[2], pool):
+            order = rng(self.seed, "references", image_id, number).permutation(pool)
+            self._last = last = (image_id, number, pool, order)
+        return last[3]
 
 
 class ReferenceBatches:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ribseg.data.ids import Ids
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image, rescale
 from ribseg.data.masks import IGNORE, read_mask
 from ribseg.data.transforms import Channels
@@ -50,7 +51,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         transform: A.Compose | None = None,
         num_classes: int | None = None,
     ) -> None:
-        self.ids = list(ids)
+        self.ids = Ids.of(ids)
         self.image_path, self.mask_path = image_path, mask_path
         self.transform, self.num_classes = transform, num_classes
 

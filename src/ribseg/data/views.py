@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ribseg.data.ids import Ids
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, capped, rescale
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
@@ -74,7 +75,8 @@ class ViewsDataset(Dataset[dict[str, Any]]):
     """Images with their views, for the stages that make localization maps; one image is one item.
 
     Args:
-        folders: image id -> the VOCFolder that holds it.
+        folders: image id -> the VOCFolder that holds it; for many images `ServedImages`, not a dictionary, of
+            which each worker would come to have its own.
         ids: which images, in which order.
         scales: see `multi_scale_views`.
         mean: see `multi_scale_views`.
@@ -98,14 +100,8 @@ class ViewsDataset(Dataset[dict[str, Any]]):
         unknown = [image_id for image_id in ids if image_id not in folders]
         if unknown:
             raise DataError(f"{len(unknown)} image ids are in none of the splits, first: {unknown[:5]}.")
-        self.folders, self.ids, self.scales, self.mean, self.std = (
-            folders,
-            list(ids),
-            tuple(scales),
-            mean,
-            std,
-        )
-        self.max_side = max_side
+        self.folders, self.ids = folders, Ids.of(ids)
+        self.scales, self.mean, self.std, self.max_side = tuple(scales), mean, std, max_side
 
     def __len__(self) -> int:
         return len(self.ids)

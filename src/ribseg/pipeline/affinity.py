@@ -24,6 +24,7 @@ from ribseg.functional import dense_crf
 from ribseg.models import AffinityNet, Backbone, IRNet, load_weights, read_state_dict
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.pool import Job, run_pool
 from ribseg.pipeline.stages import MapStage, Stage, fit, learning_settings, save_state, trained_classifier
 from ribseg.pipeline.store import Artefact
@@ -68,6 +69,10 @@ class AffinityLabelsStage(Stage):
         data = context.data.fingerprint(masks=automatic and needs_masks(score))
         return context.store.artefact(self.name, settings, self.inputs(context), data)
 
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """A PNG for each training image."""
+        return sizes.mask_files(len(context.data.train))
+
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Labels what is not labelled yet, in a pool of the first process."""
         scores = {"foreground": 0.0, "background": 0.0}
@@ -103,6 +108,10 @@ class AffinityStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
         return (artefact.folder / WEIGHTS).is_file()
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The weights, and a checkpoint."""
+        return context.weights[AffinityStage.name].all + context.weights[AffinityStage.name].checkpoint
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Trains, and saves the network."""

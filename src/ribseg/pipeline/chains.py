@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.stages import Stage
 from ribseg.pipeline.store import Artefact
 
@@ -44,6 +45,10 @@ class ChainStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """As the stage."""
         return self.stage.complete(over(context, self.maps), artefact)
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """As the stage."""
+        return self.stage.disk(over(context, self.maps), sizes)
 
     def artefact(self, context: Context) -> Artefact:
         """As the stage; a run with `refine.maps` set so shares what it makes."""

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ribseg.data.datamodules import WSSSDataModule
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.console import make_console
+from ribseg.pipeline.disk import Weights
 from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
@@ -42,6 +43,8 @@ class Context:
         store: where artefacts lie.
         console: prints on the first process only.
         skipped: split -> image id -> what is wrong with it, of images that were taken off the lists.
+        weights: "classifier", "affinity", "segmenter" -> size of the network; of those that are still to be
+            trained, known after `preflight` has built them once.
     """
 
     def __init__(self, cfg: DictConfig, output: Path) -> None:
@@ -51,6 +54,7 @@ class Context:
         self.console = make_console(quiet=not self.is_first)
         self.artefacts: dict[str, Artefact] = {}
         self.skipped: dict[str, dict[str, str]] = {}
+        self.weights: dict[str, Weights] = {}
 
     @cached_property
     def data(self) -> WSSSDataModule:

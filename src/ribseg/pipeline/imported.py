@@ -6,6 +6,7 @@ from ribseg.data.files import scan_folder
 from ribseg.errors import ConfigError
 from ribseg.interop import convert_maps, map_reader
 from ribseg.pipeline.context import Context
+from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.stages import Stage
 from ribseg.pipeline.store import Artefact, folder_digest
 
@@ -26,6 +27,10 @@ class ImportedStage(Stage):
         """Whether all maps are there."""
         there = scan_folder(artefact.folder / "maps", (".npz",)) if artefact.folder.is_dir() else {}
         return set(context.data.all_ids) <= set(there)
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The maps of all images, at full size as most programs leave them."""
+        return sizes.map_files(full=True)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Reads what is not there yet, in the first process."""

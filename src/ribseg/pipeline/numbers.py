@@ -43,6 +43,7 @@ class Range(NamedTuple):
 COUNT, NATURAL, SHARE, POSITIVE = Range(True, 1), Range(True, 0), Range(False, 0, 1), Range(False, 1e-30)
 NUMBERS = {
     "seed": Range(True, 0, 2**32 - 1),
+    "store.margin": Range(False, 0, words=(None,)),
     "classifier.epochs": COUNT,
     "data.batch_size": COUNT,
     "data.crop_size": COUNT,

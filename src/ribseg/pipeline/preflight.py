@@ -20,6 +20,7 @@ from ribseg.pipeline.chains import (
     tested_name,
 )
 from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.disk import check_space, weights_of
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import check_imported
@@ -71,10 +72,12 @@ def preflight_data(context: Context) -> None:
         check_refinement(context)
     if ExportStage.name in context.cfg.run:
         check_export(context)
-    plan_stages(context, [stage for stage in STAGES if stage.reads_data])
+    stages = [stage for stage in STAGES if stage.reads_data]
+    plan_stages(context, stages)
     check_imported(context)
     check_parts(context)
     check_segmenters(context)
+    context.on_first(lambda: check_space(context, stages))
 
 
 def plan_stages(context: Context, stages: Sequence[Stage]) -> None:
@@ -214,12 +217,15 @@ def check_parts(context: Context) -> None:
         # Weights are looked for only if they will be needed.
         trains = "classifier" in cfg.run and not context.artefacts["classifier"].finished
         classifier = new_classifier(context, pretrained=None if trains else False)
+    context.weights["classifier"] = weights_of(classifier)
     build(cfg.classifier.module, classifier=classifier)
     _ = context.processes  # builds a Trainer
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
-    if "affinity" in cfg.run and not context.artefacts["affinity"].finished:
+    trainings = ("affinity", *(chain_name("affinity", maps) for maps in CHAINS))
+    if any(name in cfg.run and not context.artefacts[name].finished for name in trainings):
         shared = cfg.affinity.backbone.weights == "classifier"
         network = new_network(context, classifier.backbone if shared else None)
+        context.weights["affinity"] = weights_of(network)
         build(cfg.affinity.module, network=network)
 
 

@@ -23,6 +23,7 @@ from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in_play
 from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.disk import ImageSizes, weights_of
 from ribseg.pipeline.pseudo_masks import mask_path, variants
 from ribseg.pipeline.stages import Stage, learning_settings, new_classifier, readable, trained_classifier
 from ribseg.pipeline.store import Artefact
@@ -70,6 +71,12 @@ class SegmenterStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the segmenter is there."""
         return (artefact.folder / WEIGHTS).is_file()
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The weights, the last checkpoint and, with a watch, the best; with their averages if wanted."""
+        weights, watched = context.weights["segmenter"], validation_folder(context) is not None
+        averages = 0 if context.cfg.segmenter.average is None else weights.all
+        return weights.all + (1 + watched) * (weights.checkpoint + averages)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Trains from the last checkpoint on, and saves the last or the best weights."""
@@ -270,5 +277,7 @@ def check_segmenter(context: Context, source: str) -> None:
     # The classifier need not be trained yet, but an untrained one has the same shapes.
     official = context.cfg.classifier.official_checkpoint
     classifier = trained_classifier(context) if official else new_classifier(context, pretrained=False)
-    build(cfg.module, model=new_segmenter(context, classifier))
+    model = new_segmenter(context, classifier)
+    context.weights["segmenter"] = weights_of(model)
+    build(cfg.module, model=model)
     segmentation_data(context, source).check(context.processes)

@@ -29,6 +29,7 @@ from ribseg.pipeline.chains import (
     tested_name,
 )
 from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.evaluate import ordered_map
 from ribseg.pipeline.pseudo_masks import SCORES, mask_scores, variants
 from ribseg.pipeline.segmenter import WEIGHTS, tested_folders
@@ -69,6 +70,10 @@ class SegmenterTestStage(Stage):
         return (artefact.folder / SCORES).is_file() and not any(
             missing_masks(artefact.folder / folder.split, folder) for folder in folders
         )
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """A PNG for each image of the tested splits."""
+        return sizes.mask_files(sum(map(len, tested_folders(context).values())))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Segments what is missing, then counts all pixels from the files."""
@@ -135,7 +140,7 @@ def write_masks(
 def image_loader(context: Context, ids: Sequence[str], folder: VOCFolder) -> DataLoader:
     """Images one by one; with fewer images than processes some come twice, as Lightning lets none be idle."""
     number = max(len(ids), context.processes)
-    dataset = ImageDataset(list(islice(cycle(ids), number)), folder.image_path)
+    dataset = ImageDataset(islice(cycle(ids), number), folder.image_path)
     return DataLoader(dataset, batch_size=1, collate_fn=only_item, num_workers=context.data.num_workers)
 
 

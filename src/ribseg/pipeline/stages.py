@@ -27,6 +27,7 @@ from ribseg.models import Classifier, load_official_classifier, read_state_dict
 from ribseg.models.backbone import BROKEN
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
 from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.store import Artefact, file_digest
 from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
@@ -67,6 +68,10 @@ class Stage(ABC):
         """Whether a finished artefact still holds what other stages read."""
         return True
 
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """Bytes that its files will take; tables count as nothing."""
+        return 0.0
+
     @abstractmethod
     def artefact(self, context: Context) -> Artefact:
         """Its place in the store, from settings and inputs; nothing is computed."""
@@ -95,6 +100,11 @@ class ClassifierStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
         return (artefact.folder / WEIGHTS).is_file()
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The weights, and a checkpoint where it trains."""
+        weights = context.weights[self.name]
+        return weights.all + (0 if context.cfg.classifier.official_checkpoint else weights.checkpoint)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
@@ -137,6 +147,10 @@ class MapStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps are there."""
         return not self.missing(context, artefact)
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The maps of all images."""
+        return sizes.map_files(context.cfg.maps.full)
 
     def missing(self, context: Context, artefact: Artefact) -> list[str]:
         """Ids of the images that have no maps yet."""
@@ -214,6 +228,12 @@ class RIBStage(MapStage):
             settings |= context.settings("rate_search")
         return settings
 
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The maps, and the pool of decoded images where there is to be one."""
+        limit, artefact = pool_limit(context), pool_artefact(context)
+        pool = sizes.decoded(len(context.data.train)) if limit and not artefact.finished else 0.0
+        return super().disk(context, sizes) + (pool if pool <= limit else 0.0)
+
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RIBModule`; a rate of "auto" is searched first, once."""
         make = rib_builder(context, trained_classifier(context), reference_pool(context))
@@ -227,6 +247,10 @@ class WrongClassStage(RIBStage):
 
     name = "wrong_class"
     needs = ("classifier", "rib")
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The maps; the pool is RIB's."""
+        return MapStage.disk(self, context, sizes)
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `WrongClassModule`."""
@@ -345,10 +369,9 @@ def rib_builder(
 
 def reference_pool(context: Context) -> ImagePool | None:
     """The training images, decoded, in the store; None where there are too many, or nothing is drawn."""
-    limit, train = context.cfg.maps.pool_gib * GIB, context.data.train
-    if not context.cfg.rib.references or not limit:
+    limit, train, artefact = pool_limit(context), context.data.train, pool_artefact(context)
+    if not limit:
         return None
-    artefact = context.store.artefact("pool", {}, {}, train.fingerprint(masks=False))
     if not artefact.finished and (context.is_first or not dist.is_initialized()):
         sizes = image_sizes(train)
         need, free = pool_bytes(sizes), shutil.disk_usage(context.store.root).free
@@ -365,6 +388,16 @@ def reference_pool(context: Context) -> ImagePool | None:
             artefact.finish({"images": len(train), "bytes": need}, time.perf_counter() - start)
     context.wait()
     return ImagePool(artefact.folder) if artefact.finished else None
+
+
+def pool_limit(context: Context) -> float:
+    """Bytes that a pool of decoded images may have; 0 if there is to be none."""
+    return context.cfg.maps.pool_gib * GIB if context.cfg.rib.references else 0.0
+
+
+def pool_artefact(context: Context) -> Artefact:
+    """Where the pool lies in the store."""
+    return context.store.artefact("pool", {}, {}, context.data.train.fingerprint(masks=False))
 
 
 def searched_rate(context: Context, make: Callable[..., LocalizationModule], folder: Path) -> float:
