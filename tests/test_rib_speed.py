@@ -266,3 +266,12 @@ def test_shared_folds_gather_the_gradients_of_several_passes():
     with torch.no_grad():
         weights[0].mul_(2)
     torch.testing.assert_close(folded(trunks[0]), tail(trunks[0]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_gives_the_maps_of_the_cpu(case, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    here, there = adapt(**CASES[case]), adapt(classifier().cuda(), **CASES[case])
+    assert (there.steps, there.stopped) == (here.steps, here.stopped)
+    assert largest_difference([view.cpu() for view in there.maps], here.maps) <= 1e-3
