@@ -239,7 +239,7 @@ def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
         return False
     try:
         there = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); delete {target} and run again") from error
     if not isinstance(there, dict) or any(there.get(key) != value for key, value in stamp.items()):
         raise ConfigError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.masks import IGNORE, mask_ids, read_mask
-from ribseg.errors import DataError, DatasetNotFoundError, list_problems
+from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 
 Problems = dict[str, list[str]]
 
@@ -47,10 +47,9 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
             problems["images without an XML file"].append(f"{image_id}.xml")
             continue
         try:
-            objects = ElementTree.parse(folder / present[image_id]).getroot().iter("object")
-            rows[image_id] = [(item.findtext("name") or "").strip() for item in objects]
+            rows[image_id] = _xml_names(folder / present[image_id])
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-            problems["malformed XML files"].append(f"{present[image_id]}: {error}")
+            problems["malformed XML files"].append(f"{present[image_id]}: {reason(error)}")
     return _matrix(f"image-level labels from {folder}", rows, ids, classes, problems)
 
 
@@ -141,6 +140,14 @@ def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) 
     return np.array(rows, dtype=bool).reshape(len(ids), num_classes)
 
 
+def _xml_names(path: Path) -> list[str]:
+    root = ElementTree.parse(path).getroot()
+    if root.tag != "annotation":
+        # Any other document, an error page for example, would count as an image without objects.
+        raise ValueError(f"expected <annotation> around everything, found <{root.tag[:50]}>")
+    return [(item.findtext("name") or "").strip() for item in root.iter("object")]
+
+
 def _csv_rows(path: Path, wanted: set[str], problems: Problems) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     try:
@@ -165,7 +172,7 @@ def _csv_rows(path: Path, wanted: set[str], problems: Problems) -> dict[str, lis
             f"the label file {path} is absent. Expected a CSV with `image,classes`."
         ) from error
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}. Save it anew.") from error
+        raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it anew.") from error
     return rows
 
 
@@ -180,7 +187,7 @@ def _matrix(
             if name in column:
                 labels[row, column[name]] = True
             else:
-                problems["unknown class names"].append(f"{name!r} of image {image_id}")
+                problems["unknown class names"].append(f"{name[:80]!r} of image {image_id}")
     if problems:
         known = ", ".join(classes[:25]) + (", ..." if len(classes) > 25 else "")
         advice = (
