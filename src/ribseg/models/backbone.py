@@ -227,6 +227,30 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return _read_torch_file(file)
 
 
+def load_released(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> None:
+    """Loads renamed weights of a released checkpoint; counters of BatchNorm, which nothing needs, may lack.
+
+    Args:
+        module: is changed in place.
+        state: its weights.
+        path: of the file, for messages.
+        what: it should be a checkpoint of, for messages.
+
+    Raises:
+        ConfigError: weights are missing, unknown, or of other shapes.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{path} is not a checkpoint of {what}: {reason(error)}") from error
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ConfigError(
+            f"{path} is not a checkpoint of {what}: {len(missing)} weights are missing {missing[:3]}, "
+            f"{len(unexpected)} are unknown {unexpected[:3]}"
+        )
+
+
 def read_torch_file(file: Path) -> Any:
     """What a torch file holds, read with `weights_only=True`; None where it cannot be read so."""
     with contextlib.suppress(*BROKEN):
