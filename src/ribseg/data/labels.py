@@ -85,6 +85,23 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
     return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
 
 
+def read_label_csv(path: str | Path) -> dict[str, list[str]]:
+    """Reads all of what `write_label_csv` wrote.
+
+    Returns:
+        Image id -> names of its classes.
+
+    Raises:
+        DatasetNotFoundError: if the file is absent.
+        DataError: lists rows that are malformed or there twice.
+    """
+    problems: Problems = defaultdict(list)
+    rows = _csv_rows(Path(path), None, problems)
+    if problems:
+        raise DataError(list_problems(f"{path} cannot be used", problems, "Mend these rows."))
+    return rows
+
+
 def write_label_csv(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None:
     """Writes what `labels_from_csv` reads, atomically.
 
@@ -148,7 +165,7 @@ def _xml_names(path: Path) -> list[str]:
     return [(item.findtext("name") or "").strip() for item in root.iter("object")]
 
 
-def _csv_rows(path: Path, wanted: set[str], problems: Problems) -> dict[str, list[str]]:
+def _csv_rows(path: Path, wanted: set[str] | None, problems: Problems) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -165,7 +182,7 @@ def _csv_rows(path: Path, wanted: set[str], problems: Problems) -> dict[str, lis
                     problems["malformed rows"].append(f"line {reader.line_num}: {list(row.values())}"[:120])
                 elif image_id in rows:
                     problems["images with two rows"].append(f"line {reader.line_num}: {image_id}")
-                elif image_id in wanted:
+                elif wanted is None or image_id in wanted:
                     rows[image_id] = row["classes"].split()
     except FileNotFoundError as error:
         raise DatasetNotFoundError(
