@@ -58,6 +58,14 @@ def test_wrong_samples_are_named(tmp_path, sample, message):
         write_voc_tree([(image(), 0), sample], tmp_path, "train", CLASSES)
 
 
+@pytest.mark.parametrize("table", [b"a,b\n1,2\n", b"image,classes\nx\n", "image,classes\n".encode("utf-16")])
+def test_a_broken_table_of_an_earlier_split_is_named(tmp_path, table):
+    (tmp_path / "image_labels.csv").write_bytes(table)
+    with pytest.raises(DataError, match=r"image_labels\.csv"):
+        write_voc_tree([(image(), 0)], tmp_path, "train", CLASSES)
+    assert (tmp_path / "image_labels.csv").read_bytes() == table
+
+
 def test_no_samples(tmp_path):
     with pytest.raises(DataError, match="has no sample"):
         write_voc_tree([], tmp_path, "train", CLASSES)

@@ -107,9 +107,11 @@ def test_masks_equal_an_independent_rendering(tree, tmp_path):
         ({"crowd": "include"}, {0, 1}, 6),
         ({"crowd": "exclude"}, {0}, 6),
         ({"crowd": "ignore255"}, {0, 255}, 6),
+        ({"crowd": "label_only"}, {0}, 6),
         ({"crowd": "include", "unannotated": "drop"}, {0, 1}, 5),
         ({"crowd": "exclude", "unannotated": "drop"}, None, 4),
         ({"crowd": "ignore255", "unannotated": "drop"}, {0, 255}, 5),
+        ({"crowd": "label_only", "unannotated": "drop"}, {0}, 5),
     ],
 )
 def test_policies(tree, tmp_path, policy, crowd_ids, listed):
@@ -124,6 +126,41 @@ def test_policies(tree, tmp_path, policy, crowd_ids, listed):
     assert manifest["policy"] == {"overlap": "smallest_on_top", "unannotated": "keep"} | policy
     assert manifest["counts"]["val2014"]["images"] == listed
     WSSSDataModule(**arguments, train_split=SPLITS[0], eval_splits=SPLITS).setup()
+
+
+def masked(target, number):
+    return set(np.unique(read_mask(target / f"SegmentationClass/COCO_train2014_{number:012d}.png")))
+
+
+@pytest.mark.parametrize(
+    ("preset", "listed", "crowd_alone", "two_objects"),
+    [("rib", 6, {0, 1}, {0, 2}), ("recam", 6, {0}, {0, 2}), ("coco2voc", 5, {0, 1}, {0, 1, 2})],
+)
+def test_presets_do_what_the_code_does_that_they_are_named_after(
+    tree, tmp_path, preset, listed, crowd_alone, two_objects
+):
+    data = WSSSDataModule(
+        **prepared(tree, tmp_path, policy=preset), train_split=SPLITS[0], eval_splits=SPLITS
+    )
+    assert len(data.train) == listed
+    target = tmp_path / "target"
+    assert (masked(target, 2), masked(target, 1)) == (crowd_alone, two_objects)
+    assert data.train.labels[data.train.index("COCO_train2014_000000000002")].tolist() == [True, False, False]
+    assert json.loads((target / "coco.json").read_text())["preset"] == preset
+
+
+def test_settings_come_before_the_preset_and_are_named(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = prepare_coco(tree, policy="coco2voc", overlap="last", progress=False, workers=1).facts
+    assert facts == {
+        "policy": "coco2voc with overlap=last", "crowd": "include", "overlap": "last", "unannotated": "drop",
+        "target": "outputs/coco/crowd-include-overlap-last-unannotated-drop",
+    }  # fmt: skip
+    # The same masks under another name: nothing is made again.
+    again = prepare_coco(tree, policy="rib", unannotated="drop", progress=False)
+    assert again.facts == facts | {"policy": "rib with unannotated=drop"}
+    with pytest.raises(ConfigError, match="expected policy out of rib, recam, coco2voc; got 'irn'"):
+        prepare_coco(tree, policy="irn")
 
 
 def test_single_objects_lie_on_top_of_an_ignored_crowd():
@@ -246,9 +283,16 @@ def test_official_counts_are_asserted():
 
 def test_the_experiment_runs_dry(tree, tmp_path):
     overrides = [f"data.root={tree}", f"prepare.target={tmp_path / 'target'}", "prepare.workers=1"]
-    cfg = settings("rib_coco", tmp_path, *overrides, "run=[classifier,cam,rib,refine,evaluate,report]")
+    whole = "run=[classifier,cam,rib,refine,evaluate,report]"
+    cfg = settings("rib_coco", tmp_path, *overrides, whole, "prepare.policy=recam")
     results = run(cfg, tmp_path / "out")
-    assert results["prepared"]["crowd"] == "include"
+    for part, value in {
+        "policy": "recam",
+        "crowd": "label_only",
+        "overlap": "last",
+        "unannotated": "keep",
+    }.items():
+        assert results["prepared"][part] == value
     assert set(results["localization"]["rib"]["split"]) == set(SPLITS)
     assert results["adaptation"]["without_class"] == 2
     masks = Path(results["store"]["pseudo_masks"]) / "random_walk"
@@ -262,4 +306,4 @@ def test_published_settings(tmp_path):
     assert (cfg.rib.lr, cfg.rib.references, cfg.pooling.threshold) == (5e-6, 15, 0.5)
     assert "rib.margin" in replaced
     assert cfg.refine.walk_threshold == 0.22
-    assert cfg.prepare.target == "outputs/coco/crowd-include-overlap-last-unannotated-keep"
+    assert cfg.prepare.policy == "rib"

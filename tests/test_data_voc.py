@@ -88,7 +88,7 @@ def test_list_dialects(voc_tree, data):
             "/JPEGImages/2007_000000.jpg /SegmentationClass/2007_000000.png\n",
             "without ending and without folder",
         ),
-        ("a\\b\n..\nc\0\n", "no plain file name: 3"),
+        ("a\\b\n..\nc\x07\n", "no plain file name: 3"),
         (b"\xff\xfe2\x000\x00", "UTF-8"),
     ],
 )

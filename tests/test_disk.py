@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from quick_run import folder_run, settings
 
@@ -82,6 +83,12 @@ def photographs(root, number=60):
     return root
 
 
+def smooth(number, size, detail):
+    """Maps (number, H, W) in [0, 1] with details of so many pixels."""
+    coarse = torch.rand(1, max(number, 1), *(-(-side // detail) + 1 for side in size))
+    return F.interpolate(coarse, size, mode="bilinear")[0, :number]
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_map_files(tmp_path, monkeypatch, full):
     root = photographs(tmp_path / "data")
@@ -97,8 +104,9 @@ def test_map_files(tmp_path, monkeypatch, full):
     for image_id, folder in served.items():
         height, width = header(folder.image_path(image_id)).size
         classes = torch.from_numpy(folder.labels[folder.index(image_id)].nonzero()[0])
-        strided = torch.zeros(len(classes), -(-height // 4), -(-width // 4))
-        whole = torch.zeros(len(classes), height, width) if full else None
+        # The locations of a network's last layer are 16 pixels apart.
+        strided = smooth(len(classes), (-(-height // 4), -(-width // 4)), 4)
+        whole = smooth(len(classes), (height, width), 16) if full else None
         maps = LocalizationMaps(classes, strided, whole, (height, width))
         save_maps(tmp_path / "maps" / f"{image_id}.npz", maps)
     assert 0.8 < guess / occupied(tmp_path / "maps") < 1.25

@@ -188,6 +188,11 @@ def test_contradicting_or_incomplete_official_checkpoints_are_refused(tmp_path, 
     torch.save({k: v for k, v in rewritten.items() if k.startswith(("stage1", "classifier"))}, path)
     with pytest.raises(ConfigError, match="missing"):
         ribseg.load_official_classifier(path)
-    torch.save({"fc.weight": torch.zeros(1)}, path)
-    with pytest.raises(ConfigError, match=r"classifier\.weight"):
+    for wrong in ({"fc.weight": torch.zeros(1)}, {"classifier.weight": torch.tensor(1.0)}):
+        torch.save(wrong, path)
+        with pytest.raises(ConfigError, match=r"classifier\.weight"):
+            ribseg.load_official_classifier(path)
+    short = {"stage1.0.weight": torch.zeros(64, 3, 7, 6)}
+    torch.save({k: v for k, v in rewritten.items() if k.startswith(("stage", "classifier"))} | short, path)
+    with pytest.raises(ConfigError, match=r"c\.pth is not a checkpoint of.*[\s\S]*size mismatch"):
         ribseg.load_official_classifier(path)

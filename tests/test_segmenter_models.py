@@ -129,6 +129,21 @@ def test_unknown_architectures_and_weights_that_do_not_fit(tmp_path):
         load_segmenter(tmp_path / "c.pt")
 
 
+def test_wrong_types_at_every_place_of_a_segmenter(tmp_path):
+    save_segmenter(tmp_path / "a.pt", demo_segmenter(DeepLabV2(3, **SMALL)))
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    odd = (None, -1, 10**30, float("nan"), "text", [], [1], {"a": 1}, torch.zeros(2), torch.zeros(256, 3))
+    refused = 0
+    for key in content:
+        for value in odd:
+            torch.save(content | {key: value}, tmp_path / "b.pt")
+            try:
+                load_segmenter(tmp_path / "b.pt")
+            except ConfigError:  # anything else fails the test
+                refused += 1
+    assert refused > 60
+
+
 @pytest.mark.parametrize(("name", "encoder"), [("deeplabv3plus", "resnet18"), ("segformer", "mit_b0")])
 def test_segmenters_of_the_extra(tmp_path, name, encoder):
     pytest.importorskip("segmentation_models_pytorch")

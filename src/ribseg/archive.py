@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from ribseg.data.files import atomic_write
 from ribseg.data.masks import voc_palette
+from ribseg.data.png import SIGNATURE, chunks
 from ribseg.errors import DataError, list_problems
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INDEXED = 3  # colour type of palette PNGs
 
 
@@ -125,24 +125,23 @@ def read_indexed_png(data: bytes) -> IndexedPng:
     """
     if not data.startswith(SIGNATURE):
         raise DataError("is no PNG")
-    chunks: dict[bytes, bytes] = {}
-    place = len(SIGNATURE)
-    while place + 12 <= len(data):
-        (length,), kind = struct.unpack_from(">I", data, place), data[place + 4 : place + 8]
-        body, check = data[place + 8 : place + 8 + length], data[place + 8 + length : place + 12 + length]
-        if check != struct.pack(">I", zlib.crc32(kind + body)):
+    parts: dict[bytes, bytes] = {}
+    for kind, body, whole in chunks(data):
+        if not whole:
             raise DataError(f"has a broken chunk {kind!r}")
-        chunks[kind] = chunks.get(kind, b"") + body
-        place += 12 + length
-    if not {b"IHDR", b"IDAT", b"IEND"} <= set(chunks):
+        parts[kind] = parts.get(kind, b"") + body
+    if not {b"IHDR", b"IDAT", b"IEND"} <= set(parts) or len(parts[b"IHDR"]) != 13:
         raise DataError("is an incomplete PNG")
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    if (depth, colour, interlace) != (8, INDEXED, 0) or b"PLTE" not in chunks:
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", parts[b"IHDR"])
+    if (depth, colour, interlace) != (8, INDEXED, 0) or b"PLTE" not in parts:
         raise DataError(
             f"is not indexed with 8 bit: depth {depth}, colour type {colour}, interlace {interlace}"
         )
-    values = _values(zlib.decompress(chunks[b"IDAT"]), width, height)
-    return IndexedPng((height, width), chunks[b"PLTE"], values)
+    try:
+        values = _values(zlib.decompress(parts[b"IDAT"]), width, height)
+    except zlib.error as error:
+        raise DataError(f"holds pixels that cannot be unpacked: {error}") from error
+    return IndexedPng((height, width), parts[b"PLTE"], values)
 
 
 def _values(raw: bytes, width: int, height: int) -> frozenset[int]:

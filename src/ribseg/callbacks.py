@@ -165,7 +165,7 @@ def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Image id -> record, from all processes; the torn last line of a killed process is passed over."""
     records: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob("records-*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:

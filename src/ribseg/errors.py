@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+LONGEST = 500  # characters of one problem: a broken file can hold a "name" of megabytes
+
 
 class RibsegError(Exception):
     """Base of every error that ribseg raises on purpose; `train.py` prints these without a traceback."""
@@ -40,7 +42,21 @@ def list_problems(headline: str, problems: Mapping[str, Sequence[str]], advice: 
     lines = [headline]
     for kind, items in problems.items():
         lines.append(f"  {kind}: {len(items)}")
-        lines += [f"    {item}" for item in items[:show]]
+        lines += [f"    {shortened(item)}" for item in items[:show]]
         if len(items) > show:
             lines.append(f"    ... and {len(items) - show} more")
     return "\n".join([*lines, advice])
+
+
+def reason(error: BaseException) -> str:
+    """What a library's exception says, shortened; its type where it says nothing.
+
+    >>> reason(OSError("no space left")), reason(EOFError())
+    ('no space left', 'EOFError')
+    """
+    return shortened(str(error)) or type(error).__name__
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning where it is very long."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

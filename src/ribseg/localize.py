@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ribseg.functional.cam import class_maps, merge_mirrored, normalize, resize_and_sum
-from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
+from ribseg.types import STRIDE, Adaptation, LocalizationMaps, ViewMaps
 
-STRIDE = 4  # of the maps for the random walk
 PAD_TO = 16  # full-size maps are made at the next multiple of the output stride, then cut
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 Stop = Literal["margin", "area", "not_finite"]
 Preset = Literal["official", "paper", "fixed"]
 Trainable = Literal["published", "layer4", "head"]
+STRIDE = 4  # pixels between the locations of strided localization maps
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """Any data set that can be iterated, written in VOC layout: torchvision's, Hugging Face's, or one's own."""
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ribseg.data.files import atomic_write
-from ribseg.data.labels import write_label_csv
+from ribseg.data.labels import read_label_csv, write_label_csv
 from ribseg.data.masks import write_mask
 from ribseg.errors import DataError
 
@@ -69,7 +68,8 @@ def write_voc_tree(
         raise DataError(f"the split {split!r} has no sample")
     atomic_write(target / LISTS / f"{split}.txt", "\n".join(rows).encode())
     atomic_write(target / "classes.txt", "\n".join(names).encode())
-    write_label_csv(target / LABELS, _known(target / LABELS) | rows)
+    before = read_label_csv(target / LABELS) if (target / LABELS).is_file() else {}  # of other splits
+    write_label_csv(target / LABELS, before | rows)
     return target
 
 
@@ -111,11 +111,3 @@ def _write_mask(path: Path, mask: Any, classes: int, number: int) -> None:
     if wrong or ((array > classes) & (array != 255)).any() or array.min() < 0:
         raise DataError(f"sample {number}: expected a mask (H, W) of 0..{classes} and 255 for ignore")
     write_mask(path, array)
-
-
-def _known(path: Path) -> dict[str, list[str]]:
-    """Rows of the splits that were written before."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["image"]: row["classes"].split() for row in csv.DictReader(file)}

@@ -1,30 +1,26 @@
-"""COCO in its official layout, made ready for `VOCFolder`: semantic masks, labels and lists, made once.
-
-COCO publishes instances, not semantic masks, and the published conventions for turning one into the other
-disagree: whether crowd regions count, which of two overlapping objects is seen, and whether images without
-any object belong to the set. So these are settings, and they stand beside every result.
-"""
+"""COCO in its official layout, made ready for `VOCFolder`: semantic masks, labels and lists, made once."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from rich.progress import track
 
 from ribseg.data.coco_instances import Instances, read_instances
-from ribseg.data.coco_masks import Crowd, Job, Overlap, write_semantic_mask
+from ribseg.data.coco_masks import Job, write_semantic_mask
+from ribseg.data.coco_policy import Crowd, Overlap, Policy, Unannotated, chosen_policy
 from ribseg.data.files import atomic_write
 from ribseg.data.labels import write_label_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 
-Unannotated = Literal["keep", "drop"]
+FOLDER = Path("outputs/coco")
 MANIFEST = "coco.json"
 MASKS, LISTS = "SegmentationClass", "ImageSets/Segmentation"
 # Images in the official files of 2014, all and with at least one instance.
@@ -32,32 +28,16 @@ OFFICIAL = {"train2014": (82_783, 82_081), "val2014": (40_504, 40_137)}
 FEW = 64  # masks; starting processes takes longer than drawing them
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How instances become semantic masks and image-level labels.
+class Prepared(dict[str, Any]):
+    """Arguments of `WSSSDataModule`, and what belongs into the results.
 
     Attributes:
-        crowd: regions that COCO marks as crowds are left out ("exclude": neither in masks nor in labels),
-            drawn as other objects ("include"), or drawn as 255 ("ignore255"; their class is a label).
-        overlap: of overlapping objects the one that comes last in the file is seen ("last"), or the one with
-            the smallest area ("smallest_on_top").
-        unannotated: images without any counting instance stay in the lists ("keep"; they have no label), or
-            do not ("drop").
-
-    Raises:
-        ConfigError: an unknown value.
+        facts: the policy: what it is called, its parts, and the folder of what was made.
     """
 
-    crowd: Crowd = "include"
-    overlap: Overlap = "last"
-    unannotated: Unannotated = "keep"
-
-    def __post_init__(self) -> None:
-        for name, kind in (("crowd", Crowd), ("overlap", Overlap), ("unannotated", Unannotated)):
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(
-                    f"expected {name} out of {', '.join(get_args(kind))}; got {getattr(self, name)!r}"
-                )
+    def __init__(self, arguments: Mapping[str, Any], facts: dict[str, Any]) -> None:
+        super().__init__(arguments)
+        self.facts = facts
 
 
 class Listing(NamedTuple):
@@ -74,14 +54,15 @@ class Listing(NamedTuple):
 
 def prepare_coco(
     root: str | Path,
-    target: str | Path,
+    target: str | Path | None = None,
     splits: Sequence[str] = ("train2014", "val2014"),
-    crowd: Crowd = "include",
-    overlap: Overlap = "last",
-    unannotated: Unannotated = "keep",
+    policy: str = "rib",
+    crowd: Crowd | None = None,
+    overlap: Overlap | None = None,
+    unannotated: Unannotated | None = None,
     workers: int | Literal["auto"] = "auto",
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Prepared:
     """Writes masks, lists, class names and labels of COCO; masks that are there already are kept.
 
     Category ids, which run to 90 with gaps, become 1..80 in their order; spaces in names become underscores.
@@ -89,45 +70,53 @@ def prepare_coco(
     Args:
         root: folder with `<split>/*.jpg` and `annotations/instances_<split>.json`.
         target: gets `SegmentationClass/<id>.png`, `ImageSets/Segmentation/<split>.txt`, `classes.txt`,
-            `image_labels.csv`, and `coco.json`, which holds policy and counts.
+            `image_labels.csv`, and `coco.json`, which holds policy and counts. None for a folder of the
+            policy's own in outputs/coco.
         splits: which files.
-        crowd: see `Policy`.
-        overlap: see `Policy`.
-        unannotated: see `Policy`.
+        policy: a name in `coco_policy.PRESETS`.
+        crowd: see `coco_policy.Policy`; None as the preset has it.
+        overlap: see `coco_policy.Policy`; None as the preset has it.
+        unannotated: see `coco_policy.Policy`; None as the preset has it.
         workers: processes, or "auto": one per core.
         progress: show bars.
 
     Returns:
-        Arguments of `WSSSDataModule`.
+        Arguments of `WSSSDataModule`, with the policy as `facts`.
 
     Raises:
         ConfigError: unknown policy, pycocotools is not installed, or the target holds other masks.
         DatasetNotFoundError: a folder or file is absent.
         DataError: lists what is broken in the annotations.
     """
-    root, target, policy = Path(root), Path(target), Policy(crowd, overlap, unannotated)
-    stamp = {"policy": asdict(policy), "annotations": {split: _state(root, split) for split in splits}}
+    chosen, name = chosen_policy(policy, crowd=crowd, overlap=overlap, unannotated=unannotated)
+    root, target = Path(root), Path(target or FOLDER / chosen.folder)
+    stamp = {"policy": asdict(chosen), "annotations": {split: _state(root, split) for split in splits}}
     if not _is_ready(target, stamp):
         if find_spec("pycocotools") is None:
             raise ConfigError("COCO's masks are drawn by pycocotools: pip install 'ribseg[coco]'")
-        names, listings = _read_splits(root, splits, policy)
+        names, listings = _read_splits(root, splits, chosen)
         # From here on the folder belongs to these annotations and this policy.
         atomic_write(target / MANIFEST, json.dumps(stamp, indent=1).encode())
         for split, listing in listings.items():
-            draw_masks(_annotations(root, split), set(listing.ids), target / MASKS, policy, workers, progress)
+            draw_masks(_annotations(root, split), set(listing.ids), target / MASKS, chosen, workers, progress)
         _write_tables(target, names, listings)
         counts = {
             s: {"images": len(x.ids), "labelled": sum(map(bool, x.labels))} for s, x in listings.items()
         }
-        atomic_write(target / MANIFEST, json.dumps(stamp | {"counts": counts}, indent=1).encode())
-    return {
-        "root": str(root),
-        "images_dir": list(splits),
-        "masks_dir": str((target / MASKS).absolute()),
-        "lists_dir": str((target / LISTS).absolute()),
-        "classes": str((target / "classes.txt").absolute()),
-        "labels": str((target / "image_labels.csv").absolute()),
-    }
+        atomic_write(
+            target / MANIFEST, json.dumps(stamp | {"preset": name, "counts": counts}, indent=1).encode()
+        )
+    return Prepared(
+        {
+            "root": str(root),
+            "images_dir": list(splits),
+            "masks_dir": str((target / MASKS).absolute()),
+            "lists_dir": str((target / LISTS).absolute()),
+            "classes": str((target / "classes.txt").absolute()),
+            "labels": str((target / "image_labels.csv").absolute()),
+        },
+        {"policy": name, **asdict(chosen), "target": str(target)},
+    )
 
 
 def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:
@@ -239,7 +228,7 @@ def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
         return False
     try:
         there = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); delete {target} and run again") from error
     if not isinstance(there, dict) or any(there.get(key) != value for key, value in stamp.items()):
         raise ConfigError(

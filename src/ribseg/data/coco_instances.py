@@ -1,14 +1,16 @@
 """COCO's `instances_*.json`: read, checked, and put in order."""
 
 import json
-import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ribseg.errors import DataError, DatasetNotFoundError, list_problems
+from PIL import Image
+
+from ribseg.data.files import is_plain_id
+from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 
 Problems = dict[str, list[str]]
-LARGEST_SIDE = 65_500  # of a JPEG; larger numbers come from broken files and would be allocated
+LARGEST_SIDE = 65_500  # of a JPEG
 
 
 class ImageRecord(NamedTuple):
@@ -86,7 +88,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
             f"no annotations {path}; expected COCO's annotations/instances_<split>.json"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no readable JSON: {error}. Fetch it again.") from error
+        raise DataError(f"{path} is no readable JSON: {reason(error)}. Fetch it again.") from error
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise DataError(
@@ -100,10 +102,11 @@ def _categories(items: list[Any], problems: Problems) -> tuple[dict[int, int], l
     named: dict[int, str] = {}
     for number, item in enumerate(items):
         good = isinstance(item, dict) and _is_int(item.get("id")) and isinstance(item.get("name"), str)
-        if not good or not item["name"].strip() or item["id"] in named:
+        name = "_".join(item["name"].split()) if good else ""
+        if not name or not name.isprintable() or item["id"] in named:
             problems.setdefault("categories without an id of their own and a name", []).append(str(number))
         else:
-            named[item["id"]] = "_".join(item["name"].split())
+            named[item["id"]] = name
     if len(set(named.values())) < len(named) or not 1 <= len(named) <= 254:
         problems.setdefault("expected 1 to 254 categories of different names", []).append(f"{len(named)}")
     ids = sorted(named)
@@ -118,10 +121,13 @@ def _images(items: list[Any], problems: Problems) -> tuple[dict[int, int], list[
     for number, item in enumerate(items):
         good = isinstance(item, dict) and _is_int(item.get("id")) and isinstance(item.get("file_name"), str)
         sides = [item.get(side) for side in ("height", "width")] if good else []
-        if not good or not all(_is_int(side) and 1 <= side <= LARGEST_SIDE for side in sides):
+        if not good or not _is_size(sides):
             problems.setdefault("images without id, file_name and size", []).append(_name(item, number))
             continue
-        stem = Path(item["file_name"]).stem
+        stem = PurePosixPath(item["file_name"]).stem
+        if not is_plain_id(stem):
+            problems.setdefault("images whose file_name is no plain name", []).append(repr(item["file_name"]))
+            continue
         if item["id"] in place or stem in seen:
             problems.setdefault("images that are there twice", []).append(item["file_name"])
             continue
@@ -153,11 +159,14 @@ def _is_polygon(values: Any, reach: int) -> bool:
     """Far points would make pycocotools allocate as much as they are far."""
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         return False
+    # False for NaN, too.
     return all(_is_number(value) and -reach <= value <= reach for value in values)
 
 
 def _is_code(code: Any, record: ImageRecord) -> bool:
-    if not isinstance(code, dict) or code.get("size") != [record.height, record.width]:
+    size = code.get("size") if isinstance(code, dict) else None
+    # 40.0 equals 40, but pycocotools takes only whole numbers.
+    if size != [record.height, record.width] or not all(_is_int(side) for side in size):
         return False
     counts = code.get("counts")
     if isinstance(counts, list):
@@ -190,13 +199,21 @@ def _length(text: str) -> int:
     return -1 if shift else sum(runs)
 
 
+def _is_size(sides: list[Any]) -> bool:
+    """Whether these are sides of an image that Pillow would open; larger numbers would be allocated."""
+    if not all(_is_int(side) and 1 <= side <= LARGEST_SIDE for side in sides):
+        return False
+    return Image.MAX_IMAGE_PIXELS is None or sides[0] * sides[1] <= Image.MAX_IMAGE_PIXELS
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _name(item: Any, number: int) -> str:
-    return f"{item['id']}" if isinstance(item, dict) and "id" in item else f"number {number}"
+    known = isinstance(item, dict) and _is_int(item.get("id"))
+    return f"{item['id']}" if known else f"number {number}, counted from 0"

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from ribseg.data.coco_instances import ImageRecord, Instance
+from ribseg.data.coco_policy import Crowd, Overlap
 from ribseg.data.masks import IGNORE, write_mask
 
-Crowd = Literal["exclude", "include", "ignore255"]
-Overlap = Literal["last", "smallest_on_top"]
 Job = tuple[ImageRecord, list[Instance], Path]
 
 
@@ -22,8 +20,8 @@ def semantic_mask(
     Args:
         record: of the image.
         objects: in the file's order, as `read_instances` checked them.
-        crowd: see `ribseg.data.coco.Policy`; with "ignore255" single objects lie on top of crowds.
-        overlap: see `ribseg.data.coco.Policy`.
+        crowd: see `ribseg.data.coco_policy.Policy`; with "ignore255" single objects lie on top of crowds.
+        overlap: see `ribseg.data.coco_policy.Policy`.
 
     Returns:
         (H, W) uint8, 0 background, 255 ignore.

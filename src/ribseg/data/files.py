@@ -34,6 +34,20 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         ) from error
 
 
+def is_plain_id(text: str, longest: int = 200) -> bool:
+    """Whether a text can be an image's id: a file name without ending and folder, one word of a line.
+
+    Args:
+        text: the id.
+        longest: in bytes; file systems take 255, with the ending and what a temporary name adds.
+
+    >>> is_plain_id("2007_000032"), is_plain_id("../a"), is_plain_id("two words"), is_plain_id("")
+    (True, False, False, False)
+    """
+    plain = text.isprintable() and not any(sign in text for sign in "/\\:")
+    return plain and text not in (".", "..") and text.split() == [text] and len(text.encode()) <= longest
+
+
 def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
     """Lists a folder once: file stem -> file name, for the given endings in any case.
 
@@ -60,7 +74,8 @@ def read_lines(path: Path) -> list[str]:
     """Reads a UTF-8 text file (with or without BOM, any line ending): its non-empty lines, stripped.
 
     Raises:
-        DataError: if the file cannot be read or is not UTF-8.
+        DataError: if the file cannot be read or is not UTF-8. UTF-16 without a mark would pass for UTF-8 that
+            is full of NUL characters; these are refused, too.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -70,6 +85,8 @@ def read_lines(path: Path) -> list[str]:
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
+    if "\0" in text:
+        raise DataError(f"{path} holds NUL characters: it is no text, or not UTF-8. Save it as UTF-8.")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

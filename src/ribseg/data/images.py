@@ -1,22 +1,37 @@
 """Reading of photographs: whatever the file holds, out comes an upright 8-bit RGB array."""
 
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ribseg.errors import DataError
+from ribseg.data.png import has_all_rows
+from ribseg.errors import DataError, reason
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _ORIENTATION = 0x0112  # EXIF tag
-# What Pillow's decoders are known to raise on damaged files; struct.error and SyntaxError come from headers.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error)
+# What turns a stored image upright, by the value of that tag; 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders and its reader of EXIF data are known, or must be feared, to raise on damaged files.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError,
+    MemoryError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -37,6 +52,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
                 raise Image.DecompressionBombError(
                     f"{image.width} x {image.height} pixels, the limit is {limit}"
                 )
+            if image.format == "EPS":
+                raise ValueError("it is EPS, a program that another one would have to run")
             yield image
     except DataError:
         raise
@@ -49,8 +66,20 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise DataError(f"{path} is absent. Fetch it, or take it off the list.") from error
     except _BROKEN as error:
         raise DataError(
-            f"{path} cannot be read as an image: {error}. Expected a complete JPEG or PNG; fetch it again."
+            f"{path} cannot be read as an image: {reason(error)}. Expected a complete JPEG"
+            " or PNG; fetch it again."
         ) from error
+
+
+def load_pixels(image: Image.Image, path: str | Path) -> None:
+    """Decodes an opened image, and makes sure that a PNG holds all the rows that its header promises.
+
+    Raises:
+        DataError: it does not. What the decoder raises is for `open_image`.
+    """
+    image.load()
+    if image.format == "PNG" and not has_all_rows(Path(path).read_bytes()):
+        raise DataError(f"{path} is truncated: it holds fewer rows than its header says. Fetch it again.")
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -62,13 +91,17 @@ def read_image(path: str | Path) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB, writable and contiguous.
 
+    A JPEG that a program has cut and closed again (the end marker is there) is gray below the cut: no decoder
+    tells it from a whole one.
+
     Raises:
         DataError: if the file is absent, truncated, no image, or larger than Pillow's limit against
             decompression bombs.
     """
     with open_image(path) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        load_pixels(image, path)
+        turn = _UPRIGHT.get(_orientation(image))
+        upright: Image.Image = image if turn is None else image.transpose(turn)
         if upright.mode == "F":
             raise DataError(
                 f"{path} holds floating-point pixels, whose range is unknown. Convert it to 8 bit."

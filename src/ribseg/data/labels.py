@@ -13,7 +13,7 @@ import numpy as np
 
 from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.masks import IGNORE, mask_ids, read_mask
-from ribseg.errors import DataError, DatasetNotFoundError, list_problems
+from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 
 Problems = dict[str, list[str]]
 
@@ -47,10 +47,9 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
             problems["images without an XML file"].append(f"{image_id}.xml")
             continue
         try:
-            objects = ElementTree.parse(folder / present[image_id]).getroot().iter("object")
-            rows[image_id] = [(item.findtext("name") or "").strip() for item in objects]
+            rows[image_id] = _xml_names(folder / present[image_id])
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-            problems["malformed XML files"].append(f"{present[image_id]}: {error}")
+            problems["malformed XML files"].append(f"{present[image_id]}: {reason(error)}")
     return _matrix(f"image-level labels from {folder}", rows, ids, classes, problems)
 
 
@@ -84,6 +83,23 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
     if absent:
         problems["images without a row"] += absent
     return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
+
+
+def read_label_csv(path: str | Path) -> dict[str, list[str]]:
+    """Reads all of what `write_label_csv` wrote.
+
+    Returns:
+        Image id -> names of its classes.
+
+    Raises:
+        DatasetNotFoundError: if the file is absent.
+        DataError: lists rows that are malformed or there twice.
+    """
+    problems: Problems = defaultdict(list)
+    rows = _csv_rows(Path(path), None, problems)
+    if problems:
+        raise DataError(list_problems(f"{path} cannot be used", problems, "Mend these rows."))
+    return rows
 
 
 def write_label_csv(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None:
@@ -141,7 +157,15 @@ def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) 
     return np.array(rows, dtype=bool).reshape(len(ids), num_classes)
 
 
-def _csv_rows(path: Path, wanted: set[str], problems: Problems) -> dict[str, list[str]]:
+def _xml_names(path: Path) -> list[str]:
+    root = ElementTree.parse(path).getroot()
+    if root.tag != "annotation":
+        # Any other document, an error page for example, would count as an image without objects.
+        raise ValueError(f"expected <annotation> around everything, found <{root.tag[:50]}>")
+    return [(item.findtext("name") or "").strip() for item in root.iter("object")]
+
+
+def _csv_rows(path: Path, wanted: set[str] | None, problems: Problems) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -158,14 +182,14 @@ def _csv_rows(path: Path, wanted: set[str], problems: Problems) -> dict[str, lis
                     problems["malformed rows"].append(f"line {reader.line_num}: {list(row.values())}"[:120])
                 elif image_id in rows:
                     problems["images with two rows"].append(f"line {reader.line_num}: {image_id}")
-                elif image_id in wanted:
+                elif wanted is None or image_id in wanted:
                     rows[image_id] = row["classes"].split()
     except FileNotFoundError as error:
         raise DatasetNotFoundError(
             f"the label file {path} is absent. Expected a CSV with `image,classes`."
         ) from error
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}. Save it anew.") from error
+        raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it anew.") from error
     return rows
 
 
@@ -180,7 +204,7 @@ def _matrix(
             if name in column:
                 labels[row, column[name]] = True
             else:
-                problems["unknown class names"].append(f"{name!r} of image {image_id}")
+                problems["unknown class names"].append(f"{name[:80]!r} of image {image_id}")
     if problems:
         known = ", ".join(classes[:25]) + (", ..." if len(classes) > 25 else "")
         advice = (

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ribseg.data.files import atomic_write
-from ribseg.data.images import open_image
+from ribseg.data.images import load_pixels, open_image
 from ribseg.errors import DataError
 
 IGNORE = 255
@@ -38,11 +38,12 @@ def read_mask(path: str | Path, num_classes: int | None = None) -> np.ndarray:
         (H, W) uint8 class ids; 0 is background, 255 is to be ignored.
 
     Raises:
-        DataError: if the file is absent or broken, is an RGB, 16-bit or JPEG image, or holds ids that are
-            neither in 0..num_classes nor 255.
+        DataError: if the file is absent or broken, is no PNG or one with colours or 16 bit, or holds ids
+            that are neither in 0..num_classes nor 255.
     """
     with open_image(path) as image:
         _check_mode(image, path)
+        load_pixels(image, path)
         mask = np.array(image).astype(np.uint8, copy=False)
     if num_classes is not None:
         ids = mask_ids(mask)
@@ -103,7 +104,8 @@ def _check_mode(image: Image.Image, path: str | Path) -> None:
     tiles = getattr(image, "tile", [])
     raw = tiles[0][3] if tiles else image.mode
     spread = image.mode == "L" and isinstance(raw, str) and raw.startswith("L;")
-    if spread or image.format == "JPEG" or image.mode not in ("P", "L", "1"):
+    # Other formats renumber or scale the values (GIF, PGM), or are not exact (JPEG).
+    if spread or image.format != "PNG" or image.mode not in ("P", "L", "1"):
         raise DataError(
             f"{path} is a {image.format} of mode {raw if spread else image.mode}; expected a palette PNG or"
             " a gray PNG of 8 bit that holds class ids. Convert it; ribseg.data.write_mask writes such."

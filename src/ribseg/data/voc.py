@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ribseg.data.files import FileTable, read_lines, scan_folder
+from ribseg.data.files import FileTable, is_plain_id, read_lines, scan_folder
 from ribseg.data.ids import Ids
 from ribseg.data.images import read_image
 from ribseg.data.labels import labels_from_csv, labels_from_masks, labels_from_xml
@@ -277,9 +277,7 @@ def _read_split(folder: Path, split: str) -> tuple[tuple[str, ...], Ids]:
     for number, image_id in enumerate(ids, 1):
         if image_id in seen:
             problems.setdefault("named twice", []).append(f"entry {number}: {image_id}")
-        elif (
-            image_id in (".", "..") or not image_id.isprintable() or any(sign in image_id for sign in "/\\:")
-        ):
+        elif not is_plain_id(image_id):
             problems.setdefault("no plain file name", []).append(f"entry {number}: {image_id!r}")
         seen.add(image_id)
     if problems:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ribseg.data.images import open_image
+from ribseg.data.images import load_pixels, open_image
 from ribseg.errors import DataError
 
 
@@ -18,6 +18,7 @@ def read_gray(path: str | Path) -> np.ndarray:
         DataError: if the file is absent or broken, or is a palette image or has colours.
     """
     with open_image(path) as image:
+        load_pixels(image, path)
         mode, pixels = image.mode, np.array(image)
     if mode == "RGB" and (pixels == pixels[..., :1]).all():
         mode, pixels = "L", pixels[..., 0]  # gray all the same, as some programs write it

@@ -8,6 +8,7 @@ they are given, because numpy's own would believe a forged element type.
 import io
 import pickle
 import re
+import tokenize
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ribseg.errors import DataError
+from ribseg.errors import DataError, reason
 
 NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")
 # What damaged or foreign pickles are known to raise, in the unpickler and in the stand-ins.
@@ -33,6 +34,9 @@ _BROKEN = (
     RuntimeError,
     OverflowError,
     MemoryError,
+    SyntaxError,
+    AssertionError,  # torch's, of storages that are not there
+    tokenize.TokenError,  # numpy reads headers as Python
 )
 
 
@@ -145,8 +149,8 @@ def read_pickled_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise
     except _BROKEN as error:
         raise DataError(
-            f"{path} cannot be read: {error}. Expected a dictionary of arrays as np.save writes it; make the "
-            "file again."
+            f"{path} cannot be read: {reason(error)}. Expected a dictionary of arrays as np.save writes it; "
+            "make the file again."
         ) from error
 
 

@@ -16,15 +16,15 @@ from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, reason
 
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 PAD_TO = 32  # every CNN of timm gives whole maps for sides that are multiples of this
 TRIAL_SIDE = 64
 # What torch.load raises on files that are no checkpoint, or half of one.
 BROKEN = (
-    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-    struct.error, pickle.UnpicklingError,
+    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, ImportError, struct.error, pickle.UnpicklingError,
 )  # fmt: skip
 TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet: what learns in the published recipe
 
@@ -222,9 +222,33 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
         try:
             return load_file(file)
-        except SafetensorError as error:
-            raise ConfigError(f"{file} is not a readable safetensors file: {error}") from error
+        except (SafetensorError, *BROKEN) as error:
+            raise ConfigError(f"{file} is not a readable safetensors file: {reason(error)}") from error
     return _read_torch_file(file)
+
+
+def load_released(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> None:
+    """Loads renamed weights of a released checkpoint; counters of BatchNorm, which nothing needs, may lack.
+
+    Args:
+        module: is changed in place.
+        state: its weights.
+        path: of the file, for messages.
+        what: it should be a checkpoint of, for messages.
+
+    Raises:
+        ConfigError: weights are missing, unknown, or of other shapes.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{path} is not a checkpoint of {what}: {reason(error)}") from error
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ConfigError(
+            f"{path} is not a checkpoint of {what}: {len(missing)} weights are missing {missing[:3]}, "
+            f"{len(unexpected)} are unknown {unexpected[:3]}"
+        )
 
 
 def read_torch_file(file: Path) -> Any:

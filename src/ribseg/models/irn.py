@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, padding, read_state_dict, trial_image
+from ribseg.models.backbone import Backbone, load_released, padding, read_state_dict, trial_image
 from ribseg.models.official_irn import irn_state
 
 STRIDE = 4  # of both outputs
@@ -201,12 +201,5 @@ def load_official_irn(path: str | Path) -> IRNet:
         ConfigError: not such a checkpoint, incomplete, or its duplicate keys contradict each other.
     """
     network = IRNet(Backbone("resnet50.tv_in1k", output_stride=16))
-    state = irn_state(read_state_dict(path), path)
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ConfigError(
-            f"{path} is not a checkpoint of the released ResNet-50 IRNet: {len(missing)} weights are missing "
-            f"{missing[:3]}, {len(unexpected)} are unknown {unexpected[:3]}"
-        )
+    load_released(network, irn_state(read_state_dict(path), path), path, "the released ResNet-50 IRNet")
     return network

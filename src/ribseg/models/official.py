@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import read_state_dict
+from ribseg.models.backbone import load_released, read_state_dict
 from ribseg.models.classifier import Classifier
 
 # The released network registers each layer up to three times: under the ResNet, under its stage, and under
@@ -35,11 +35,12 @@ def load_official_classifier(path: str | Path) -> Classifier:
         ConfigError: not such a checkpoint, incomplete, or its duplicate keys contradict each other.
     """
     weights = _canonical(read_state_dict(path), path)
-    if "head.weight" not in weights:
+    head = weights.get("head.weight")
+    if head is None or head.ndim != 4 or len(head) == 0:
         raise ConfigError(
-            f"{path} has no classifier.weight: it is not a checkpoint of the released classifier"
+            f"{path} has no classifier.weight (C, D, 1, 1): it is not a checkpoint of the released classifier"
         )
-    classifier = Classifier("resnet50.tv_in1k", num_classes=weights["head.weight"].shape[0])
+    classifier = Classifier("resnet50.tv_in1k", num_classes=len(head))
     stage_of = {"layer3": 1, "layer4": 2}
     state = {
         key
@@ -48,13 +49,7 @@ def load_official_classifier(path: str | Path) -> Classifier:
         for key, value in weights.items()
         if not key.startswith("fc.")
     }
-    missing, unexpected = classifier.load_state_dict(state, strict=False)
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ConfigError(
-            f"{path} is not a checkpoint of the released ResNet-50 classifier: {len(missing)} weights are "
-            f"missing {missing[:3]}, {len(unexpected)} are unknown {unexpected[:3]}"
-        )
+    load_released(classifier, state, path, "the released ResNet-50 classifier")
     return classifier
 
 

@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from ribseg.data.files import atomic_write
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.masks import voc_palette
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, reason
 from ribseg.models.backbone import read_torch_file
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.smp import SMPSegmenter
@@ -97,29 +97,34 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
         ConfigError: no such file, not a segmenter, or one of a package that is not installed.
     """
     content = _read(Path(path))
-    build = ARCHITECTURES.get(content["architecture"])
-    if build is None:
+    if content["architecture"] not in list(ARCHITECTURES):
         raise ConfigError(
             f"{path} holds a segmenter of the unknown architecture {content['architecture']!r}; this version "
             f"knows {', '.join(ARCHITECTURES)}"
         )
     try:
-        model = build(**content["settings"])
-        model.load_state_dict(content["state_dict"])
-    except (TypeError, RuntimeError) as error:
+        return _built(content, device)
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         raise ConfigError(
             f"the weights in {path} do not fit their own settings {content['settings']}; was the file "
-            f"written by another version? {error}"
+            f"written by another version? {reason(error)}"
         ) from error
-    mean, std = (tuple(float(value) for value in content[key]) for key in ("mean", "std"))
-    return Segmenter(
-        model.to(device).eval(),
-        tuple(content["classes"]),
-        (mean[0], mean[1], mean[2]),
-        (std[0], std[1], std[2]),
-        content["palette"].numpy(),
-        content["inference"],
-    )
+
+
+def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:
+    model = ARCHITECTURES[content["architecture"]](**content["settings"])
+    model.load_state_dict(content["state_dict"])
+    palette = content["palette"].numpy()
+    if palette.shape != (256, 3) or palette.dtype != np.uint8:
+        raise ValueError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}")
+    names = tuple(str(name) for name in content["classes"])
+    mean, std = _three(content["mean"]), _three(content["std"])
+    return Segmenter(model.to(device).eval(), names, mean, std, palette, dict(content["inference"]))
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _read(path: Path) -> dict[str, Any]:

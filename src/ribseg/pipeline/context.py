@@ -57,11 +57,15 @@ class Context:
         self.weights: dict[str, Weights] = {}
 
     @cached_property
+    def prepared(self) -> dict[str, Any]:
+        """Settings of the data, once the demo's images or COCO's masks are there."""
+        made = build(self.cfg.prepare) if self.cfg.prepare else None
+        return made if isinstance(made, dict) else {}
+
+    @cached_property
     def data(self) -> WSSSDataModule:
-        """Opened on first use; prepared data (the demo's, COCO's masks) is made before."""
-        prepared = build(self.cfg.prepare) if self.cfg.prepare else None  # does nothing where all is there
-        extra = prepared if isinstance(prepared, dict) else {}
-        return build(self.cfg.data, seed=self.cfg.seed, _convert_="all", **extra)
+        """Opened on first use."""
+        return build(self.cfg.data, seed=self.cfg.seed, _convert_="all", **self.prepared)
 
     @property
     def is_first(self) -> bool:

@@ -82,7 +82,8 @@ def gather(context: Context) -> dict[str, Any]:
     finished = {name: artefact for name, artefact in context.artefacts.items() if artefact.finished}
     results: dict[str, Any] = {"name": context.cfg.name, "seed": context.cfg.seed}
     if context.cfg.prepare:
-        results["prepared"] = plain(context.cfg.prepare)  # COCO's policy belongs to every number
+        # COCO's policy belongs to every number: what was set, and what the preset made of it.
+        results["prepared"] = plain(context.cfg.prepare) | getattr(context.prepared, "facts", {})
     if "classifier" in finished:
         results["classifier"] = finished["classifier"].facts
     if "evaluate" in finished:

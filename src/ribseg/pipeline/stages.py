@@ -339,7 +339,7 @@ def readable(checkpoint: Path, context: Context) -> bool:
         return False
     try:
         return "pytorch-lightning_version" in torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (OSError, *BROKEN) as error:
+    except BROKEN as error:
         context.console.print(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
         return False
 

@@ -69,7 +69,7 @@ class Artefact:
         path = self.folder / MANIFEST
         try:
             return json.loads(path.read_text())["facts"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(
                 f"no readable manifest {path} ({error}); delete {self.folder} and run again"
             ) from error

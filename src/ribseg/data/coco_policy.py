@@ -1,0 +1,86 @@
+"""How COCO's instances become semantic masks and image-level labels.
+
+COCO publishes instances, not semantic masks, and the published conventions for turning one into the other
+disagree: whether crowd regions count, which of two overlapping objects is seen, and whether images without
+any object belong to the set. So these are settings, and they stand beside every result. `PRESETS` are named
+after the public code that does so:
+
+- rib: jbeomlee93/RIB lists all images (82,783 and 40,504) and gives those without a label empty masks. Its
+  masks came as a download whose making is not published: crowd and overlap are our choice here, no fact.
+- recam: zhaozhengChen/ReCAM; mscoco/annToMask.py makes masks of all images, later annotations over earlier
+  ones, without crowds; mscoco/dataloader.py counts the categories of crowds among the labels.
+- coco2voc: alicranck/coco2voc, which rulixiang/ToCo and others name for their masks; smaller objects on top
+  (by the file's `area`; here by the pixels drawn), crowds as objects, no images without annotations: ToCo
+  lists 82,081 and 40,137.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from ribseg.errors import ConfigError
+
+Crowd = Literal["exclude", "include", "ignore255", "label_only"]
+Overlap = Literal["last", "smallest_on_top"]
+Unannotated = Literal["keep", "drop"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How instances become semantic masks and image-level labels.
+
+    Attributes:
+        crowd: regions that COCO marks as crowds are left out ("exclude": neither in masks nor in labels),
+            drawn as other objects ("include"), drawn as 255 ("ignore255"; their class is a label), or not
+            drawn although their class is a label ("label_only").
+        overlap: of overlapping objects the one that comes last in the file is seen ("last"), or the one with
+            the smallest area ("smallest_on_top").
+        unannotated: images without any counting instance stay in the lists ("keep"; they have no label), or
+            do not ("drop").
+
+    Raises:
+        ConfigError: an unknown value.
+    """
+
+    crowd: Crowd = "include"
+    overlap: Overlap = "last"
+    unannotated: Unannotated = "keep"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("crowd", Crowd), ("overlap", Overlap), ("unannotated", Unannotated)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(
+                    f"expected {name} out of {', '.join(get_args(kind))}; got {getattr(self, name)!r}"
+                )
+
+    @property
+    def folder(self) -> str:
+        """A name for the masks' folder."""
+        return "-".join(f"{name}-{value}" for name, value in asdict(self).items())
+
+
+PRESETS = {
+    "rib": Policy("include", "last", "keep"),
+    "recam": Policy("label_only", "last", "keep"),
+    "coco2voc": Policy("include", "smallest_on_top", "drop"),
+}
+
+
+def chosen_policy(preset: str, **settings: str | None) -> tuple[Policy, str]:
+    """A preset with the settings that replace its own, and what to call that.
+
+    Args:
+        preset: a name in `PRESETS`.
+        settings: attributes of `Policy`; None as the preset has it.
+
+    Raises:
+        ConfigError: unknown preset or value.
+
+    >>> chosen_policy("recam", crowd="exclude", overlap=None)[1], chosen_policy("recam", overlap="last")[1]
+    ('recam with crowd=exclude', 'recam')
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"expected policy out of {', '.join(PRESETS)}; got {preset!r}")
+    values: dict[str, Any] = asdict(PRESETS[preset])
+    changed = {name: value for name, value in settings.items() if value not in (None, values[name])}
+    named = ", ".join(f"{name}={value}" for name, value in changed.items())
+    return Policy(**values | changed), f"{preset} with {named}" if named else preset
