@@ -136,7 +136,7 @@ def full_size(maps: LocalizationMaps, size: tuple[int, int]) -> Tensor:
     """
     known = maps.size if maps.full is None else tuple(maps.full.shape[1:])
     if known is not None and tuple(known) != size:
-        raise ValueError(f"the maps belong to an image of {known} pixels, but the mask has {size}")
+        raise ValueError(f"the maps belong to an image of {known} pixels, but are asked for with {size}")
     if maps.full is not None:
         return maps.full
     if maps.strided.shape[0] == 0:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.evaluation import full_size
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
 from ribseg.types import LocalizationMaps
 
@@ -29,7 +30,7 @@ def confident_labels(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        maps: of this image, with `full`.
+        maps: of this image; those at stride 4 are enlarged where no others were kept.
         foreground: background score for the confident foreground, in [0, 1].
         background: background score for the confident background, at most `foreground`.
         crf: as `dense_crf`, called with image, labels and `num_labels`; a `functools.partial` of it carries
@@ -39,19 +40,14 @@ def confident_labels(
         (H, W) uint8: 0 background, c + 1 class c, 255 unsure.
 
     Raises:
-        ValueError: `full` was not kept, its size is not the image's, or the scores are the wrong way round.
+        ValueError: the maps are of another size, or the scores are the wrong way round.
     """
-    if maps.full is None or tuple(maps.full.shape[1:]) != image.shape[:2]:
-        found = "none" if maps.full is None else tuple(maps.full.shape)
-        raise ValueError(
-            f"expected full maps (K, {image.shape[0]}, {image.shape[1]}) as the image has, got {found}; make "
-            "the maps with maps.full=true"
-        )
+    full = full_size(maps, (image.shape[0], image.shape[1]))
     if background > foreground:
         raise ValueError(f"expected background <= foreground, got {background} and {foreground}")
     if len(maps.classes) == 0:
         return np.zeros(image.shape[:2], np.uint8)  # an image without any class is all background
-    high, low = (_refined(image, maps.full, score, crf) for score in (foreground, background))
+    high, low = (_refined(image, full, score, crf) for score in (foreground, background))
     ids = np.concatenate([[0], maps.classes.numpy() + 1]).astype(np.uint8)
     return np.where(high > 0, ids[high], np.where(low > 0, IGNORE, 0)).astype(np.uint8)
 
