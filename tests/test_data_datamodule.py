@@ -158,6 +158,7 @@ def test_global_batch_is_divided(module):
 
 DDP = """
 import sys
+import torch
 import pytorch_lightning as pl
 from pathlib import Path
 from ribseg.data.datamodules import WSSSDataModule
@@ -173,6 +174,7 @@ module.predict_ids = module.all_ids[:5]
 trainer.predict(Touch(), datamodule=module, return_predictions=False)
 module.predict_ids = module.all_ids[5:6]
 trainer.predict(Touch(), datamodule=module, return_predictions=False)
+torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort it now and then
 """
 
 

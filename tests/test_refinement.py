@@ -25,14 +25,15 @@ TRUTH = [  # the true masks as the maps of another program
 ]
 
 
-def test_a_killed_refinement_goes_on_to_the_same_masks(tmp_path, tree):
-    run_all = "run=[classifier,rib,refine]"
-    folder = Path(folder_run(tmp_path, tree, run_all)["store"]["pseudo_masks"])
+@pytest.mark.parametrize("full", ["true", "false"])
+def test_a_killed_refinement_goes_on_to_the_same_masks(tmp_path, tree, full):
+    run_all = "run=[classifier,rib,refine]", f"maps.full={full}"
+    folder = Path(folder_run(tmp_path, tree, *run_all)["store"]["pseudo_masks"])
     whole = {path: path.read_bytes() for path in folder.rglob("*.png")}
     (folder / "manifest.json").unlink()
     for path in list(whole)[::3]:
         path.unlink()
-    folder_run(tmp_path, tree, run_all)
+    folder_run(tmp_path, tree, *run_all)
     assert {path: path.read_bytes() for path in folder.rglob("*.png")} == whole
 
 
