@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import ribseg
 from ribseg.rib import partition
 
-SIZE = 375, 500  # of an image of either data set, about
 CLASSES = 20
 SETS = {"VOC trainaug": (10_582, 20), "COCO train": (82_081, 15)}  # images, reference images per step
 GPUS = 1, 8, 64
@@ -32,6 +31,7 @@ TERA, GIB = 1e12, 2**30
 class Recipe(NamedTuple):
     """What the cost depends on."""
 
+    size: tuple[int, int]
     steps: int
     references: int
     crop: int
@@ -81,7 +81,7 @@ def count(model: ribseg.Classifier, rows: int, size: tuple[int, int]) -> Counted
 
 def cost(model: ribseg.Classifier, recipe: Recipe) -> dict[str, float]:
     """TFLOP and GiB of one image, for our program and for the plain one that saves nothing."""
-    sides = [tuple(round(side * scale) for side in SIZE) for scale in recipe.scales]
+    sides = [tuple(round(side * scale) for side in recipe.size) for scale in recipe.scales]
     views = [count(model, 2, side) for side in sides]
     crops = count(model, recipe.references, (recipe.crop, recipe.crop))
     learning = [view for number, view in enumerate(views) if number in recipe.loss_views]
@@ -102,6 +102,7 @@ def cost(model: ribseg.Classifier, recipe: Recipe) -> dict[str, float]:
 def main() -> None:
     """Counts, prints, projects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=[375, 500], help="height and width of an image")
     parser.add_argument("--steps", type=int, default=10, help="K")
     parser.add_argument("--references", type=int, help="B, per step; default: each data set's recipe")
     parser.add_argument("--crop", type=int, default=512)
@@ -116,7 +117,12 @@ def main() -> None:
     costs, hours = [], []
     for name, (images, references) in SETS.items():
         recipe = Recipe(
-            options.steps, options.references or references, options.crop, options.scales, options.loss_views
+            tuple(options.size),
+            options.steps,
+            options.references or references,
+            options.crop,
+            options.scales,
+            options.loss_views,
         )
         found = cost(model, recipe)
         seconds = found["ours, TFLOP"] / options.tflops
@@ -125,7 +131,8 @@ def main() -> None:
             {"hours": name, "images": images}
             | {f"{gpus} GPU" + "s" * (gpus > 1): images * seconds / gpus / 3600 for gpus in GPUS}
         )
-    show(f"one image of {SIZE[1]} x {SIZE[0]}, K = {options.steps}, {options.tflops:g} TFLOP/s", costs)
+    height, width = options.size
+    show(f"one image of {width} x {height}, K = {options.steps}, {options.tflops:g} TFLOP/s", costs)
     show("whole data sets", hours)
     write_json(options.json, {"per image": costs, "hours": hours})
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
+from typing import NamedTuple
 
 import albumentations as A
 import numpy as np
@@ -97,6 +98,14 @@ class ReferenceSampler:
         return last[3]
 
 
+class Started(NamedTuple):
+    """A batch that threads are writing: rows of the data set, the images, and who writes them."""
+
+    chosen: np.ndarray
+    images: Tensor
+    jobs: list[Future[None]]
+
+
 class ReferenceBatches:
     """Batches of augmented reference images, a function of (seed, image id, step) alone.
 
@@ -130,6 +139,7 @@ class ReferenceBatches:
             raise ConfigError(f"expected a pool of {len(dataset)} images, {pool.folder} has {len(pool)}.")
         self.dataset, self.sampler, self.transform = dataset, sampler, transform
         self.batch_size, self.threads, self.pool, self.pin = batch_size, threads, pool, pin
+        self._shape = tuple(deepcopy(transform)(image=np.zeros((8, 8, 3), np.uint8))["image"].shape)
 
     def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
         """Yields, per step, (images (B, 3, S, S) float32, labels (B, C) float32), lazily.
@@ -160,34 +170,42 @@ class ReferenceBatches:
     def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
         """The batch of one step; see `__call__`."""
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
-        rows = [self._row(self.transform, index, image_id, step, row) for row, index in enumerate(chosen)]
-        return self._stack(chosen, rows)
+        images = self._empty(len(chosen))
+        for row, index in enumerate(chosen):
+            self._write(images[row], self.transform, index, image_id, step, row)
+        return self._with_labels(images, chosen)
 
-    def _row(self, transform: A.Compose, index: int, image_id: str, step: int, row: int) -> np.ndarray:
+    def _empty(self, rows: int) -> Tensor:
+        # Written into row by row: at the published size a second copy would be another 60 MB a step.
+        return torch.empty((rows, *self._shape), pin_memory=self.pin and rows > 0)
+
+    def _write(
+        self, target: Tensor, transform: A.Compose, index: int, image_id: str, step: int, row: int
+    ) -> None:
         seed = int(rng(self.sampler.seed, "augmentation", image_id, step, row).integers(2**63))
         image = self.dataset.image(self.sampler.ids[index]) if self.pool is None else self.pool[index]
         # numpy copies without torch's thread pool, which several threads at once would fight over.
-        return np.ascontiguousarray(seeded(transform, seed)(image=image)["image"].numpy())
+        target.numpy()[...] = seeded(transform, seed)(image=image)["image"].numpy()
 
-    def _stack(self, chosen: np.ndarray, rows: list[np.ndarray]) -> Batch:
-        if not rows:
+    def _with_labels(self, images: Tensor, chosen: np.ndarray) -> Batch:
+        if len(chosen) == 0:
             return None, None
-        images = torch.from_numpy(np.stack(rows))
-        labels = torch.from_numpy(self.dataset.labels[chosen]).float()
-        return images.pin_memory() if self.pin else images, labels
+        return images, torch.from_numpy(self.dataset.labels[chosen]).float()
 
     def _submit(
         self, pool: ThreadPoolExecutor, image_id: str, labels: np.ndarray | Tensor, step: int
-    ) -> tuple[np.ndarray, list[Future[np.ndarray]]]:
+    ) -> Started:
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
+        images = self._empty(len(chosen))
         # A transform carries its random stream: two threads must not share one.
         jobs = [
-            pool.submit(self._row, deepcopy(self.transform), index, image_id, step, row)
+            pool.submit(self._write, images[row], deepcopy(self.transform), index, image_id, step, row)
             for row, index in enumerate(chosen)
         ]
-        return chosen, jobs
+        return Started(chosen, images, jobs)
 
-    def _gather(self, submitted: tuple[np.ndarray, list[Future[np.ndarray]]] | None) -> Batch:
-        assert submitted is not None  # the loop submits a step before it gathers it
-        chosen, jobs = submitted
-        return self._stack(chosen, [job.result() for job in jobs])
+    def _gather(self, started: Started | None) -> Batch:
+        assert started is not None  # the loop submits a step before it gathers it
+        for job in started.jobs:
+            job.result()
+        return self._with_labels(started.images, started.chosen)
