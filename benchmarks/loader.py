@@ -71,7 +71,7 @@ def measure(data: WSSSDataModule, folder: Path, options: Any) -> dict[str, Any]:
     views = data.predict_dataset()
     number = min(len(views), 10)
     images = {
-        "views, ms": 1000 * seconds(lambda: [views[i] for i in range(number)]) / number,
+        "views, ms": 1000 * seconds(lambda: consume(views[i] for i in range(number))) / number,
         "decoding into the pool, ms": 1000 * built / len(data.train),
         "pool, bytes": pool_bytes(sizes) / len(data.train),
     }
