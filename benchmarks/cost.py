@@ -95,7 +95,8 @@ def cost(model: ribseg.Classifier, recipe: Recipe) -> dict[str, float]:
         "plain, TFLOP": recipe.steps * (trunks + step) / TERA,
         "own views, GiB": sum(view.saved for view in learning) / GIB,
         "references, GiB": crops.saved / GIB,
-        "weights, gradients, copy, GiB": 4 * weights / GIB,  # the fourth: SGD's momentum
+        # Weights, copy, gradients, momentum; folded weights and their gradients.
+        "weights, GiB": 6 * weights / GIB,
     }
 
 

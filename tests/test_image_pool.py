@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +76,15 @@ def test_a_full_disk_leaves_nothing_and_says_what_to_do(dataset, tmp_path, monke
     with pytest.raises(RibsegError, match=r"No space.*maps.pool_gib=0"):
         build_pool(tmp_path / "pool", dataset, image_sizes(dataset))
     assert list((tmp_path / "pool").iterdir()) == []
+
+
+def test_leftovers_of_a_killed_process_are_removed(dataset, tmp_path):
+    for name, age in (("old", 3600), ("new", 1)):
+        path = tmp_path / f".{PIXELS}.{name}.tmp"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    build_pool(tmp_path, dataset, image_sizes(dataset))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{PIXELS}.new.tmp", "index.npz", PIXELS]
 
 
 def test_an_image_that_changed_is_named(dataset, tmp_path):

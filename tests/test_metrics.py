@@ -116,6 +116,13 @@ def test_counts_of_the_evaluator_equal_direct_counts():
     assert low <= summary["miou_at_fixed"] <= high
 
 
+def test_bootstrap_in_blocks_draws_the_same_sets(monkeypatch):
+    counts = torch.randint(1, 99, (7, 3, 4), generator=torch.Generator().manual_seed(0))
+    at_once = bootstrap_miou(counts, resamples=50, seed=1)
+    monkeypatch.setattr("ribseg.metrics.BLOCK", 20)
+    np.testing.assert_array_equal(bootstrap_miou(counts, resamples=50, seed=1), at_once)
+
+
 def test_bootstrap_of_equal_images_has_no_spread():
     counts = torch.tensor([[[3, 1], [4, 2], [5, 1]]]).repeat(10, 1, 1)
     draws = bootstrap_miou(counts, 20)

@@ -16,6 +16,8 @@ from ribseg.functional.evaluation import (
     threshold_histogram,
 )
 
+BLOCK = 2**22  # weights of resampled images at a time: 64 MB
+
 
 class ThresholdSweep(Metric):
     """mIoU, precision and recall of localization maps at every background threshold, exact and in one pass.
@@ -223,8 +225,12 @@ def bootstrap_miou(counts: Tensor, resamples: int = 1000, seed: int = 0) -> np.n
     """
     number = counts.shape[0]
     generator = np.random.default_rng(seed)
-    weights = generator.multinomial(number, np.full(number, 1 / number), size=resamples)
-    drawn = torch.from_numpy(weights).double() @ counts.flatten(1).double()
+    flat, block = counts.flatten(1).double(), max(1, BLOCK // max(number, 1))
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    even = np.full(number, 1 / number)
+    drawn = torch.cat(
+        [torch.from_numpy(generator.multinomial(number, even, size)).double() @ flat for size in sizes]
+    )
     return scores_from_counts(*drawn.unflatten(1, counts.shape[1:]).unbind(1)).miou.numpy()
 
 

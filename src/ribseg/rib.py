@@ -86,8 +86,8 @@ class RIB:
         power: of the decay.
         reference_chunk: reference images per pass through the network; None: all of a batch. Fewer need less
             memory. The gradients are summed, so the maps are the same but for rounding.
-        compile: let `torch.compile` fuse the network's operations, for any image size at once; worth its
-            minute or two for thousands of images on a GPU.
+        compile: let `torch.compile` fuse the network's operations, for any image size at once; takes a minute
+            or two, once, and is meant for thousands of images on a GPU.
 
     Raises:
         ValueError: an argument is out of range.
@@ -225,7 +225,7 @@ class RIB:
         target = labels.to(self.weight.device, torch.float32)
         encoded = [self._encode(view) for view in views]
         optimizer = self._optimizer()
-        last = self.steps if self.rules.records_last else max(self.steps - 1, 0)
+        last = self.steps if self.rules.records_last else self.steps - 1
         for step in range(last):
             with self._folds.shared():
                 own = yield from self._record(encoded, target, sums, step)
@@ -393,7 +393,7 @@ def partition(classifier: nn.Module, trainable: Trainable) -> Parts:
         stages = [trunk, *tail]
         cut = {"published": 1, "layer4": len(stages) - 1, "head": len(stages)}[trainable]
         first, rest = nn.Sequential(*stages[:cut]), nn.Sequential(*stages[cut:])
-        # Channels last is what the fast kernels want; measured in benchmarks/README.md.
+        # Channels last is what the fast kernels of GPUs want; on CPUs the trunk gets a third faster by it.
         folded = fold_batch_norm(first), fold_batch_norm(rest)
         return Parts(*folded, list(rest.parameters()), torch.channels_last)
     # Other modules get their images as they come: some take a layout for granted.

@@ -1,6 +1,7 @@
 """Decoded images of a data set in one memory-mapped file: each is decoded once, not once per draw."""
 
 import io
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from ribseg.errors import DataError, RibsegError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
 CHANNELS = 3
+IDLE = 600  # seconds
 ADVICE = "Choose another place, or do without a pool (maps.pool_gib=0)."
 
 
@@ -97,6 +99,7 @@ def build_pool(
     images = _decoded(dataset, sizes, threads)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         try:
             with temporary.open("wb") as file:
                 for image in track(images, "Decoding", len(dataset), disable=not progress):
@@ -113,6 +116,13 @@ def build_pool(
     np.savez(buffer, allow_pickle=False, sizes=sizes)
     atomic_write(folder / INDEX, buffer.getvalue())
     return ImagePool(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    # Of a process that was killed; one that is at work has written a moment ago.
+    for path in folder.glob(f".{PIXELS}.*.tmp"):
+        if time.time() - path.stat().st_mtime > IDLE:
+            path.unlink(missing_ok=True)
 
 
 def _decoded(dataset: VOCFolder, sizes: np.ndarray, threads: int) -> Iterator[bytes]:
