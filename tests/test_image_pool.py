@@ -79,12 +79,14 @@ def test_a_full_disk_leaves_nothing_and_says_what_to_do(dataset, tmp_path, monke
 
 
 def test_leftovers_of_a_killed_process_are_removed(dataset, tmp_path):
+    folder = tmp_path / "pool"
+    folder.mkdir()
     for name, age in (("old", 3600), ("new", 1)):
-        path = tmp_path / f".{PIXELS}.{name}.tmp"
+        path = folder / f".{PIXELS}.{name}.tmp"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
-    build_pool(tmp_path, dataset, image_sizes(dataset))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{PIXELS}.new.tmp", "index.npz", PIXELS]
+    build_pool(folder, dataset, image_sizes(dataset))
+    assert {path.name for path in folder.iterdir()} == {f".{PIXELS}.new.tmp", "index.npz", PIXELS}
 
 
 def test_an_image_that_changed_is_named(dataset, tmp_path):
