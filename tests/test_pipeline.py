@@ -284,6 +284,7 @@ def test_images_without_a_class_get_empty_maps(tmp_path, tree):
         (["rib.margin=abc"], "or null"),
         (["rib.lr=.nan"], "or auto"),
         (["rib.loss_views=0"], "list of places"),
+        (["tf32=maybe", "rib.compile=3"], r"(?s)tf32: expected true or false, got 'maybe'.*rib\.compile"),
         (["run=null"], "nothing"),
         (["trainer.accelerator=gpuu"], "Trainer"),
         (["data.root=???"], r"data\.root=\.\.\."),

@@ -1,4 +1,4 @@
-"""Ranges of the numbers in a configuration, checked before anything runs."""
+"""Ranges of the numbers in a configuration, and its switches, checked before anything runs."""
 
 import math
 from typing import Any, NamedTuple
@@ -121,8 +121,31 @@ NUMBERS = {
 }
 
 
+# Any other word than true and false would count as true.
+SWITCHES = (
+    "tf32",
+    "progress",
+    "check_files",
+    "imported.trust",
+    "maps.full",
+    "export.program",
+    "classifier.model.pretrained",
+    "classifier.model.atrous",
+    "rib.compile",
+    "refine.labels.crf",
+    "refine.walk.per_class",
+    "affinity.backbone.pretrained",
+    "segmenter.model.pretrained",
+    "segmenter.module.balanced",
+    "segmenter.sync_batchnorm",
+    "segmenter.validate",
+    "segmenter.test.flip",
+    "bottleneck.wrong_class",
+)
+
+
 def check_numbers(cfg: DictConfig) -> None:
-    """Checks every setting of `NUMBERS`.
+    """Checks every setting of `NUMBERS`, and of `SWITCHES` those that the configuration has.
 
     Raises:
         ConfigError: lists all that are out of range, with what was expected and found.
@@ -132,5 +155,9 @@ def check_numbers(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, name)
         if not allowed.allows(value):
             wrong.append(f"{name}: expected {allowed}, got {'null' if value is None else value!r}")
+    for name in SWITCHES:
+        value = OmegaConf.select(cfg, name, default=False)
+        if not isinstance(value, bool):
+            wrong.append(f"{name}: expected true or false, got {'null' if value is None else value!r}")
     if wrong:
         raise ConfigError("settings out of range:\n  " + "\n  ".join(wrong))
