@@ -1,6 +1,8 @@
 """What makes RIB fast leaves its maps as they are."""
 
 import copy
+from collections import deque
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from test_rib import CLASSES, LABELS, STEPS, Own, classifier, references, releas
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ribseg
 from ribseg.errors import DeviceMemoryError
@@ -104,6 +107,33 @@ def test_a_broken_reference_ends_the_adaptation_before_it_spoils_a_map(late, mon
     two = adapt(steps=2, batches=references(), power=0.0)
     all_rates_alike = adapt(batches=batches, power=0.0)
     assert largest_difference(all_rates_alike.maps, two.maps) <= 1e-6
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts copies from the host for which it would wait; what reads a number of "meta" raises anyway."""
+
+    copies = waits = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        copies = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}  # place of the source
+        source = args[copies[func]] if func in copies else result
+        if isinstance(source, torch.Tensor) and (source.device.type, result.device.type) == ("cpu", "meta"):
+            self.copies += 1
+            self.waits += not ((kwargs or {}).get("non_blocking") or args[2:] == (True,))
+        return result
+
+
+@pytest.mark.parametrize("preset", ["official", "paper", "fixed"])
+def test_host_waits_for_no_device(preset, monkeypatch):
+    """A tensor without numbers stands for a GPU: whatever would have to wait for its numbers fails."""
+    monkeypatch.setattr("ribseg.rib.first_stop", lambda checks, deferred: deque(checks, maxlen=0) and None)
+    monkeypatch.setattr("torch.autocast", lambda *args, **kwargs: nullcontext())  # knows no such device
+    rib = ribseg.RIB(classifier().to("meta"), steps=STEPS, lr=LR, preset=preset)
+    with HostWaits() as host:
+        rib(views(), LABELS, references())
+    assert host.copies > 2 * STEPS
+    assert host.waits == 0
 
 
 def test_checks_wait_for_work_behind_them():

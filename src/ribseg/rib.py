@@ -204,7 +204,7 @@ class RIB:
     def _adapt(
         self, views: Sequence[Tensor], labels: Tensor, classes: Tensor, references: Iterator[Reference]
     ) -> Adaptation:
-        sums = Sums(classes.to(self.weight.device), classes)
+        sums = Sums(classes.to(self.weight.device, non_blocking=True), classes)
         try:
             with self._fixed_folds.shared(), closing(self._steps(views, labels, references, sums)) as checks:
                 stop = first_stop(checks, deferred=self.weight.is_cuda)
@@ -222,7 +222,7 @@ class RIB:
         self, views: Sequence[Tensor], labels: Tensor, references: Iterator[Reference], sums: "Sums"
     ) -> Generator[Check | None, None, None]:
         """Takes the steps; yields what may stop it, see `first_stop`."""
-        target = labels.to(self.weight.device, torch.float32)
+        target = labels.to(self.weight.device, torch.float32, non_blocking=True)
         encoded = [self._encode(view) for view in views]
         optimizer = self._optimizer()
         last = self.steps if self.rules.records_last else self.steps - 1
@@ -297,9 +297,9 @@ class RIB:
         if images is None or labels is None:
             return []
         size = self.reference_chunk or len(images)
+        labels = labels.to(self.weight.device, self.weight.dtype, non_blocking=True)
         return [
-            self._reference_loss(*part)
-            for part in zip(images.split(size), labels.to(self.weight).split(size), strict=True)
+            self._reference_loss(*part) for part in zip(images.split(size), labels.split(size), strict=True)
         ]
 
     def _reference_loss(self, images: Tensor, labels: Tensor) -> Tensor:
