@@ -104,7 +104,7 @@ def make_module(data: WSSSDataModule, state: dict[str, Tensor], options: Any, po
     """The module with a clock in it."""
     model = ribseg.Classifier(options.backbone)
     model.load_state_dict(state)
-    references = data.references(options.references, options.workers, pool)
+    references = data.references(options.references, options.workers, pool, options.crop_on_gpu)
     module = RIBModule(model, references=references)
     recipe = {name: value for name, value in asdict(settings(options)).items() if name != "threshold"}
     pooling = ribseg.GNDRP(settings(options).threshold)
@@ -194,6 +194,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="32-true", help="of our Trainer; the plain program has 32")
     parser.add_argument("--compile", action="store_true", help="torch.compile our network")
     parser.add_argument("--workers", type=int, default=0, help="of the loader, and threads for references")
+    parser.add_argument(
+        "--crop-on-cpu", dest="crop_on_gpu", action="store_false", help="augment our references on the CPU"
+    )
     parser.add_argument(
         "--no-parts", dest="parts", action="store_false", help="do not wait for the GPU in parts"
     )

@@ -1,6 +1,7 @@
 """The floors of the house: a file imports only from floors below its own (see CONTRIBUTING.md)."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,17 @@ def test_every_exported_name_is_there():
         assert getattr(ribseg, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = ribseg.nothing_of_the_kind
+
+
+def test_nothing_asks_a_server_when_imported():
+    """Albumentations would, for its newest version."""
+    code = (
+        "import urllib.request as request\n"
+        "request.OpenerDirector.open = lambda *args, **kwargs: print('asked', args)\n"
+        "import ribseg.data.references, ribseg.data.datamodules, ribseg.pipeline.affinity\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""

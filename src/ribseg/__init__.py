@@ -4,12 +4,16 @@ Importing the package loads neither Lightning nor Hydra nor wandb; names are loo
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ribseg.inference import predict as predict
 
 __version__ = "0.1.0"
+
+# Here, before any module of ours can import albumentations, which would ask a server for its newest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 _EXPORTS = {
     "GAP": "ribseg.pooling",

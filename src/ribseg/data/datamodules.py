@@ -245,7 +245,11 @@ class WSSSDataModule(pl.LightningDataModule):
         )
 
     def references(
-        self, batch_size: int = 20, threads: int | None = None, pool: ImagePool | None = None
+        self,
+        batch_size: int = 20,
+        threads: int | None = None,
+        pool: ImagePool | None = None,
+        on_device: bool = True,
     ) -> ReferenceBatches:
         """Reference images for RIB from train_split, augmented as in training.
 
@@ -253,11 +257,14 @@ class WSSSDataModule(pl.LightningDataModule):
             batch_size: B, per step.
             threads: see `ReferenceBatches`; None for num_workers.
             pool: see `ReferenceBatches`.
+            on_device: see `ReferenceBatches`.
         """
         sampler = ReferenceSampler(self.train.ids, self.train.labels, self.seed)
         threads = self.num_workers if threads is None else threads
         pin = torch.cuda.is_available()
-        return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads, pool, pin)
+        return ReferenceBatches(
+            self.train, sampler, self.train_transform, batch_size, threads, pool, pin, on_device
+        )
 
     @property
     def served(self) -> list[VOCFolder]:

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -134,10 +134,20 @@ def rescale(image: np.ndarray, scale: float) -> np.ndarray:
     Returns:
         (h, w, 3) uint8, each side at least one pixel; the array itself where the size does not change.
     """
-    height, width = (max(1, int(np.round(side * scale))) for side in image.shape[:2])
+    height, width = rescaled_size(image.shape[:2], scale)
     if (height, width) == image.shape[:2]:
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def rescaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """The (height, width) that `rescale` gives an image of (height, width).
+
+    >>> rescaled_size((375, 500), 0.5), rescaled_size((1, 500), 0.1)
+    ((188, 250), (1, 50))
+    """
+    height, width = (max(1, int(np.round(side * scale))) for side in size)
+    return height, width
 
 
 def capped(image: np.ndarray, max_side: int | None) -> np.ndarray:

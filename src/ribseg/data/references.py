@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from typing import NamedTuple
 
 import albumentations as A
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ribseg.data.ids import Ids
 from ribseg.data.image_pool import ImagePool
-from ribseg.data.transforms import seeded
+from ribseg.data.reference_crops import Crops, DeviceCrops, HostCrops, PerThread
+from ribseg.data.transforms import is_train_transform
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 
@@ -99,10 +101,10 @@ class ReferenceSampler:
 
 
 class Started(NamedTuple):
-    """A batch that threads are writing: rows of the data set, the images, and who writes them."""
+    """A batch that is being made: rows of the data set, their crops, and the threads that make them."""
 
     chosen: np.ndarray
-    images: Tensor
+    crops: Crops
     jobs: list[Future[None]]
 
 
@@ -118,6 +120,8 @@ class ReferenceBatches:
             consumer computes, one step ahead. The batches are the same.
         pool: the dataset's images, decoded: by number, (H, W, 3) uint8. None decodes at each draw.
         pin: batches come in pinned memory, from where they travel to a GPU while it computes.
+        on_device: where an image's labels lie on a GPU, its batches are augmented there, with the same random
+            numbers. Other transforms than `train_transform` are left to the CPU.
 
     Raises:
         ConfigError: if batch_size is not positive, threads is negative, or the pool is another data set's.
@@ -132,6 +136,7 @@ class ReferenceBatches:
         threads: int = 0,
         pool: ImagePool | None = None,
         pin: bool = False,
+        on_device: bool = False,
     ) -> None:
         if batch_size < 1 or threads < 0:
             raise ConfigError(f"expected batch_size >= 1 and threads >= 0, found {batch_size} and {threads}.")
@@ -139,6 +144,7 @@ class ReferenceBatches:
             raise ConfigError(f"expected a pool of {len(dataset)} images, {pool.folder} has {len(pool)}.")
         self.dataset, self.sampler, self.transform = dataset, sampler, transform
         self.batch_size, self.threads, self.pool, self.pin = batch_size, threads, pool, pin
+        self.on_device = on_device and is_train_transform(transform)
         self._shape = tuple(deepcopy(transform)(image=np.zeros((8, 8, 3), np.uint8))["image"].shape)
 
     def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
@@ -150,62 +156,60 @@ class ReferenceBatches:
             steps: how many batches there are at most.
 
         Yields:
-            A batch, or (None, None) if no image is free of the given classes.
+            A batch, or (None, None) if no image is free of the given classes. The labels lie on the CPU, the
+            images too, unless they were augmented on a GPU.
         """
+        start = partial(self._start, image_id, *self._prepare(labels))
         if self.threads == 0:
-            yield from (self.batch(image_id, labels, step) for step in range(steps))
+            yield from (self._finish(start(step)) for step in range(steps))
             return
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="references")
         try:
-            ahead = self._submit(pool, image_id, labels, 0) if steps > 0 else None
+            ahead: Started | None = None
             for step in range(steps):
-                now, ahead = (
-                    ahead,
-                    self._submit(pool, image_id, labels, step + 1) if step + 1 < steps else None,
-                )
-                yield self._gather(now)
+                now = ahead or start(step, pool)
+                ahead = start(step + 1, pool) if step + 1 < steps else None
+                yield self._finish(now)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
         """The batch of one step; see `__call__`."""
-        chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
-        images = self._empty(len(chosen))
-        for row, index in enumerate(chosen):
-            self._write(images[row], self.transform, index, image_id, step, row)
-        return self._with_labels(images, chosen)
+        return self._finish(self._start(image_id, *self._prepare(labels), step))
 
-    def _empty(self, rows: int) -> Tensor:
-        # Written into row by row: at the published size a second copy would be another 60 MB a step.
-        return torch.empty((rows, *self._shape), pin_memory=self.pin and rows > 0)
+    def _prepare(self, labels: np.ndarray | Tensor) -> tuple[Tensor, Callable[[int], Crops]]:
+        """The labels on the CPU, where no step has to wait for them, and what starts a batch of crops."""
+        labels, transforms = torch.as_tensor(labels), PerThread(self.transform)
+        if self.on_device and labels.is_cuda:
+            device = labels.device
+            return labels.cpu(), lambda rows: DeviceCrops(transforms, rows, device)
+        return labels.cpu(), lambda rows: HostCrops(transforms, (rows, *self._shape), self.pin)
 
-    def _write(
-        self, target: Tensor, transform: A.Compose, index: int, image_id: str, step: int, row: int
-    ) -> None:
-        seed = int(rng(self.sampler.seed, "augmentation", image_id, step, row).integers(2**63))
-        image = self.dataset.image(self.sampler.ids[index]) if self.pool is None else self.pool[index]
-        # numpy copies without torch's thread pool, which several threads at once would fight over.
-        target.numpy()[...] = seeded(transform, seed)(image=image)["image"].numpy()
-
-    def _with_labels(self, images: Tensor, chosen: np.ndarray) -> Batch:
-        if len(chosen) == 0:
-            return None, None
-        return images, torch.from_numpy(self.dataset.labels[chosen]).float()
-
-    def _submit(
-        self, pool: ThreadPoolExecutor, image_id: str, labels: np.ndarray | Tensor, step: int
+    def _start(
+        self,
+        image_id: str,
+        labels: Tensor,
+        start: Callable[[int], Crops],
+        step: int,
+        pool: ThreadPoolExecutor | None = None,
     ) -> Started:
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
-        images = self._empty(len(chosen))
-        # A transform carries its random stream: two threads must not share one.
-        jobs = [
-            pool.submit(self._write, images[row], deepcopy(self.transform), index, image_id, step, row)
-            for row, index in enumerate(chosen)
-        ]
-        return Started(chosen, images, jobs)
+        crops = start(len(chosen))
+        tasks = [(crops, row, int(index), image_id, step) for row, index in enumerate(chosen)]
+        if pool is not None:
+            return Started(chosen, crops, [pool.submit(self._put, *task) for task in tasks])
+        for task in tasks:
+            self._put(*task)
+        return Started(chosen, crops, [])
 
-    def _gather(self, started: Started | None) -> Batch:
-        assert started is not None  # the loop submits a step before it gathers it
+    def _put(self, crops: Crops, row: int, index: int, image_id: str, step: int) -> None:
+        seed = int(rng(self.sampler.seed, "augmentation", image_id, step, row).integers(2**63))
+        image = self.dataset.image(self.sampler.ids[index]) if self.pool is None else self.pool[index]
+        crops.put(row, image, seed)
+
+    def _finish(self, started: Started) -> Batch:
         for job in started.jobs:
             job.result()
-        return self._with_labels(started.images, started.chosen)
+        if len(started.chosen) == 0:
+            return None, None
+        return started.crops.take(), torch.from_numpy(self.dataset.labels[started.chosen]).float()

@@ -5,26 +5,22 @@ normalised, and a crop at a random place; where the image is smaller it stands a
 colour, with 255 as label.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import albumentations as A
 import cv2
 import numpy as np
+from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ribseg.data.ids import Ids
-from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image, rescale
+from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image, rescale, rescaled_size
 from ribseg.data.masks import IGNORE, read_mask
 from ribseg.data.transforms import Channels
 from ribseg.errors import ConfigError, DataError
-
-# albumentations asks a server for its newest version when imported.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A
-from albumentations.pytorch import ToTensorV2
 
 PathOf = Callable[[str], str | Path]
 
@@ -83,7 +79,7 @@ class RandomRescale(A.RandomScale):
 
     def apply_to_mask(self, mask: np.ndarray, scale: float, **params: Any) -> np.ndarray:
         """Resizes (H, W) uint8 to the same size; no label is mixed with another."""
-        height, width = (max(1, int(np.round(side * scale))) for side in mask.shape)
+        height, width = rescaled_size(mask.shape, scale)
         if (height, width) == mask.shape:
             return mask
         return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

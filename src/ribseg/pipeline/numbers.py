@@ -127,6 +127,7 @@ SWITCHES = (
     "progress",
     "check_files",
     "imported.trust",
+    "maps.crop_on_gpu",
     "maps.full",
     "export.program",
     "classifier.model.pretrained",

@@ -359,7 +359,8 @@ def rib_builder(
 
     def make(**replaced: Any) -> LocalizationModule:
         number = cfg.rib.references
-        references = context.data.references(number, pool=pool) if number else None
+        on_gpu = cfg.maps.crop_on_gpu
+        references = context.data.references(number, pool=pool, on_device=on_gpu) if number else None
         pooling = build(cfg.pooling)
         parts = {"classifier": classifier, "pooling": pooling, "references": references}
         return build(cfg.rib, **(parts | replaced))
