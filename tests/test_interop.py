@@ -332,7 +332,7 @@ def test_data_sets_give_ids_and_sizes(voc_tree, tmp_path):
 def test_commands(voc_tree, tmp_path, capsys):
     def run(*arguments):
         main([*map(str, arguments), "--quiet"])
-        return capsys.readouterr().out
+        return capsys.readouterr().out.lstrip("\n")  # rich before 15 ends hidden bars with an empty line
 
     for name in ("a", "b"):
         save_irn(tmp_path / "irn" / f"{name}.npy", irn_dictionary())

@@ -66,7 +66,10 @@ def normalized_gradient(gradient: Tensor, normalise: Normalise = "max", sigma: f
     if normalise == "none":
         return maps
     flat = maps.flatten(1)
-    scale = flat.amax(1) if normalise == "max" else torch.quantile(flat, PERCENTILE, dim=1)
+    if normalise == "max":
+        scale = flat.amax(1)
+    else:  # in double precision, or older releases round the place between two values
+        scale = torch.quantile(flat.double(), PERCENTILE, dim=1).to(flat.dtype)
     scale = scale[:, None, None]
     return torch.where(scale > 0, maps / scale, torch.zeros_like(maps))
 
