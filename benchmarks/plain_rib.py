@@ -33,7 +33,7 @@ class Settings:
 
 
 def masked_pooling(maps: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """GNDRP of (N, C, h, w) maps for (N, C) labels, one class of one row after the other."""
+    """GNDRP of (N, C, h, w) maps for (N, C) labels on the CPU, one class of one row after the other."""
     share = torch.zeros_like(maps)
     for row in range(maps.shape[0]):
         present = torch.nonzero(labels[row])[:, 0]
@@ -69,7 +69,8 @@ def adapt(
     with clock("data"):
         index = dataset.index(image_id)
         disjoint = scan_labels(dataset.labels, index)
-        labels = torch.from_numpy(dataset.labels[index]).float()[None].to(device)
+        host = torch.from_numpy(dataset.labels[index]).float()[None]
+        labels = host.to(device)
     assert disjoint == references.sampler.pool(image_id, dataset.labels[index]).tolist()
     tail = [weight for stage in model.tail for weight in stage.parameters()]
     groups = [{"params": tail}, {"params": [model.weight]}]
@@ -89,18 +90,18 @@ def adapt(
                 sums.append(merged)
             else:
                 sums[number] += merged
-            present = merged[labels[0].cpu() > 0]
+            present = merged[host[0] > 0]
             area = active_area(present, settings.area_threshold) if step > 0 and number == 0 else 0.0
             if area > settings.area_limit:
                 return sums
             if number != 1:
                 with clock("forward"):
-                    logits.append(masked_pooling(maps, labels.expand(2, -1), settings.threshold))
+                    logits.append(masked_pooling(maps, host.expand(2, -1), settings.threshold))
                 rows.append(labels.expand(2, -1))
         maps = class_maps(model, images.to(device), clock)
         with clock("forward"):
             rows.append(reference_labels.to(device))
-            logits.append(masked_pooling(maps, rows[-1], settings.threshold))
+            logits.append(masked_pooling(maps, reference_labels, settings.threshold))
             target = torch.cat(logits) * torch.cat(rows)
         with clock("backward"):
             optimizer.zero_grad()

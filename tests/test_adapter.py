@@ -7,6 +7,7 @@ from PIL import Image
 
 from ribseg.data.adapter import write_voc_tree
 from ribseg.data.check import check_dataset
+from ribseg.data.images import read_image
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 
@@ -69,3 +70,27 @@ def test_a_broken_table_of_an_earlier_split_is_named(tmp_path, table):
 def test_no_samples(tmp_path):
     with pytest.raises(DataError, match="has no sample"):
         write_voc_tree([], tmp_path, "train", CLASSES)
+
+
+def test_images_are_written_as_files_of_them_are_read(tmp_path):
+    deep = Image.fromarray(np.full((4, 6), 257 * 100, np.uint16))
+    turned = Image.new("RGB", (6, 4))
+    turned.getexif()[0x0112] = 6
+    tree = write_voc_tree([(deep, 0), (turned, 0)], tmp_path, "train", ["a"])
+    images = [read_image(tree / "JPEGImages" / f"train_{number:06d}.png") for number in range(2)]
+    assert (images[0] == 100).all()
+    assert images[1].shape == (6, 4, 3)
+    with pytest.raises(DataError, match="sample 0 holds floating-point"):
+        write_voc_tree([(Image.new("F", (3, 3)), 0)], tmp_path, "val", ["a"])
+
+
+def test_a_second_call_leaves_no_image_with_the_labels_of_another(tmp_path):
+    black, white = (np.full((4, 6, 3), value, np.uint8) for value in (0, 255))
+    write_voc_tree([(black, 0), (white, 1)], tmp_path, "train", ["dark", "bright"])
+    write_voc_tree([(white, 1), (black, 0)], tmp_path, "train", ["dark", "bright"])
+    assert read_image(tmp_path / "JPEGImages" / "train_000000.png").min() == 255
+
+
+def test_masks_have_the_size_of_their_image(tmp_path):
+    with pytest.raises(DataError, match=r"sample 0: expected a mask of the image's"):
+        write_voc_tree([(np.zeros((4, 6, 3), np.uint8), 0, np.zeros((6, 4), int))], tmp_path, "train", ["a"])

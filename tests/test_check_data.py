@@ -101,3 +101,20 @@ def test_broken_images_are_skipped_and_said(tmp_path, tree, capsys):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="unreadable images"):
         folder_run(tmp_path, tree, "data.on_error=skip")
+
+
+def test_lists_that_overlap(tmp_path, tree):
+    lists = tree / "ImageSets" / "Segmentation"
+    train, val = (lists / f"{split}.txt" for split in ("train", "val"))
+    before = val.read_text()
+    leaked = train.read_text().split()[:2]
+    val.write_text(before + "\n" + "\n".join(leaked) + "\n")
+    with pytest.raises(DataError, match=r"the same image in train and val"):
+        folder_run(tmp_path, tree, "run=[check_data]")
+    written = json.loads((tmp_path / "out" / "check_data.json").read_text())
+    assert written["duplicates"]["the same image in train and val"] == sorted(leaked)
+    assert written["within"] == []
+    val.write_text("\n".join(leaked))
+    folder_run(tmp_path, tree, "run=[check_data]")
+    written = json.loads((tmp_path / "out" / "check_data.json").read_text())
+    assert written["within"] == ["all 2 images of val are in train"]

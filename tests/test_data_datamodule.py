@@ -119,6 +119,17 @@ def test_training_needs_no_masks(voc_tree):
         both.check()
 
 
+def test_a_mended_mask_of_the_same_size_is_another_mask(module, voc_tree):
+    before, images = module.fingerprint(masks=True), module.fingerprint(masks=False)
+    path = next((voc_tree / "SegmentationClass").glob("*.png"))
+    good = path.read_bytes()
+    end = good.rindex(b"IEND") - 8  # of the checksum of the last portion of pixels
+    path.write_bytes(good[:end] + bytes(b ^ 255 for b in good[end : end + 4]) + good[end + 4 :])
+    assert len(path.read_bytes()) == len(good)
+    assert module.fingerprint(masks=True) != before
+    assert module.fingerprint(masks=False) == images
+
+
 def test_fingerprint(module, voc_tree, tmp_path):
     before = module.fingerprint(masks=True)
     voc_tree.rename(tmp_path / "moved")

@@ -531,3 +531,14 @@ def test_other_members_of_a_file_of_maps_are_left_packed(tmp_path, monkeypatch):
     npz(tmp_path / "a.npz", classes=CLASSES, strided=STRIDED, more=bytes(10_000))
     monkeypatch.setattr(maps, "LARGEST", 1_000)
     assert load_maps(tmp_path / "a.npz").classes.tolist() == [2, 5]
+
+
+def test_a_flipped_bit_anywhere_in_the_pixels_of_a_png_is_found(tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 3, (30, 40), dtype=np.uint8)).save(path)
+    good = path.read_bytes()
+    first, last = good.index(b"IDAT") + 4, good.rindex(b"IEND") - 8
+    for place in range(first, last):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
+        with pytest.raises(DataError):
+            read_mask(path)

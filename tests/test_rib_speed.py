@@ -77,6 +77,23 @@ def test_references_in_parts_are_passed_in_parts():
     assert seen[4:7] == [2, 2, 1]  # after the four views
 
 
+@pytest.mark.parametrize("make", [Own, classifier])
+def test_a_callers_autocast_sees_the_steps(make):
+    def maps(**settings):
+        with torch.autocast("cpu", torch.bfloat16, **settings):
+            features = make().features(views()[0])
+            out = adapt(make(), lr=0.1)
+            assert torch.is_autocast_cache_enabled() == settings.get("cache_enabled", True)
+        assert features.dtype == torch.bfloat16
+        return out.maps
+
+    kept = maps()
+    assert all(torch.equal(a, b) for a, b in zip(kept, maps(cache_enabled=False), strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        still = adapt(make(), lr=0.0).maps
+    assert largest_difference(kept, still) > 1e-2
+
+
 CASES = {
     "none": {},
     "margin": {"pooling": ribseg.GAP(), "margin": 1e-6},

@@ -162,7 +162,19 @@ def test_encoder_weights_from_a_file_and_frozen_norm(tmp_path):
     torch.save(first.network.encoder.state_dict(), tmp_path / "encoder.pth")
     second = SMPSegmenter(3, "fpn", "resnet18", weights=tmp_path / "encoder.pth", norm="frozen").train()
     assert torch.equal(first.network.encoder.conv1.weight, second.network.encoder.conv1.weight)
-    assert not any(m.training for m in second.modules() if isinstance(m, nn.BatchNorm2d))
+    assert not any(m.training for m in second.network.encoder.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_frozen_norm_is_the_encoders_alone():
+    """The decoder's statistics come from nowhere but this training."""
+    pytest.importorskip("segmentation_models_pytorch")
+    model = SMPSegmenter(3, "deeplabv3plus", "resnet18", norm="frozen").train()
+    norms = [m for m in model.network.decoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(m.training and m.weight.requires_grad for m in norms)
+    assert not any(
+        m.weight.requires_grad for m in model.network.encoder.modules() if isinstance(m, nn.BatchNorm2d)
+    )
 
 
 def test_names_the_extra_does_not_know():

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ribseg.losses import segmentation_loss
 from ribseg.models import DeepLabV2
 from ribseg.modules.segmentation import SegmentationModule, multi_scale_logits
 from ribseg.modules.segmentation_data import SegmentationDataModule
+from ribseg.pipeline.segmenter import training_callbacks
 
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": {"channels": [8, 16, 24, 32], "stem_width": 8}}
 
@@ -188,6 +190,38 @@ class Stop(pl.Callback):
     def on_train_batch_start(self, trainer, module, *_):
         if trainer.global_step == self.step:
             raise SystemExit
+
+
+def test_the_best_state_survives_going_on(voc_tree, tmp_path):
+    scores = {2: 0.3, 4: 0.9, 6: 0.5}
+
+    class Scripted(SegmentationModule):
+        def on_validation_epoch_end(self):
+            self.val_confusion.reset()
+            self.log("val/miou", torch.tensor(scores[self.trainer.global_step]))
+
+    settings = SimpleNamespace(check_every=2, average=None)
+    context = SimpleNamespace(cfg=SimpleNamespace(segmenter=settings))
+
+    def fit(resume=None, stop=None):
+        callbacks = training_callbacks(context, SimpleNamespace(folder=tmp_path), watched=True)
+        run = trainer(
+            tmp_path,
+            6,
+            *callbacks,
+            *([Stop(stop)] if stop else []),
+            limit_val_batches=1.0,
+            val_check_interval=2,
+        )
+        run.fit(
+            Scripted(small_model()), datamodule=data_module(voc_tree), ckpt_path=resume, weights_only=True
+        )
+
+    with pytest.raises(SystemExit):
+        fit(stop=5)
+    fit(resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 4
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
 def test_mixed_precision_trains(voc_tree, tmp_path):

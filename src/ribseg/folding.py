@@ -33,14 +33,11 @@ class FoldedConv(nn.Module):
         """(N, D, h, w) -> (N, D', h', w')."""
         weight, bias = self.folded() if self.shared is None else self.shared
         conv = self.conv
-        if weight.requires_grad and self._matrices(x):
+        # GPUs have good kernels of their own, and autocast chooses what convolutions compute in.
+        plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if plain and weight.requires_grad and conv.groups == 1 and not isinstance(conv.padding, str):
             return conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
         return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-    def _matrices(self, x: Tensor) -> bool:
-        # GPUs have good kernels of their own, and autocast chooses what convolutions compute in.
-        plain = self.conv.groups == 1 and not isinstance(self.conv.padding, str)
-        return plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution, as functions of the parameters of the two."""

@@ -194,8 +194,18 @@ class RIB:
             yield cam(self.classifier, views, labels)
             return
         moving = [*self.parameters, self.weight]
-        with evaluating(self.classifier), restored(moving, self.classifier), torch.enable_grad():
+        with (
+            evaluating(self.classifier),
+            restored(moving, self.classifier),
+            torch.enable_grad(),
+            casting_anew(),
+        ):
             yield self._adapt(views, labels, classes, iter(references))
+
+    @property
+    def updates(self) -> int:
+        """How many steps change weights that are read, and so how many batches of references are used."""
+        return self.steps if self.rules.records_last else max(self.steps - 1, 0)
 
     def rate(self, step: int) -> float:
         """The backbone's learning rate at a step: polynomial decay, as in the classifier's training."""
@@ -225,7 +235,7 @@ class RIB:
         target = labels.to(self.weight.device, torch.float32, non_blocking=True)
         encoded = [self._encode(view) for view in views]
         optimizer = self._optimizer()
-        last = self.steps if self.rules.records_last else self.steps - 1
+        last = self.updates
         for step in range(last):
             with self._folds.shared():
                 own = yield from self._record(encoded, target, sums, step)
@@ -351,6 +361,21 @@ class Sums:
         steps = step + 1 if stopped == "margin" else step  # this rule ends the step that it is found in
         maps = self.maps or [view.new_zeros(len(self.classes), 1, 1) for view in views]
         return Adaptation(ViewMaps(maps, self.classes), self.classes, steps, stopped)
+
+
+@contextmanager
+def casting_anew() -> Iterator[None]:
+    """Inside, a caller's `torch.autocast` casts weights at each use.
+
+    What it has cast once it would otherwise use for as long as its block lasts: the updates of the steps would
+    change nothing, and the weights of each step would stay in memory.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def all_finite(maps: Sequence[Tensor]) -> Tensor:

@@ -69,7 +69,7 @@ class _Reading:
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values.detach(), non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(values.device))
 
     def values(self) -> list[float]:
         if self._event is not None:

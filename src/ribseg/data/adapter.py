@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ribseg.data.files import atomic_write
+from ribseg.data.images import upright_rgb
 from ribseg.data.labels import read_label_csv, write_label_csv
 from ribseg.data.masks import write_mask
 from ribseg.errors import DataError
@@ -28,14 +29,15 @@ def write_voc_tree(
 ) -> Path:
     """Writes a split of a data set where `data.root=TARGET experiment=rib_folder` finds it.
 
-    Call it once per split with the same target. Images that are there already are kept, so a killed call can
-    be repeated. Spaces in class names become underscores.
+    Call it once per split with the same target. A call that was killed can be repeated: it writes all files
+    anew. Spaces in class names become underscores.
 
     Args:
-        samples: (image, labels) or (image, labels, mask). `image` is a PIL image or an (H, W, 3) uint8
-            array; `labels` an index of a class from 0, a name, several of either, or a (C,) vector of zeros
-            and ones; `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore), a PIL image of these,
-            or None.
+        samples: (image, labels) or (image, labels, mask). `image` is a PIL image of any mode (turned as its
+            EXIF tags say) or an (H, W, 3) uint8 array; `labels` an index of a class from 0, a name, several
+            of either, or a (C,) vector of zeros and ones (what looks like such a vector is taken for one;
+            a set never is); `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore), a PIL image of
+            these, or None.
         target: folder in VOC layout; is made.
         split: name of the list: train, val, ...
         classes: C names, without background.
@@ -61,9 +63,9 @@ def write_voc_tree(
             raise DataError(f"sample {number}: expected (image, labels) or (image, labels, mask)")
         mask = sample[2] if len(sample) == 3 else None
         rows[image_id] = [names[c] for c in _indices(sample[1], classes, number)]
-        _write_image(target / "JPEGImages" / f"{image_id}.png", sample[0], number)
+        size = _write_image(target / "JPEGImages" / f"{image_id}.png", sample[0], number)
         if mask is not None:
-            _write_mask(target / "SegmentationClass" / f"{image_id}.png", mask, len(names), number)
+            _write_mask(target / "SegmentationClass" / f"{image_id}.png", mask, size, len(names), number)
     if not rows:
         raise DataError(f"the split {split!r} has no sample")
     atomic_write(target / LISTS / f"{split}.txt", "\n".join(rows).encode())
@@ -91,10 +93,9 @@ def _indices(labels: Any, classes: Sequence[str], number: int) -> list[int]:
     return sorted(found)
 
 
-def _write_image(path: Path, image: Any, number: int) -> None:
-    if path.is_file():
-        return
-    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+def _write_image(path: Path, image: Any, number: int) -> tuple[int, ...]:
+    pil = isinstance(image, Image.Image)
+    array = upright_rgb(image, f"sample {number}") if pil else np.asarray(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or array.size == 0:
         raise DataError(
             f"sample {number}: expected a PIL image or (H, W, 3) uint8, got {array.dtype} {array.shape}; "
@@ -103,11 +104,14 @@ def _write_image(path: Path, image: Any, number: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")  # without loss, whatever it was before
     atomic_write(path, buffer.getvalue())
+    return array.shape[:2]
 
 
-def _write_mask(path: Path, mask: Any, classes: int, number: int) -> None:
+def _write_mask(path: Path, mask: Any, size: tuple[int, ...], classes: int, number: int) -> None:
     array = np.asarray(mask)
     wrong = array.dtype.kind not in "iu" or array.ndim != 2 or array.size == 0
     if wrong or ((array > classes) & (array != 255)).any() or array.min() < 0:
         raise DataError(f"sample {number}: expected a mask (H, W) of 0..{classes} and 255 for ignore")
+    if array.shape != size:
+        raise DataError(f"sample {number}: expected a mask of the image's (H, W) {size}, got {array.shape}")
     write_mask(path, array)

@@ -79,7 +79,10 @@ def load_pixels(image: Image.Image, path: str | Path) -> None:
     """
     image.load()
     if image.format == "PNG" and not has_all_rows(Path(path).read_bytes()):
-        raise DataError(f"{path} is truncated: it holds fewer rows than its header says. Fetch it again.")
+        raise DataError(
+            f"{path} is truncated or damaged: it holds fewer rows than its header says, or a checksum does not "
+            "fit. Fetch it again."
+        )
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -100,16 +103,30 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     with open_image(path) as image:
         load_pixels(image, path)
-        turn = _UPRIGHT.get(_orientation(image))
-        upright: Image.Image = image if turn is None else image.transpose(turn)
-        if upright.mode == "F":
-            raise DataError(
-                f"{path} holds floating-point pixels, whose range is unknown. Convert it to 8 bit."
-            )
-        if upright.mode.startswith("I"):
-            gray = _to_8_bit(np.asarray(upright), path)
-            return np.repeat(gray[..., None], 3, axis=2)
-        return np.array(upright.convert("RGB"))
+        return upright_rgb(image, path)
+
+
+def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
+    """The pixels of an opened image of any mode, turned as its EXIF tags say; see `read_image`.
+
+    Args:
+        image: loaded.
+        name: of the image, for errors.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writable and contiguous.
+
+    Raises:
+        DataError: its pixels have no known range.
+    """
+    turn = _UPRIGHT.get(_orientation(image))
+    upright: Image.Image = image if turn is None else image.transpose(turn)
+    if upright.mode == "F":
+        raise DataError(f"{name} holds floating-point pixels, whose range is unknown. Convert it to 8 bit.")
+    if upright.mode.startswith("I"):
+        gray = _to_8_bit(np.asarray(upright), name)
+        return np.repeat(gray[..., None], 3, axis=2)
+    return np.array(upright.convert("RGB"))
 
 
 def read_header(path: str | Path) -> ImageHeader:

@@ -38,9 +38,10 @@ def chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def has_all_rows(data: bytes) -> bool:
-    """Whether as many pixels are packed in a PNG file as its header says.
+    """Whether as many pixels are packed in a PNG file as its header says, and as they were written.
 
-    Decoders leave rows black, without a word, where the packed data end in an orderly way but too early.
+    Decoders leave rows black, without a word, where the packed data end in an orderly way but too early, and
+    do not look at the checksum of the last portion once they have all rows.
     """
     header = next((chunk.body for chunk in chunks(data) if chunk.kind == b"IHDR"), b"")
     if len(header) < 13:
@@ -48,7 +49,9 @@ def has_all_rows(data: bytes) -> bool:
     width, height, depth, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", header)
     missing = _packed_bytes(width, height, depth * CHANNELS.get(colour, 1), bool(interlace))
     # A decoder stops at the first other chunk.
-    packed = takewhile(lambda c: c.kind == b"IDAT", dropwhile(lambda c: c.kind != b"IDAT", chunks(data)))
+    packed = [*takewhile(lambda c: c.kind == b"IDAT", dropwhile(lambda c: c.kind != b"IDAT", chunks(data)))]
+    if not all(chunk.whole for chunk in packed):
+        return False
     stream, rest = zlib.decompressobj(), b"".join(chunk.body for chunk in packed)
     try:
         while missing > 0 and (portion := stream.decompress(rest, PORTION)):

@@ -3,10 +3,11 @@
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -110,13 +111,35 @@ def duplicates(surveys: Sequence[Survey]) -> dict[str, list[str]]:
             places[digest] += [(one.split, image_id) for image_id in ids]
     found: dict[str, list[str]] = {}
     for same in places.values():
-        # An image that two lists name is one image; that lists overlap is seen from their ids.
+        # An image that two lists name is one image; see `overlaps`.
         if len({image_id for _, image_id in same}) < 2:
             continue
         splits = sorted({split for split, _ in same})
         kind = "the same image in " + (" and ".join(splits) if len(splits) > 1 else f"{splits[0]} twice")
         found.setdefault(kind, []).append(" = ".join(sorted({image_id for _, image_id in same})))
     return found
+
+
+def overlaps(lists: Mapping[str, Collection[str]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Images that two lists name.
+
+    Args:
+        lists: split -> image ids.
+
+    Returns:
+        Leaks, by kind as those of `duplicates`: images of two lists neither of which holds the other. And, for
+        lists that lie within another, a line each: that is how one evaluates on what was trained on.
+    """
+    leaks: dict[str, list[str]] = {}
+    within: list[str] = []
+    for (one, ids), (other, others) in combinations(lists.items(), 2):
+        common = set(ids) & set(others)
+        if common and len(common) in (len(set(ids)), len(set(others))):
+            small, large = (one, other) if len(set(ids)) == len(common) else (other, one)
+            within.append(f"all {len(common)} images of {small} are in {large}")
+        elif common:
+            leaks["the same image in " + " and ".join(sorted((one, other)))] = sorted(common)
+    return leaks, within
 
 
 def _look(dataset: VOCFolder, masks: bool, image_id: str) -> ImageFacts:

@@ -45,6 +45,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+PNG_END = 20  # bytes: checksum of the pixels, that of their last chunk, and the closing chunk
 
 
 class VOCFolder(Dataset[dict[str, Any]]):
@@ -177,15 +178,18 @@ class VOCFolder(Dataset[dict[str, Any]]):
         return read_mask(_file(self._masks, image_id, (self.masks_dir,), (".png",)), self.num_classes)
 
     def fingerprint(self, masks: bool = False) -> str:
-        """sha256 over classes, ids, labels and the sizes of the image files (and of the masks) in bytes.
+        """sha256 over classes, ids, labels and the sizes of the image files in bytes.
 
-        Only asks the file system; does not depend on where the root is. An absent file counts as size -1.
+        Of masks their last bytes count, too, where a PNG has checksums of its pixels: a mask that was mended
+        often keeps its size. Reads nothing else; does not depend on where the root is. An absent file counts
+        as size -1.
         """
         digest = hashlib.sha256("\n".join([*self.classes, "", *self.ids]).encode())
         digest.update(np.packbits(self.labels).tobytes())
         digest.update(_sizes(self._images, self.images_dirs, self.ids))
         if masks:
             digest.update(b"masks" + _sizes(self._masks, (self.masks_dir,), self.ids))
+            digest.update(_ends(self._masks, self.masks_dir, self.ids))
         return digest.hexdigest()
 
     def plot(self, sample: dict[str, Any]) -> "Figure":
@@ -326,6 +330,18 @@ def _sizes(files: FileTable, folders: Sequence[Path], ids: Iterable[str]) -> byt
         for file in found
     ]
     return np.asarray(sizes, dtype="<i8").tobytes()
+
+
+def _ends(files: FileTable, folder: Path, ids: Iterable[str]) -> bytes:
+    """Of each file its last bytes, of an absent one nothing."""
+    ends = []
+    for found in map(files.find, ids):
+        if found is not None:
+            with (folder / found[1]).open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(file.tell() - PNG_END, 0))
+                ends.append(file.read())
+    return b"".join(ends)
 
 
 def _displayable(image: np.ndarray | Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]  # rows, columns
 
 
 def conv2d(

@@ -66,8 +66,8 @@ class SMPSegmenter(nn.Module):
         self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
         if weights is not None:
             _load_encoder(self.network.encoder, weights)
-        if norm == "frozen":
-            freeze_batch_norm(self)
+        if norm == "frozen":  # the encoder's: what the decoder normalises by is only learnt here
+            freeze_batch_norm(self.network.encoder)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""
@@ -79,7 +79,7 @@ class SMPSegmenter(nn.Module):
         """As `nn.Module.train`, but frozen BatchNorm stays frozen."""
         super().train(mode)
         if self.norm == "frozen":
-            set_batch_norm_eval(self)
+            set_batch_norm_eval(self.network.encoder)
         return self
 
     def parameter_groups(self) -> ParameterGroups:

@@ -86,7 +86,7 @@ class RIBModule(LocalizationModule):
     Args:
         classifier: see `ribseg.RIB`.
         pooling: see `ribseg.RIB`.
-        references: (image id, labels, steps) -> batches of reference images; None adapts to the image alone.
+        references: (image id, labels, number) -> batches of reference images; None adapts to the image alone.
         kwargs: all other arguments of `ribseg.RIB`.
     """
 
@@ -103,7 +103,7 @@ class RIBModule(LocalizationModule):
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
         """See `ribseg.RIB`."""
-        references = self.references(image_id, labels, self.rib.steps) if self.references else iter(())
+        references = self.references(image_id, labels, self.rib.updates) if self.references else iter(())
         return self.rib(views, labels, references)
 
 

@@ -5,20 +5,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ribseg.data.files import atomic_write
-from ribseg.data.survey import Survey, duplicates, survey
+from ribseg.data.survey import Survey, duplicates, overlaps, survey
 from ribseg.errors import DataError, list_problems
 from ribseg.pipeline.context import Context
 
 CHECK_DATA = "check_data"
 RESULT = "check_data.json"
+WITHIN = "lists within another"
 SHOW = 5  # examples of each kind; all are in the file
 # Beginning of a kind of finding -> what to do about it.
 SUGGESTIONS = {
     "labels differ from": "data.labels=xml|mask|FILE.csv chooses the source; say which one beside results",
     "the same image in": "take it off one of the lists: scores on images that were trained on say nothing",
+    WITHIN: "meant where what was trained on is evaluated, too; else take them off one of the lists",
     "rare classes": "expect poor maps for them; look at the table per class, not at the mean alone",
     "classes without an image": "take them out of classes.txt, or expect no IoU for them",
     "shorter side below": "maps of so small images are coarse; data.scales=[1,2] enlarges them",
@@ -37,16 +40,22 @@ def report_data(context: Context) -> dict[str, Any]:
     """
     data, quiet = context.data, not context.cfg.progress
     surveys = [survey(folder, folder.split in data.eval_splits, progress=not quiet) for folder in data.served]
+    leaks, within = overlaps({folder.split: folder.ids for folder in data.served})
     same = duplicates(surveys)
+    for kind, ids in leaks.items():
+        same[kind] = [*same.get(kind, []), *ids]
     for table in (split_table(surveys), class_table(surveys)):
         context.console.print(table)
     for title, groups in [*((one.split, one.oddities) for one in surveys), ("splits", same)]:
         print_groups(context, title, groups)
+    if within:
+        print_groups(context, "splits", {WITHIN: within})
     errors = {f"{one.split}: {kind}": items for one in surveys for kind, items in one.problems.items()}
     errors |= {kind: items for kind, items in same.items() if " and " in kind}
     written = {
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
         "duplicates": same,
+        "within": within,
         "errors": sum(map(len, errors.values())),
     }
     path = context.output / RESULT
@@ -87,7 +96,7 @@ def class_table(surveys: Sequence[Survey]) -> Table:
     for one in surveys:
         table.add_column(one.split, justify="right")
     for name in surveys[0].class_images:
-        table.add_row(name, *(str(one.class_images[name]) for one in surveys))
+        table.add_row(escape(name), *(str(one.class_images[name]) for one in surveys))
     return table
 
 

@@ -236,11 +236,11 @@ def training_callbacks(context: Context, artefact: Artefact, watched: bool) -> l
     # With a watch the last state is saved after it, so that a training which goes on has seen the same.
     every = None if watched else cfg.check_every
     common: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
-    callbacks: list[Callback] = [
-        ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common)
-    ]
+    callbacks: list[Callback] = []
     if watched:
+        # Before the last state, which must hold the score of its own watch for a training that goes on.
         callbacks.append(ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", **common))
+    callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
     if cfg.average is not None:
         callbacks.append(MovingAverage(decay=cfg.average))
     return callbacks
