@@ -367,8 +367,8 @@ class Sums:
 def casting_anew() -> Iterator[None]:
     """Inside, a caller's `torch.autocast` casts weights at each use.
 
-    What it has cast once it would otherwise use for as long as its block lasts: the updates of the steps would
-    change nothing, and the weights of each step would stay in memory.
+    What it has cast once it would otherwise use for as long as its block lasts: the updates of the steps
+    would change nothing, and the weights of each step would stay in memory.
     """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

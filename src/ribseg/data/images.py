@@ -80,8 +80,8 @@ def load_pixels(image: Image.Image, path: str | Path) -> None:
     image.load()
     if image.format == "PNG" and not has_all_rows(Path(path).read_bytes()):
         raise DataError(
-            f"{path} is truncated or damaged: it holds fewer rows than its header says, or a checksum does not "
-            "fit. Fetch it again."
+            f"{path} is truncated or damaged: it holds fewer rows than its header says, or a checksum does "
+            "not fit. Fetch it again."
         )
 
 

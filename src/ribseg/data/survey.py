@@ -127,8 +127,8 @@ def overlaps(lists: Mapping[str, Collection[str]]) -> tuple[dict[str, list[str]]
         lists: split -> image ids.
 
     Returns:
-        Leaks, by kind as those of `duplicates`: images of two lists neither of which holds the other. And, for
-        lists that lie within another, a line each: that is how one evaluates on what was trained on.
+        Leaks, by kind as those of `duplicates`: images of two lists neither of which holds the other. And,
+        for lists that lie within another, a line each: so one evaluates on what was trained on.
     """
     leaks: dict[str, list[str]] = {}
     within: list[str] = []
