@@ -198,6 +198,9 @@ def test_a_second_call_does_nothing_and_a_killed_one_goes_on(tree, tmp_path):
     prepared(tree, tmp_path)
     assert masks[3].read_bytes() == before
     assert [path.stat().st_mtime_ns for path in masks[:3]] == times[:3]
+    masks[3].unlink()
+    prepared(tree, tmp_path)
+    assert masks[3].read_bytes() == before  # also after it was finished once
     with pytest.raises(ConfigError, match="made from other annotations, or with the policy"):
         prepared(tree, tmp_path, crowd="exclude")
     (tmp_path / "full").mkdir()
@@ -281,7 +284,7 @@ def test_official_counts_are_asserted():
         check_counts("val2014", Instances(["a"], records, [[], *some[1:]]))
 
 
-def test_the_experiment_runs_dry(tree, tmp_path):
+def test_the_experiment_runs_dry(tree, tmp_path, capsys):
     overrides = [f"data.root={tree}", f"prepare.target={tmp_path / 'target'}", "prepare.workers=1"]
     whole = "run=[classifier,cam,rib,refine,evaluate,report]"
     cfg = settings("rib_coco", tmp_path, *overrides, whole, "prepare.policy=recam")
@@ -293,6 +296,20 @@ def test_the_experiment_runs_dry(tree, tmp_path):
         "unannotated": "keep",
     }.items():
         assert results["prepared"][part] == value
+    line = "the policy recam (crowd=label_only, overlap=last, unannotated=keep)"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "out" / "report.html").read_text()
+    run(
+        settings("rib_coco", tmp_path, *overrides, "run=[check_data]", "prepare.policy=recam"),
+        tmp_path / "look",
+    )
+    assert (
+        json.loads((tmp_path / "look" / "check_data.json").read_text())["prepared"]["crowd"] == "label_only"
+    )
+    assert line in capsys.readouterr().out
+    idle = (*overrides, whole, "prepare.policy=recam", "data.labels=mask")
+    with pytest.raises(ConfigError, match=r"data\.labels=mask would have no effect"):
+        run(settings("rib_coco", tmp_path, *idle), tmp_path / "idle")
     assert set(results["localization"]["rib"]["split"]) == set(SPLITS)
     assert results["adaptation"]["without_class"] == 2
     masks = Path(results["store"]["pseudo_masks"]) / "random_walk"

@@ -16,7 +16,7 @@ from rich.progress import track
 from ribseg.data.coco_instances import Instances, read_instances
 from ribseg.data.coco_masks import Job, write_semantic_mask
 from ribseg.data.coco_policy import Crowd, Overlap, Policy, Unannotated, chosen_policy
-from ribseg.data.files import atomic_write
+from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.labels import write_label_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 
@@ -216,7 +216,7 @@ def _state(root: Path, split: str) -> list[int]:
 
 
 def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
-    """Whether the target was finished for the same policy and annotations.
+    """Whether the target was finished for the same policy and annotations, and all masks are there.
 
     Raises:
         ConfigError: it holds something else.
@@ -235,7 +235,11 @@ def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
             f"{target} was made from other annotations, or with the policy {there.get('policy')}; expected "
             f"{stamp['policy']}. Choose another folder (prepare.target=DIR), or delete this one"
         )
-    return "counts" in there
+    # Masks that were deleted are drawn again.
+    if "counts" not in there or not (target / MASKS).is_dir():
+        return False
+    expected = sum(count["images"] for count in there["counts"].values())
+    return len(scan_folder(target / MASKS, (".png",))) >= expected
 
 
 def _write_tables(target: Path, names: Sequence[str], splits: dict[str, Listing]) -> None:

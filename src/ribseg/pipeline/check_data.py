@@ -12,6 +12,7 @@ from ribseg.data.files import atomic_write
 from ribseg.data.survey import Survey, duplicates, overlaps, survey
 from ribseg.errors import DataError, list_problems
 from ribseg.pipeline.context import Context
+from ribseg.pipeline.tables import policy_line
 
 CHECK_DATA = "check_data"
 RESULT = "check_data.json"
@@ -56,8 +57,11 @@ def report_data(context: Context) -> dict[str, Any]:
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
         "duplicates": same,
         "within": within,
+        "prepared": context.preparation,
         "errors": sum(map(len, errors.values())),
     }
+    if "policy" in context.preparation:
+        context.console.print(policy_line(context.preparation), soft_wrap=True)
     path = context.output / RESULT
     atomic_write(path, json.dumps(written, indent=1).encode())
     if errors:

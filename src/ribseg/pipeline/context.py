@@ -28,6 +28,7 @@ NEUTRAL = {
     "_target_", "accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "log_every_n_steps",
     "num_sanity_val_steps", "profiler",
 }  # fmt: skip
+MADE = ("labels", "classes")  # settings of the data that stay open where `prepare` makes them
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -62,9 +63,26 @@ class Context:
         made = build(self.cfg.prepare) if self.cfg.prepare else None
         return made if isinstance(made, dict) else {}
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What made the data, and how, for results; empty where nothing did."""
+        if not self.cfg.prepare:
+            return {}
+        return plain(self.cfg.prepare) | getattr(self.prepared, "facts", {})
+
     @cached_property
     def data(self) -> WSSSDataModule:
-        """Opened on first use."""
+        """Opened on first use.
+
+        Raises:
+            ConfigError: a setting would have no effect.
+        """
+        idle = [name for name in MADE if name in self.prepared and self.cfg.data[name] is not None]
+        if idle:
+            raise ConfigError(
+                f"data.{idle[0]}={self.cfg.data[idle[0]]} would have no effect: these data are made by "
+                f"`prepare` ({self.cfg.prepare._target_}). Leave it out, and see the settings of prepare"
+            )
         return build(self.cfg.data, seed=self.cfg.seed, _convert_="all", **self.prepared)
 
     @property

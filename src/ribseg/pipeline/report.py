@@ -31,6 +31,7 @@ from ribseg.pipeline.tables import (
     map_columns,
     mask_columns,
     mask_rows,
+    policy_line,
     rows,
     skipped_line,
 )
@@ -58,6 +59,8 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         parts.append(_per_class(context, segmenter_columns(results["segmenter"])))
     if "adaptation" in results:
         parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
+    if "policy" in results.get("prepared", {}):
+        parts.append(f"<p>{html.escape(policy_line(results['prepared']))}</p>")
     if "skipped" in results:
         parts.append(f"<p><b>{html.escape(skipped_line(results['skipped']))}</b></p>")
     if "bottleneck" in results:

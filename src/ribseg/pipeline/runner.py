@@ -12,7 +12,7 @@ from ribseg.data.files import atomic_write
 from ribseg.pipeline.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.check_data import CHECK_DATA, report_data
 from ribseg.pipeline.console import quiet_lightning
-from ribseg.pipeline.context import Context, plain, separate_processes
+from ribseg.pipeline.context import Context, separate_processes
 from ribseg.pipeline.evaluate import RESULT
 from ribseg.pipeline.loggers import finish_loggers, log_results
 from ribseg.pipeline.plan import REPORT, STAGES, chosen_stages
@@ -81,9 +81,9 @@ def gather(context: Context) -> dict[str, Any]:
     """What was measured, by stage, with where it lies and what computed it."""
     finished = {name: artefact for name, artefact in context.artefacts.items() if artefact.finished}
     results: dict[str, Any] = {"name": context.cfg.name, "seed": context.cfg.seed}
-    if context.cfg.prepare:
+    if context.preparation:
         # COCO's policy belongs to every number: what was set, and what the preset made of it.
-        results["prepared"] = plain(context.cfg.prepare) | getattr(context.prepared, "facts", {})
+        results["prepared"] = context.preparation
     if "classifier" in finished:
         results["classifier"] = finished["classifier"].facts
     if "evaluate" in finished:

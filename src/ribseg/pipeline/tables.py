@@ -1,5 +1,6 @@
 """Tables of a run, on the terminal and in the report: localization maps and pseudo masks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -94,6 +95,8 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
         context.console.print(segmenter_table(results["segmenter"]))
     if "adaptation" in results:
         context.console.print(adaptation_line(results["adaptation"]))
+    if "policy" in results.get("prepared", {}):
+        context.console.print(policy_line(results["prepared"]), soft_wrap=True)
     if "skipped" in results:
         context.console.print(skipped_line(results["skipped"]), style="yellow")
     if "bottleneck" in results:
@@ -150,6 +153,12 @@ def mask_table(pseudo_masks: dict[str, Any]) -> Table:
     for row in mask_rows(pseudo_masks):
         table.add_row(*row)
     return table
+
+
+def policy_line(prepared: Mapping[str, Any]) -> str:
+    """One line on how COCO's instances became masks, without which no mIoU can be compared."""
+    parts = ", ".join(f"{name}={prepared[name]}" for name in ("crowd", "overlap", "unannotated"))
+    return f"Masks and labels by the policy {prepared['policy']} ({parts})."
 
 
 def skipped_line(skipped: dict[str, dict[str, str]]) -> str:
