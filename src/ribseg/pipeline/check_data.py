@@ -25,7 +25,7 @@ SUGGESTIONS = {
     WITHIN: "meant where what was trained on is evaluated, too; else take them off one of the lists",
     "rare classes": "expect poor maps for them; look at the table per class, not at the mean alone",
     "classes without an image": "take them out of classes.txt, or expect no IoU for them",
-    "shorter side below": "maps of so small images are coarse; data.scales=[1,2] enlarges them",
+    "shorter side below": "maps of so small images are coarse; data.scales=[2,1,3,4] enlarges them",
     "one side more than": "training crops see a small part of such images",
 }
 
