@@ -13,12 +13,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ribseg
+from ribseg import folding
 from ribseg.errors import DeviceMemoryError
 from ribseg.folding import FoldedConv, Folds, fold_batch_norm
+from ribseg.functional import winograd
 from ribseg.rib import partition
 from ribseg.stops import Check, first_stop
 
 LR = 1e-3
+LARGE = 3  # convolutions of layer3 and layer4 that Winograd's algorithm is for
 
 
 def largest_difference(ours, theirs):
@@ -33,6 +36,14 @@ def adapt(model=None, steps=STEPS, batches=None, **kwargs):
     return rib(views(), LABELS, references(steps) if batches is None else batches)
 
 
+@pytest.fixture(params=[False, True], ids=["library", "winograd"])
+def kernels(request, monkeypatch):
+    """The convolutions of a small network on a CPU: the library's, or ours, which large ones get."""
+    if request.param:
+        monkeypatch.setattr(folding, "MIN_CHANNELS", 1)
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("steps", "bound"), [(4, 1e-4), (10, 5e-4)])
 def test_maps_are_those_of_the_plain_loop_in_single_precision(steps, bound):
     out = adapt(steps=steps)
@@ -42,6 +53,7 @@ def test_maps_are_those_of_the_plain_loop_in_single_precision(steps, bound):
     assert largest_difference(out.maps, plain) <= bound
 
 
+@pytest.mark.usefixtures("kernels")
 def test_maps_are_those_of_the_plain_loop_to_the_last_digits_in_double_precision():
     def double(tensors):
         return [tensor.double() for tensor in tensors]
@@ -55,6 +67,7 @@ def test_maps_are_those_of_the_plain_loop_to_the_last_digits_in_double_precision
     assert largest_difference(out.maps, plain) <= 1e-6
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 @pytest.mark.parametrize("preset", ["official", "paper"])
 def test_references_in_parts_give_the_same_maps(chunk, preset):
@@ -241,6 +254,21 @@ def test_every_batch_norm_of_a_resnet_is_folded_and_follows_its_weights():
     torch.testing.assert_close(features, model.features(views()[0]))
 
 
+def test_large_convolutions_of_a_step_are_our_own(monkeypatch):
+    model = ribseg.Classifier("resnet10t", CLASSES, backbone_kwargs={"channels": (8, 8, 128, 128)})
+    used, conv2d = [], winograd.conv2d
+    monkeypatch.setattr(winograd, "conv2d", lambda x, *rest: used.append(len(x)) or conv2d(x, *rest))
+    batches = list(references(2))
+    adapt(model, steps=2, batches=batches)
+    # Of two layers of 3 x 3 each in layer3 and layer4, one has stride 2: views of a step, and its references.
+    views_and_references = [2] * 4 + [3]
+    assert sorted(used) == sorted(LARGE * (views_and_references + [2] * 4))
+    used.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        adapt(model, steps=2, batches=batches)
+    assert not used
+
+
 def test_head_alone_passes_each_image_through_the_network_once():
     model, counted = classifier(), []
     rib = ribseg.RIB(model, steps=STEPS, lr=LR, margin=None, area_limit=None, trainable="head")
@@ -252,7 +280,7 @@ def test_head_alone_passes_each_image_through_the_network_once():
 
     rib.frozen = spy
     rib(views(), LABELS, references())
-    assert counted == [2] * 4 + [3] * (STEPS - 1)
+    assert counted == [1] * (2 * 4 + 3 * (STEPS - 1))  # on a CPU one by one
 
 
 def test_too_little_memory_is_said_with_what_to_do():
@@ -292,6 +320,7 @@ def test_compiling_is_bounded_over_image_sizes(monkeypatch):
     assert counter.frame_count <= 12  # of 17 sizes in two parts, with and without gradients
 
 
+@pytest.mark.usefixtures("kernels")
 def test_shared_folds_gather_the_gradients_of_several_passes():
     torch.manual_seed(0)
     model = classifier().double().eval()

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ribseg.functional import winograd
 from ribseg.functional.convolution import conv2d
 from ribseg.localize import evaluating
+
+MIN_CHANNELS = 128  # from which on Winograd's convolutions are faster on CPUs; with 64 they are slower
 
 
 class FoldedConv(nn.Module):
@@ -27,17 +30,42 @@ class FoldedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv, self.norm = conv, norm
-        self.shared: tuple[Tensor, Tensor] | None = None
+        self.shared: Shared | None = None
+        # Kept when it is not in use: see there.
+        self._transformed = winograd.Weight()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D, h, w) -> (N, D', h', w')."""
-        weight, bias = self.folded() if self.shared is None else self.shared
+        weight, bias = self.folded() if self.shared is None else self.shared.used
         conv = self.conv
-        # GPUs have good kernels of their own, and autocast chooses what convolutions compute in.
-        plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if plain and weight.requires_grad and conv.groups == 1 and not isinstance(conv.padding, str):
+        if isinstance(weight, winograd.Weight):
+            return winograd.conv2d(x, weight, bias)
+        if _on_cpu(x) and weight.requires_grad and conv.groups == 1 and not isinstance(conv.padding, str):
             return conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
         return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def share(self, fastest: bool) -> None:
+        """From now on all passes use the weight and the bias that are made here.
+
+        Args:
+            fastest: by our own convolution where it is faster, which `torch.compile` cannot look into.
+        """
+        weight, bias = self.folded()
+        if fastest and self._suits_winograd(weight):
+            self._transformed.set(weight)
+            self.shared = Shared((weight, bias), (self._transformed, _leaf(bias)))
+        else:
+            self.shared = Shared((weight, bias), (_leaf(weight), _leaf(bias)))
+
+    def _suits_winograd(self, weight: Tensor) -> bool:
+        conv = self.conv
+        settings = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+        return (
+            settings == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+            and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
+            and weight.dtype in winograd.DTYPES
+            and _on_cpu(weight)
+        )
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution, as functions of the parameters of the two."""
@@ -53,18 +81,36 @@ class FoldedConv(nn.Module):
         return conv.weight * scale[:, None, None, None], shift
 
 
+class Shared(NamedTuple):
+    """Weight and bias of a `FoldedConv` for several passes.
+
+    Attributes:
+        made: as functions of the parameters.
+        used: what the passes use instead; their gradients gather there.
+    """
+
+    made: tuple[Tensor, Tensor]
+    used: tuple[Tensor | winograd.Weight, Tensor]
+
+    def gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """What has been reached of `made`, with its gradient."""
+        weight, bias = self.used
+        found = weight.gradient() if isinstance(weight, winograd.Weight) else weight.grad, bias.grad
+        return [(made, grad) for made, grad in zip(self.made, found, strict=True) if grad is not None]
+
+
 class Folds:
     """The folded convolutions of modules, with weights that are made once for several passes.
 
     Args:
         modules: what `fold_batch_norm` returned, or anything else: that has none.
+        fastest: see `FoldedConv.share`.
     """
 
-    def __init__(self, *modules: object) -> None:
+    def __init__(self, *modules: object, fastest: bool = True) -> None:
         inside = (layer for module in modules if isinstance(module, nn.Module) for layer in module.modules())
         self._layers = [layer for layer in inside if isinstance(layer, FoldedConv)]
-        self._made: list[Tensor] = []
-        self._used: list[Tensor] = []
+        self._fastest = fastest
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -72,24 +118,17 @@ class Folds:
 
         Gradients gather at these weights; `settle` hands them on.
         """
-        self._made = [tensor for layer in self._layers for tensor in layer.folded()]
-        self._used = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self._made]
         try:
-            for layer, weight, bias in zip(self._layers, self._used[::2], self._used[1::2], strict=True):
-                layer.shared = weight, bias
+            for layer in self._layers:
+                layer.share(self._fastest)
             yield
         finally:
             for layer in self._layers:
                 layer.shared = None
-            self._made, self._used = [], []
 
     def settle(self) -> None:
         """Hands the gradients that have gathered inside `shared` on to the parameters, once."""
-        reached = [
-            (made, used.grad)
-            for made, used in zip(self._made, self._used, strict=True)
-            if used.grad is not None
-        ]
+        reached = [pair for layer in self._layers if layer.shared for pair in layer.shared.gradients()]
         if reached:
             made, gradients = zip(*reached, strict=True)
             torch.autograd.backward(made, gradients)
@@ -146,6 +185,15 @@ def _pairs(module: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
             if _foldable(*layers):
                 found.append((source, node))
     return found
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    """Whether our own convolutions serve: GPUs have good kernels, and autocast has a choice of its own."""
+    return tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:

@@ -128,7 +128,9 @@ class RIB:
         self.loss_views, self.reference_chunk = tuple(loss_views), reference_chunk
         self.weight = head_of(classifier)
         self.frozen, self.adapted, self.parameters, self.layout = partition(classifier, trainable)
-        self._fixed_folds, self._folds = Folds(self.frozen), Folds(self.adapted)
+        self._fixed_folds, self._folds = (
+            Folds(part, fastest=not compile) for part in (self.frozen, self.adapted)
+        )
         if compile:
             self.frozen, self.adapted = (torch.compile(f, dynamic=True) for f in (self.frozen, self.adapted))
 
@@ -269,6 +271,8 @@ class RIB:
     def _encode(self, images: Tensor) -> Tensor:
         """What does not learn, computed once per view instead of once per step."""
         images = images.to(self.weight.device, non_blocking=True, memory_format=self.layout)
+        if self.weight.device.type == "cpu":  # one by one: what is between the layers stays in the cache
+            return torch.cat([self.frozen(image) for image in images.split(1)])
         return self.frozen(images)
 
     def _class_maps(self, encoded: Sequence[Tensor], view: int) -> Tensor:
