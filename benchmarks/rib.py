@@ -6,6 +6,10 @@ is made once for a data set: its seconds stand beside, per image of the list, an
 stop rules are computed, but their limits let every image take all steps. With `--trainable head` the other
 program is no RIB, but the plain CAM of the same views and references.
 
+Below stand the rate of our network and that of plain matrix products on this device, in the same precision,
+the memory that a GPU needed, and what it comes to for VOC's 10,582 training images. Operations are counted as
+those of direct convolutions (`cost.py`): on a CPU, where ours takes fewer, the share may exceed one.
+
     python benchmarks/rib.py                                          # small crops, a few minutes on 2 cores
     python benchmarks/rib.py --steps 10 --references 20 --images 1
     python benchmarks/rib.py --steps 10 --trainable head
@@ -22,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cost
 import plain_rib
 import pytorch_lightning as pl
 import torch
@@ -36,6 +41,7 @@ from ribseg.data.maps import load_maps
 from ribseg.modules import RIBModule
 
 OUTSIDE = ("data", "write")
+LOSS_VIEWS = 0, 2, 3
 
 
 class TimedRIB(ribseg.RIB):
@@ -93,6 +99,8 @@ def our_stage(data: WSSSDataModule, state: dict[str, Tensor], folder: Path, opti
     module.rib.clock = clock
     module.references = lambda *asked: timed(references(*asked), clock)
     trainer = make_trainer(folder, options, clock)
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     trainer.predict(module, datamodule=data, return_predictions=False)
     total = time.perf_counter() - start
@@ -233,6 +241,7 @@ def main() -> None:
         if options.plain:
             found["plain"], maps = plain_program(data, state, folder / "plain", options)
         found["ours"] = our_stage(data, state, folder / "ours", options)
+        found["whole"] = whole(found["ours"], data, options)
         if options.plain:
             if options.trainable != "head":
                 found["largest difference"] = largest_difference(folder / "ours", maps, data)
@@ -256,6 +265,40 @@ def example_weights(backbone: str) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+def whole(ours: dict[str, float], data: WSSSDataModule, options: Any) -> dict[str, float]:
+    """Rates, memory, and the time for all of VOC, from seconds per image."""
+    images, _ = cost.SETS["VOC trainaug"]
+    with torch.device("meta"):
+        model = ribseg.Classifier(options.backbone)
+    recipe = cost.Recipe(
+        tuple(options.size), options.steps, options.references, options.crop, data.scales, LOSS_VIEWS
+    )
+    found = {"hours for VOC trainaug on one device": images * ours["all"] / 3600}
+    if options.trainable == "published":
+        found["network, TFLOP/s"] = cost.cost(model, recipe)["ours, TFLOP"] / network(ours)
+        found["matrix product, TFLOP/s"] = matrix_rate(options)
+        found["share"] = found["network, TFLOP/s"] / found["matrix product, TFLOP/s"]
+    if options.device == "cuda":
+        found["largest memory, GiB"] = torch.cuda.max_memory_allocated() / cost.GIB
+    return found
+
+
+def matrix_rate(options: Any) -> float:
+    """TFLOP/s of square matrix products, in what our convolutions compute in."""
+    side, repeats = (8192, 50) if options.device == "cuda" else (2048, 10)
+    dtype = torch.bfloat16 if options.precision.startswith("bf16") else torch.float32
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    matrix = torch.randn(side, side, device=options.device, dtype=dtype)
+    clock = Clock(torch.device(options.device))
+    for name in ("warm-up", "measured"):
+        with clock(name):
+            for _ in range(repeats):
+                matrix @ matrix
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return 2 * side**3 * repeats / clock.seconds["measured"] / cost.TERA
+
+
 def network(seconds: dict[str, float]) -> float:
     """Seconds per image of everything but data and writing."""
     return seconds["all"] - sum(seconds[name] for name in OUTSIDE)
@@ -274,7 +317,7 @@ def report(found: dict[str, Any]) -> None:
         {"seconds per image": "network", **{program: network(found[program]) for program in programs}}
     )
     show("RIB", rows)
-    for name in ("ratio", "largest difference"):
+    for name in ("ratio", "largest difference", "whole"):
         if name in found:
             print(f"{name}: {found[name]}")
 

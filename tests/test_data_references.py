@@ -1,7 +1,10 @@
 """Reference images share no class with the image and depend on (seed, image id, step) alone."""
 
+import copy
 import subprocess
 import sys
+import threading
+import time
 from itertools import islice
 
 import numpy as np
@@ -133,6 +136,32 @@ def test_batches_are_lazy(voc_tree, threads):
     assert len(list(islice(endless, 2))) == 2
     endless.close()
     assert list(references(data.ids[2], data.labels[2], 0)) == []
+
+
+def test_threads_begin_at_once_and_serve_all_images(voc_tree):
+    data, references = batches(voc_tree, threads=2)
+    seen, image = [], data.image
+
+    def spy(image_id):
+        seen.append(threading.current_thread())
+        return image(image_id)
+
+    data.image = spy
+    first = references(data.ids[2], data.labels[2], 1)
+    while len(seen) < references.batch_size:  # nobody has asked for a batch yet
+        time.sleep(0.001)
+    for row in (0, 1, 3):
+        assert len(list(references(data.ids[row], data.labels[row], 2))) == 2
+    assert len(set(seen)) <= 2
+    assert len(list(first)) == 1
+
+
+def test_another_process_makes_its_own_threads(voc_tree):
+    data, references = batches(voc_tree, threads=2)
+    expected = list(references(data.ids[2], data.labels[2], 2))
+    again = copy.deepcopy(references)
+    for (images, _), (same, _) in zip(expected, again(data.ids[2], data.labels[2], 2), strict=True):
+        assert torch.equal(images, same)
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -34,7 +34,16 @@ def test_atrous_dilates_instead():
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
 @pytest.mark.parametrize(
-    "backbone", ["resnet10t", "convnext_atto", "mobilenetv3_small_050", "efficientnet_b0", "regnetx_002"]
+    "backbone",
+    [
+        "resnet10t",
+        "convnext_atto",
+        "mobilenetv3_small_050",
+        "efficientnet_b0",
+        "regnetx_002",
+        "resnetblur18",
+        "vgg11_bn",
+    ],
 )
 def test_output_stride_of_families(backbone, stride):
     model = ribseg.Classifier(backbone, 2, output_stride=stride).eval()

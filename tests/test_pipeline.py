@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from quick_run import CONF, folder_run, settings
 
@@ -19,7 +20,7 @@ from ribseg.pipeline.context import Context
 from ribseg.pipeline.plan import STAGES, chosen_stages
 from ribseg.pipeline.preflight import check_settings
 from ribseg.pipeline.runner import gather, run
-from ribseg.pipeline.stages import read_rate
+from ribseg.pipeline.stages import device_of, read_rate
 from ribseg.pipeline.store import Store
 from ribseg.pipeline.sweep import SweepTable, read_job, sweep_table
 
@@ -394,3 +395,15 @@ def test_sweep_table(tmp_path, tree, capsys):
     assert "pooling.threshold=0.6" in printed
     assert "experiment=" not in printed
     assert len(json.loads((tmp_path / "sweep" / "sweep.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"), [([3], "cuda:3"), ([2, 3], "cuda:2"), (2, "cuda:0"), ("auto", "cuda:0")]
+)
+def test_the_rate_is_searched_on_the_first_device_of_the_trainer(devices, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    trainer = {"_target_": "pytorch_lightning.Trainer", "accelerator": "gpu", "devices": devices}
+    context = SimpleNamespace(cfg=OmegaConf.create({"trainer": trainer}))
+    assert device_of(context) == torch.device(expected)

@@ -208,6 +208,15 @@ def test_folding_keeps_features_and_gradients(name):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_folding_follows_buffers_that_move():
+    # timm's low-pass filters are buffers, which a conversion replaces.
+    model = ribseg.Classifier("resnetblur18", 2, backbone_kwargs={"channels": (8, 8, 12, 16)}).eval()
+    folded = fold_batch_norm(model.trunk)
+    model.double()
+    images = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    torch.testing.assert_close(folded(images), model.trunk(images))
+
+
 def test_folding_leaves_out_what_it_must():
     class Shared(nn.Module):
         """The convolution has a second reader."""

@@ -149,10 +149,15 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Records down to convolutions and normalisations, also where a library has its own kinds of them."""
+    """Records down to convolutions and normalisations, also where a library has its own kinds of them.
+
+    And to what has buffers of its own: what is recorded of them would stay behind when the module moves to
+    another device.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, nn.Conv2d | nn.BatchNorm2d) or any(True for _ in m.buffers(recurse=False))
+        return own or super().is_leaf_module(m, module_qualified_name)
 
 
 def _fold(module: nn.Module) -> nn.Module:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import albumentations as A
 import numpy as np
@@ -145,10 +146,14 @@ class ReferenceBatches:
         self.dataset, self.sampler, self.transform = dataset, sampler, transform
         self.batch_size, self.threads, self.pool, self.pin = batch_size, threads, pool, pin
         self.on_device = on_device and is_train_transform(transform)
+        self._transforms = PerThread(transform)
+        self._pool: ThreadPoolExecutor | None = None  # made when it is needed: threads do not survive a fork
         self._shape = tuple(deepcopy(transform)(image=np.zeros((8, 8, 3), np.uint8))["image"].shape)
 
     def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
         """Yields, per step, (images (B, 3, S, S) float32, labels (B, C) float32), lazily.
+
+        With threads the first batch is begun at once, the others one step ahead.
 
         Args:
             image_id: the image that is adapted.
@@ -160,18 +165,32 @@ class ReferenceBatches:
             images too, unless they were augmented on a GPU.
         """
         start = partial(self._start, image_id, *self._prepare(labels))
-        if self.threads == 0:
-            yield from (self._finish(start(step)) for step in range(steps))
-            return
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="references")
+        if self.threads == 0 or steps == 0:
+            return (self._finish(start(step)) for step in range(steps))
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="references")
+        return self._ahead(partial(start, pool=self._pool), steps, start(0, self._pool))
+
+    def _ahead(self, start: Callable[[int], Started], steps: int, first: Started) -> Iterator[Batch]:
+        """Begins each batch when the one before is asked for."""
+        begun = deque([first])
         try:
-            ahead: Started | None = None
             for step in range(steps):
-                now = ahead or start(step, pool)
-                ahead = start(step + 1, pool) if step + 1 < steps else None
-                yield self._finish(now)
+                if step + 1 < steps:
+                    begun.append(start(step + 1))
+                yield self._finish(begun[0])
+                begun.popleft()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for job in (job for batch in begun for job in batch.jobs):  # nobody asks for them any more
+                job.cancel()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process can take over: threads it makes itself."""
+        return self.__dict__ | {"_pool": None, "_transforms": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._transforms = PerThread(self.transform)
 
     def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
         """The batch of one step; see `__call__`."""
@@ -179,7 +198,7 @@ class ReferenceBatches:
 
     def _prepare(self, labels: np.ndarray | Tensor) -> tuple[Tensor, Callable[[int], Crops]]:
         """The labels on the CPU, where no step has to wait for them, and what starts a batch of crops."""
-        labels, transforms = torch.as_tensor(labels), PerThread(self.transform)
+        labels, transforms = torch.as_tensor(labels), self._transforms
         if self.on_device and labels.is_cuda:
             device = labels.device
             return labels.cpu(), lambda rows: DeviceCrops(transforms, rows, device)

@@ -12,13 +12,15 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.layers import BlurPool2d
 from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError, reason
 
-STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+STRIDED = (nn.Conv2d, *POOLS, BlurPool2d)
 PAD_TO = 32  # every CNN of timm gives whole maps for sides that are multiples of this
 TRIAL_SIDE = 64
 # What torch.load raises on files that are no checkpoint, or half of one.
@@ -156,11 +158,11 @@ def _set_output_stride(
 
 
 def _remove_strides(module: nn.Module) -> None:
-    for child_name, child in module.named_children():
-        if isinstance(child, nn.MaxPool2d | nn.AvgPool2d) and child.kernel_size == child.stride:
-            setattr(module, child_name, nn.Identity())  # a pure down-sampling, e.g. of ResNet-D's shortcut
-        else:
-            _remove_strides(child)
+    for child in module.children():
+        _remove_strides(child)
+    if isinstance(module, POOLS) and module.kernel_size == module.stride:
+        module.kernel_size = module.stride = 1  # a pure down-sampling, as in VGG or ResNet-D's shortcut
+        module.padding = 0
     if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
         module.padding = "same"  # patches without overlap, as in ConvNeXt: keep the size
     if isinstance(module, STRIDED) and module.stride not in (1, (1, 1)):

@@ -430,7 +430,7 @@ def adapt_all(
 
 def device_of(context: Context) -> torch.device:
     """Where the configured Trainer computes."""
-    return build(context.cfg.trainer, logger=False, devices=1, strategy="auto").strategy.root_device
+    return build(context.cfg.trainer, logger=False).strategy.root_device
 
 
 def read_rate(folder: Path) -> float:
