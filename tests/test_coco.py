@@ -207,6 +207,10 @@ def test_a_second_call_does_nothing_and_a_killed_one_goes_on(tree, tmp_path):
     (tmp_path / "full" / "a.txt").touch()
     with pytest.raises(ConfigError, match="something else"):
         prepare_coco(tree, tmp_path / "full", progress=False)
+    with pytest.raises(ConfigError, match=r"is a file.*prepare\.target=DIR"):
+        prepare_coco(tree, tmp_path / "full" / "a.txt", progress=False)
+    with pytest.raises(ConfigError, match=r"list of names, got 'val2014'"):
+        prepare_coco(tree, tmp_path / "other", splits="val2014", progress=False)
 
 
 def test_two_processes_draw_the_same(tree, tmp_path, monkeypatch):

@@ -176,6 +176,7 @@ def test_without_any_masks(tmp_path, tree):
     folder = Path(results["store"]["pseudo_masks"])
     assert len(list((folder / "random_walk_crf").glob("*.png"))) == 6
     assert "miou" not in results["pseudo_masks"]
+    assert "<h2>Pseudo masks</h2>" not in (tmp_path / "out" / "report.html").read_text()
     # Nothing to score with, but something to look at.
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
     scores = json.loads((folder / "scores.json").read_text())

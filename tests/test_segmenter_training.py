@@ -224,6 +224,33 @@ def test_the_best_state_survives_going_on(voc_tree, tmp_path):
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
+def test_large_images_are_watched_in_tiles():
+    torch.manual_seed(0)
+    sides = []
+
+    class Local(torch.nn.Module):
+        """Labels each pixel by itself, so that tiles cannot matter."""
+
+        num_classes = 3
+
+        def forward(self, images):
+            sides.append(tuple(images.shape[-2:]))
+            return images
+
+    item = {"image": torch.randn(3, 40, 21), "mask": torch.randint(0, 3, (40, 21)), "counts": True}
+    scores = []
+    for tile in (None, 16, 64):
+        module = SegmentationModule(Local(), tile=tile, margin=3)
+        module.validation_step(item, 0)
+        scores.append(module.val_confusion.compute())
+        assert max(map(max, sides)) == (16 if tile == 16 else 40)
+        sides.clear()
+    for found in scores[1:]:
+        assert torch.equal(found.iou, scores[0].iou)
+    with pytest.raises(ConfigError, match="tile > 2"):
+        SegmentationModule(Local(), tile=16, margin=8)
+
+
 def test_mixed_precision_trains(voc_tree, tmp_path):
     module = SegmentationModule(small_model())
     before = weights(module)

@@ -48,6 +48,14 @@ class Tile(NamedTuple):
     seen: Box
     kept: Box
 
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """What is kept, as an index of the rows and columns of what is seen."""
+        top, left = self.seen.top, self.seen.left
+        return slice(self.kept.top - top, self.kept.bottom - top), slice(
+            self.kept.left - left, self.kept.right - left
+        )
+
 
 def predict(
     images: ImageLike | Sequence[ImageLike],
@@ -118,13 +126,10 @@ def predict_labels(
     """
     check_image(image)
     labels = np.empty(image.shape[:2], np.uint8)
-    for seen, kept in tiles((image.shape[0], image.shape[1]), tile, margin):
-        part = np.ascontiguousarray(image[seen.place])
-        probabilities = class_probabilities(model, normalized(model, part, mean, std), scales, flip)
-        inside = Box(
-            kept.top - seen.top, kept.bottom - seen.top, kept.left - seen.left, kept.right - seen.left
-        )
-        labels[kept.place] = most_probable(part, probabilities, crf)[inside.place]
+    for part in tiles((image.shape[0], image.shape[1]), tile, margin):
+        pixels = np.ascontiguousarray(image[part.seen.place])
+        probabilities = class_probabilities(model, normalized(model, pixels, mean, std), scales, flip)
+        labels[part.kept.place] = most_probable(pixels, probabilities, crf)[part.inside]
     return labels
 
 

@@ -65,7 +65,7 @@ def check_dataset(
             results = track(results, f"Checking {dataset.split}", total=len(dataset))
         found = {image_id: items for image_id, items in zip(dataset.ids, results, strict=True) if items}
     if found and (on_error == "raise" or len(found) == len(dataset)):
-        raise DataError(_listed(dataset, found))
+        raise DataError(_listed(dataset, found, on_error))
     unlabelled = tuple(
         image_id
         for image_id, row in zip(dataset.ids, dataset.labels, strict=True)
@@ -76,17 +76,17 @@ def check_dataset(
     return CheckReport(good, good if masks else 0, unlabelled, skipped)
 
 
-def _listed(dataset: VOCFolder, found: dict[str, list[Finding]]) -> str:
+def _listed(dataset: VOCFolder, found: dict[str, list[Finding]], on_error: OnError) -> str:
     problems: dict[str, list[str]] = defaultdict(list)
     for kind, what in (finding for findings in found.values() for finding in findings):
         problems[kind].append(what)
     count = sum(map(len, problems.values()))
     headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
     folders = " or ".join(map(str, dataset.images_dirs))
+    skipping = "data.on_error=skip does it for this run" if on_error == "raise" else "skipping leaves none"
     advice = (
-        "Complete or mend the files, or take the images off the list; data.on_error=skip does it for this "
-        f"run. Images belong into {folders}, masks into {dataset.masks_dir}; ids are file names without "
-        "ending."
+        f"Complete or mend the files, or take the images off the list; {skipping}. Images belong into "
+        f"{folders}, masks into {dataset.masks_dir}; ids are file names without ending."
     )
     return list_problems(headline, problems, advice)
 

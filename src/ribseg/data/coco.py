@@ -88,6 +88,8 @@ def prepare_coco(
         DatasetNotFoundError: a folder or file is absent.
         DataError: lists what is broken in the annotations.
     """
+    if isinstance(splits, str):
+        raise ConfigError(f"expected splits as a list of names, got {splits!r}: prepare.splits=[{splits}]")
     chosen, name = chosen_policy(policy, crowd=crowd, overlap=overlap, unannotated=unannotated)
     root, target = Path(root), Path(target or FOLDER / chosen.folder)
     stamp = {"policy": asdict(chosen), "annotations": {split: _state(root, split) for split in splits}}
@@ -222,6 +224,8 @@ def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
         ConfigError: it holds something else.
     """
     path = target / MANIFEST
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file; expected a folder: prepare.target=DIR")
     if not path.is_file():
         if target.is_dir() and any(target.iterdir()):
             raise ConfigError(f"{target} holds something else; choose an empty folder: prepare.target=DIR")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from ribseg.errors import ConfigError
+from ribseg.inference import tiles
 from ribseg.losses import segmentation_loss
 from ribseg.metrics import MaskConfusion
 from ribseg.modules.classification import Batch, with_polynomial_decay
@@ -40,9 +41,11 @@ class SegmentationModule(pl.LightningModule):
         balanced: see `segmentation_loss`.
         class_weights: see `segmentation_loss`.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+        tile: validation images with a longer side are cut into tiles; see `ribseg.inference.predict_labels`.
+        margin: see there.
 
     Raises:
-        ConfigError: a scale is not positive, or the weights are not one per label.
+        ConfigError: a scale is not positive, the weights are not one per label, or nothing of a tile is kept.
     """
 
     class_weights: Tensor | None
@@ -59,6 +62,8 @@ class SegmentationModule(pl.LightningModule):
         balanced: bool = False,
         class_weights: Sequence[float] | None = None,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_segmenter_sgd,
+        tile: int | None = None,
+        margin: int | None = None,
     ) -> None:
         super().__init__()
         labels = int(model.num_classes)  # type: ignore[arg-type] # see Args
@@ -67,6 +72,8 @@ class SegmentationModule(pl.LightningModule):
         self.lr, self.head_lr_factor, self.head_bias_lr_factor = lr, head_lr_factor, head_bias_lr_factor
         self.power, self.loss_scales, self.loss_at = power, tuple(loss_scales), loss_at
         self.balanced, self.optimizer = balanced, optimizer
+        self.tile, self.margin = tile, margin
+        next(tiles((1, 1), tile, margin))  # refuses what cannot work before anything is learnt
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         self.val_confusion = MaskConfusion(labels - 1)
@@ -92,9 +99,14 @@ class SegmentationModule(pl.LightningModule):
 
     def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
         """Counts the pixels of one image, at one scale."""
-        logits = self(item["image"][None]).float()
-        size = tuple(item["mask"].shape)
-        labels = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0].argmax(0)
+        labels = torch.empty_like(item["mask"])
+        for part in tiles((labels.shape[0], labels.shape[1]), self.tile, self.margin):
+            rows, columns = part.seen.place
+            pixels = item["image"][None, :, rows, columns]
+            logits = F.interpolate(
+                self(pixels).float(), pixels.shape[-2:], mode="bilinear", align_corners=False
+            )
+            labels[part.kept.place] = logits[0].argmax(0)[part.inside].to(labels.dtype)
         if item["counts"]:
             self.val_confusion.update(labels, item["mask"])
 

@@ -28,6 +28,7 @@ from ribseg.pipeline.tables import (
     NOTE,
     Columns,
     adaptation_line,
+    has_scored_masks,
     map_columns,
     mask_columns,
     mask_rows,
@@ -51,7 +52,7 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         grid = picture_grid(context, results)
         atomic_write(context.output / "grid.png", grid)
         parts += ["<h2>Pictures</h2>", _html_image(grid)]
-    if "pseudo_masks" in results:
+    if has_scored_masks(results):
         parts += ["<h2>Pseudo masks</h2>", _html_table(list(MASK_HEADER), mask_rows(results["pseudo_masks"]))]
         parts.append(_per_class(context, mask_columns(results["pseudo_masks"])))
     if "segmenter" in results:

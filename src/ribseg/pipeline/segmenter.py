@@ -66,6 +66,7 @@ class SegmenterStage(Stage):
         watch = validation_folder(context)
         if cfg.select == "best" and watch is not None:
             data += watch.fingerprint(masks=True)
+            settings["watched"] = {name: cfg.test[name] for name in ("tile", "margin")}
         return context.store.artefact(self.name, settings, self.inputs(context), data)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
@@ -84,6 +85,8 @@ class SegmenterStage(Stage):
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         model = new_segmenter(context)
         module = build(cfg.module, model=model)
+        # As in the test; no settings of the module, which are what the training depends on.
+        module.tile, module.margin = cfg.test.tile, cfg.test.margin
         facts = train(context, artefact, module, segmentation_data(context, self.source))
         chosen = torch.load(checkpoint(artefact, cfg.select), map_location="cpu", weights_only=True)
         prefix = "model."

@@ -89,7 +89,7 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
         for split in next(iter(results["localization"].values()))["split"]:
             context.console.print(_split_table(results["localization"], split))
         context.console.print(NOTE, style="dim")
-    if "pseudo_masks" in results:
+    if has_scored_masks(results):
         context.console.print(mask_table(results["pseudo_masks"]))
     if "segmenter" in results:
         context.console.print(segmenter_table(results["segmenter"]))
@@ -143,6 +143,11 @@ def mask_rows(pseudo_masks: dict[str, Any]) -> list[list[str]]:
         for split, values in scores.items()
         if isinstance(values, dict)
     ]
+
+
+def has_scored_masks(results: Mapping[str, Any]) -> bool:
+    """Whether there are pseudo masks, and ground truth to compare them with."""
+    return "pseudo_masks" in results and bool(mask_rows(results["pseudo_masks"]))
 
 
 def mask_table(pseudo_masks: dict[str, Any]) -> Table:
