@@ -286,7 +286,8 @@ def whole(ours: dict[str, float], data: WSSSDataModule, options: Any) -> dict[st
 def matrix_rate(options: Any) -> float:
     """TFLOP/s of square matrix products, in what our convolutions compute in."""
     side, repeats = (8192, 50) if options.device == "cuda" else (2048, 10)
-    dtype = torch.bfloat16 if options.precision.startswith("bf16") else torch.float32
+    bits = options.precision.split("-")[0]
+    dtype = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     matrix = torch.randn(side, side, device=options.device, dtype=dtype)

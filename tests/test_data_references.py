@@ -1,6 +1,8 @@
 """Reference images share no class with the image and depend on (seed, image id, step) alone."""
 
 import copy
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -154,6 +156,42 @@ def test_threads_begin_at_once_and_serve_all_images(voc_tree):
         assert len(list(references(data.ids[row], data.labels[row], 2))) == 2
     assert len(set(seen)) <= 2
     assert len(list(first)) == 1
+
+
+def test_batches_that_nobody_takes_are_given_up(voc_tree):
+    data, references = batches(voc_tree, threads=1, batch_size=50)
+    seen, image = [], data.image
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(image_id):
+        seen.append(image_id)
+        begun.set()
+        assert go_on.wait(10)
+        return image(image_id)
+
+    data.image = held
+    dropped = references(data.ids[2], data.labels[2], 3)
+    assert begun.wait(10)
+    dropped.close()
+    go_on.set()
+    taken = next(references(data.ids[0], data.labels[0], 1))
+    assert len(seen) == 1 + 50  # one was under way
+    assert torch.equal(taken[0], references.batch(data.ids[0], data.labels[0], 0)[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_makes_its_own_threads(voc_tree):
+    data, references = batches(voc_tree, threads=2)
+    expected = list(references(data.ids[2], data.labels[2], 2))
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        found = list(references(data.ids[2], data.labels[2], 2))
+        same = all(torch.equal(a[0], b[0]) for a, b in zip(expected, found, strict=True))
+        os._exit(0 if same else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_another_process_makes_its_own_threads(voc_tree):

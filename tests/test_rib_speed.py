@@ -292,6 +292,15 @@ def test_head_alone_passes_each_image_through_the_network_once():
     assert counted == [1] * (2 * 4 + 3 * (STEPS - 1))  # on a CPU one by one
 
 
+def test_a_module_of_ones_own_gets_all_images_at_once():
+    model, counted = Own(), []
+    original = model.features
+    model.features = lambda images: counted.append(len(images)) or original(images)
+    rib = ribseg.RIB(model, steps=2, lr=LR, margin=None, area_limit=None, trainable="head")
+    rib(views(), LABELS, references(1))
+    assert counted == [2] * 4 + [3]
+
+
 def test_too_little_memory_is_said_with_what_to_do():
     model = Own()
     before = copy.deepcopy(model.state_dict())

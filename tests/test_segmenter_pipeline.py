@@ -182,6 +182,7 @@ def test_the_checkpoint_predicts_what_the_test_wrote(tmp_path, tree):
             "classifier's backbone",
         ),
         (["segmenter.test.tile=3"], "tile"),
+        (["segmenter.test.tile=64", "segmenter.test.margin=32"], "tile > 2"),
         (["segmenter.max_steps=0"], "max_steps"),
         (["run=[segmenter]"], "needs pseudo_masks"),
     ],

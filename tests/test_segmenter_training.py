@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ribseg.data.iterations import CountedDataset, IterationDataset, IterationSampler, PaddedShard, only_item
 from ribseg.data.segmentation import SegmentationDataset, segmentation_train_transform, whole_image_transform
 from ribseg.data.voc import VOCFolder
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, DataError
 from ribseg.losses import segmentation_loss
 from ribseg.models import DeepLabV2
 from ribseg.modules.segmentation import SegmentationModule, multi_scale_logits
@@ -249,6 +249,8 @@ def test_large_images_are_watched_in_tiles():
         assert torch.equal(found.iou, scores[0].iou)
     with pytest.raises(ConfigError, match="tile > 2"):
         SegmentationModule(Local(), tile=16, margin=8)
+    with pytest.raises(DataError, match=r"one size, got \(40, 21\) and \(80, 42\)"):
+        SegmentationModule(Local()).validation_step(item | {"mask": torch.zeros(80, 42)}, 0)
 
 
 def test_mixed_precision_trains(voc_tree, tmp_path):

@@ -95,6 +95,24 @@ def test_computes_only_what_is_wanted():
         assert not conv2d(x, weight, bias).requires_grad
 
 
+def test_of_no_image():
+    x, kernel, bias = example((5, 6), count=0)
+    weight = of(kernel)
+    found = conv2d(x, weight, bias)
+    assert found.shape == (0, 5, 5, 6)
+    found.sum().backward()
+    assert not weight.gradient().any()
+
+
+def test_stays_on_the_cpu():
+    x, kernel, bias = example((5, 6))
+    expected = F.conv2d(x, kernel, bias, padding=1)
+    with torch.device("meta"):
+        found = conv2d(x, of(kernel), bias)
+        found.sum().backward()
+    torch.testing.assert_close(found, expected)
+
+
 def test_its_result_can_be_changed_in_place():
     x, kernel, bias = example((5, 6))
     expected = torch.autograd.grad(F.conv2d(x, kernel, bias, padding=1).relu().sum(), x)

@@ -271,7 +271,8 @@ class RIB:
     def _encode(self, images: Tensor) -> Tensor:
         """What does not learn, computed once per view instead of once per step."""
         images = images.to(self.weight.device, non_blocking=True, memory_format=self.layout)
-        if self.weight.device.type == "cpu":  # one by one: what is between the layers stays in the cache
+        # One by one what lies between the layers stays in a CPU's cache; others' modules get all at once.
+        if self.weight.device.type == "cpu" and self.layout == torch.channels_last:
             return torch.cat([self.frozen(image) for image in images.split(1)])
         return self.frozen(images)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,7 +148,8 @@ class ReferenceBatches:
         self.batch_size, self.threads, self.pool, self.pin = batch_size, threads, pool, pin
         self.on_device = on_device and is_train_transform(transform)
         self._transforms = PerThread(transform)
-        self._pool: ThreadPoolExecutor | None = None  # made when it is needed: threads do not survive a fork
+        self._pool: ThreadPoolExecutor | None = None
+        self._threads_of: int | None = None  # the process that has them
         self._shape = tuple(deepcopy(transform)(image=np.zeros((8, 8, 3), np.uint8))["image"].shape)
 
     def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
@@ -167,14 +169,18 @@ class ReferenceBatches:
         start = partial(self._start, image_id, *self._prepare(labels))
         if self.threads == 0 or steps == 0:
             return (self._finish(start(step)) for step in range(steps))
-        if self._pool is None:
+        if self._threads_of != os.getpid():  # threads do not survive a fork
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="references")
-        return self._ahead(partial(start, pool=self._pool), steps, start(0, self._pool))
+            self._threads_of = os.getpid()
+        batches = self._ahead(partial(start, pool=self._pool), steps)
+        next(batches)  # begins the first; whoever drops it from now on cancels it
+        return batches
 
-    def _ahead(self, start: Callable[[int], Started], steps: int, first: Started) -> Iterator[Batch]:
-        """Begins each batch when the one before is asked for."""
-        begun = deque([first])
+    def _ahead(self, start: Callable[[int], Started], steps: int) -> Iterator[Batch]:
+        """Nothing, once the first batch is begun; then the batches, each begun while that before is used."""
+        begun = deque([start(0)])
         try:
+            yield None, None
             for step in range(steps):
                 if step + 1 < steps:
                     begun.append(start(step + 1))
@@ -186,7 +192,7 @@ class ReferenceBatches:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process can take over: threads it makes itself."""
-        return self.__dict__ | {"_pool": None, "_transforms": None}
+        return self.__dict__ | {"_pool": None, "_threads_of": None, "_transforms": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

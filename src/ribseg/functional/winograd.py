@@ -15,6 +15,7 @@ KERNEL = 3
 
 # Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016), section 4.3, F(4x4, 3x3). A
 # Kronecker product transforms rows and columns at once.
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 _SOURCE = torch.tensor(
     [
         [4, 0, -5, 0, 1, 0],
@@ -24,13 +25,13 @@ _SOURCE = torch.tensor(
         [0, 2, -1, -2, 1, 0],
         [0, 4, 0, -5, 0, 1],
     ],
-    dtype=torch.float64,
+    **_EXACT,
 )
 _WEIGHT = (
-    torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]).double() / 24
+    torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], **_EXACT) / 24
 )
 _RESULT = torch.tensor(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], **_EXACT
 )
 _MATRICES = {
     dtype: tuple(torch.kron(matrix, matrix).to(dtype) for matrix in (_SOURCE, _WEIGHT, _RESULT))
@@ -55,8 +56,8 @@ class Weight:
     """
 
     def __init__(self) -> None:
-        self.transformed = torch.empty(0)  # (36, D', D)
-        self._gradient = torch.empty(0)
+        self.transformed = torch.empty(0, device="cpu")  # (36, D', D)
+        self._gradient = torch.empty(0, device="cpu")
         self._reached = False
 
     @torch.no_grad()
@@ -121,13 +122,13 @@ class _Conv2d(torch.autograd.Function):
         # Image by image, so that what lies between stays in the cache.
         for image, place in zip(x.permute(0, 2, 3, 1), sources.unbind(1), strict=True):
             torch.mm(matrix, _squares(image), out=place)
-        sources = sources.view(PLACES, -1, channels)
-        products = torch.bmm(sources, transformed.mT).view(PLACES, count, -1)
+        sources = sources.view(PLACES, count * rows * columns, channels)
+        products = torch.bmm(sources, transformed.mT).view(PLACES, count, rows * columns * len(bias))
         ctx.save_for_backward(sources, transformed)
         ctx.weight, ctx.size = weight, x.shape
         size = count, len(bias), height, width
         # No view: what comes next may change it in place.
-        result = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        result = torch.empty(size, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
         for product, place in zip(products.unbind(1), result.permute(0, 2, 3, 1), strict=True):
             tiles = (back @ product).view(TILE, TILE, rows, columns, -1).permute(2, 0, 3, 1, 4)
             whole = tiles.reshape(TILE * rows, TILE * columns, -1)
@@ -139,16 +140,16 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sources, transformed = ctx.saved_tensors
         matrix, _, back = _MATRICES[grad.dtype]
-        count, _, height, width = ctx.size
+        count, channels, height, width = ctx.size
         rows, columns = _tiles(height, width)
         outward = grad.new_empty(PLACES, count, rows * columns * grad.shape[1])
         for image, place in zip(grad.permute(0, 2, 3, 1), outward.unbind(1), strict=True):
             torch.mm(back.t(), _cut(image), out=place)
-        outward = outward.view(PLACES, -1, grad.shape[1])
+        outward = outward.view(PLACES, count * rows * columns, grad.shape[1])
         of_x, of_bias = None, None
         if ctx.needs_input_grad[0]:
-            inward = torch.bmm(outward, transformed).view(PLACES, count, -1)
-            of_x = torch.empty(ctx.size, dtype=grad.dtype, memory_format=torch.channels_last)
+            inward = torch.bmm(outward, transformed).view(PLACES, count, rows * columns * channels)
+            of_x = torch.empty(ctx.size, dtype=grad.dtype, device="cpu", memory_format=torch.channels_last)
             for squares, place in zip(inward.unbind(1), of_x.permute(0, 2, 3, 1), strict=True):
                 place.copy_(_overlaid(matrix.t() @ squares, height, width))
         if ctx.needs_input_grad[1]:
@@ -191,7 +192,7 @@ def _overlaid(squares: Tensor, height: int, width: int) -> Tensor:
 def _fitting(memory: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The memory, if it is of this shape and type; else new memory."""
     fits = memory.shape == torch.Size(shape) and memory.dtype == dtype
-    return memory if fits else torch.empty(shape, dtype=dtype)
+    return memory if fits else torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _tiles(height: int, width: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, DataError
 from ribseg.inference import tiles
 from ribseg.losses import segmentation_loss
 from ribseg.metrics import MaskConfusion
@@ -46,6 +46,7 @@ class SegmentationModule(pl.LightningModule):
 
     Raises:
         ConfigError: a scale is not positive, the weights are not one per label, or nothing of a tile is kept.
+        DataError: in validation: an image and its mask differ in size.
     """
 
     class_weights: Tensor | None
@@ -100,6 +101,9 @@ class SegmentationModule(pl.LightningModule):
     def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
         """Counts the pixels of one image, at one scale."""
         labels = torch.empty_like(item["mask"])
+        if item["image"].shape[-2:] != labels.shape:
+            sizes = [tuple(item[name].shape[-2:]) for name in ("image", "mask")]
+            raise DataError(f"expected an image and a mask of one size, got {sizes[0]} and {sizes[1]}")
         for part in tiles((labels.shape[0], labels.shape[1]), self.tile, self.margin):
             rows, columns = part.seen.place
             pixels = item["image"][None, :, rows, columns]

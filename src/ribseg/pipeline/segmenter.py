@@ -19,6 +19,7 @@ from ribseg.data.segmentation import (
 )
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
+from ribseg.inference import tiles
 from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in_play
@@ -261,6 +262,7 @@ def check_segmenter(context: Context, source: str) -> None:
             f"expected segmenter.max_steps={cfg.max_steps} as a multiple of segmenter.check_every="
             f"{cfg.check_every}, so that the last checkpoint is the end of the training"
         )
+    next(tiles((1, 1), cfg.test.tile, cfg.test.margin))
     if cfg.select not in ("last", "best") or (cfg.select == "best" and validation_folder(context) is None):
         raise ConfigError(
             f"expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits with "
