@@ -28,6 +28,8 @@ Features = Callable[[Tensor], Tensor]
 Reference = tuple[Tensor | None, Tensor | None]
 References = Iterable[Reference]
 
+CACHED_PIXELS = 2**17  # two crops of 256, one of 512: measured with ResNet-50
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -271,9 +273,10 @@ class RIB:
     def _encode(self, images: Tensor) -> Tensor:
         """What does not learn, computed once per view instead of once per step."""
         images = images.to(self.weight.device, non_blocking=True, memory_format=self.layout)
-        # One by one what lies between the layers stays in a CPU's cache; others' modules get all at once.
-        if self.weight.device.type == "cpu" and self.layout == torch.channels_last:
-            return torch.cat([self.frozen(image) for image in images.split(1)])
+        # Of a few what lies between the layers stays in a CPU's cache. Others' modules get all at once.
+        few = max(1, CACHED_PIXELS // (images.shape[-2] * images.shape[-1]))
+        if self.weight.device.type == "cpu" and self.layout == torch.channels_last and len(images) > few:
+            return torch.cat([self.frozen(part) for part in images.split(few)])
         return self.frozen(images)
 
     def _class_maps(self, encoded: Sequence[Tensor], view: int) -> Tensor:
