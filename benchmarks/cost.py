@@ -25,6 +25,7 @@ from ribseg.rib import partition
 CLASSES = 20
 SETS = {"VOC trainaug": (10_582, 20), "COCO train": (82_081, 15)}  # images, reference images per step
 GPUS = 1, 8, 64
+LOSS_VIEWS = 0, 2, 3  # as `ribseg.RIB` has it
 TERA, GIB = 1e12, 2**30
 
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, help="B, per step; default: each data set's recipe")
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 0.5, 1.5, 2.0])
-    parser.add_argument("--loss-views", type=int, nargs="+", default=[0, 2, 3])
+    parser.add_argument("--loss-views", type=int, nargs="+", default=list(LOSS_VIEWS))
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--tflops", type=float, default=300.0, help="TFLOP/s that one GPU sustains")
     parser.add_argument("--json", type=Path, help="also write the numbers here")

@@ -21,7 +21,6 @@ from ribseg.rib import partition
 from ribseg.stops import Check, first_stop
 
 LR = 1e-3
-LARGE = 3  # convolutions of layer3 and layer4 that Winograd's algorithm is for
 
 
 def largest_difference(ours, theirs):
@@ -271,9 +270,9 @@ def test_large_convolutions_of_a_step_are_our_own(monkeypatch):
     monkeypatch.setattr(winograd, "conv2d", lambda x, *rest: used.append(len(x)) or conv2d(x, *rest))
     batches = list(references(2))
     adapt(model, steps=2, batches=batches)
-    # Of two layers of 3 x 3 each in layer3 and layer4, one has stride 2: views of a step, and its references.
-    views_and_references = [2] * 4 + [3]
-    assert sorted(used) == sorted(LARGE * (views_and_references + [2] * 4))
+    large = 3  # of the two layers of 3 x 3 in layer3 and the two in layer4, one has stride 2
+    views_and_references = [2] * 4 + [3]  # of the first step; the last has views alone
+    assert sorted(used) == sorted(large * (views_and_references + [2] * 4))
     used.clear()
     with torch.autocast("cpu", torch.bfloat16):
         adapt(model, steps=2, batches=batches)

@@ -206,12 +206,18 @@ def tiles(size: tuple[int, int], tile: int | None, margin: int | None = None) ->
         whole = Box(0, size[0], 0, size[1])
         yield Tile(whole, whole)
         return
-    margin = tile // 8 if margin is None else margin
-    if margin < 0 or tile - 2 * margin < 1:
-        raise ConfigError(f"expected tile > 2 * margin >= 0, got tile={tile} and margin={margin}")
+    margin = margin_of(tile, margin)
     for top, bottom, above, below in _spans(size[0], tile, margin):
         for left, right, first, last in _spans(size[1], tile, margin):
             yield Tile(Box(top, bottom, left, right), Box(above, below, first, last))
+
+
+def margin_of(tile: int, margin: int | None) -> int:
+    """Pixels of context around what is kept of a tile; raises a ConfigError if nothing would be."""
+    margin = tile // 8 if margin is None else margin
+    if margin < 0 or tile - 2 * margin < 1:
+        raise ConfigError(f"expected tile > 2 * margin >= 0, got tile={tile} and margin={margin}")
+    return margin
 
 
 def _spans(length: int, tile: int, margin: int) -> Iterator[tuple[int, int, int, int]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from ribseg.errors import ConfigError, DataError
-from ribseg.inference import tiles
+from ribseg.inference import margin_of, tiles
 from ribseg.losses import segmentation_loss
 from ribseg.metrics import MaskConfusion
 from ribseg.modules.classification import Batch, with_polynomial_decay
@@ -73,8 +73,9 @@ class SegmentationModule(pl.LightningModule):
         self.lr, self.head_lr_factor, self.head_bias_lr_factor = lr, head_lr_factor, head_bias_lr_factor
         self.power, self.loss_scales, self.loss_at = power, tuple(loss_scales), loss_at
         self.balanced, self.optimizer = balanced, optimizer
+        if tile is not None:
+            margin_of(tile, margin)  # refuses what cannot work before anything is learnt
         self.tile, self.margin = tile, margin
-        next(tiles((1, 1), tile, margin))  # refuses what cannot work before anything is learnt
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         self.val_confusion = MaskConfusion(labels - 1)

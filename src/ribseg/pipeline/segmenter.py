@@ -19,7 +19,7 @@ from ribseg.data.segmentation import (
 )
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
-from ribseg.inference import tiles
+from ribseg.inference import margin_of
 from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in_play
@@ -262,7 +262,8 @@ def check_segmenter(context: Context, source: str) -> None:
             f"expected segmenter.max_steps={cfg.max_steps} as a multiple of segmenter.check_every="
             f"{cfg.check_every}, so that the last checkpoint is the end of the training"
         )
-    next(tiles((1, 1), cfg.test.tile, cfg.test.margin))
+    if cfg.test.tile is not None:
+        margin_of(cfg.test.tile, cfg.test.margin)
     if cfg.select not in ("last", "best") or (cfg.select == "best" and validation_folder(context) is None):
         raise ConfigError(
             f"expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits with "
