@@ -1,4 +1,4 @@
-"""The door: `python train.py experiment=...` composes a configuration and runs its stages.
+"""`python train.py experiment=...` composes a configuration and runs its stages.
 
 `python train.py --help` shows the settings.
 """
@@ -40,24 +40,41 @@ def one_job() -> Iterator[None]:
         sys.argv = arguments
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Runs the stages; an error that a user can mend is one message, not a traceback."""
-    from ribseg.errors import ConfigError, RibsegError
-    from ribseg.pipeline.runner import run
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one message, not a traceback, for what a user can repair, and after Ctrl-C."""
+    from ribseg.errors import RibsegError
 
+    go_on = "give the same command again: it goes on from what is there"
     try:
-        if cfg.name is None:
-            known = sorted(path.stem for path in (Path(__file__).parent / "conf/experiment").glob("*.yaml"))
-            raise ConfigError(f"choose an experiment: python train.py experiment={'|'.join(known)}")
-        with one_job():
-            run(cfg, HydraConfig.get().runtime.output_dir)
+        yield
     except RibsegError as error:
         sys.exit(f"\nribseg: {error}")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(f"\nribseg: the disk is full ({error}). Make room and give the same command: it goes on.")
+        sys.exit(f"\nribseg: the disk is full ({error}). Make room and {go_on}.")
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C during a training into an exit.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        sys.exit(f"\nribseg: interrupted. Nothing that was finished is lost; {go_on}.")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Runs the stages; returns the objective of `objective=...`, for Hydra's sweepers."""
+    from ribseg.errors import ConfigError
+    from ribseg.pipeline.runner import objective, run
+    from ribseg.pipeline.sweep import recorded_failure
+
+    with one_line_errors(), recorded_failure():
+        if cfg.name is None:
+            known = sorted(path.stem for path in (Path(__file__).parent / "conf/experiment").glob("*.yaml"))
+            raise ConfigError(f"choose an experiment: python train.py experiment={'|'.join(known)}")
+        with one_job():
+            return objective(run(cfg, HydraConfig.get().runtime.output_dir), cfg.objective)
+    return None  # a job of a sweep that has failed; the others go on
 
 
 if __name__ == "__main__":

@@ -385,7 +385,7 @@ def test_sweep_table(tmp_path, tree, capsys):
         hydra = tmp_path / "sweep" / str(number) / ".hydra"
         hydra.mkdir()
         (hydra / "overrides.yaml").write_text(f"- experiment=rib_folder\n- {override}\n")
-    jobs = [read_job(tmp_path / "sweep" / n / "results.json") for n in "01"]
+    jobs = [read_job(tmp_path / "sweep" / n) for n in "01"]
     assert sweep_table(jobs).row_count == 2
     cfg = settings("rib_folder", tmp_path, f"data.root={tree}")
     with open_dict(cfg):

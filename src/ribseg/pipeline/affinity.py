@@ -1,6 +1,7 @@
 """The stages around affinities: confident labels, training, random walk (METHOD: section 5)."""
 
 import copy
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,13 +27,30 @@ from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.pool import Job, run_pool
-from ribseg.pipeline.stages import MapStage, Stage, fit, learning_settings, save_state, trained_classifier
+from ribseg.pipeline.stages import (
+    CROPS,
+    NOT_FOR_MAPS,
+    TRAINING,
+    VIEWS,
+    MapStage,
+    Stage,
+    fit,
+    save_state,
+    trained_classifier,
+)
 from ribseg.pipeline.store import Artefact
-from ribseg.pipeline.thresholds import choice_settings, choose_threshold, needs_masks
+from ribseg.pipeline.thresholds import SCORES_ONLY, choose_threshold, needs_masks
 from ribseg.refine import confident_labels
 
 WEIGHTS = "affinity.pt"
 MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", around the background score of the maps
+# Settings of `refine` that neither the confident labels nor the walk depend on.
+MASKS = ("refine.variants", "refine.walk_threshold", "refine.saliency", "refine.saliency_threshold")
+AFTER_LABELS = ("refine.walk", "refine.pixel_adaptive", *MASKS)
+NOT_FOR_WALK = (
+    *("refine.labels", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),
+    *MASKS,
+)
 REFINABLE = ("rib", "cam", "imported", "feature_norm", "wrong_class")
 
 
@@ -52,22 +70,28 @@ class AffinityLabelsStage(Stage):
     """Confident labels of the training images, from which affinities are learnt."""
 
     name = "affinity_labels"
+    parts = ("refine", "evaluate", "data")
+    neutral = (*AFTER_LABELS, *SCORES_ONLY, *CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The maps."""
         return (maps_to_refine(context),)
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the maps, the images, and, for scores of "auto", on the maps' background score."""
-        labels, score = plain(context.cfg.refine.labels), context.cfg.refine.maps_threshold
-        settings: dict[str, Any] = {"labels": labels, "train": context.data.train_split}
-        automatic = "auto" in labels.values()
-        if automatic:
-            settings |= choice_settings(context, score)
-        if labels["crf"]:
-            settings["crf"] = plain(context.cfg.refine.crf)
-        data = context.data.fingerprint(masks=automatic and needs_masks(score))
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """What "auto" scores are chosen by, and the CRF, count only where they are used."""
+        settings = super().settings(cfg)
+        if "auto" not in settings["refine"]["labels"].values():
+            del settings["evaluate"], settings["refine"]["maps_threshold"]
+            settings["data"].pop("eval_splits", None)
+        if not settings["refine"]["labels"].get("crf"):
+            del settings["refine"]["crf"]
+        return settings
+
+    def data(self, context: Context) -> str:
+        """All images; the masks where a score is chosen on them."""
+        refine = context.cfg.refine
+        automatic = "auto" in plain(refine.labels).values()
+        return context.data.fingerprint(masks=automatic and needs_masks(refine.maps_threshold))
 
     def disk(self, context: Context, sizes: ImageSizes) -> float:
         """A PNG for each training image."""
@@ -96,14 +120,13 @@ class AffinityStage(Stage):
     """Trains IRNet, or PSA's network, on the confident labels."""
 
     name = "affinity"
+    parts = ("affinity", "callbacks", *TRAINING)
+    neutral = (*CROPS, *VIEWS, *NOT_FOR_MAPS)
     needs = ("classifier", "affinity_labels")
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the labels, the images, the recipe, and the backbone's weights."""
-        weights = context.cfg.affinity.backbone.weights
-        settings = context.settings("affinity") | learning_settings(context, weights)
-        data = context.data.train.fingerprint(masks=False)
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+    def data(self, context: Context) -> str:
+        """The training images."""
+        return context.data.train.fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
@@ -123,6 +146,7 @@ class AffinityStage(Stage):
         facts = fit(
             context,
             artefact,
+            "affinity",
             module,
             cfg.epochs,
             affinity_loaders(context),
@@ -136,16 +160,14 @@ class RandomWalkStage(MapStage):
     """Walks the maps of all images along the affinities that the network sees."""
 
     name = "random_walk"
+    parts = ("refine", "affinity", *MapStage.parts)
+    neutral = (*NOT_FOR_WALK, *CROPS, "data.scales", *NOT_FOR_MAPS)
     needs = ("classifier", "affinity")
     scales: ClassVar[tuple[float, ...] | None] = (1.0,)
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The maps, and the network."""
         return (maps_to_refine(context), *self.needs)
-
-    def settings(self, context: Context) -> dict[str, Any]:
-        """The walk, and what the network was trained on."""
-        return {"walk": plain(context.cfg.refine.walk), "crop_size": context.cfg.affinity.crop_size}
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RandomWalkModule`."""

@@ -43,7 +43,6 @@ from ribseg.pipeline.toy_networks import (
 from ribseg.pooling import Activated
 
 RESULT, EXAMPLES = "bottleneck.json", "examples.npz"
-NEUTRAL = ("mnist_root", "workers")  # where the digits lie and where it is computed change no result
 FINALS = ("logit", "activation")
 
 
@@ -51,16 +50,13 @@ class BottleneckStage(Stage):
     """Measures the gradients of every network before and after RIB, on unseen images."""
 
     name = "bottleneck"
+    parts = ("bottleneck", "pooling", "trainer", "seed", "tf32")
     reads_data = False
     needs: ClassVar[tuple[str, ...]] = ("toy_networks",)
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the networks, RIB's settings and pooling, and what is measured on which images."""
-        cfg = {name: value for name, value in plain(context.cfg.bottleneck).items() if name not in NEUTRAL}
-        settings = {"bottleneck": cfg} | context.settings("pooling", "seed")
-        settings["trainer"] = context.trainer_settings()
-        data = digits_fingerprint(toy_digits(context))
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+    def data(self, context: Context) -> str:
+        """The digits."""
+        return digits_fingerprint(toy_digits(context))
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the result and the examples are there."""

@@ -5,6 +5,7 @@ see the run under another `refine.maps`, and their artefacts have names of their
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -29,6 +30,7 @@ class ChainStage(Stage):
 
     def __init__(self, stage: Stage, maps: str) -> None:
         self.stage, self.maps = stage, maps
+        self.parts, self.neutral = stage.parts, stage.neutral
         self.name = chain_name(stage.name, maps)
 
     def wanted(self, context: Context) -> bool:
@@ -49,6 +51,14 @@ class ChainStage(Stage):
     def disk(self, context: Context, sizes: ImageSizes) -> float:
         """As the stage."""
         return self.stage.disk(over(context, self.maps), sizes)
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """As the stage."""
+        return self.stage.settings(cfg)
+
+    def data(self, context: Context) -> str:
+        """As the stage."""
+        return self.stage.data(over(context, self.maps))
 
     def artefact(self, context: Context) -> Artefact:
         """As the stage; a run with `refine.maps` set so shares what it makes."""

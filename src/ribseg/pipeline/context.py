@@ -1,7 +1,7 @@
 """What the stages of one run share: settings, data, store, processes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,14 +20,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ribseg.data.datamodules import WSSSDataModule
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.console import make_console
+from ribseg.pipeline.digest import plain
 from ribseg.pipeline.disk import Weights
 from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
-NEUTRAL = {
-    "_target_", "accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "log_every_n_steps",
-    "num_sanity_val_steps", "profiler",
-}  # fmt: skip
 MADE = ("labels", "classes")  # settings of the data that stay open where `prepare` makes them
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
@@ -44,6 +41,7 @@ class Context:
         store: where artefacts lie.
         console: prints on the first process only.
         skipped: split -> image id -> what is wrong with it, of images that were taken off the lists.
+        rerun: stages that are computed again although the store holds their results.
         weights: "classifier", "affinity", "segmenter" -> size of the network; of those that are still to be
             trained, known after `preflight` has built them once.
     """
@@ -54,6 +52,7 @@ class Context:
         self.store = Store(cfg.store.root)
         self.console = make_console(quiet=not self.is_first)
         self.artefacts: dict[str, Artefact] = {}
+        self.rerun: set[str] = set()
         self.skipped: dict[str, dict[str, str]] = {}
         self.weights: dict[str, Weights] = {}
 
@@ -104,6 +103,14 @@ class Context:
             work()
         self.wait()
 
+    def is_ready(self, stage: str) -> bool:
+        """Whether the result of a stage is in the store, and not about to be outdated."""
+        return self.artefacts[stage].finished and stage not in self.rerun
+
+    def will_run(self, stage: str) -> bool:
+        """Whether this run computes a stage."""
+        return stage in self.cfg.run and not self.is_ready(stage)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if dist.is_initialized():
@@ -114,15 +121,6 @@ class Context:
         """How many processes the configured Trainer has."""
         return build(self.cfg.trainer, logger=False).world_size
 
-    def trainer_settings(self) -> dict[str, Any]:
-        """What of the Trainer may change a result, for a digest: not where it computes, nor what it shows."""
-        settings = {name: value for name, value in plain(self.cfg.trainer).items() if name not in NEUTRAL}
-        return settings if self.cfg.tf32 else settings | {"tf32": False}
-
-    def settings(self, *names: str) -> dict[str, Any]:
-        """Parts of the configuration as plain values, for a digest."""
-        return {name: plain(self.cfg[name]) for name in names}
-
     def logger(self, stage: str) -> Logger | None:
         """The configured logger for one stage; None with logger=none."""
         return build(self.cfg.logger, stage=stage, output=str(self.output)) if self.cfg.logger else None
@@ -130,15 +128,69 @@ class Context:
     def trainer(
         self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> pl.Trainer:
-        """A Trainer for one stage, with the configured devices, logger and threads."""
+        """A Trainer for one stage, with the configured devices and logger.
+
+        Args:
+            stage: names the logger's run.
+            folder: for files of the Trainer's own.
+            callbacks: of the stage.
+            kwargs: settings that the stage decides; `check_trainer` refuses them in the configuration.
+        """
+        shown = {"enable_model_summary": self.cfg.trainer.get("enable_model_summary", False)}
         return build(
             self.cfg.trainer,
             logger=self.logger(stage) or False,
             callbacks=list(callbacks),
             default_root_dir=str(folder),
-            enable_model_summary=False,
+            **shown,
             **kwargs,
         )
+
+    def callbacks(self, part: str) -> list[Callback]:
+        """The callbacks of a training: those of `callbacks`, and those of its own part of the configuration.
+
+        Args:
+            part: "classifier", "affinity", "segmenter" or "bottleneck".
+        """
+        chosen = named_callbacks({name: plain(self.cfg[name]) for name in ("callbacks", part)}, part)
+        return [build(OmegaConf.create(node)) for node in chosen.values()]
+
+
+# Settings of the Trainer that ribseg decides itself, and which setting to use instead.
+DECIDED = {
+    "callbacks": "callbacks.NAME._target_=... for every training, or classifier.callbacks and so on for one",
+    "logger": "logger=csv, or logger.NAME._target_=...",
+    "default_root_dir": "store.root and hydra.run.dir",
+    "max_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
+    "min_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
+    "max_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
+    "min_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
+    "accumulate_grad_batches": "segmenter.accumulate; other trainings take a whole batch at once",
+    "check_val_every_n_epoch": "segmenter.check_every",
+    "val_check_interval": "segmenter.check_every",
+    "enable_checkpointing": "nothing: checkpoints are what an interrupted training goes on from",
+    "inference_mode": "nothing: each stage knows whether it needs gradients",
+    "use_distributed_sampler": "nothing: the loaders know their process",
+    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only whole results",
+    "barebones": "logger=none progress=false",
+}
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuses settings of the Trainer that ribseg decides itself, instead of ignoring them.
+
+    Raises:
+        ConfigError: names the setting to use.
+    """
+    for name, instead in DECIDED.items():
+        if name in cfg.trainer:
+            raise ConfigError(f"trainer.{name} is decided by ribseg; use {instead}")
+
+
+def named_callbacks(cfg: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Name -> configuration of the callbacks of a training; null takes one out."""
+    named = {**(cfg["callbacks"] or {}), **(cfg[part].get("callbacks") or {})}
+    return {name: node for name, node in named.items() if node}
 
 
 class separate_processes:  # noqa: N801 - reads as a statement
@@ -174,8 +226,3 @@ def build(node: DictConfig, **replaced: Any) -> Any:
         if isinstance(cause, ValueError | TypeError | MisconfigurationException):
             raise ConfigError(f"{node.get('_target_')}: {cause}") from error
         raise
-
-
-def plain(node: Any) -> Any:
-    """A configuration node as dictionaries, lists and numbers, all interpolations resolved."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

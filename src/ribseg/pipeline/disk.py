@@ -111,7 +111,7 @@ def predicted(context: "Context", stages: Iterable["Stage"]) -> dict[str, float]
     """Stage -> bytes that it will still write; only of those that the run makes and the store lacks."""
     sizes, found = ImageSizes(context.data.folders), {}
     for stage in stages:
-        if stage.name in context.cfg.run and not context.artefacts[stage.name].finished:
+        if context.will_run(stage.name):
             whole = stage.disk(context, sizes)
             there = occupied(context.artefacts[stage.name].folder)  # of a run that was interrupted
             if whole > there:

@@ -18,7 +18,7 @@ from ribseg.errors import ConfigError
 from ribseg.evaluation import ImageCounts, MapEvaluator
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.pipeline.context import Context
-from ribseg.pipeline.stages import Stage
+from ribseg.pipeline.stages import CROPS, VIEWS, Stage
 from ribseg.pipeline.store import Artefact
 from ribseg.types import LocalizationMaps
 
@@ -43,30 +43,34 @@ class EvaluateStage(Stage):
     """Scores every source whose maps are in the store, each at thresholds of its own."""
 
     name = "evaluate"
+    parts = ("evaluate", "data", "seed")
+    neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the maps, the masks, and the thresholds."""
-        inputs = {stage: context.artefacts[stage] for stage in self._stages(context)}
-        settings = context.settings("evaluate", "seed") | {"splits": list(context.data.eval_splits)}
-        del settings["evaluate"]["workers"]
-        return context.store.artefact(self.name, settings, inputs, context.data.fingerprint(masks=True))
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The stages whose maps there are, or will be.
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Runs in the first process; the others wait."""
-        context.on_first(lambda: self._evaluate(context, artefact))
-        return {}
-
-    def _stages(self, context: Context) -> list[str]:
+        Raises:
+            ConfigError: there are none.
+        """
         ready = ready_sources(context)
         if not ready:
             raise ConfigError(
                 "nothing to evaluate: the store holds no localization maps for these settings; "
                 "add stages to run=[...], for instance run=[classifier,cam,rib,evaluate]"
             )
-        return ready
+        return tuple(ready)
+
+    def data(self, context: Context) -> str:
+        """All images and masks."""
+        return context.data.fingerprint(masks=True)
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Runs in the first process; the others wait."""
+        context.on_first(lambda: self._evaluate(context, artefact))
+        return {}
 
     def _evaluate(self, context: Context, artefact: Artefact) -> None:
-        ready = self._stages(context)
+        ready = self.required(context)
         sources = [name for name, (stage, _) in SOURCES.items() if stage in ready]
         sweeps = {
             split: sweep_split(context, folder, sources) for split, folder in context.data.evals.items()
@@ -79,7 +83,7 @@ class EvaluateStage(Stage):
 def ready_sources(context: Context) -> list[str]:
     """Map stages that are finished, or will be when the evaluation starts."""
     wanted = dict.fromkeys(stage for stage, _ in SOURCES.values())
-    return [s for s in wanted if s in context.cfg.run or context.artefacts[s].finished]
+    return [s for s in wanted if s in context.cfg.run or context.is_ready(s)]
 
 
 def sweep_split(

@@ -10,7 +10,7 @@ from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
 from ribseg.models.program import export_program, save_program
 from ribseg.pipeline.chains import SOURCES, segmenter_name, tested_name
-from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.context import Context
 from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.segmenter import WEIGHTS, tested_folders
 from ribseg.pipeline.segmenter_masks import tested_segmenter, write_masks
@@ -25,6 +25,7 @@ class ExportStage(Stage):
     """Segments a split that may have neither labels nor masks, packs the masks, and checks the archive."""
 
     name = "export"
+    parts = ("export", "segmenter", "trainer", "tf32")
 
     def wanted(self, context: Context) -> bool:
         """Only where the run names it: the split need not be there otherwise."""
@@ -34,14 +35,9 @@ class ExportStage(Stage):
         """The segmenter."""
         return (segmenter_name(context.cfg.export.source),)
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the segmenter, the images, and how they are segmented."""
-        settings = context.settings("export") | {
-            "test": plain(context.cfg.segmenter.test),
-            "trainer": context.trainer_settings(),
-        }
-        data = exported_folder(context).fingerprint(masks=False)
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+    def data(self, context: Context) -> str:
+        """The exported images."""
+        return exported_folder(context).fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether archive and program are there."""

@@ -1,5 +1,6 @@
 """Maps or masks of another program as a source beside CAM and RIB, to be refined and evaluated here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ribseg.data.files import scan_folder
@@ -15,13 +16,16 @@ class ImportedStage(Stage):
     """Turns the files of another program into localization maps of all images."""
 
     name = "imported"
+    parts = ("imported",)
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the files and on the images; not on where they lie."""
-        cfg = context.cfg.imported
-        files = None if cfg.folder is None else folder_digest(cfg.folder)
-        data = context.data.fingerprint(masks=False)
-        return context.store.artefact(self.name, {"layout": cfg.layout, "files": files}, {}, data)
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """The files count by their content; where they lie does not."""
+        folder = cfg["imported"]["folder"]
+        return super().settings(cfg) | {"files": None if folder is None else folder_digest(folder)}
+
+    def data(self, context: Context) -> str:
+        """All images."""
+        return context.data.fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps are there."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from omegaconf import DictConfig
+
 from ribseg.errors import ConfigError
 from ribseg.pipeline.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage
 from ribseg.pipeline.bottleneck import BottleneckStage
@@ -91,6 +93,21 @@ def chosen_stages(
             f"got {', '.join(unknown) or 'nothing'}"
         )
     return list(dict.fromkeys(chosen))
+
+
+def rerun_stages(cfg: DictConfig) -> list[str]:
+    """The stages that are computed again.
+
+    Raises:
+        ConfigError: an unknown name, or one that is not among `run`.
+    """
+    if not cfg.rerun:
+        return []
+    names = chosen_stages(cfg.rerun, cfg.segmenter.sources, cfg.refine.maps)
+    absent = [name for name in names if name not in cfg.run]
+    if absent:
+        raise ConfigError(f"rerun=[...] names {', '.join(absent)}, which run=[{','.join(cfg.run)}] does not")
+    return names
 
 
 def check_sources(sources: Iterable[str], maps: str) -> None:

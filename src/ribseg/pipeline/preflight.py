@@ -19,7 +19,7 @@ from ribseg.pipeline.chains import (
     segmenter_name,
     tested_name,
 )
-from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.context import Context, build, check_trainer, plain
 from ribseg.pipeline.disk import check_space, weights_of
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.export import ExportStage, check_export
@@ -82,17 +82,37 @@ def preflight_data(context: Context) -> None:
 
 def plan_stages(context: Context, stages: Sequence[Stage]) -> None:
     """Gives stages their artefacts, and checks that what they need will be there."""
+    asked = set(context.cfg.rerun)
     for stage in stages:
         if stage.wanted(context) and (stage.name != EvaluateStage.name or wants_scores(context)):
             context.artefacts[stage.name] = stage.artefact(context)
             check_complete(context, stage)
+            if stage.name in asked or context.rerun & set(context.artefacts[stage.name].inputs):
+                context.rerun.add(stage.name)
+    begin_rerun(context)
     for stage in stages:
         check_inputs(context, stage)
+
+
+def begin_rerun(context: Context) -> None:
+    """Makes the folders in which stages are computed again; where there are some, an earlier call goes on.
+
+    So the same command after a kill does not begin again with what it had already replaced.
+    """
+    chosen = context.rerun & set(context.cfg.run)
+    folders = {name: context.artefacts[name].replacement().folder for name in chosen}
+    begun = {name for name, folder in folders.items() if folder.is_dir()}
+    if begun:
+        context.rerun -= chosen - begun
+        return
+    for folder in folders.values():
+        folder.mkdir(parents=True)
 
 
 def check_settings(cfg: DictConfig) -> None:
     """Settings out of range, or that contradict each other."""
     check_numbers(cfg)
+    check_trainer(cfg)
     check_sources([*cfg.segmenter.sources, cfg.export.source], cfg.refine.maps)
     views = plain(cfg.rib.loss_views)
     if not isinstance(views, list) or not all(isinstance(view, int) and view >= 0 for view in views):
@@ -195,7 +215,7 @@ def check_inputs(context: Context, stage: Stage) -> None:
     chosen = context.cfg.run
     if stage.name not in chosen:
         return
-    absent = [n for n in stage.required(context) if n not in chosen and not context.artefacts[n].finished]
+    absent = [n for n in stage.required(context) if n not in chosen and not context.is_ready(n)]
     if absent:
         raise ConfigError(
             f"stage {stage.name} needs {', '.join(absent)}, which the store {context.store.root} does not "

@@ -1,6 +1,7 @@
 """Pseudo masks from maps: palette PNGs, their background scores, and what they are worth."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,9 +24,9 @@ from ribseg.pipeline.affinity import maps_to_refine
 from ribseg.pipeline.context import Context, plain
 from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.pool import Job, run_pool
-from ribseg.pipeline.stages import Stage
+from ribseg.pipeline.stages import CROPS, VIEWS, Stage
 from ribseg.pipeline.store import Artefact, folder_digest
-from ribseg.pipeline.thresholds import THRESHOLDS, check_thresholds, choice_settings, choose_threshold
+from ribseg.pipeline.thresholds import SCORES_ONLY, THRESHOLDS, check_thresholds, choose_threshold
 
 SCORES = "scores.json"
 PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
@@ -82,22 +83,26 @@ class PseudoMasksStage(Stage):
     """Palette PNGs of all images, for each of the chosen variants; the last is the one to train on."""
 
     name = "pseudo_masks"
+    parts = ("refine", "evaluate", "data")
+    neutral = (
+        *("refine.labels", "refine.walk", *SCORES_ONLY, *CROPS, *VIEWS),
+        *("data.batch_size", "data.mean", "data.std"),
+    )
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The maps that the variants start from."""
         return tuple(dict.fromkeys(map_source(context, variant) for variant in variants(context)))
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the maps, the images, saliency maps, and the masks, which give thresholds and scores."""
-        cfg = context.cfg.refine
-        names = ("variants", "saliency_threshold", "crf", "pixel_adaptive")
-        settings = {name: plain(cfg[name]) for name in names}
-        settings |= {name: choice_settings(context, cfg[name]) for name in THRESHOLDS}
-        settings["splits"] = list(context.data.eval_splits)
-        if any(Variant.parse(name).saliency for name in variants(context)):
-            settings["saliency"] = folder_digest(saliency_folder(context))
-        data = context.data.fingerprint(masks=bool(context.data.eval_splits))
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Saliency maps count by their content."""
+        settings, folder = super().settings(cfg), cfg["refine"]["saliency"]
+        if folder is not None and any(Variant.parse(name).saliency for name in cfg["refine"]["variants"]):
+            settings["refine"]["saliency"] = folder_digest(folder)
+        return settings
+
+    def data(self, context: Context) -> str:
+        """All images, and the masks, which give thresholds and scores."""
+        return context.data.fingerprint(masks=bool(context.data.eval_splits))
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all masks and their scores are there."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from omegaconf import DictConfig
 
 from ribseg.data.files import atomic_write
+from ribseg.errors import ConfigError
 from ribseg.pipeline.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.check_data import CHECK_DATA, report_data
 from ribseg.pipeline.console import quiet_lightning
 from ribseg.pipeline.context import Context, separate_processes
 from ribseg.pipeline.evaluate import RESULT
 from ribseg.pipeline.loggers import finish_loggers, log_results
-from ribseg.pipeline.plan import REPORT, STAGES, chosen_stages
+from ribseg.pipeline.plan import REPORT, STAGES, chosen_stages, rerun_stages
 from ribseg.pipeline.preflight import preflight
 from ribseg.pipeline.pseudo_masks import SCORES
 from ribseg.pipeline.report import write_report
@@ -36,6 +38,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
         RibsegError: settings or data cannot work; said before anything long begins.
     """
     cfg.run = chosen_stages(cfg.run, cfg.segmenter.sources, cfg.refine.maps)
+    cfg.rerun = rerun_stages(cfg)
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(cfg.tf32)
     with separate_processes():
@@ -58,28 +61,61 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
         return results
 
 
+def objective(results: Mapping[str, Any], path: str | None) -> float | None:
+    """The number at a path into `results.json`, as "localization.rib.split.val.miou_at_fixed".
+
+    Args:
+        results: what `run` returns.
+        path: names and places in lists, joined by dots; None returns None.
+
+    Raises:
+        ConfigError: there is no number; names what there is.
+    """
+    if path is None:
+        return None
+    value: Any = results
+    for number, name in enumerate(path.split(".")):
+        there = dict(enumerate(value)) if isinstance(value, list) else value
+        key = int(name) if isinstance(value, list) and name.isdigit() else name
+        if not isinstance(there, Mapping) or key not in there:
+            known = ", ".join(map(str, there)) if isinstance(there, Mapping) else f"the value {value!r}"
+            begin = ".".join(path.split(".")[:number]) or "results.json"
+            raise ConfigError(f"objective={path}: {begin} has no {name!r}; there is {known}")
+        value = there[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(
+            f"objective={path}: expected a number in results.json, found {type(value).__name__}"
+        )
+    return float(value)
+
+
 def run_stage(context: Context, stage: Stage) -> None:
-    """Runs a chosen stage unless its result is in the store."""
+    """Runs a chosen stage unless its result is in the store; a result that is replaced stays until then."""
     if stage.name not in context.cfg.run:
         return
     artefact = context.artefacts[stage.name]
-    if context.agree(artefact.finished):
-        context.console.print(f"[bold]{stage.name}[/]: in the store, {artefact.folder}")
+    if context.agree(context.is_ready(stage.name)):
+        made_by = f" (computed by {artefact.other_versions})" if artefact.other_versions else ""
+        context.console.print(f"[bold]{stage.name}[/]: in the store, {artefact.folder}{made_by}")
         return
-    context.console.print(f"[bold]{stage.name}[/]: {artefact.folder}")
+    again = context.agree(stage.name in context.rerun or artefact.complete)
+    target = artefact.replacement() if again else artefact
+    why = ", again" + "".join(f", as {name} was" for name in artefact.outdated_by) if again else ""
+    context.console.print(f"[bold]{stage.name}[/]{why}: {artefact.folder}")
     start = time.perf_counter()
     try:
-        facts = stage.work(context, artefact)
+        facts = stage.work(context, target)
     finally:
         finish_loggers()
     seconds = time.perf_counter() - start
-    context.on_first(lambda: artefact.finish(facts, seconds))
+    context.on_first(lambda: (artefact.replace if again else artefact.finish)(facts, seconds))
+    context.rerun.discard(stage.name)
     context.console.print(f"  {seconds:.0f} s")
 
 
 def gather(context: Context) -> dict[str, Any]:
     """What was measured, by stage, with where it lies and what computed it."""
-    finished = {name: artefact for name, artefact in context.artefacts.items() if artefact.finished}
+    finished = {name: artefact for name, artefact in context.artefacts.items() if context.is_ready(name)}
     results: dict[str, Any] = {"name": context.cfg.name, "seed": context.cfg.seed}
     if context.preparation:
         # COCO's policy belongs to every number: what was set, and what the preset made of it.

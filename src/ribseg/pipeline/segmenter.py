@@ -1,5 +1,6 @@
 """The segmenter's training, on pseudo masks or, as the bound, on the ground truth (METHOD: section 6)."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,21 @@ from ribseg.inference import margin_of
 from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in_play
-from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.context import Context, build, named_callbacks, plain
 from ribseg.pipeline.disk import ImageSizes, weights_of
 from ribseg.pipeline.pseudo_masks import mask_path, variants
-from ribseg.pipeline.stages import Stage, learning_settings, new_classifier, readable, trained_classifier
+from ribseg.pipeline.stages import (
+    CROPS,
+    TRAINING,
+    VIEWS,
+    Stage,
+    new_classifier,
+    readable,
+    trained_classifier,
+)
 from ribseg.pipeline.store import Artefact
 
 WEIGHTS = "segmenter.pt"
-# Settings that change how a segmenter is used, shown or computed, not what it learns.
-NOT_LEARNT = ("sources", "splits", "test", "workers", "expected", "masks_dir")
 
 
 class SegmenterStage(Stage):
@@ -40,6 +47,9 @@ class SegmenterStage(Stage):
     Args:
         source: the maps whose pseudo masks it learns from, or "full" for the ground truth.
     """
+
+    parts = ("segmenter", "callbacks", *TRAINING)
+    neutral = (*CROPS, *VIEWS, "data.batch_size")
 
     def __init__(self, source: str) -> None:
         self.source, self.name = source, segmenter_name(source)
@@ -54,21 +64,23 @@ class SegmenterStage(Stage):
         starts = ("classifier",) if context.cfg.segmenter.model.weights == "classifier" else ()
         return (*masks, *starts)
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on masks, images, the recipe, and the weights that it starts from."""
-        cfg = context.cfg.segmenter
-        settings: dict[str, Any] = {k: v for k, v in plain(cfg).items() if k not in NOT_LEARNT}
-        if cfg.select == "last":
-            settings.pop("check_every")
-        if self.source != FULL:
-            settings["variant"] = variants(context)[-1]
-        settings |= learning_settings(context, cfg.model.weights)
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """What is validated counts only where it decides: with select=best, or with callbacks."""
+        settings = super().settings(cfg)
+        segmenter = settings["segmenter"]
+        if not validation_decides(cfg):
+            for name in ("check_every", "splits", "test"):
+                segmenter.pop(name, None)
+            settings["data"].pop("eval_splits", None)
+        return settings
+
+    def data(self, context: Context) -> str:
+        """The images and masks that it learns from, and those that decide when it is best."""
         data = training_folder(context, self.source).fingerprint(masks=self.source == FULL)
         watch = validation_folder(context)
-        if cfg.select == "best" and watch is not None:
+        if watch is not None and validation_decides(context.cfg):
             data += watch.fingerprint(masks=True)
-            settings["watched"] = {name: cfg.test[name] for name in ("tile", "margin")}
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+        return data
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the segmenter is there."""
@@ -100,6 +112,11 @@ class SegmenterStage(Stage):
         model.load_state_dict(state)
         context.on_first(lambda: save_segmenter(artefact.folder / WEIGHTS, described(context, model)))
         return facts | {"selected": cfg.select, "selected_at": chosen["global_step"]}
+
+
+def validation_decides(cfg: Mapping[str, Any]) -> bool:
+    """Whether what is learnt depends on validation scores."""
+    return cfg["segmenter"]["select"] == "best" or bool(named_callbacks(cfg, "segmenter"))
 
 
 def training_folder(context: Context, source: str) -> VOCFolder:
@@ -215,7 +232,7 @@ def train(
         max_steps=cfg.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=cfg.accumulate,
-        sync_batchnorm=cfg.sync_batchnorm,
+        sync_batchnorm=cfg.sync_batchnorm or context.cfg.trainer.get("sync_batchnorm", False),
         precision=cfg.precision or context.cfg.trainer.precision,
         use_distributed_sampler=False,  # the batches know their process
         check_val_every_n_epoch=None,
@@ -225,7 +242,8 @@ def train(
     last = checkpoint(artefact, "last")
     resume = context.agree(str(last) if readable(last, context) else None)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.global_step < cfg.max_steps:
+    stopped = trainer.should_stop and bool(context.callbacks("segmenter"))  # by a callback, as was asked for
+    if trainer.global_step < cfg.max_steps and not stopped:
         raise ConfigError(
             f"{artefact.stage} stopped at iteration {trainer.global_step} of {cfg.max_steps}: does the "
             "Trainer stop early (trainer.max_time, trainer.limit_train_batches, trainer.fast_dev_run)?"
@@ -247,7 +265,7 @@ def training_callbacks(context: Context, artefact: Artefact, watched: bool) -> l
     callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
     if cfg.average is not None:
         callbacks.append(MovingAverage(decay=cfg.average))
-    return callbacks
+    return [*callbacks, *context.callbacks("segmenter")]
 
 
 def check_segmenter(context: Context, source: str) -> None:

@@ -33,7 +33,7 @@ from ribseg.pipeline.disk import ImageSizes
 from ribseg.pipeline.evaluate import ordered_map
 from ribseg.pipeline.pseudo_masks import SCORES, mask_scores, variants
 from ribseg.pipeline.segmenter import WEIGHTS, tested_folders
-from ribseg.pipeline.stages import Stage
+from ribseg.pipeline.stages import CROPS, VIEWS, Stage
 from ribseg.pipeline.store import Artefact
 
 
@@ -43,6 +43,9 @@ class SegmenterTestStage(Stage):
     Args:
         source: as in `SegmenterStage`.
     """
+
+    parts = ("segmenter", "data", "trainer", "tf32")
+    neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
     def __init__(self, source: str) -> None:
         self.source, self.name = source, tested_name(source)
@@ -56,13 +59,9 @@ class SegmenterTestStage(Stage):
         """The segmenter."""
         return (segmenter_name(self.source),)
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the segmenter, the images and masks, and how it is tested."""
-        folders = tested_folders(context)
-        settings = {"test": plain(context.cfg.segmenter.test), "splits": list(folders)}
-        settings["trainer"] = context.trainer_settings()
-        data = " ".join(folder.fingerprint(masks=True) for folder in folders.values())
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+    def data(self, context: Context) -> str:
+        """The tested images and masks."""
+        return " ".join(folder.fingerprint(masks=True) for folder in tested_folders(context).values())
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether scores and masks are there."""

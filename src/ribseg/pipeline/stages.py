@@ -26,17 +26,21 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.models import Classifier, load_official_classifier, read_state_dict
 from ribseg.models.backbone import BROKEN
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
-from ribseg.pipeline.context import Context, build, plain
+from ribseg.pipeline.context import Context, build, named_callbacks
+from ribseg.pipeline.digest import settings_of
 from ribseg.pipeline.disk import ImageSizes
-from ribseg.pipeline.store import Artefact, file_digest
+from ribseg.pipeline.store import Artefact
 from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
 
 GIB = 1024**3
 WEIGHTS, RATE = "classifier.pt", "rate.json"
-SPEED = ("reference_chunk", "compile")  # of RIB; they change maps by rounding
 Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
-TRAINING_DATA = ("crop_size", "resize_long", "batch_size", "mean", "std")
+# Parts of the configuration that every training depends on, besides its own and `callbacks`.
+TRAINING = ("data", "trainer", "seed", "tf32")
+# Settings of the data that are about crops to learn from, about views, and about batches and scores.
+CROPS, VIEWS = ("data.crop_size", "data.resize_long"), ("data.scales", "data.max_side")
+NOT_FOR_MAPS = ("data.batch_size", "data.eval_splits")
 
 
 class Stage(ABC):
@@ -44,11 +48,17 @@ class Stage(ABC):
 
     Attributes:
         name: as in `run=[...]`.
+        version: raise it when a change of the code makes the result differ for equal settings.
+        parts: of the configuration, on which the result depends; see `ribseg.pipeline.digest`.
+        neutral: settings in them that cannot change the result, as "data.batch_size".
         needs: stages whose artefacts it reads.
         reads_data: whether it, or a stage that it needs, reads the configured data set.
     """
 
     name: str
+    version: int = 1
+    parts: tuple[str, ...]
+    neutral: tuple[str, ...] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     reads_data: ClassVar[bool] = True
 
@@ -72,9 +82,18 @@ class Stage(ABC):
         """Bytes that its files will take; tables count as nothing."""
         return 0.0
 
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the configuration its result depends on, as plain values."""
+        return settings_of(cfg, self.parts, self.neutral)
+
     @abstractmethod
+    def data(self, context: Context) -> str:
+        """Fingerprint of the images, labels and masks that it reads."""
+
     def artefact(self, context: Context) -> Artefact:
-        """Its place in the store, from settings and inputs; nothing is computed."""
+        """Its place in the store, from version, settings, inputs and data; nothing is computed."""
+        settings, inputs = self.settings(context.cfg), self.inputs(context)
+        return context.store.artefact(self.name, settings, inputs, self.data(context), self.version)
 
     @abstractmethod
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
@@ -85,17 +104,13 @@ class ClassifierStage(Stage):
     """Trains the classifier, or takes over a released one."""
 
     name = "classifier"
+    parts = ("classifier", "callbacks", *TRAINING)
+    neutral = (*VIEWS, "data.eval_splits")
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the training images, their labels, and the recipe."""
-        model = context.cfg.classifier.model
-        files = {"official_checkpoint": context.cfg.classifier.official_checkpoint, "weights": model.weights}
-        settings = context.settings("classifier", "seed") | {
-            "data": {key: plain(context.cfg.data[key]) for key in TRAINING_DATA},
-            "trainer": context.trainer_settings(),
-            "files": {name: file_digest(path) for name, path in files.items() if path},
-        }
-        return context.store.artefact(self.name, settings, {}, context.data.train.fingerprint(masks=False))
+    def data(self, context: Context) -> str:
+        """The training images and labels; with callbacks the others, too, as they may act on their scores."""
+        acting = named_callbacks(context.cfg, self.name)
+        return (context.data if acting else context.data.train).fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
@@ -116,7 +131,7 @@ class ClassifierStage(Stage):
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         classifier = new_classifier(context)
         module = build(context.cfg.classifier.module, classifier=classifier)
-        facts = fit(context, artefact, module, context.cfg.classifier.epochs, context.data)
+        facts = fit(context, artefact, self.name, module, context.cfg.classifier.epochs, context.data)
         if not all(bool(torch.isfinite(weight).all()) for weight in classifier.parameters()):
             raise ConfigError(
                 "the classifier's weights are no longer finite: its training has diverged. Lower "
@@ -129,20 +144,14 @@ class ClassifierStage(Stage):
 class MapStage(Stage):
     """Makes the localization maps of all images; subclasses say how."""
 
+    parts: tuple[str, ...] = ("data", "maps", "trainer", "tf32")
+    neutral: tuple[str, ...] = (*CROPS, *NOT_FOR_MAPS)
     needs: ClassVar[tuple[str, ...]] = ("classifier",)
     scales: ClassVar[tuple[float, ...] | None] = None  # of the views; None for the configured ones
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the classifier, all images and labels, and the stage's own settings."""
-        settings = self.settings(context) | {
-            "scales": list(context.cfg.data.scales),
-            "keep_full": context.cfg.maps.full,
-            "trainer": context.trainer_settings(),
-        }
-        if context.cfg.data.max_side is not None:
-            settings["max_side"] = context.cfg.data.max_side
-        data = context.data.fingerprint(masks=False)
-        return context.store.artefact(self.name, settings, self.inputs(context), data)
+    def data(self, context: Context) -> str:
+        """All images and labels."""
+        return context.data.fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps are there."""
@@ -179,10 +188,6 @@ class MapStage(Stage):
         return summarize(read_records(artefact.folder))
 
     @abstractmethod
-    def settings(self, context: Context) -> dict[str, Any]:
-        """What changes the maps, besides classifier and data."""
-
-    @abstractmethod
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """The LightningModule that makes the maps."""
 
@@ -191,10 +196,6 @@ class CAMStage(MapStage):
     """Plain CAMs: what RIB is compared with."""
 
     name = "cam"
-
-    def settings(self, context: Context) -> dict[str, Any]:
-        """None of its own."""
-        return {}
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `CAMModule`."""
@@ -215,17 +216,14 @@ class RIBStage(MapStage):
     """RIB on every image."""
 
     name = "rib"
+    parts = ("rib", "pooling", "rate_search", "seed", *MapStage.parts)
+    neutral = NOT_FOR_MAPS  # reference images are cropped as in training
 
-    def settings(self, context: Context) -> dict[str, Any]:
-        """RIB, pooling, and what the reference images look like."""
-        settings = context.settings("rib", "pooling", "seed")
-        settings["rib"] = {name: value for name, value in settings["rib"].items() if name not in SPEED}
-        settings |= {
-            "crop_size": context.cfg.data.crop_size,
-            "resize_long": list(context.cfg.data.resize_long),
-        }
-        if context.cfg.rib.lr == "auto":
-            settings |= context.settings("rate_search")
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """The search for a learning rate counts only where there is one."""
+        settings = super().settings(cfg)
+        if settings["rib"].get("lr") != "auto":
+            del settings["rate_search"]
         return settings
 
     def disk(self, context: Context, sizes: ImageSizes) -> float:
@@ -261,21 +259,6 @@ class WrongClassStage(RIBStage):
         return make(**extra)
 
 
-def learning_settings(context: Context, weights: str | None) -> dict[str, Any]:
-    """What every training's result depends on besides its recipe and data, for a digest.
-
-    Args:
-        context: of the run.
-        weights: that it starts from: a file, "classifier" (an input, which has a digest of its own), or None.
-    """
-    return context.settings("seed") | {
-        "mean": plain(context.cfg.data.mean),
-        "std": plain(context.cfg.data.std),
-        "trainer": context.trainer_settings(),
-        "files": {} if weights in (None, "classifier") else {"weights": file_digest(str(weights))},
-    }
-
-
 def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
     """The configured classifier for the classes of the data.
 
@@ -303,6 +286,7 @@ def trained_classifier(context: Context) -> Classifier:
 def fit(
     context: Context,
     artefact: Artefact,
+    part: str,
     module: pl.LightningModule,
     epochs: int,
     data: Data,
@@ -313,6 +297,7 @@ def fit(
     Args:
         context: of the run.
         artefact: gets the checkpoints.
+        part: of the configuration, whose callbacks there are.
         module: what is trained.
         epochs: in all.
         data: a DataModule, or the loaders for training and validation.
@@ -323,7 +308,8 @@ def fit(
     """
     checkpoints = artefact.folder / "checkpoints"
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-    trainer = context.trainer(artefact.stage, artefact.folder, [keep], max_epochs=epochs, **kwargs)
+    callbacks = [keep, *context.callbacks(part)]
+    trainer = context.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
     last = checkpoints / "last.ckpt"
     resume = context.agree(str(last) if readable(last, context) else None)
     if isinstance(data, pl.LightningDataModule):

@@ -9,6 +9,7 @@ from ribseg.pipeline.bottleneck_report import bottleneck_tables, network_line
 from ribseg.pipeline.context import Context
 from ribseg.pipeline.segmenter_report import segmenter_table
 
+CONTROL = "*"  # marks the names of controls
 NAMES = {
     "cam": "CAM",
     "rib": "RIB",

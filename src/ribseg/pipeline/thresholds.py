@@ -1,7 +1,6 @@
 """The background score of a stage's maps: a number, the oracle's, held-out, or without ground truth."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -16,6 +15,8 @@ from ribseg.pipeline.evaluate import ordered_map, sweep_split
 
 # How many splits with masks each way to choose needs; the last of them is the one that it chooses on.
 CHOICES = {"oracle": 1, "held_out": 2, "unsupervised": 0}
+# Settings of `evaluate` that background scores do not depend on.
+SCORES_ONLY = ("evaluate.fixed_threshold", "evaluate.bootstrap")
 THRESHOLDS = ("maps_threshold", "walk_threshold")  # settings of `refine`: before and after the random walk
 
 
@@ -42,20 +43,6 @@ def check_thresholds(cfg: DictConfig, settings: Iterable[str]) -> None:
 def needs_masks(setting: float | str) -> bool:
     """Whether a background score depends on ground truth."""
     return isinstance(setting, str) and CHOICES[setting] > 0
-
-
-def choice_settings(context: Context, setting: float | str) -> dict[str, Any]:
-    """What a background score depends on besides maps and masks, for a digest."""
-    if not isinstance(setting, str):
-        return {"score": setting}
-    splits, needed = list(context.data.eval_splits), CHOICES[setting]
-    # Without such a split no mask can be made; a run that makes none has this place for them all the same.
-    held = splits[needed - 1] if 0 < needed <= len(splits) else None
-    return {
-        "score": setting,
-        "thresholds": context.cfg.evaluate.thresholds,
-        "split": held if needed else context.data.train_split,
-    }
 
 
 def choose_threshold(context: Context, stage: str, setting: float | str) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ribseg.callbacks import Threads
@@ -21,7 +22,7 @@ from ribseg.losses import cross_entropy, rib_loss, signed_rib_loss, squared_erro
 from ribseg.models import ToyNet
 from ribseg.modules.toy import ToyModule
 from ribseg.pipeline.console import quiet_lightning
-from ribseg.pipeline.context import Context, plain
+from ribseg.pipeline.context import Context
 from ribseg.pipeline.loggers import finish_loggers
 from ribseg.pipeline.pool import one_thread
 from ribseg.pipeline.stages import Stage, save_state
@@ -36,18 +37,19 @@ class ToyNetworksStage(Stage):
     """Trains the toy network once per seed."""
 
     name = "toy_networks"
+    parts = ("bottleneck", "callbacks", "trainer", "seed", "tf32")
+    neutral = tuple(
+        f"bottleneck.{name}"
+        for name in (
+            *("split", "images.measured", "images.scored", "rib", "activation", "wrong_class", "gradient"),
+            *("final", "saturation", "information_bins", "examples"),
+        )
+    )
     reads_data = False
 
-    def artefact(self, context: Context) -> Artefact:
-        """Depends on the digits and the recipe; nothing of the data set of the other stages."""
-        cfg = context.cfg.bottleneck
-        settings = {name: plain(cfg[name]) for name in ("seeds", "marked", "training")}
-        settings |= {
-            "seed": context.cfg.seed,
-            "images": cfg.images.train,
-            "trainer": context.trainer_settings(),
-        }
-        return context.store.artefact(self.name, settings, {}, digits_fingerprint(toy_digits(context)))
+    def data(self, context: Context) -> str:
+        """The digits; nothing of the data set of the other stages."""
+        return digits_fingerprint(toy_digits(context))
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights of all seeds are there."""
@@ -153,7 +155,12 @@ def train_network(context: Context, artefact: Artefact, seed: int) -> None:
     toy = toy_images(digits, cfg.images.train, cfg.marked, seed, "train")
     network = ToyNet()
     trainer = single_trainer(
-        context, f"toy_networks-{seed}", artefact, max_epochs=cfg.training.epochs, enable_checkpointing=False
+        context,
+        f"toy_networks-{seed}",
+        artefact,
+        context.callbacks("bottleneck"),
+        max_epochs=cfg.training.epochs,
+        enable_checkpointing=False,
     )
     module = ToyModule(network, training_loss(context), cfg.training.lr)
     trainer.fit(module, ToyBatches(toy, cfg.training.batch_size, seed))
@@ -161,12 +168,14 @@ def train_network(context: Context, artefact: Artefact, seed: int) -> None:
     save_state(network, network_path(artefact, seed))
 
 
-def single_trainer(context: Context, name: str, artefact: Artefact, **kwargs: Any) -> pl.Trainer:
+def single_trainer(
+    context: Context, name: str, artefact: Artefact, callbacks: Sequence[Callback] = (), **kwargs: Any
+) -> pl.Trainer:
     """The configured Trainer on one device and one thread: the networks are too small to be shared out."""
     return context.trainer(
         name,
         artefact.folder,
-        [Threads(1)],
+        [Threads(1), *callbacks],
         devices=1,
         num_nodes=1,
         strategy="auto",

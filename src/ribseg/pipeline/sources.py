@@ -1,0 +1,144 @@
+"""Digests of code that a configuration names by `_target_` and that is not of this package.
+
+A user's pooling, loss, network, method or data set changes results when its source changes, although no
+setting does. So its module counts, and what that module imports of the same project: modules of its package,
+and files beside it. The libraries that ribseg needs stand with their versions in the manifest. Imports that
+are computed while the code runs (`importlib.import_module(name)`) cannot be seen.
+"""
+
+import ast
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Iterator
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+from ribseg.errors import ConfigError
+
+PACKAGE = "ribseg"  # counts by the versions of its stages
+# What ribseg itself depends on: their versions stand in the manifest.
+LIBRARIES = {
+    "torch", "torchvision", "timm", "pytorch_lightning", "torchmetrics", "albumentations", "hydra",
+    "omegaconf", "segmentation_models_pytorch", "numpy", "cv2", "PIL", "wandb", "sklearn", "matplotlib",
+    "rich", "safetensors",
+}  # fmt: skip
+# Hydra's helpers name the object that they fetch in `path`.
+FETCHERS = {f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method")}
+
+
+def foreign_targets(node: Any) -> Iterator[str]:
+    """Dotted names of the `_target_`s in nested settings that are of a user's code."""
+    if isinstance(node, dict):
+        names = [node.get("_target_")]
+        if names[0] in FETCHERS:
+            names.append(node.get("path"))
+        yield from (name for name in names if isinstance(name, str) and is_foreign(name))
+        for value in node.values():
+            yield from foreign_targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from foreign_targets(value)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a dotted name is of a user's code."""
+    root = name.partition(".")[0]
+    return root not in LIBRARIES | {PACKAGE} and root not in sys.stdlib_module_names
+
+
+def source_digest(target: str) -> str:
+    """sha256 over the source of the module that has a target, and of what it imports of the same project.
+
+    Args:
+        target: dotted name of a class or function, "mine.poolings.MyPooling".
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    name, file = _module_of(target)
+    seen = {name: file}
+    _follow(name, file, seen, _project(name))
+    digest = hashlib.sha256()
+    for module in sorted(seen):
+        digest.update(f"{module}\n".encode() + seen[module].read_bytes())
+    return digest.hexdigest()
+
+
+def _module_of(target: str) -> tuple[str, Path]:
+    parts = target.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:length])
+        file = _file(name)
+        if file is not None:
+            return name, file
+    raise ConfigError(
+        f"_target_: {target} names no module: expected package.module.Name of a file that Python finds from "
+        f"here; add its folder to PYTHONPATH, or install its package"
+    )
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module; None if there is none, or nothing that could be read."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None  # a parent that is no package, or that cannot be imported: instantiating it says why
+    origin = None if spec is None else spec.origin
+    return Path(origin).resolve() if origin and Path(origin).is_file() else None
+
+
+def _project(module: str) -> Path:
+    """The folder below which imports are followed: an installed package, or that of a user's file."""
+    name = module.partition(".")[0]
+    top = _file(name)
+    if top is None:  # a package without __init__.py
+        spec = find_spec(name)
+        return Path(next(iter(spec.submodule_search_locations or ()), ".")).resolve() if spec else Path()
+    if top.name != "__init__.py" or _is_installed(top):
+        return top.parent
+    return top.parent.parent
+
+
+def _library_folders() -> set[Path]:
+    return {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
+
+
+def _is_installed(file: Path) -> bool:
+    return any(place in file.parents for place in _library_folders())
+
+
+def _counts(file: Path, base: Path) -> bool:
+    """Whether a file is of the project; what lies beside an installed single module is of others."""
+    return base in file.parents and (not _is_installed(file) or base not in _library_folders())
+
+
+def _follow(module: str, file: Path, seen: dict[str, Path], base: Path) -> None:
+    """Adds what a module imports of the project, with the packages that hold it."""
+    for imported in _imports(module, file) if file.suffix == ".py" else ():
+        parts = imported.split(".")
+        for name in (".".join(parts[: length + 1]) for length in range(len(parts))):
+            found = _file(name) if name not in seen and is_foreign(name) else None
+            if found is None:
+                continue
+            if not _counts(found, base):
+                break  # a library: none of its modules is looked at
+            seen[name] = found
+            _follow(name, found, seen, base)
+
+
+def _imports(module: str, file: Path) -> Iterator[str]:
+    """Dotted names that a file imports; of `from a import b` also a.b, as b may be a module."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:
+        return  # instantiating it says where
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (not node.level or package):
+            origin = "." * node.level + (node.module or "")
+            base = resolve_name(origin, package) if node.level else origin
+            yield from (f"{base}.{alias.name}" for alias in node.names)

@@ -1,0 +1,232 @@
+"""What names a stage's artefact: settings, files that they name, and the source of a user's code."""
+
+import copy
+import os
+import sys
+import textwrap
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from quick_run import CONF, folder_run
+
+from ribseg.errors import ConfigError
+from ribseg.pipeline.digest import ALWAYS_NEUTRAL, NEUTRAL, NEUTRAL_PARTS, settings_of
+from ribseg.pipeline.plan import STAGES
+from ribseg.pipeline.sources import source_digest
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+SHIPPED = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))] + [
+    f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))
+]
+
+
+def composed(*overrides):
+    """A configuration as plain values."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["data.root=nowhere", *overrides])
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def leaves(node, path=()):
+    """Paths of all settings below a node; an empty dictionary or list is a setting, too."""
+    if not isinstance(node, dict) or not node:
+        return [path]
+    return [leaf for name, value in node.items() for leaf in leaves(value, (*path, name))]
+
+
+def changed(cfg, path):
+    """The configuration with another value in one place."""
+    other = copy.deepcopy(cfg)
+    *parents, name = path
+    node = other
+    for parent in parents:
+        node = node[parent]
+    old = node[name]
+    new = {bool: lambda: not old, int: lambda: old + 1, float: lambda: old + 0.5, list: lambda: [*old, 7]}
+    node[name] = new.get(type(old), lambda: "something else")()
+    return other
+
+
+def digests(cfg, part=None):
+    """What each stage (that looks at a part) takes from a configuration; None where it refuses it."""
+    found = {}
+    for stage in STAGES:
+        if part is not None and part not in stage.parts:
+            continue
+        try:
+            found[stage.name] = stage.settings(cfg)
+        except (ConfigError, AttributeError, OSError):  # e.g. imported.folder="something else"
+            found[stage.name] = None
+    return found
+
+
+# Without these some settings are not looked at.
+USED = ("rib.lr=auto", "segmenter.select=best", "refine.labels.foreground=auto", "segmenter.validate=true")
+
+
+def test_every_shipped_setting_counts_or_is_said_to_be_neutral():
+    seen, wrong = set(), []
+    for choice in SHIPPED:
+        cfg = composed(choice, *USED)
+        new = [path for path in leaves(cfg) if path not in seen]
+        seen.update(new)
+        before = {part: digests(cfg, part) for part in {path[0] for path in new}}
+        for path in new:
+            name = ".".join(path)
+            above = {".".join(path[:length]) for length in range(1, len(path) + 1)}
+            neutral = bool(above & {*NEUTRAL_PARTS, *NEUTRAL})
+            counts = digests(changed(cfg, path), path[0]) != before[path[0]]
+            if counts == neutral and name != "imported.folder":  # of which the content counts
+                wrong.append(f"{name} of {choice} counts: {counts}, is said to be neutral: {neutral}")
+    assert not wrong
+    assert len(seen) > 200
+
+
+def test_what_a_user_adds_counts():
+    cfg = composed("experiment=rib_folder", "+data.my_aug=1", "+rib.mine=1", "+trainer.gradient_clip_val=1")
+    for part, name in (("data", "my_aug"), ("rib", "mine"), ("trainer", "gradient_clip_val")):
+        one, two = digests(cfg), digests(changed(cfg, (part, name)))
+        assert one["rib"] != two["rib"], name
+    assert one["classifier"] != two["classifier"]
+
+
+def test_under_a_users_class_nothing_but_the_place_and_the_workers_is_neutral(my_module):
+    my_module("mine_a", "class Data: ...")
+    cfg = composed("experiment=rib_folder", "data._target_=mine_a.Data")
+    kept = settings_of(cfg, ("data",), neutral=("data.scales",))["data"]
+    assert {"scales", "train_split", "labels"} <= set(kept)
+    assert not {name.partition(".")[2] for name in ALWAYS_NEUTRAL} & set(kept)
+
+
+def test_a_file_counts_by_its_content(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"one")
+    cfg = {"classifier": {"model": {"weights": str(file)}}}
+    first = settings_of(cfg, ("classifier",))
+    moved = file.rename(tmp_path / "moved.pth")
+    assert settings_of({"classifier": {"model": {"weights": str(moved)}}}, ("classifier",)) == first
+    moved.write_bytes(b"two")
+    assert settings_of({"classifier": {"model": {"weights": str(moved)}}}, ("classifier",)) != first
+
+
+def test_the_crf_that_is_taken_counts(monkeypatch):
+    cfg = composed("experiment=demo")
+    before = digests(cfg)
+    monkeypatch.setattr("ribseg.pipeline.digest.find_spec", lambda name: None)
+    without = digests(cfg)
+    monkeypatch.setattr("ribseg.pipeline.digest.find_spec", lambda name: object())
+    assert without["pseudo_masks"] != digests(cfg)["pseudo_masks"]
+    assert before["pseudo_masks"] in (without["pseudo_masks"], digests(cfg)["pseudo_masks"])
+
+
+@pytest.fixture
+def my_module(tmp_path, monkeypatch):
+    """Writes a module of a user, or a new body of it, that Python finds and reads again."""
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    (tmp_path / "code").mkdir()
+    stamps = iter(range(1_000_000_000, 2_000_000_000, 10))  # or Python would take its compiled copy
+
+    def write(name, body):
+        path = tmp_path / "code" / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(body))
+        stamp = next(stamps)
+        os.utime(path, (stamp, stamp))
+        sys.modules.pop(name, None)
+        return path
+
+    yield write
+    for name in [name for name in sys.modules if name.startswith("mine_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "statement", ["import mine_h", "from mine_h import f", "def g():\n    import mine_h"]
+)
+def test_the_files_beside_a_module_that_it_imports_count(my_module, statement):
+    my_module("mine_p", f"{statement}\nclass P: ...")
+    my_module("mine_h", "def f(): return 1")
+    my_module("mine_other", "x = 1")
+    first = source_digest("mine_p.P")
+    my_module("mine_other", "x = 2")  # not imported
+    assert source_digest("mine_p.P") == first
+    my_module("mine_h", "def f(): return 2")
+    assert source_digest("mine_p.P") != first
+
+
+@pytest.mark.parametrize(
+    "statement", ["from . import h", "from .h import f", "import mine_k.h", "from .. import x"]
+)
+def test_the_modules_of_a_package_count(my_module, statement):
+    for init in ("mine_k.__init__", "mine_k.sub.__init__"):
+        my_module(init, "")
+    place = "mine_k.sub.p" if ".." in statement else "mine_k.p"
+    my_module(place, f"{statement}\nclass P:\n    class Q: ...")
+    my_module("mine_k.h", "def f(): return 1")
+    first = source_digest(f"{place}.P.Q")
+    my_module("mine_k.__init__" if ".." in statement else "mine_k.h", "def f(): return 2")
+    assert source_digest(f"{place}.P.Q") != first
+
+
+def test_a_circle_of_imports_ends(my_module):
+    my_module("mine_a", "import mine_b\nclass A: ...")
+    my_module("mine_b", "import mine_a")
+    assert source_digest("mine_a.A") == source_digest("mine_a.A")
+
+
+def test_a_target_that_is_nowhere_is_named():
+    with pytest.raises(ConfigError, match=r"mine_nowhere\.P names no module"):
+        settings_of({"pooling": {"_target_": "mine_nowhere.P"}}, ("pooling",))
+
+
+@pytest.mark.parametrize("target", ["torch.optim.SGD", "datetime.timedelta", "ribseg.GAP", "numpy.float64"])
+def test_libraries_are_not_read(target):
+    assert "sources" not in settings_of({"pooling": {"_target_": target}}, ("pooling",))
+
+
+POOLING = """
+import torch
+class P(torch.nn.Module):
+    def forward(self, maps, labels):
+        return {factor} * maps.mean((-2, -1))
+"""
+
+
+def test_a_pooling_whose_body_changes_is_run_again(my_module, tmp_path, tree):
+    runs = []
+    for factor in (1, 1, 50):
+        my_module("mine_p", POOLING.format(factor=factor))
+        arguments = ("rib.lr=1e-2", "pooling=gap", "pooling._target_=mine_p.P")
+        runs.append(folder_run(tmp_path, tree, *arguments, "run=[classifier,rib,evaluate]"))
+    stores = [run["store"] for run in runs]
+    assert stores[0] == stores[1]
+    assert stores[1]["classifier"] == stores[2]["classifier"]
+    assert stores[1]["rib"] != stores[2]["rib"]
+    assert runs[1]["localization"] != runs[2]["localization"]
+
+
+NETWORK = "import ribseg\nclass N(ribseg.Classifier):\n    number = {number}\n"
+OPTIMIZER = "import torch\nclass O(torch.optim.SGD):\n    number = {number}\n"
+DATA = "from ribseg.data.datamodules import WSSSDataModule\nclass D(WSSSDataModule):\n    number = {number}\n"
+CALLBACK = "from pytorch_lightning import Callback\nclass C(Callback):\n    number = {number}\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "override"),
+    [
+        (NETWORK, "classifier.model._target_=mine_c.N"),
+        (OPTIMIZER, "classifier.module.optimizer._target_=mine_c.O"),
+        (DATA, "data._target_=mine_c.D"),
+        (CALLBACK, "+callbacks.mine._target_=mine_c.C"),
+        (CALLBACK, "+classifier.callbacks.mine._target_=mine_c.C"),
+    ],
+)
+def test_everything_of_a_user_counts_for_the_classifier(my_module, body, override):
+    found = []
+    for number in (1, 2):
+        my_module("mine_c", body.format(number=number))
+        found.append(digests(composed("experiment=rib_folder", override))["classifier"])
+    assert found[0] != found[1]
