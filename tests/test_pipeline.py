@@ -22,7 +22,7 @@ from ribseg.pipeline.preflight import check_settings
 from ribseg.pipeline.runner import gather, run
 from ribseg.pipeline.stages import device_of, read_rate
 from ribseg.pipeline.store import Store
-from ribseg.pipeline.sweep import SweepTable, read_job, sweep_table
+from ribseg.pipeline.sweep import SweepTable, read_job, sweep_tables
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Those that need other data have tests of their own: test_bottleneck.py, test_coco.py.
@@ -386,7 +386,7 @@ def test_sweep_table(tmp_path, tree, capsys):
         hydra.mkdir()
         (hydra / "overrides.yaml").write_text(f"- experiment=rib_folder\n- {override}\n")
     jobs = [read_job(tmp_path / "sweep" / n) for n in "01"]
-    assert sweep_table(jobs).row_count == 2
+    assert sweep_tables(jobs)[0].row_count == 2
     cfg = settings("rib_folder", tmp_path, f"data.root={tree}")
     with open_dict(cfg):
         cfg.hydra = {"sweep": {"dir": str(tmp_path / "sweep")}}

@@ -29,7 +29,8 @@ class ImportedStage(Stage):
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps are there."""
-        there = scan_folder(artefact.folder / "maps", (".npz",)) if artefact.folder.is_dir() else {}
+        folder = artefact.folder / "maps"
+        there = scan_folder(folder, (".npz",)) if folder.is_dir() else {}
         return set(context.data.all_ids) <= set(there)
 
     def disk(self, context: Context, sizes: ImageSizes) -> float:

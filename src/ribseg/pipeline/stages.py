@@ -163,7 +163,8 @@ class MapStage(Stage):
 
     def missing(self, context: Context, artefact: Artefact) -> list[str]:
         """Ids of the images that have no maps yet."""
-        there = scan_folder(artefact.folder / "maps", (".npz",)) if artefact.folder.is_dir() else {}
+        folder = artefact.folder / "maps"
+        there = scan_folder(folder, (".npz",)) if folder.is_dir() else {}
         return [image_id for image_id in context.data.all_ids if image_id not in there]
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:

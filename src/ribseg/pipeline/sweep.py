@@ -1,4 +1,4 @@
-"""A multirun: every job runs, and one table at the end shows what was measured and what failed."""
+"""A multirun: every job runs, and tables at the end show what was measured and what failed."""
 
 import json
 import sys
@@ -62,7 +62,7 @@ class SweepTable(Callback):
         if not jobs:
             return
         atomic_write(folder / "sweep.json", json.dumps(jobs, indent=1).encode())
-        make_console().print(sweep_table(jobs))
+        make_console().print(*sweep_tables(jobs))
         if any("failure" in job for job in jobs):
             sys.exit(1)
 
@@ -76,54 +76,62 @@ def read_job(folder: Path) -> Job:
     return {"overrides": overrides, "results": json.loads((folder / RESULTS).read_text())}
 
 
-def sweep_table(jobs: list[Job]) -> Table:
-    """A row per job: the overrides that differ, and all that was measured; a failed job with its reason."""
+def sweep_tables(jobs: list[Job]) -> list[Table]:
+    """A table for each kind of result, with a row per job: its overrides that differ, and what was measured.
+
+    A failed job has a row in each of them; its reason stands below.
+    """
     rows = [measures(job["results"]) if "results" in job else {} for job in jobs]
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
     names = [" ".join(o for o in job["overrides"] if o not in common) for job in jobs]
-    notes = [
-        f"{name} failed: {job['failure']}" for name, job in zip(names, jobs, strict=True) if "failure" in job
-    ]
-    if any("bottleneck" in job.get("results", {}) for job in jobs):
-        notes.insert(0, RATIO_NOTE)
-    table = Table(
-        title="Sweep", title_justify="left", caption="\n".join(notes) or None, caption_justify="left"
-    )
-    table.add_column("overrides", overflow="fold")
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, job, row in zip(names, jobs, rows, strict=True):
-        table.add_row(name, *(row.get(c, "failed" if "failure" in job else "-") for c in columns))
-    return table
+    named = list(zip(names, jobs, strict=True))
+    failures = [f"{name} failed: {job['failure']}" for name, job in named if "failure" in job]
+    tables = []
+    for kind in dict.fromkeys(kind for row in rows for kind in row) or ["Sweep"]:
+        notes = [*([RATIO_NOTE] if kind == RATIO_TITLE else []), *failures]
+        table = Table(title=kind, title_justify="left", caption="\n".join(notes), caption_justify="left")
+        columns = list(dict.fromkeys(column for row in rows for column in row.get(kind, {})))
+        table.add_column("overrides", no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, job, row in zip(names, jobs, rows, strict=True):
+            missing = "failed" if "failure" in job else "-"
+            table.add_row(name, *(row.get(kind, {}).get(column, missing) for column in columns))
+        tables.append(table)
+    return tables
 
 
-def measures(results: dict[str, Any]) -> dict[str, str]:
-    """Title -> value of what a run has measured: mIoU in percent, and the toy experiment's ratios.
+def measures(results: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Kind of result -> what -> its value in a run: mIoU in percent, and the toy experiment's ratios.
 
-    Localization maps on each split at the best and at the fixed threshold (controls stand in the run's
-    report), the last variant of pseudo masks, every segmenter.
+    Localization maps at the best and at the fixed threshold (controls stand in the run's report), the last
+    variant of pseudo masks, every segmenter.
     """
-    found: dict[str, float | None] = {}
+    found: dict[str, dict[str, float | None]] = {}
     for source, scores in results.get("localization", {}).items():
         name = NAMES.get(source, source)
-        if not name.endswith(CONTROL):
-            for split, values in scores["split"].items():
-                found[f"{name} {split}\nbest"] = values["best_miou"]
-                found[f"{name} {split}\nfixed"] = values["miou_at_fixed"]
+        for split, values in scores["split"].items() if not name.endswith(CONTROL) else ():
+            kind = found.setdefault(f"Localization maps on {split}, mIoU in percent", {})
+            kind |= {f"{name}\nbest": values["best_miou"], f"{name}\nfixed": values["miou_at_fixed"]}
     masks = results.get("pseudo_masks", {"variant": None, "variants": {None: {}}})
     for split, values in masks["variants"][masks["variant"]].items():
         if isinstance(values, dict):
-            found[f"masks {split}\n{mask_name(masks['variant'])}"] = values["miou"]
+            kind = found.setdefault(f"Pseudo masks ({mask_name(masks['variant'])}), mIoU in percent", {})
+            kind[split] = values["miou"]
     for source, scores in results.get("segmenter", {}).items():
         for split, values in scores["split"].items():
-            found[f"segmenter\n{source} {split}"] = values["miou"]
-    cells = {name: "-" if value is None else f"{100 * value:.1f}" for name, value in found.items()}
-    toy = results.get("bottleneck")
-    ratios = {name: value(toy) for name, value in RATIOS.items()} if toy else {}
-    return cells | {name: "-" if value is None else f"{value:.2f}" for name, value in ratios.items()}
+            found.setdefault("Segmenters, mIoU in percent", {})[f"{source}, {split}"] = values["miou"]
+    cells = {kind: {name: _cell(v, 100, 1) for name, v in values.items()} for kind, values in found.items()}
+    if results.get("bottleneck"):
+        cells[RATIO_TITLE] = {name: _cell(v(results["bottleneck"]), 1, 2) for name, v in RATIOS.items()}
+    return cells
 
 
+def _cell(value: float | None, factor: int, digits: int) -> str:
+    return "-" if value is None else f"{factor * value:.{digits}f}"
+
+
+RATIO_TITLE = "High gradient ratios"
 RATIO_NOTE = (
     "Accuracy, share of seeds diverged, share of images saturated. High gradient ratio of the mark at the "
     "last convolution and at the class prediction; of mark, digit and rest at the latter after RIB."

@@ -1,0 +1,162 @@
+"""Settings are honoured or refused: callbacks, the Trainer's, sweeps with a bad job, objectives, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pytorch_lightning import Callback
+from quick_run import QUICK, folder_run
+
+from ribseg.errors import ConfigError
+from ribseg.pipeline.context import DECIDED
+from ribseg.pipeline.runner import objective
+
+REPOSITORY = Path(__file__).parents[1]
+SEEN = []
+
+
+class Recorder(Callback):
+    """Remembers which trainings it was part of."""
+
+    def __init__(self, name="recorder"):
+        self.name = name
+
+    def on_train_end(self, trainer, pl_module):
+        """Notes the kind of module."""
+        SEEN.append((self.name, type(pl_module).__name__))
+
+
+class Stopper(Callback):
+    """Ends a training after its first iteration, as EarlyStopping does."""
+
+    def on_train_batch_end(self, trainer, *_):
+        """Asks for the end."""
+        trainer.should_stop = True
+
+
+ME = f"{__name__}.Recorder"
+
+
+def test_callbacks_of_all_trainings_and_of_one(tmp_path, tree):
+    SEEN.clear()
+    folder_run(
+        tmp_path,
+        tree,
+        f"+callbacks.all={{_target_: {ME}, name: all}}",
+        f"+classifier.callbacks.one={{_target_: {ME}, name: one}}",
+        "rib.lr=1e-3",
+        "run=[classifier,cam,rib,refine,segmenter]",
+    )
+    assert SEEN == [
+        ("all", "ClassifierModule"),
+        ("one", "ClassifierModule"),
+        ("all", "AffinityModule"),
+        ("all", "SegmentationModule"),
+    ]
+
+
+def test_a_callback_may_be_left_out_of_one_training(tmp_path, tree):
+    SEEN.clear()
+    every = f"+callbacks.all._target_={ME}"
+    folder_run(tmp_path, tree, every, "+classifier.callbacks.all=null", "run=[classifier]")
+    assert SEEN == []
+
+
+def test_a_callback_that_changes_is_another_classifier(tmp_path, tree):
+    runs = [
+        folder_run(tmp_path, tree, f"+callbacks.all={{_target_: {ME}, name: {name}}}", "run=[classifier]")
+        for name in "ab"
+    ]
+    assert runs[0]["store"]["classifier"] != runs[1]["store"]["classifier"]
+
+
+def test_a_segmenter_may_be_stopped_early_by_a_callback(tmp_path, tree):
+    stop = f"+segmenter.callbacks.stop._target_={__name__}.Stopper"
+    settings = ("segmenter.sources=[full]", "segmenter.check_every=1", "run=[classifier,segmenter]", stop)
+    results = folder_run(tmp_path, tree, *settings)
+    assert "full" in results["segmenter"]
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_what_ribseg_decides_is_refused_with_the_setting_to_use(name, tmp_path, tree):
+    with pytest.raises(ConfigError, match=rf"trainer\.{name} is decided by ribseg; use"):
+        folder_run(tmp_path, tree, f"+trainer.{name}=7", "run=[classifier]")
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_the_summary_of_the_model_is_shown_where_it_is_asked_for(tmp_path, tree, caplog, capsys):
+    folder_run(tmp_path, tree, "+trainer.enable_model_summary=true", "run=[classifier]")
+    captured = capsys.readouterr()
+    assert "Classifier" in captured.out + captured.err + caplog.text
+
+
+def test_the_objective_is_any_number_of_the_results():
+    results = {"a": {"b": [0.25, {"c": 3}]}, "name": "x", "flag": True}
+    assert objective(results, "a.b.0") == 0.25
+    assert objective(results, "a.b.1.c") == 3.0
+    assert objective(results, None) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a.z", r"a has no 'z'; there is b"),
+        ("a.b.7", r"a\.b has no '7'; there is 0, 1"),
+        ("name", "expected a number in results.json, found str"),
+        ("flag", "expected a number in results.json, found bool"),
+        ("name.x", r"name has no 'x'; there is the value 'x'"),
+        ("nothing", r"results\.json has no 'nothing'; there is a, name, flag"),
+    ],
+)
+def test_an_objective_that_is_not_there(path, message):
+    with pytest.raises(ConfigError, match=message):
+        objective({"a": {"b": [0.25, {"c": 3}]}, "name": "x", "flag": True}, path)
+
+
+def multirun(tmp_path, tree, *arguments):
+    """Runs a sweep in a process of its own."""
+    places = [f"data.root={tree}", f"store.root={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    settings = ["experiment=rib_folder", *QUICK, *places, sweep]
+    command = [sys.executable, REPOSITORY / "train.py", "-m", *settings, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+
+def test_a_sweep_with_a_bad_job_runs_the_others_and_says_so(tmp_path, tree):
+    run = "run=[classifier,cam,rib,evaluate]"
+    done = multirun(tmp_path, tree, "pooling.threshold=0.3,1.5,0.5", "rib.lr=1e-3", run)
+    assert done.returncode == 1, done.stderr
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert ["results" in job for job in jobs] == [True, False, True]
+    assert "1.5" in jobs[1]["failure"]
+    table = done.stdout[done.stdout.rindex("Localization maps on val") :]
+    assert "failed" in table
+    assert "pooling.threshold=1.5 failed:" in table
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "store").glob("classifier-*"))) == 1
+
+
+@pytest.mark.parametrize("stage", ["classifier", "rib"])
+def test_ctrl_c_says_in_one_line_how_to_go_on(stage, tmp_path, tree):
+    long = {"classifier": "classifier.epochs=100000", "rib": "rib.steps=100000"}[stage]
+    command = [sys.executable, REPOSITORY / "train.py", "experiment=rib_folder", *QUICK, long, "rib.lr=1e-9"]
+    places = [f"data.root={tree}", f"store.root={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    running = subprocess.Popen(
+        [*command, *places, "run=[classifier,rib]"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert any(line.startswith(f"{stage}: ") for line in running.stdout)
+    time.sleep(3)  # into the stage
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "interrupted. Nothing that was finished is lost; give the same command again" in errors
+    assert "Traceback" not in errors
