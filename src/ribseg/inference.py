@@ -1,4 +1,6 @@
-"""From an image and a segmenter to a mask: scales and mirror image, dense CRF, tiles (METHOD: section 6).
+"""From an image and a segmenter to a mask: scales and mirror image, dense CRF, tiles.
+
+The published test: docs/method.md, section 6.
 
 Functions of any network that maps (N, 3, H, W) images to (N, C+1, h, w) logits.
 """
