@@ -21,6 +21,7 @@ from ribseg.data.datamodules import WSSSDataModule
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.console import make_console
 from ribseg.pipeline.disk import Weights
+from ribseg.pipeline.loggers import logger_settings
 from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
@@ -123,17 +124,22 @@ class Context:
         """Parts of the configuration as plain values, for a digest."""
         return {name: plain(self.cfg[name]) for name in names}
 
-    def logger(self, stage: str) -> Logger | None:
-        """The configured logger for one stage; None with logger=none."""
-        return build(self.cfg.logger, stage=stage, output=str(self.output)) if self.cfg.logger else None
+    def loggers(self, stage: str) -> list[Logger]:
+        """The configured loggers for one stage; none with logger=none."""
+        settings = logger_settings(self.cfg.logger, stage, self.output)
+        loggers = [build(OmegaConf.create(each)) for each in settings]
+        for logger, each in zip(loggers, settings, strict=True):
+            if not isinstance(logger, Logger):
+                raise ConfigError(f"{each['_target_']} gives {type(logger).__name__}, no logger of Lightning")
+        return loggers
 
     def trainer(
         self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> pl.Trainer:
-        """A Trainer for one stage, with the configured devices, logger and threads."""
+        """A Trainer for one stage, with the configured devices, loggers and threads."""
         return build(
             self.cfg.trainer,
-            logger=self.logger(stage) or False,
+            logger=self.loggers(stage) or False,
             callbacks=list(callbacks),
             default_root_dir=str(folder),
             enable_model_summary=False,
@@ -171,7 +177,7 @@ def build(node: DictConfig, **replaced: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, RibsegError):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError | MisconfigurationException):
+        if isinstance(cause, ValueError | TypeError | ImportError | MisconfigurationException):
             raise ConfigError(f"{node.get('_target_')}: {cause}") from error
         raise
 
