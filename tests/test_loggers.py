@@ -52,6 +52,10 @@ def own(tmp_path, monkeypatch):
     del sys.modules["own_logger"]
 
 
+def needs_a_package(self, name):
+    raise ModuleNotFoundError("this logger needs a package")
+
+
 @pytest.fixture
 def wandb_alone(tmp_path, monkeypatch):
     """W&B without the credentials and settings of whoever runs the tests, and afterwards as before."""
@@ -177,9 +181,17 @@ def test_what_is_no_logger_is_refused_by_its_place(tmp_path, tree, given, messag
         Context(cfg, tmp_path / "out").loggers("classifier")
 
 
-def test_a_bad_logger_is_said_before_the_first_stage(tmp_path, tree):
-    with pytest.raises(ConfigError, match="nonsense"):
-        folder_run(tmp_path, tree, "logger=csv", "+logger.nonsense=1")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["logger=csv", "+logger.nonsense=1"], "nonsense"),
+        (["+logger.a._target_=own_logger.Absent"], "needs a package"),
+    ],
+)
+def test_a_bad_logger_is_said_before_the_first_stage(tmp_path, tree, own, given, message):
+    own.Absent = type("Absent", (own.Own,), {"__init__": needs_a_package})
+    with pytest.raises(ConfigError, match=message):
+        folder_run(tmp_path, tree, *given)
     assert not (tmp_path / "store").exists() or not any((tmp_path / "store").iterdir())
 
 

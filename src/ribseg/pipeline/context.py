@@ -133,6 +133,11 @@ class Context:
                 raise ConfigError(f"{each['_target_']} gives {type(logger).__name__}, no logger of Lightning")
         return loggers
 
+    @cached_property
+    def result_loggers(self) -> list[Logger]:
+        """The loggers of the results, made once."""
+        return self.loggers("results")
+
     def trainer(
         self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> pl.Trainer:

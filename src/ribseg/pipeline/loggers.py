@@ -163,7 +163,7 @@ LOGGED = ("localization", "adaptation", "bottleneck", "segmenter")
 
 def log_results(context: "Context", results: dict[str, Any]) -> None:
     """Hands the numbers of `results.json` to the loggers, as `localization/rib/best_miou` and so on."""
-    for logger in context.loggers("results"):
+    for logger in context.result_loggers:
         logger.log_metrics(numbers({key: results[key] for key in LOGGED if key in results}))
         logger.finalize("success")
     finish_loggers()

@@ -24,7 +24,6 @@ from ribseg.pipeline.disk import check_space, weights_of
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import check_imported
-from ribseg.pipeline.loggers import logger_settings
 from ribseg.pipeline.numbers import check_numbers
 from ribseg.pipeline.plan import ALIASES, CHAINS, REPORT, STAGES, check_sources
 from ribseg.pipeline.pseudo_masks import check_refinement
@@ -52,7 +51,7 @@ def preflight(context: Context) -> None:
         RibsegError: settings, data or store cannot work.
     """
     check_settings(context.cfg)
-    logger_settings(context.cfg.logger, "results", context.output)
+    _ = context.result_loggers  # made now: one that cannot be is said before anything long begins
     if reads_data(context.cfg):
         preflight_data(context)
     if BottleneckStage.name in context.cfg.run:
