@@ -1,4 +1,4 @@
-"""RIB as the released program runs it: the same maps, and nothing saved. Written here from METHOD and paper.
+"""RIB as the released program runs it: the same maps, and nothing saved (docs/method.md, section 3).
 
 Per image: two scans of all labels in Python; per step: the whole network for every view and with gradients,
 reference images decoded one after the other, the pooling's mask class by class and row by row, an update

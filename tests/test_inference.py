@@ -1,6 +1,7 @@
 """From images to masks: scales, mirror image, tiles, CRF, and `ribseg.predict` as function and command."""
 
 import inspect
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import ribseg
+import ribseg.predict as predict_module
 from ribseg.data.masks import voc_palette
 from ribseg.errors import ConfigError, DataError
 from ribseg.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
@@ -194,3 +196,74 @@ def test_the_command_says_what_is_wrong(tmp_path, checkpoint):
         assert run.returncode == 1
         assert message in run.stderr
         assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def mixed_folder(tmp_path):
+    """Two whole images among four that are broken in different ways."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "z.png"):
+        Image.fromarray(photo(9, 12)).save(folder / name)
+    whole = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "page.jpg").write_text("<html>not found</html>")
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(folder / "float.png", "TIFF")
+    return folder
+
+
+def test_unreadable_images_do_not_stop_the_others(tmp_path, checkpoint, mixed_folder, capsys):
+    out, absent = tmp_path / "out", tmp_path / "absent.png"
+    arguments = [absent, mixed_folder, "--checkpoint", checkpoint, "--out", out, "--device", "cpu", "--quiet"]
+    with pytest.raises(SystemExit) as stop:
+        predict_module.main([str(argument) for argument in arguments])
+    message = stop.value.code  # a text: printed on standard error, exit status 1
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "z.png"]
+    assert "2 masks written" in capsys.readouterr().out
+    headline, *named = message.splitlines()
+    assert headline == "ribseg: 5 of 7 images could not be segmented"
+    reasons = {absent: "absent", **dict.fromkeys(mixed_folder.glob("[cep]*"), "cannot be read|truncated")}
+    reasons[mixed_folder / "float.png"] = "floating-point"
+    assert len(named) == len(reasons)
+    for path, why in reasons.items():
+        (line,) = (line for line in named if str(path) in line)
+        assert re.search(why, line)
+
+
+def test_an_output_that_cannot_be_written_stops_at_once(tmp_path, checkpoint, mixed_folder, monkeypatch):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    seen = []
+    monkeypatch.setattr(
+        predict_module, "predict", lambda image, *_, **__: seen.append(image) or np.zeros((2, 2), np.uint8)
+    )
+    with pytest.raises(SystemExit, match=r"cannot write .*out.*writable folder"):
+        predict_module.main(
+            [str(mixed_folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--quiet"]
+        )
+    assert len(seen) == 1
+
+
+def test_an_image_beyond_the_memory_is_named_with_a_way_out(tmp_path, checkpoint, monkeypatch):
+    class Full(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            raise torch.OutOfMemoryError("no memory")
+
+    full = Segmenter(Full(), ("a",), inference={"flip": False})
+    monkeypatch.setattr(predict_module, "load_segmenter", lambda *_: full)
+    Image.fromarray(photo(4, 5)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=r"(?s)1 of 1 images.*a\.png: .*4 x 5 pixels.*--tile"):
+        predict_module.main(
+            [str(tmp_path / "a.png"), "--checkpoint", "-", "--out", str(tmp_path / "o"), "--quiet"]
+        )
+
+
+def test_two_images_of_one_name_are_never_reduced_to_one(tmp_path, checkpoint):
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(photo(4, 5)).save(tmp_path / name)
+    with pytest.raises(SystemExit, match=r"a\.jpg and .*a\.png would both become"):
+        predict_module.main([str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")])

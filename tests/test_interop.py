@@ -382,3 +382,27 @@ def test_saliency_alone_decides_on_the_background():
         labels_with_saliency(maps, classes, saliency[:, :2])
     with pytest.raises(ValueError, match="divide 8-bit values"):
         labels_with_saliency(maps, classes, saliency * 255)
+
+
+def test_the_command_converts_the_whole_files_and_names_every_broken_one(tmp_path):
+    for number in range(8):
+        save_irn(tmp_path / "irn" / f"bad{number}.npy", irn_dictionary(keys=(30 + number, 2)))
+    save_irn(tmp_path / "irn" / "good.npy", irn_dictionary())
+    arguments = [
+        "irn-to-ribseg",
+        tmp_path / "irn",
+        tmp_path / "maps",
+        "--classes",
+        "20",
+        "--trust",
+        "--quiet",
+    ]
+    with pytest.raises(SystemExit, match="8 of 9 images") as stop:
+        main([str(argument) for argument in arguments])
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.npz"]
+    assert all(f"bad{number}.npy" in stop.value.code for number in range(8))
+    # An output that cannot be written ends it at once: another input would not help.
+    (tmp_path / "file").write_text("")
+    arguments[2] = tmp_path / "file"
+    with pytest.raises(SystemExit, match="cannot write"):
+        main([str(argument) for argument in arguments])

@@ -369,15 +369,6 @@ def test_gather_tells_what_is_there(tmp_path, tree):
     assert "localization" not in results
 
 
-@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
-def test_loggers(tmp_path, tree, monkeypatch, logger):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    folder_run(tmp_path, tree, f"logger={logger}", "run=[classifier,cam,evaluate]")
-    out = tmp_path / "out"
-    pattern = {"csv": "logs/classifier/metrics.csv", "tensorboard": "logs/*/events*", "wandb": "wandb/*"}
-    assert list(out.glob(pattern[logger]))
-
-
 def test_sweep_table(tmp_path, tree, capsys):
     for number, threshold in enumerate((0.2, 0.6)):
         override = f"pooling.threshold={threshold}"

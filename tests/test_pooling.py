@@ -8,7 +8,7 @@ from ribseg.functional import gap, gndrp
 
 
 def released_pooling(maps, labels, threshold, classes=None):
-    """The released program's GNDRP as METHOD.md tells it, one class at a time."""
+    """The released program's GNDRP as docs/method.md, section 3.1, tells it, one class at a time."""
     rows, channels, height, width = maps.shape
     out = torch.zeros(rows, channels, dtype=maps.dtype)
     for n in range(rows):

@@ -49,7 +49,7 @@ LABELS = torch.tensor([1.0, 0, 1, 0, 0])
 
 
 def released(model, views, labels, batches, pooling, steps, lr, margin, limit, threshold=0.3):
-    """The released program's loop, written from METHOD.md: everything recomputed, one thing after the other.
+    """The released program's loop, written from docs/method.md, section 3: everything recomputed.
 
     Returns maps per view, the step index at which it ended, and why.
     """

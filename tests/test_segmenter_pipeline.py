@@ -371,7 +371,7 @@ def test_the_png_reader_agrees_with_pillow(tmp_path, seed):
 
 
 def test_published_recipes():
-    """As METHOD.md, section 6, has them."""
+    """As docs/method.md, section 6, has them."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from quick_run import CONF

@@ -3,45 +3,84 @@
 Importing the package loads neither Lightning nor Hydra nor wandb; names are looked up on first use.
 """
 
-import importlib
 import os
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ribseg.inference import predict as predict
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 # Here, before any module of ours can import albumentations, which would ask a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-_EXPORTS = {
-    "GAP": "ribseg.pooling",
-    "GNDRP": "ribseg.pooling",
-    "RIB": "ribseg.rib",
-    "Adaptation": "ribseg.types",
-    "Classifier": "ribseg.models.classifier",
-    "DeepLabV2": "ribseg.models.deeplab",
-    "LocalizationMaps": "ribseg.types",
-    "ThresholdSweep": "ribseg.metrics",
-    "cam": "ribseg.localize",
-    "load_official_classifier": "ribseg.models.official",
-    "load_segmenter": "ribseg.models.segmenter",
-    "merge_maps": "ribseg.localize",
-}
-# `predict` is a module that can be called, see there.
-_SUBMODULES = ("analysis", "data", "functional", "models", "modules", "pipeline", "predict")
+# What is public stands here three times: for readers and `import *`, for type checkers, and for run time.
+# tests/test_typing.py fails where the three differ.
+__all__ = [
+    "GAP",
+    "GNDRP",
+    "RIB",
+    "Adaptation",
+    "Classifier",
+    "DeepLabV2",
+    "LocalizationMaps",
+    "ThresholdSweep",
+    "analysis",
+    "cam",
+    "controls",
+    "data",
+    "errors",
+    "evaluation",
+    "functional",
+    "interop",
+    "load_official_classifier",
+    "load_segmenter",
+    "merge_maps",
+    "models",
+    "modules",
+    "pipeline",
+    "predict",
+    "refine",
+]
 
-__all__ = [*sorted(_EXPORTS), "functional", "predict"]
+if TYPE_CHECKING:
+    from ribseg import analysis as analysis
+    from ribseg import controls as controls
+    from ribseg import data as data
+    from ribseg import errors as errors
+    from ribseg import evaluation as evaluation
+    from ribseg import functional as functional
+    from ribseg import interop as interop
+    from ribseg import models as models
+    from ribseg import modules as modules
+    from ribseg import pipeline as pipeline
+    from ribseg import refine as refine
+    from ribseg.inference import predict as predict
+    from ribseg.localize import cam as cam
+    from ribseg.localize import merge_maps as merge_maps
+    from ribseg.metrics import ThresholdSweep as ThresholdSweep
+    from ribseg.models.classifier import Classifier as Classifier
+    from ribseg.models.deeplab import DeepLabV2 as DeepLabV2
+    from ribseg.models.official import load_official_classifier as load_official_classifier
+    from ribseg.models.segmenter import load_segmenter as load_segmenter
+    from ribseg.pooling import GAP as GAP
+    from ribseg.pooling import GNDRP as GNDRP
+    from ribseg.rib import RIB as RIB
+    from ribseg.types import Adaptation as Adaptation
+    from ribseg.types import LocalizationMaps as LocalizationMaps
+else:
+    from ribseg.lazy import lazy_names
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"ribseg.{name}")
-    raise AttributeError(f"module 'ribseg' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    _HOME = {
+        "GAP": "pooling",
+        "GNDRP": "pooling",
+        "RIB": "rib",
+        "Adaptation": "types",
+        "Classifier": "models.classifier",
+        "DeepLabV2": "models.deeplab",
+        "LocalizationMaps": "types",
+        "ThresholdSweep": "metrics",
+        "cam": "localize",
+        "load_official_classifier": "models.official",
+        "load_segmenter": "models.segmenter",
+        "merge_maps": "localize",
+    }
+    # What is no name of another module is a module. So is `predict`, which can be called, see there.
+    __getattr__, __dir__ = lazy_names(__name__, _HOME, [name for name in __all__ if name not in _HOME])

@@ -1,4 +1,7 @@
-"""Evaluation of localization maps on one split: all thresholds in one pass, with bootstrap intervals."""
+"""Evaluation of localization maps on one split: all thresholds in one pass, with bootstrap intervals.
+
+docs/method.md, section 4, says what is scored.
+"""
 
 from typing import Any, NamedTuple
 

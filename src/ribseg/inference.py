@@ -1,4 +1,6 @@
-"""From an image and a segmenter to a mask: scales and mirror image, dense CRF, tiles (METHOD: section 6).
+"""From an image and a segmenter to a mask: scales and mirror image, dense CRF, tiles.
+
+The published test: docs/method.md, section 6.
 
 Functions of any network that maps (N, 3, H, W) images to (N, C+1, h, w) logits.
 """
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
 from ribseg.data.views import check_scales
-from ribseg.errors import ConfigError, DataError
+from ribseg.errors import ConfigError, DataError, DeviceMemoryError
 from ribseg.functional import dense_crf
 from ribseg.localize import evaluating
 from ribseg.models.segmenter import Segmenter, load_segmenter
@@ -79,6 +81,7 @@ def predict(
     Raises:
         ConfigError: the checkpoint cannot be used, or a setting cannot work.
         DataError: an image cannot be read.
+        DeviceMemoryError: the device's memory does not suffice for an image.
     """
     if not isinstance(checkpoint, Segmenter):
         checkpoint = load_segmenter(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -123,13 +126,24 @@ def predict_labels(
 
     Returns:
         (H, W) uint8.
+
+    Raises:
+        ConfigError: see `class_probabilities` and `tiles`.
+        DataError: not an (H, W, 3) uint8 image.
+        DeviceMemoryError: the device's memory does not suffice for the image, or for a tile of it.
     """
     check_image(image)
     labels = np.empty(image.shape[:2], np.uint8)
     for part in tiles((image.shape[0], image.shape[1]), tile, margin):
         pixels = np.ascontiguousarray(image[part.seen.place])
-        probabilities = class_probabilities(model, normalized(model, pixels, mean, std), scales, flip)
-        labels[part.kept.place] = most_probable(pixels, probabilities, crf)[part.inside]
+        try:
+            probabilities = class_probabilities(model, normalized(model, pixels, mean, std), scales, flip)
+            labels[part.kept.place] = most_probable(pixels, probabilities, crf)[part.inside]
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"the memory of {next(model.parameters()).device} does not suffice for {pixels.shape[0]} x "
+                f"{pixels.shape[1]} pixels at once. Cut the image into smaller tiles (tile=512, --tile 512)"
+            ) from error
     return labels
 
 

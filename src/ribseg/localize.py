@@ -1,4 +1,4 @@
-"""Multi-scale class activation maps, and merging the maps of all views (METHOD: section 2)."""
+"""Multi-scale class activation maps, and merging the maps of all views (docs/method.md, section 2.2)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

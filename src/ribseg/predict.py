@@ -7,7 +7,7 @@ module is the only holder of the name, and can be called.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from ribseg.data.files import scan_folder
 from ribseg.data.masks import write_mask
 from ribseg.data.voc import IMAGE_ENDINGS
-from ribseg.errors import DataError, RibsegError
+from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
 from ribseg.inference import PUBLISHED_CRF, predict
 from ribseg.models.segmenter import load_segmenter
 
@@ -33,27 +32,45 @@ sys.modules[__name__].__class__ = _CallableModule
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; an error that a user can mend is one message, and exit status 1."""
+    """Runs the command; what a user can put right is one message, and exit status 1.
+
+    An image that cannot be read, or not be segmented, does not keep the others from being written; all such
+    images are named at the end. An output folder that cannot be written to ends the command at once.
+    """
     options = _parser().parse_args(arguments)
+    failed: dict[Path, str] = {}
     try:
-        written = _run(options)
+        images = _run(options, failed)
     except RibsegError as error:
-        sys.exit(f"ribseg: {error}")
+        sys.exit(_message(str(error), failed))
     except KeyboardInterrupt:
-        sys.exit("ribseg: interrupted; the masks that are written are whole")
-    print(f"{written} masks written to {options.out}")
+        sys.exit(_message("interrupted; the masks that are written are whole", failed))
+    print(f"{images - len(failed)} masks written to {options.out}")
+    if failed:
+        sys.exit(_message(f"{len(failed)} of {images} images could not be segmented", failed))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, failed: dict[Path, str]) -> int:
+    """Segments the images and returns their number; enters in `failed` why an image has no mask."""
     targets = _targets(options.images, options.out)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(options.checkpoint, device)
     settings = _settings(options)
     for target, image in track(targets.items(), "Segmenting", disable=options.quiet):
-        mask = predict(image, segmenter, **settings)
+        try:
+            mask = predict(image, segmenter, **settings)
+        except (DataError, DeviceMemoryError) as error:
+            failed[image] = str(error)
+            continue
         assert not isinstance(mask, list)  # one image, one mask
         write_mask(target, mask, segmenter.palette)
     return len(targets)
+
+
+def _message(text: str, failed: Mapping[Path, str]) -> str:
+    """The text, and every image without a mask with the reason."""
+    reasons = [why if str(image) in why else f"{image}: {why}" for image, why in failed.items()]
+    return "\n  ".join([f"ribseg: {text}", *map(shortened, reasons)])
 
 
 def _targets(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -72,14 +89,19 @@ def _targets(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
 def _files(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in images:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = [path / name for _, name in sorted(scan_folder(path, IMAGE_ENDINGS).items())]
-        if not found:
-            raise DataError(f"the folder {path} holds no images ({', '.join(IMAGE_ENDINGS)})")
-        files += found
+        files += _images_in(path) if path.is_dir() else [path]
     return files
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """All images of a folder, also two of one name (a.jpg and a.png), of which `_targets` will complain."""
+    try:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
+    except OSError as error:
+        raise DataError(f"cannot list the folder {folder}: {error.strerror or error}") from error
+    if not found:
+        raise DataError(f"the folder {folder} holds no images ({', '.join(IMAGE_ENDINGS)})")
+    return found
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

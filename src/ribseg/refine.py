@@ -23,7 +23,7 @@ def confident_labels(
     background: float = 0.17,
     crf: CRF | None = dense_crf,
 ) -> np.ndarray:
-    """Labels where the maps are sure, twice refined by a CRF (METHOD: section 5, point 1).
+    """Labels where the maps are sure, twice refined by a CRF (docs/method.md, section 5.1).
 
     A pixel is of a class where that class wins over the high background score, and background where that wins
     even when its score is low; between the two it is unsure.
@@ -68,7 +68,7 @@ def walk_maps(
     steps: int = 256,
     per_class: bool = False,
 ) -> Tensor:
-    """Localization maps after the random walk, at the image's size (METHOD: section 5, point 3).
+    """Localization maps after the random walk, at the image's size (docs/method.md, section 5.3).
 
     `argmax_labels(walk_maps(...), maps.classes, 0.27)` is the pseudo mask.
 
@@ -100,7 +100,7 @@ def walk_maps_by_features(
     steps: int = 256,
     per_class: bool = False,
 ) -> Tensor:
-    """The same over affinities from features at stride 8, as PSA does it (METHOD: section 5, point 5).
+    """The same over affinities from features at stride 8, as PSA does it (docs/method.md, section 5.5).
 
     PSA walks a map of the background along with the classes; here the background stays a score, as in IRN.
 

@@ -1,7 +1,8 @@
 """RIB: fine-tunes a classifier on one image without its last activation, and sums the CAMs on the way.
 
 Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation (NeurIPS 2021), section 4.
-Plain PyTorch: any module with `features(x)` and `weight` will do.
+Plain PyTorch: any module with `features(x)` and `weight` will do. Equations, rules and the published settings
+are in docs/method.md, section 3.
 """
 
 import math

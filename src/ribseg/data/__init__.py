@@ -4,44 +4,91 @@ The names below are loaded on first use, so that `import ribseg.data` costs noth
 is in `ribseg.data.datamodules` and is not among them: this folder stays usable without Lightning.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "IMAGENET_MEAN": "images",
-    "IMAGENET_STD": "images",
-    "write_voc_tree": "adapter",
-    "read_image": "images",
-    "read_mask": "masks",
-    "voc_palette": "masks",
-    "write_mask": "masks",
-    "labels_from_csv": "labels",
-    "labels_from_masks": "labels",
-    "labels_from_xml": "labels",
-    "VOC_CLASSES": "voc",
-    "VOCFolder": "voc",
-    "CheckReport": "check",
-    "check_dataset": "check",
-    "eval_transform": "transforms",
-    "seeded": "transforms",
-    "train_transform": "transforms",
-    "Ids": "ids",
-    "ServedImages": "served",
-    "ViewsDataset": "views",
-    "multi_scale_views": "views",
-    "ReferenceBatches": "references",
-    "ReferenceSampler": "references",
-    "load_maps": "maps",
-    "save_maps": "maps",
-}
-__all__ = sorted(_HOME)
+# Three lists of the public names, as in ribseg/__init__.py, for the same reasons.
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "VOC_CLASSES",
+    "CheckReport",
+    "Ids",
+    "ReferenceBatches",
+    "ReferenceSampler",
+    "ServedImages",
+    "VOCFolder",
+    "ViewsDataset",
+    "check_dataset",
+    "eval_transform",
+    "labels_from_csv",
+    "labels_from_masks",
+    "labels_from_xml",
+    "load_maps",
+    "multi_scale_views",
+    "read_image",
+    "read_mask",
+    "save_maps",
+    "seeded",
+    "train_transform",
+    "voc_palette",
+    "write_mask",
+    "write_voc_tree",
+]
 
+if TYPE_CHECKING:
+    from ribseg.data.adapter import write_voc_tree as write_voc_tree
+    from ribseg.data.check import CheckReport as CheckReport
+    from ribseg.data.check import check_dataset as check_dataset
+    from ribseg.data.ids import Ids as Ids
+    from ribseg.data.images import IMAGENET_MEAN as IMAGENET_MEAN
+    from ribseg.data.images import IMAGENET_STD as IMAGENET_STD
+    from ribseg.data.images import read_image as read_image
+    from ribseg.data.labels import labels_from_csv as labels_from_csv
+    from ribseg.data.labels import labels_from_masks as labels_from_masks
+    from ribseg.data.labels import labels_from_xml as labels_from_xml
+    from ribseg.data.maps import load_maps as load_maps
+    from ribseg.data.maps import save_maps as save_maps
+    from ribseg.data.masks import read_mask as read_mask
+    from ribseg.data.masks import voc_palette as voc_palette
+    from ribseg.data.masks import write_mask as write_mask
+    from ribseg.data.references import ReferenceBatches as ReferenceBatches
+    from ribseg.data.references import ReferenceSampler as ReferenceSampler
+    from ribseg.data.served import ServedImages as ServedImages
+    from ribseg.data.transforms import eval_transform as eval_transform
+    from ribseg.data.transforms import seeded as seeded
+    from ribseg.data.transforms import train_transform as train_transform
+    from ribseg.data.views import ViewsDataset as ViewsDataset
+    from ribseg.data.views import multi_scale_views as multi_scale_views
+    from ribseg.data.voc import VOC_CLASSES as VOC_CLASSES
+    from ribseg.data.voc import VOCFolder as VOCFolder
+else:
+    from ribseg.lazy import lazy_names
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    _HOME = {
+        "IMAGENET_MEAN": "images",
+        "IMAGENET_STD": "images",
+        "write_voc_tree": "adapter",
+        "read_image": "images",
+        "read_mask": "masks",
+        "voc_palette": "masks",
+        "write_mask": "masks",
+        "labels_from_csv": "labels",
+        "labels_from_masks": "labels",
+        "labels_from_xml": "labels",
+        "VOC_CLASSES": "voc",
+        "VOCFolder": "voc",
+        "CheckReport": "check",
+        "check_dataset": "check",
+        "eval_transform": "transforms",
+        "seeded": "transforms",
+        "train_transform": "transforms",
+        "Ids": "ids",
+        "ServedImages": "served",
+        "ViewsDataset": "views",
+        "multi_scale_views": "views",
+        "ReferenceBatches": "references",
+        "ReferenceSampler": "references",
+        "load_maps": "maps",
+        "save_maps": "maps",
+    }
+    __getattr__, __dir__ = lazy_names(__name__, _HOME)

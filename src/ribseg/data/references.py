@@ -1,4 +1,7 @@
-"""Reference images of RIB: random training images that share no class with the image that is adapted."""
+"""Reference images of RIB: random training images that share no class with the image that is adapted.
+
+docs/method.md, section 3.3.
+"""
 
 import hashlib
 import json

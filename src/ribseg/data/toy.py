@@ -1,4 +1,4 @@
-"""The toy data of the information bottleneck: digits 2 and 8 with marks beside them (METHOD: section 7).
+"""The toy data of the information bottleneck: 2s and 8s with marks beside them (docs/method.md, section 7).
 
 A digit tells its class. In a tenth of the images a circle stands beside the 2s and a square beside the 8s:
 relevant to the class, yet of little use for telling it, because the digit is always there. The masks of

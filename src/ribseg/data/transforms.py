@@ -1,8 +1,9 @@
-"""Augmentation of the classifier's training images and of RIB's reference images (METHOD.md, section 2).
+"""Augmentation of the classifier's training images and of RIB's reference images.
 
-The published recipe (Ahn, Cho, Kwak, CVPR 2019; used unchanged by RIB): the longer side to a uniform integer
-in 320..640 with a bicubic filter, mirrored in half of the cases, normalised, and a 512 x 512 crop at a random
-place; where the image is smaller it stands at a random place on zeros, that is, on the mean colour.
+The published recipe (docs/method.md, section 2.1; Ahn, Cho, Kwak, CVPR 2019; used unchanged by RIB): the
+longer side to a uniform integer in 320..640 with a bicubic filter, mirrored in half of the cases, normalised,
+and a 512 x 512 crop at a random place; where the image is smaller it stands at a random place on zeros, that
+is, on the mean colour.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Class activation maps as functions of tensors (RIB paper, section 3.1; METHOD: section 2)."""
+"""Class activation maps as functions of tensors (RIB paper, section 3.1; docs/method.md, section 2.2)."""
 
 from collections.abc import Sequence
 

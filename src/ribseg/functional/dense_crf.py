@@ -1,4 +1,6 @@
-"""Fully connected conditional random field (Krähenbühl, Koltun, NeurIPS 2011; METHOD: sections 5 and 6).
+"""Fully connected conditional random field (Krähenbühl, Koltun, NeurIPS 2011).
+
+Published settings: docs/method.md, sections 5.1 and 6.
 
 Each label map is refined by mean-field inference under two Potts potentials between all pairs of pixels: a
 smoothness term of places, and an appearance term of places and colours.

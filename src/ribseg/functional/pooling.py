@@ -1,4 +1,4 @@
-"""Pooling of class maps to logits: GAP and GNDRP (RIB paper, section 4.2)."""
+"""Pooling of class maps to logits: GAP and GNDRP (RIB paper, section 4.2; docs/method.md, section 3.1)."""
 
 from typing import Literal
 

@@ -1,4 +1,6 @@
-"""Random walk of localization maps over pixel affinities (IRN paper, section 4.3; METHOD: section 5).
+"""Random walk of localization maps over pixel affinities (IRN paper, section 4.3).
+
+Equation and published settings: docs/method.md, section 5.3.
 
 The transition matrix T = A D^-1 (A affinities with ones on the diagonal, D its column sums) is never built:
 it is a stencil. Neither is it applied `steps` times. With S = D^-1/2 A D^-1/2, whose eigenvalues lie in

@@ -1,4 +1,4 @@
-"""Labels from maps when a saliency map supplies the background (METHOD: section 5, point 4)."""
+"""Labels from maps when a saliency map supplies the background (docs/method.md, section 5.4)."""
 
 import torch
 from torch import Tensor

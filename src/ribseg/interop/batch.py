@@ -36,7 +36,7 @@ def convert_missing(
     if problems:
         headline = f"{len(problems)} of {len(todo)} images could not be converted"
         advice = "Mend these and do the same again: what is converted is skipped."
-        raise DataError(list_problems(headline, {"broken": problems}, advice))
+        raise DataError(list_problems(headline, {"broken": problems}, advice, show=len(problems)))
     return len(todo)
 
 

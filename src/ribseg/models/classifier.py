@@ -1,4 +1,4 @@
-"""The image classifier whose class activation maps localize (METHOD: section 2)."""
+"""The image classifier whose class activation maps localize (docs/method.md, section 2)."""
 
 from collections.abc import Mapping
 from pathlib import Path

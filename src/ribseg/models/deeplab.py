@@ -1,4 +1,4 @@
-"""DeepLab-v2, the segmenter of the published recipes (Chen et al., TPAMI 2018; METHOD: section 6)."""
+"""DeepLab-v2, the segmenter of the published recipes (Chen et al., TPAMI 2018; docs/method.md, section 6)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The small network of the toy experiment (METHOD: section 7)."""
+"""The small network of the toy experiment (docs/method.md, section 7)."""
 
 from collections.abc import Sequence
 from typing import cast

@@ -1,4 +1,4 @@
-"""Training of IRNet on confident labels (METHOD: section 5)."""
+"""Training of IRNet on confident labels (docs/method.md, section 5.2)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training of the image classifier (METHOD: section 2)."""
+"""Training of the image classifier (docs/method.md, section 2.1)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training of PSA's affinity network on confident labels (METHOD: section 5, point 5)."""
+"""Training of PSA's affinity network on confident labels (docs/method.md, section 5.5)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training of the segmenter on masks (METHOD: section 6)."""
+"""Training of the segmenter on masks (docs/method.md, section 6)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal

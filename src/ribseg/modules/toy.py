@@ -1,4 +1,4 @@
-"""Training of the toy network, and what RIB does to its gradients (METHOD: section 7)."""
+"""Training of the toy network, and what RIB does to its gradients (docs/method.md, section 7)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

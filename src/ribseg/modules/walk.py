@@ -1,4 +1,4 @@
-"""The random walk over learned affinities as `Trainer.predict` (METHOD: section 5, point 3)."""
+"""The random walk over learned affinities as `Trainer.predict` (docs/method.md, section 5.3)."""
 
 import time
 from collections.abc import Callable

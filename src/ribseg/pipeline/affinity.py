@@ -1,4 +1,4 @@
-"""The stages around affinities: confident labels, training, random walk (METHOD: section 5)."""
+"""The stages around affinities: confident labels, training, random walk (docs/method.md, section 5)."""
 
 import copy
 from collections.abc import Mapping

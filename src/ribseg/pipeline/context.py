@@ -22,6 +22,7 @@ from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.console import make_console
 from ribseg.pipeline.digest import plain
 from ribseg.pipeline.disk import Weights
+from ribseg.pipeline.loggers import logger_settings
 from ribseg.pipeline.store import Artefact, Store, check_writable
 
 T = TypeVar("T")
@@ -121,9 +122,19 @@ class Context:
         """How many processes the configured Trainer has."""
         return build(self.cfg.trainer, logger=False).world_size
 
-    def logger(self, stage: str) -> Logger | None:
-        """The configured logger for one stage; None with logger=none."""
-        return build(self.cfg.logger, stage=stage, output=str(self.output)) if self.cfg.logger else None
+    def loggers(self, stage: str) -> list[Logger]:
+        """The configured loggers for one stage; none with logger=none."""
+        settings = logger_settings(self.cfg.logger, stage, self.output)
+        loggers = [build(OmegaConf.create(each)) for each in settings]
+        for logger, each in zip(loggers, settings, strict=True):
+            if not isinstance(logger, Logger):
+                raise ConfigError(f"{each['_target_']} gives {type(logger).__name__}, no logger of Lightning")
+        return loggers
+
+    @cached_property
+    def result_loggers(self) -> list[Logger]:
+        """The loggers of the results, made once."""
+        return self.loggers("results")
 
     def trainer(
         self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
@@ -139,7 +150,7 @@ class Context:
         shown = {"enable_model_summary": self.cfg.trainer.get("enable_model_summary", False)}
         return build(
             self.cfg.trainer,
-            logger=self.logger(stage) or False,
+            logger=self.loggers(stage) or False,
             callbacks=list(callbacks),
             default_root_dir=str(folder),
             **shown,
@@ -223,6 +234,6 @@ def build(node: DictConfig, **replaced: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, RibsegError):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError | MisconfigurationException):
+        if isinstance(cause, ValueError | TypeError | ImportError | MisconfigurationException):
             raise ConfigError(f"{node.get('_target_')}: {cause}") from error
         raise

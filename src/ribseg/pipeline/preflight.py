@@ -51,6 +51,7 @@ def preflight(context: Context) -> None:
         RibsegError: settings, data or store cannot work.
     """
     check_settings(context.cfg)
+    _ = context.result_loggers  # made now: one that cannot be is said before anything long begins
     if reads_data(context.cfg):
         preflight_data(context)
     if BottleneckStage.name in context.cfg.run:

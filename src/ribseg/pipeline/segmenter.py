@@ -1,4 +1,4 @@
-"""The segmenter's training, on pseudo masks or, as the bound, on the ground truth (METHOD: section 6)."""
+"""The segmenter's training on pseudo masks or, as the bound, on the truth (docs/method.md, section 6)."""
 
 from collections.abc import Mapping
 from functools import partial
