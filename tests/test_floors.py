@@ -14,6 +14,7 @@ FLOORS = {
     "data.datamodules": 3,
     "types": 0,
     "errors": 0,
+    "checks": 0,
     "functional": 0,
     "models": 1,
     "pooling": 1,
