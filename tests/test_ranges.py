@@ -417,8 +417,8 @@ BY_CALL = {
     "walk": (
         lambda **k: RandomWalkModule(PSA, None, **k),
         {
-            "crop_size": AT_LEAST_1, "steps": AT_LEAST_0, "radius": AT_LEAST_2, "beta": POSITIVE, "power": RATE,
-            "per_class": SWITCH,
+            "crop_size": AT_LEAST_1, "steps": AT_LEAST_0, "radius": AT_LEAST_2, "beta": POSITIVE,
+            "power": RATE, "per_class": SWITCH,
         },
     ),
     "walk_maps": (
@@ -503,10 +503,10 @@ def test_checks_accept_what_is_in_range():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({}, "a finite number"),
-        ({"low": 0}, "a finite number >= 0"),
-        ({"low": 0, "high": 1, "words": (None, "auto")}, "a finite number in [0, 1], or null, or auto"),
-        ({"above": 0, "below": 1}, "a finite number > 0 and < 1"),
+        ({}, "a number"),
+        ({"low": 0}, "a number >= 0"),
+        ({"low": 0, "high": 1, "words": (None, "auto")}, "a number in [0, 1], or null, or auto"),
+        ({"above": 0, "below": 1}, "a number > 0 and < 1"),
         ({"low": 0, "high": 2**32 - 1, "whole": True}, "an integer in [0, 4294967295]"),
     ],
 )

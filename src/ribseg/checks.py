@@ -24,7 +24,7 @@ def check_number(
     below: float = math.inf,
     words: Collection[str | None] = (),
 ) -> None:
-    """Raises a SettingError unless an argument is a finite number in a range.
+    """Raises a SettingError unless an argument is a number in a range.
 
     Args:
         name: of the argument.
@@ -50,7 +50,7 @@ def check_number(
     bounds = " and ".join(f"{sign} {shown[sign]}" for sign, end in ends.items() if math.isfinite(end))
     if math.isfinite(low) and math.isfinite(high):
         bounds = f"in [{shown['>=']}, {shown['<=']}]"
-    kind = "an integer" if whole else "a finite number"
+    kind = "an integer" if whole else "a number"
     others = "".join(f", or {_shown(word)}" for word in words)
     expected = f"{kind} {bounds}".rstrip() + others
     raise SettingError(f"{name}: expected {expected}, got {_shown(value, quoted=True)}")

@@ -83,7 +83,8 @@ def check_ranges(cfg: DictConfig) -> None:
     Raises:
         ConfigError: names all that are out of range, with what was expected and found.
     """
-    values = {name: OmegaConf.select(cfg, name) for name in CHECKS if cfg.get(name.split(".")[0]) is not None}
+    there = [name for name in CHECKS if "." not in name or cfg.get(name.split(".")[0]) is not None]
+    values = {name: OmegaConf.select(cfg, name) for name in there}
     values |= {name: OmegaConf.select(cfg, name, default=False) for name in SWITCHES}
     wrong = []
     for name, value in values.items():
