@@ -15,6 +15,7 @@ FLOORS = {
     "types": 0,
     "errors": 0,
     "lazy": 0,
+    "checks": 0,
     "functional": 0,
     "models": 1,
     "pooling": 1,

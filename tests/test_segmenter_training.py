@@ -135,9 +135,12 @@ def test_settings_that_cannot_work(settings):
         SegmentationModule(small_model(), **settings)
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 3), (0, 1)])
-def test_the_recipe_batch_must_divide(voc_tree, batch_size, accumulate):
-    with pytest.raises(ConfigError, match="does not divide"):
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "message"),
+    [(4, 3, "does not divide"), (0, 1, "batch_size: expected an integer >= 1, got 0"), (4, 0, "accumulate")],
+)
+def test_the_recipe_batch_must_divide(voc_tree, batch_size, accumulate, message):
+    with pytest.raises(ConfigError, match=message):
         data_module(voc_tree, batch_size=batch_size, accumulate=accumulate)
 
 

@@ -75,6 +75,16 @@ def test_a_callback_that_changes_is_another_classifier(tmp_path, tree):
     assert runs[0]["store"]["classifier"] != runs[1]["store"]["classifier"]
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("builtins.dict", "gives dict, no callback"), ("mine.Nothing", "mine"), (ME + "2", "Recorder2")],
+)
+def test_a_callback_that_cannot_be_is_said_before_the_first_stage(target, message, tmp_path, tree):
+    with pytest.raises(ConfigError, match=message):
+        folder_run(tmp_path, tree, f"+callbacks.bad._target_={target}", "run=[classifier]")
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
 def test_a_segmenter_may_be_stopped_early_by_a_callback(tmp_path, tree):
     stop = f"+segmenter.callbacks.stop._target_={__name__}.Stopper"
     settings = ("segmenter.sources=[full]", "segmenter.check_every=1", "run=[classifier,segmenter]", stop)

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ribseg.checks import check_number, check_numbers, check_switch, within
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
-from ribseg.data.views import check_scales
 from ribseg.errors import ConfigError, DataError, DeviceMemoryError
 from ribseg.functional import dense_crf
+from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.localize import evaluating
 from ribseg.models.segmenter import Segmenter, load_segmenter
 
@@ -28,6 +29,8 @@ PUBLISHED_CRF = {
     "iterations": 10, "gaussian_sxy": 1, "gaussian_compat": 3,
     "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_compat": 4,
 }  # fmt: skip
+
+SMALLEST_TILE = 16
 
 
 class Box(NamedTuple):
@@ -147,6 +150,33 @@ def predict_labels(
     return labels
 
 
+def check_inference(
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    crf: Mapping[str, Any] | None = None,
+    tile: int | None = None,
+    margin: int | None = None,
+) -> None:
+    """Raises a ConfigError, or a TypeError for an unknown one, unless `predict_labels` can take the settings.
+
+    Args:
+        scales: see `predict_labels`.
+        flip: see there.
+        crf: see there.
+        tile: see there; smaller ones than 16 pixels are refused: no network sees anything in them.
+        margin: see there.
+    """
+    check_numbers("scales", scales, above=0)
+    check_switch("flip", flip)
+    if crf is not None:
+        with within("crf"):
+            check_dense_crf(**crf)
+    check_number("tile", tile, low=SMALLEST_TILE, whole=True, words=(None,))
+    check_number("margin", margin, low=0, whole=True, words=(None,))
+    if tile is not None:
+        margin_of(tile, margin)
+
+
 def normalized(model: nn.Module, image: np.ndarray, mean: Channels, std: Channels) -> Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 on the model's device."""
     device = next(model.parameters()).device
@@ -173,7 +203,8 @@ def class_probabilities(
     Raises:
         ConfigError: no scale, or one that is not positive.
     """
-    check_scales(scales)
+    check_numbers("scales", scales, above=0)
+    check_switch("flip", flip)
     size = (image.shape[1], image.shape[2])
     total: Tensor | None = None
     with evaluating(model):
@@ -228,8 +259,10 @@ def tiles(size: tuple[int, int], tile: int | None, margin: int | None = None) ->
 
 def margin_of(tile: int, margin: int | None) -> int:
     """Pixels of context around what is kept of a tile; raises a ConfigError if nothing would be."""
+    check_number("tile", tile, low=1, whole=True)
+    check_number("margin", margin, low=0, whole=True, words=(None,))
     margin = tile // 8 if margin is None else margin
-    if margin < 0 or tile - 2 * margin < 1:
+    if tile - 2 * margin < 1:
         raise ConfigError(f"expected tile > 2 * margin >= 0, got tile={tile} and margin={margin}")
     return margin
 

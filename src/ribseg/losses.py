@@ -1,12 +1,15 @@
 """Losses: without the last activation for RIB, and cross entropy for the segmenter."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.checks import check_choice, check_number, check_switch
 from ribseg.functional.activations import RANGES, last_activation
+
+Place = Literal["logits", "target"]
 
 TINY = 1e-12  # a divisor where there is nothing to divide
 
@@ -25,10 +28,14 @@ def rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None) -> Ten
     Returns:
         Scalar.
 
+    Raises:
+        ConfigError: the margin is no finite number.
+
     >>> import torch
     >>> rib_loss(torch.tensor([[5.0, 1.0]]), torch.tensor([[1.0, 0.0]]), margin=2.0)
     tensor(-2.)
     """
+    check_number("margin", margin, words=(None,))
     bounded = logits if margin is None else logits.clamp(max=margin)
     return -(bounded * labels).sum()
 
@@ -85,7 +92,7 @@ def segmentation_loss(
     target: Tensor,
     class_weights: Tensor | None = None,
     balanced: bool = False,
-    at: Literal["logits", "target"] = "target",
+    at: Place = "target",
     ignore_index: int = 255,
 ) -> Tensor:
     """Cross entropy of a segmenter, over the pixels that have a label.
@@ -103,12 +110,17 @@ def segmentation_loss(
     Returns:
         Scalar; zero where no pixel has a label.
 
+    Raises:
+        ConfigError: an argument is out of range.
+
     >>> import torch
     >>> logits = torch.zeros(1, 2, 1, 4)
     >>> target = torch.tensor([[[0, 0, 0, 1]]])
     >>> segmentation_loss(logits, target), segmentation_loss(logits, target, balanced=True)
     (tensor(0.6931), tensor(1.3863))
     """
+    check_choice("at", at, get_args(Place))
+    check_switch("balanced", balanced)
     logits = logits.float()  # the logarithms need it under mixed precision
     if at == "logits":
         small = F.interpolate(target[:, None].float(), tuple(logits.shape[-2:]), mode="nearest-exact")

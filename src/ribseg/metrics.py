@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ribseg.checks import check_number
 from ribseg.functional.evaluation import (
     Scores,
     confusion_from_histogram,
@@ -216,13 +217,17 @@ def bootstrap_miou(counts: Tensor, resamples: int = 1000, seed: int = 0) -> np.n
 
     Args:
         counts: (N, 3, C+1) `label_counts`.
-        resamples: how many sets of N images are drawn with replacement.
+        resamples: how many sets of N images are drawn with replacement, at least 1.
         seed: of the draw. The same seed draws the same sets, so that two methods on the same images can be
             compared pair by pair.
 
     Returns:
         (resamples,) float64 mIoU values.
+
+    Raises:
+        ConfigError: resamples is no integer >= 1.
     """
+    check_number("resamples", resamples, low=1, whole=True)
     number = counts.shape[0]
     generator = np.random.default_rng(seed)
     flat, block = counts.flatten(1).double(), max(1, BLOCK // max(number, 1))

@@ -33,6 +33,9 @@ class GNDRP:
         rule: "official" or "paper", see `ribseg.functional.gndrp`.
         num_masked_classes: None, or 20 for the released program's behaviour on COCO.
 
+    Raises:
+        ConfigError: an argument is out of range.
+
     >>> GNDRP(0.4)
     GNDRP(threshold=0.4, divisor='all', rule='official', num_masked_classes=None)
     """
@@ -44,7 +47,7 @@ class GNDRP:
         rule: Rule = "official",
         num_masked_classes: int | None = None,
     ) -> None:
-        check_gndrp_arguments(threshold, divisor, rule)
+        check_gndrp_arguments(threshold, divisor, rule, num_masked_classes)
         self.threshold, self.divisor, self.rule = threshold, divisor, rule
         self.num_masked_classes = num_masked_classes
 

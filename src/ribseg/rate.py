@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ribseg.checks import check_number
 from ribseg.errors import ConfigError
 from ribseg.types import Adaptation
 
@@ -55,8 +56,7 @@ def find_rate(
     Raises:
         ConfigError: the range is empty, or the first rate stops every image.
     """
-    if not 0 < low <= high:
-        raise ConfigError(f"expected 0 < low <= high for the learning rates, got {low} and {high}")
+    check_search(low, high, completed)
     decades = np.log10(high / low)
     rates = low * 10 ** (np.arange(int(decades * PER_DECADE + 1e-9) + 1) / PER_DECADE)
     first = [adaptation.stopped for adaptation in adapt(float(rates[0]))]
@@ -75,3 +75,12 @@ def find_rate(
         if trials[-1].completed < completed:
             return RateSearch(trials[-2].lr, trials)
     return RateSearch(trials[-1].lr, trials)
+
+
+def check_search(low: float = 1e-6, high: float = 1.0, completed: float = 0.5) -> None:
+    """Raises a ConfigError unless the arguments of `find_rate` are in range."""
+    check_number("low", low, above=0)
+    check_number("high", high, above=0)
+    check_number("completed", completed, 0, 1)
+    if low > high:
+        raise ConfigError(f"expected 0 < low <= high for the learning rates, got {low} and {high}")

@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.checks import check_number, check_switch
+from ribseg.errors import ConfigError
 from ribseg.evaluation import full_size
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
+from ribseg.functional.random_walk import check_walk_arguments
 from ribseg.types import LocalizationMaps
 
 IGNORE = 255
@@ -40,16 +43,24 @@ def confident_labels(
         (H, W) uint8: 0 background, c + 1 class c, 255 unsure.
 
     Raises:
-        ValueError: the maps are of another size, or the scores are the wrong way round.
+        ValueError: the maps are of another size.
+        ConfigError: a score is out of range, or the two are the wrong way round.
     """
     full = full_size(maps, (image.shape[0], image.shape[1]))
-    if background > foreground:
-        raise ValueError(f"expected background <= foreground, got {background} and {foreground}")
+    check_confidence(foreground, background)
     if len(maps.classes) == 0:
         return np.zeros(image.shape[:2], np.uint8)  # an image without any class is all background
     high, low = (_refined(image, full, score, crf) for score in (foreground, background))
     ids = np.concatenate([[0], maps.classes.numpy() + 1]).astype(np.uint8)
     return np.where(high > 0, ids[high], np.where(low > 0, IGNORE, 0)).astype(np.uint8)
+
+
+def check_confidence(foreground: float, background: float) -> None:
+    """Raises a ConfigError unless these are scores in [0, 1], that of the background not the higher one."""
+    check_number("foreground", foreground, 0, 1)
+    check_number("background", background, 0, 1)
+    if background > foreground:
+        raise ConfigError(f"expected background <= foreground, got {background} and {foreground}")
 
 
 def _refined(image: np.ndarray, maps: Tensor, score: float, crf: CRF | None) -> np.ndarray:
@@ -86,6 +97,7 @@ def walk_maps(
     Returns:
         (K, H, W) float32 in [0, 1] on the CPU.
     """
+    check_walk(power, radius, beta, steps, per_class)
     walked = random_walk(maps.strided.to(boundary.device) ** power, boundary, radius, beta, steps)
     return _full_scores(walked, STRIDE, size, per_class)
 
@@ -118,6 +130,7 @@ def walk_maps_by_features(
     Returns:
         (K, H, W) float32 in [0, 1] on the CPU.
     """
+    check_walk(power, radius, beta, steps, per_class)
     start = maps.strided.to(features.device) ** power
     if len(start):
         start = F.avg_pool2d(start, 2, ceil_mode=True, count_include_pad=False)
@@ -125,6 +138,15 @@ def walk_maps_by_features(
         start = start.new_zeros(0, *features.shape[1:])
     walked = feature_random_walk(start, features, radius, beta, steps)
     return _full_scores(walked, 2 * STRIDE, size, per_class)
+
+
+def check_walk(
+    power: float = 1.0, radius: int = 5, beta: float = 10.0, steps: int = 256, per_class: bool = False
+) -> None:
+    """Raises a ConfigError unless the settings of `walk_maps` are in range."""
+    check_number("power", power, low=0)
+    check_walk_arguments(radius, beta, steps)
+    check_switch("per_class", per_class)
 
 
 def _full_scores(walked: Tensor, stride: int, size: tuple[int, int], per_class: bool) -> Tensor:

@@ -15,6 +15,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from ribseg.checks import check_choice, check_number, check_numbers, check_switch
 from ribseg.errors import DeviceMemoryError
 from ribseg.folding import Folds, fold_batch_norm
 from ribseg.functional.cam import active_area, class_maps, merge_mirrored
@@ -93,7 +94,7 @@ class RIB:
             or two, once, and is meant for thousands of images on a GPU.
 
     Raises:
-        ValueError: an argument is out of range.
+        ConfigError: an argument is out of range.
     """
 
     def __init__(
@@ -115,14 +116,17 @@ class RIB:
         reference_chunk: int | None = None,
         compile: bool = False,
     ) -> None:
-        if preset not in PRESETS:
-            raise ValueError(f"expected preset {' | '.join(PRESETS)}, got {preset!r}")
-        if steps < 0 or lr < 0 or not loss_views:
-            raise ValueError(
-                f"expected steps >= 0, lr >= 0 and at least one loss view, got {steps}, {lr}, {loss_views}"
-            )
-        if reference_chunk is not None and reference_chunk < 1:
-            raise ValueError(f"expected reference_chunk >= 1, or None for all at once, got {reference_chunk}")
+        check_choice("preset", preset, list(PRESETS))
+        check_number("steps", steps, low=0, whole=True)
+        rates = {"lr": lr, "head_lr_factor": head_lr_factor, "weight_decay": weight_decay}
+        for name, value in (rates | {"momentum": momentum, "power": power}).items():
+            check_number(name, value, low=0)
+        check_number("margin", margin, words=(None,))
+        check_number("area_limit", area_limit, 0, 1, words=(None,))
+        check_number("area_threshold", area_threshold, 0, 1)
+        check_number("reference_chunk", reference_chunk, low=1, whole=True, words=(None,))
+        check_switch("compile", compile)
+        check_numbers("loss_views", loss_views, low=0, whole=True)
         self.classifier, self.rules = classifier, PRESETS[preset]
         self.pooling: Pooling = self.rules.pooling if pooling is None else pooling
         self.steps, self.lr, self.head_lr_factor = steps, lr, head_lr_factor
@@ -206,6 +210,11 @@ class RIB:
             casting_anew(),
         ):
             yield self._adapt(views, labels, classes, iter(references))
+
+    @property
+    def has_stop_rule(self) -> bool:
+        """Whether the margin or the area can end an adaptation before its last step."""
+        return self.area_limit is not None or not (self.margin is None or self.rules.margin_bounds_loss)
 
     @property
     def updates(self) -> int:
@@ -416,11 +425,10 @@ def partition(classifier: nn.Module, trainable: Trainable) -> Parts:
     """Cuts a classifier into what stays and what RIB adapts besides the head.
 
     Raises:
-        ValueError: unknown `trainable`, or one that this classifier cannot serve.
+        ValueError: unknown `trainable` (a ConfigError), or one that this classifier cannot serve.
         TypeError: no classifier.
     """
-    if trainable not in get_args(Trainable):
-        raise ValueError(f"expected trainable {' | '.join(get_args(Trainable))}, got {trainable!r}")
+    check_choice("trainable", trainable, get_args(Trainable))
     weight, features = head_of(classifier), features_of(classifier)
     trunk, tail = getattr(classifier, "trunk", None), getattr(classifier, "tail", None)
     if isinstance(trunk, nn.Module) and tail is not None:

@@ -1,11 +1,12 @@
 """How much of a region the gradient reaches: the high gradient ratio (RIB paper, section 3.2, figure 1)."""
 
-import math
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ribseg.checks import check_choice, check_number
 
 Normalise = Literal["max", "percentile", "none"]
 PERCENTILE = 0.99
@@ -25,8 +26,9 @@ def gradient_map(gradient: Tensor, sigma: float = 0.0) -> Tensor:
         (N, H, W), at least zero.
 
     Raises:
-        ValueError: a shape that is neither, or sigma < 0.
+        ValueError: a shape that is neither, or sigma is no number >= 0 (a ConfigError).
     """
+    check_number("sigma", sigma, low=0)
     if gradient.ndim not in (3, 4):
         raise ValueError(f"expected a gradient (N, C, H, W) or (N, H, W), got {tuple(gradient.shape)}")
     size = gradient.detach().abs()
@@ -35,8 +37,6 @@ def gradient_map(gradient: Tensor, sigma: float = 0.0) -> Tensor:
 
 
 def _smoothed(maps: Tensor, sigma: float) -> Tensor:
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"expected sigma >= 0 pixels, got {sigma}")
     reach = max(round(REACH * sigma), 1)
     offsets = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -60,8 +60,7 @@ def normalized_gradient(gradient: Tensor, normalise: Normalise = "max", sigma: f
     Raises:
         ValueError: an argument is out of range.
     """
-    if normalise not in get_args(Normalise):
-        raise ValueError(f"expected normalise {' | '.join(get_args(Normalise))}, got {normalise!r}")
+    check_gradient(normalise=normalise, sigma=sigma)
     maps = gradient_map(gradient, sigma)
     if normalise == "none":
         return maps
@@ -72,6 +71,13 @@ def normalized_gradient(gradient: Tensor, normalise: Normalise = "max", sigma: f
         scale = torch.quantile(flat.double(), PERCENTILE, dim=1).to(flat.dtype)
     scale = scale[:, None, None]
     return torch.where(scale > 0, maps / scale, torch.zeros_like(maps))
+
+
+def check_gradient(threshold: float = 0.3, normalise: str = "max", sigma: float = 0.0) -> None:
+    """Raises a ConfigError unless the arguments of `high_gradient_ratio` that are no tensors are in range."""
+    check_number("threshold", threshold, low=0)
+    check_choice("normalise", normalise, get_args(Normalise))
+    check_number("sigma", sigma, low=0)
 
 
 def high_gradient_ratio(
@@ -107,6 +113,7 @@ def high_gradient_ratio(
         raise ValueError(
             f"expected a region (N, H, W) to the gradient {tuple(gradient.shape)}, got {tuple(region.shape)}"
         )
+    check_gradient(threshold, normalise, sigma)
     maps = normalized_gradient(gradient, normalise, sigma)
     inside = region.bool()
     ratio = ((maps > threshold) & inside).sum((-2, -1)) / inside.sum((-2, -1))  # 0/0 = nan: an empty region

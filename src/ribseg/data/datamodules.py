@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from ribseg.checks import check_number
 from ribseg.data.check import CheckReport, OnError, check_dataset
 from ribseg.data.ids import Ids
 from ribseg.data.image_pool import ImagePool
@@ -92,8 +93,9 @@ class WSSSDataModule(pl.LightningDataModule):
         if on_error not in get_args(OnError):
             raise ConfigError(f"expected on_error raise or skip, found {on_error!r}.")
         self.on_error, self.max_side = on_error, max_side
-        if batch_size < 1:
-            raise ConfigError(f"expected batch_size >= 1, found {batch_size}.")
+        check_number("batch_size", batch_size, low=1, whole=True)
+        check_number("crop_size", crop_size, low=1, whole=True)
+        check_number("max_side", max_side, low=1, whole=True, words=(None,))
         self.train_split = train_split
         self.eval_splits = (eval_splits,) if isinstance(eval_splits, str) else tuple(eval_splits)
         check_scales(scales)

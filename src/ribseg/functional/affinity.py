@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ribseg.checks import check_number
+
 Offset = tuple[int, int]
 EPS = 1e-5  # inside the logarithms and beside the counts, as published
 
@@ -49,6 +51,11 @@ class AffinityLosses(NamedTuple):
         return (positive + self.negative) / 2 + displacement / 2
 
 
+def check_radius(radius: int) -> None:
+    """Raises a ConfigError unless a radius is an integer >= 2 pixels: at 1 a pixel has no neighbour."""
+    check_number("radius", radius, low=2, whole=True)
+
+
 @lru_cache
 def neighbour_offsets(radius: int) -> tuple[Offset, ...]:
     """One direction of each neighbour nearer than `radius`: (dy, dx) with dy > 0, or dy = 0 and dx > 0.
@@ -56,8 +63,7 @@ def neighbour_offsets(radius: int) -> tuple[Offset, ...]:
     >>> len(neighbour_offsets(5)), neighbour_offsets(2)
     (34, ((0, 1), (1, -1), (1, 0), (1, 1)))
     """
-    if radius < 2:
-        raise ValueError(f"expected radius >= 2 pixels, got {radius}; at 1 a pixel has no neighbour")
+    check_radius(radius)
     reach = range(-radius + 1, radius)
     return tuple(
         (y, x) for y in range(radius) for x in reach if y * y + x * x < radius**2 and (y, x) > (0, 0)

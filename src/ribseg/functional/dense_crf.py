@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ribseg.checks import check_choice, check_number
 from ribseg.functional.permutohedral import PermutohedralLattice
 
 Backend = Literal["auto", "pydensecrf", "torch"]
@@ -78,7 +79,17 @@ def dense_crf(
     """
     given = torch.as_tensor(labels_or_probabilities)
     pixels = torch.as_tensor(image)
-    _check(pixels, given, gt_prob, iterations, backend)
+    _check(pixels, given)
+    check_dense_crf(
+        iterations=iterations,
+        gt_prob=gt_prob,
+        gaussian_sxy=gaussian_sxy,
+        gaussian_compat=gaussian_compat,
+        bilateral_sxy=bilateral_sxy,
+        bilateral_srgb=bilateral_srgb,
+        bilateral_compat=bilateral_compat,
+        backend=backend,
+    )
     potentials = Potentials(gaussian_sxy, gaussian_compat, bilateral_sxy, bilateral_srgb, bilateral_compat)
     if backend == "auto":
         built = importlib.util.find_spec("pydensecrf") is not None
@@ -96,7 +107,7 @@ def dense_crf(
     return refined.to(given.device)
 
 
-def _check(image: Tensor, given: Tensor, gt_prob: float, iterations: int, backend: str) -> None:
+def _check(image: Tensor, given: Tensor) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
         raise ValueError(
             f"expected an image (H, W, 3) of uint8, got {image.dtype} {tuple(image.shape)}; pass the "
@@ -112,10 +123,31 @@ def _check(image: Tensor, given: Tensor, gt_prob: float, iterations: int, backen
             f"expected labels or probabilities of the image's size {tuple(image.shape[:2])}, got "
             f"{tuple(given.shape)}; resize them first"
         )
-    if not 0 < gt_prob < 1 or iterations < 0:
-        raise ValueError(f"expected gt_prob in (0, 1) and iterations >= 0, got {gt_prob} and {iterations}")
-    if backend not in get_args(Backend):
-        raise ValueError(f"expected backend {' | '.join(get_args(Backend))}, got {backend!r}")
+
+
+def check_dense_crf(
+    *,
+    iterations: int = 10,
+    gt_prob: float = 0.7,
+    gaussian_sxy: float = 3.0,
+    gaussian_compat: float = 3.0,
+    bilateral_sxy: float = 50.0,
+    bilateral_srgb: float = 5.0,
+    bilateral_compat: float = 10.0,
+    backend: str = "auto",
+) -> None:
+    """Raises a ConfigError unless the settings of `dense_crf` are in range."""
+    check_number("iterations", iterations, low=0, whole=True)
+    check_number("gt_prob", gt_prob, above=0, below=1)
+    for name, deviation in (
+        ("gaussian_sxy", gaussian_sxy),
+        ("bilateral_sxy", bilateral_sxy),
+        ("bilateral_srgb", bilateral_srgb),
+    ):
+        check_number(name, deviation, above=0)
+    check_number("gaussian_compat", gaussian_compat, low=0)
+    check_number("bilateral_compat", bilateral_compat, low=0)
+    check_choice("backend", backend, get_args(Backend))
 
 
 def _unary_from_labels(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.checks import check_number, check_numbers
+
 EPS = 1e-8
 AROUND = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0))
 
@@ -50,16 +52,23 @@ def pixel_adaptive(
             "expected image (C, H, W) and maps (K, H, W) of the same size, got "
             f"{tuple(image.shape)} and {tuple(maps.shape)}; channels come first"
         )
-    if not maps.is_floating_point() or iterations < 0 or not dilations or temperature <= 0:
-        raise ValueError(
-            "expected float maps, iterations >= 0, at least one dilation and temperature > 0, got "
-            f"{maps.dtype}, {iterations}, {tuple(dilations)} and {temperature}"
-        )
+    if not maps.is_floating_point():
+        raise ValueError(f"expected float maps, got {maps.dtype}")
+    check_pixel_adaptive(iterations, dilations, temperature)
     weights = _weights(image.to(maps.device, torch.float32), dilations, temperature)
     refined = maps.to(torch.float32)
     for _ in range(iterations if len(maps) else 0):
         refined = _weighted_sum(refined, weights, dilations)
     return refined.to(maps.dtype)
+
+
+def check_pixel_adaptive(
+    iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24), temperature: float = 0.1
+) -> None:
+    """Raises a ConfigError unless the arguments of `pixel_adaptive` that are no tensors are in range."""
+    check_number("iterations", iterations, low=0, whole=True)
+    check_numbers("dilations", dilations, low=1, whole=True)
+    check_number("temperature", temperature, above=0)
 
 
 def _weights(image: Tensor, dilations: Sequence[int], temperature: float) -> Tensor:

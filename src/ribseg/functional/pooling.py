@@ -1,9 +1,11 @@
 """Pooling of class maps to logits: GAP and GNDRP (RIB paper, section 4.2; docs/method.md, section 3.1)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from ribseg.checks import check_choice, check_number
 
 Divisor = Literal["all", "kept"]
 Rule = Literal["official", "paper"]
@@ -57,7 +59,8 @@ def gndrp(
     (tensor([[0.2500]]), tensor([[0.5000]]))
     """
     _check_maps(maps)
-    _check_gndrp(maps, labels, threshold, divisor, rule)
+    _check_labels(maps, labels)
+    check_gndrp_arguments(threshold, divisor, rule, num_masked_classes)
     masked = labels > 0
     if num_masked_classes is not None:
         masked = masked & (torch.arange(maps.shape[1], device=maps.device) < num_masked_classes)
@@ -86,20 +89,19 @@ def _check_maps(maps: Tensor) -> None:
         )
 
 
-def _check_gndrp(maps: Tensor, labels: Tensor, threshold: float, divisor: str, rule: str) -> None:
+def _check_labels(maps: Tensor, labels: Tensor) -> None:
     if labels.shape != maps.shape[:2]:
         raise ValueError(
             f"expected labels of shape (N, C) = {tuple(maps.shape[:2])} as the maps have, "
             f"got {tuple(labels.shape)}; give one row of image-level labels per row of maps"
         )
-    check_gndrp_arguments(threshold, divisor, rule)
 
 
-def check_gndrp_arguments(threshold: float, divisor: str, rule: str) -> None:
-    """Raises a ValueError unless the arguments of `gndrp` that are no tensors are in range."""
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"expected a pooling threshold in [0, 1], got {threshold}")
-    if divisor not in ("all", "kept"):
-        raise ValueError(f'expected divisor "all" or "kept", got {divisor!r}')
-    if rule not in ("official", "paper"):
-        raise ValueError(f'expected rule "official" or "paper", got {rule!r}')
+def check_gndrp_arguments(
+    threshold: float, divisor: str, rule: str, num_masked_classes: int | None = None
+) -> None:
+    """Raises a ConfigError unless the arguments of `gndrp` that are no tensors are in range."""
+    check_number("threshold", threshold, 0, 1)
+    check_choice("divisor", divisor, get_args(Divisor))
+    check_choice("rule", rule, get_args(Rule))
+    check_number("num_masked_classes", num_masked_classes, low=0, whole=True, words=(None,))

@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ribseg.functional.affinity import Offset, line_points, neighbour_offsets
+from ribseg.checks import check_number
+from ribseg.functional.affinity import Offset, check_radius, line_points, neighbour_offsets
 
 # Sum of the coefficients left out. Times sqrt(h w 69), the most that D^1/2 and D^-1/2 may make of it, this is
 # below 1e-5 for maps of up to 10^5 pixels.
@@ -57,7 +58,7 @@ def random_walk(
     >>> bool((walked[0, :, :3] > 0.05).all()), bool((walked[0, :, 3:] < 1e-6).all())
     (True, True)
     """
-    _check(maps, boundary, beta, steps)
+    _check(maps, boundary, radius, beta, steps)
     boundary = boundary.to(torch.float64)
     start = (maps.to(torch.float64) * (1 - boundary).unsqueeze(-3)).flatten(-2)
     if start.numel() == 0:
@@ -93,7 +94,7 @@ def feature_random_walk(
     """
     if features.ndim != 3:
         raise ValueError(f"expected features (D, h, w), got {tuple(features.shape)}")
-    _check(maps, features.new_zeros(features.shape[1:]), beta, steps)
+    _check(maps, features.new_zeros(features.shape[1:]), radius, beta, steps)
     if maps.numel() == 0:
         return maps.clone()
     affinities = _feature_affinities(features.to(torch.float64), radius, beta)
@@ -113,7 +114,7 @@ def _walk(start: Tensor, affinities: list[Neighbour], steps: int) -> Tensor:
     return walked.clamp(start.amin(-1, keepdim=True), start.amax(-1, keepdim=True))
 
 
-def _check(maps: Tensor, boundary: Tensor, beta: float, steps: int) -> None:
+def _check(maps: Tensor, boundary: Tensor, radius: int, beta: float, steps: int) -> None:
     if maps.ndim < 3 or boundary.shape != (*maps.shape[:-3], *maps.shape[-2:]):
         raise ValueError(
             f"expected maps (..., K, h, w) and boundary (..., h, w), got {tuple(maps.shape)} and "
@@ -123,8 +124,14 @@ def _check(maps: Tensor, boundary: Tensor, beta: float, steps: int) -> None:
         raise ValueError(f"expected float tensors, got {maps.dtype} and {boundary.dtype}")
     if boundary.numel() and not bool(((boundary >= 0) & (boundary <= 1)).all()):
         raise ValueError("expected a boundary in [0, 1]; apply a sigmoid to IRNet's boundary logits")
-    if not beta > 0 or steps < 0:
-        raise ValueError(f"expected beta > 0 and steps >= 0, got {beta} and {steps}")
+    check_walk_arguments(radius, beta, steps)
+
+
+def check_walk_arguments(radius: int, beta: float, steps: int) -> None:
+    """Raises a ConfigError unless the arguments of `random_walk` that are no tensors are in range."""
+    check_radius(radius)
+    check_number("beta", beta, above=0)
+    check_number("steps", steps, low=0, whole=True)
 
 
 def _affinities(boundary: Tensor, radius: int, beta: float) -> list[Neighbour]:

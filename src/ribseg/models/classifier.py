@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ribseg.errors import ConfigError
+from ribseg.checks import check_choice, check_number, check_switch
 from ribseg.functional.cam import class_maps
 from ribseg.models.backbone import Backbone, load_weights
 
@@ -30,6 +30,9 @@ class Classifier(nn.Module):
         freeze: "published", or "none" for training from scratch: everything learns, with live statistics.
         backbone_kwargs: passed on to timm.
 
+    Raises:
+        ConfigError: an argument is out of range, or the backbone or its weights cannot be used.
+
     >>> import torch
     >>> classifier = Classifier("resnet10t", num_classes=3)
     >>> classifier(torch.zeros(2, 3, 64, 64)).shape, classifier.class_maps(torch.zeros(2, 3, 64, 64)).shape
@@ -48,10 +51,10 @@ class Classifier(nn.Module):
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ConfigError(f"expected num_classes >= 1 (without background), got {num_classes}")
-        if freeze not in ("published", "none"):
-            raise ConfigError(f'expected freeze "published" or "none", got {freeze!r}')
+        check_number("num_classes", num_classes, low=1, whole=True)
+        check_switch("pretrained", pretrained)
+        check_switch("atrous", atrous)
+        check_choice("freeze", freeze, get_args(Freeze))
         self.num_classes, self.freeze = num_classes, freeze
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous, backbone_kwargs)
         if weights is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ribseg.errors import ConfigError
+from ribseg.checks import check_choice, check_number, check_numbers, check_switch
 from ribseg.models.backbone import Backbone, load_weights
 from ribseg.models.classifier import set_batch_norm_eval
 
@@ -95,7 +95,10 @@ class DeepLabV2(nn.Module):
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check(num_classes, dilations, norm)
+        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        check_switch("pretrained", pretrained)
+        check_numbers("dilations", dilations, low=1, whole=True)
+        check_norm(norm)
         self.num_classes, self.norm = num_classes, norm
         self.settings: dict[str, Any] = {
             "num_classes": num_classes,
@@ -146,15 +149,6 @@ def freeze_batch_norm(module: nn.Module) -> None:
             layer.requires_grad_(False)
 
 
-def _check(num_classes: int, dilations: Sequence[int], norm: str) -> None:
-    if num_classes < 2:
-        raise ConfigError(f"expected num_classes >= 2 (with background), got {num_classes}")
-    if not dilations or min(dilations) < 1:
-        raise ConfigError(f"expected dilations as positive integers, got {list(dilations)}")
-    check_norm(norm)
-
-
 def check_norm(norm: str) -> None:
     """Raises a ConfigError if it is no `Norm`."""
-    if norm not in get_args(Norm):
-        raise ConfigError(f'expected norm "frozen" or "train", got {norm!r}')
+    check_choice("norm", norm, get_args(Norm))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ribseg.checks import check_number, check_switch
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import read_state_dict
 from ribseg.models.classifier import set_batch_norm_eval
@@ -55,8 +56,8 @@ class SMPSegmenter(nn.Module):
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ConfigError(f"expected num_classes >= 2 (with background), got {num_classes}")
+        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        check_switch("pretrained", pretrained)
         check_norm(norm)
         extra = dict(kwargs or {})
         self.num_classes, self.norm = num_classes, norm

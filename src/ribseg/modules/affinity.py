@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics.aggregation import MeanMetric
 
-from ribseg.functional.affinity import affinity_losses, neighbour_offsets
-from ribseg.models.irn import IRNet
-from ribseg.modules.classification import Batch, published_sgd, with_polynomial_decay
+from ribseg.functional.affinity import affinity_losses, check_radius
+from ribseg.models.irn import STRIDE, IRNet
+from ribseg.modules.classification import Batch, check_rates, published_sgd, with_polynomial_decay
 
 
 class AffinityModule(pl.LightningModule):
@@ -32,6 +32,12 @@ class AffinityModule(pl.LightningModule):
         power: of the decay `(1 - step / steps)^power`.
         ignore_index: label of pixels that teach nothing.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+
+    Attributes:
+        smallest_crop: side in pixels that crops must have at least, so that there are pairs.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     def __init__(
@@ -45,8 +51,9 @@ class AffinityModule(pl.LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
     ) -> None:
         super().__init__()
-        neighbour_offsets(radius)  # refuses a radius without neighbours now, not in the first step
-        self.network = network
+        check_radius(radius)
+        check_rates(lr=lr, displacement_lr_factor=displacement_lr_factor, power=power)
+        self.network, self.smallest_crop = network, 2 * STRIDE * radius
         self.radius, self.ignore_index = radius, ignore_index
         self.lr, self.displacement_lr_factor, self.power = lr, displacement_lr_factor, power
         self.optimizer = optimizer
@@ -94,8 +101,8 @@ class AffinityModule(pl.LightningModule):
                 "boundaries, and pseudo masks made with them, do not depend on it."
             )
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Two parameter groups; the schedule counts steps, not epochs."""
+    def new_optimizer(self) -> Optimizer:
+        """The optimizer over its two parameter groups."""
         groups = [
             {"params": list(self.network.boundary.parameters()), "lr": self.lr},
             {
@@ -103,8 +110,11 @@ class AffinityModule(pl.LightningModule):
                 "lr": self.lr * self.displacement_lr_factor,
             },
         ]
-        optimizer = self.optimizer(groups)
-        return with_polynomial_decay(self.trainer, optimizer, self.power)
+        return self.optimizer(groups)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Two learning rates; the schedule counts steps, not epochs."""
+        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)
 
 
 def strided_labels(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAveragePrecision, MultilabelAveragePrecision
 
+from ribseg.checks import check_number
 from ribseg.models.classifier import Classifier
 
 Batch = dict[str, Any]
@@ -23,6 +24,12 @@ def published_sgd(groups: list[dict[str, Any]]) -> Optimizer:
     The released optimizer passes its weight decay where SGD expects the momentum, so there is in effect none.
     """
     return SGD(groups, momentum=1e-4, weight_decay=1e-4)
+
+
+def check_rates(**values: float) -> None:
+    """Raises a ConfigError unless all of these (learning rates, factors, powers) are numbers >= 0."""
+    for name, value in values.items():
+        check_number(name, value, low=0)
 
 
 def with_polynomial_decay(
@@ -43,6 +50,9 @@ class ClassifierModule(pl.LightningModule):
         head_lr_factor: the head's rate is so many times `lr`.
         power: of the decay `(1 - step / steps)^power`.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class ClassifierModule(pl.LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
     ) -> None:
         super().__init__()
+        check_rates(lr=lr, head_lr_factor=head_lr_factor, power=power)
         self.classifier = classifier
         self.lr, self.head_lr_factor, self.power = lr, head_lr_factor, power
         self.optimizer = optimizer
@@ -86,12 +97,15 @@ class ClassifierModule(pl.LightningModule):
         self.log("val/mAP", self.val_map.compute(), prog_bar=True)
         self.val_map.reset()
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Two parameter groups; the schedule counts steps, not epochs."""
+    def new_optimizer(self) -> Optimizer:
+        """The optimizer over its two parameter groups."""
         backbone, head = self.classifier.parameter_groups()
         groups = [
             {"params": backbone, "lr": self.lr},
             {"params": head, "lr": self.lr * self.head_lr_factor},
         ]
-        optimizer = self.optimizer(groups)
-        return with_polynomial_decay(self.trainer, optimizer, self.power)
+        return self.optimizer(groups)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Two learning rates; the schedule counts steps, not epochs."""
+        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)

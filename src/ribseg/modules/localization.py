@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
+from ribseg.checks import check_number
 from ribseg.controls import feature_norm, relabel, wrong_labels
 from ribseg.data.references import Batch, rng
+from ribseg.errors import ConfigError
 from ribseg.localize import cam, merge_maps
 from ribseg.rib import RIB
 from ribseg.types import Adaptation, LocalizationMaps
@@ -107,20 +109,29 @@ class RIBModule(LocalizationModule):
         return self.rib(views, labels, references)
 
 
-class WrongClassModule(RIBModule):
-    """RIB towards classes that are not in the image, their maps taken for those that are: a control.
+class WrongClassModule(LocalizationModule):
+    """A method towards classes that are not in the image, their maps taken for those that are: a control.
 
     Args:
-        classifier: see `RIBModule`.
+        method: makes the maps; `RIBModule`, or any other with `localize` and `classifier`.
         seed: the absent classes are a function of seed and image id.
-        kwargs: all other arguments of `RIBModule`.
+
+    Raises:
+        ConfigError: the method has no `localize`, or the seed is no integer >= 0.
     """
 
-    def __init__(self, classifier: nn.Module, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__(classifier, **kwargs)
-        self.seed = seed
+    def __init__(self, method: LocalizationModule, seed: int = 0) -> None:
+        if not callable(getattr(method, "localize", None)):
+            raise ConfigError(
+                f"the control of wrong classes needs a method with localize(image_id, views, labels), as "
+                f"ribseg.modules.LocalizationModule has it; {type(method).__name__} has none. Leave "
+                "wrong_class and controls out of run=[...]"
+            )
+        super().__init__(method.classifier)
+        check_number("seed", seed, low=0, whole=True)
+        self.method, self.seed = method, seed
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
         """See `ribseg.controls`."""
         wrong = wrong_labels(labels, rng(self.seed, "wrong class", image_id))
-        return relabel(super().localize(image_id, views, wrong), labels)
+        return relabel(self.method.localize(image_id, views, wrong), labels)

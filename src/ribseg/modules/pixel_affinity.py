@@ -8,11 +8,11 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ribseg.functional.affinity import neighbour_offsets
+from ribseg.functional.affinity import check_radius
 from ribseg.functional.feature_affinity import FeatureAffinityLosses, feature_affinity_losses
-from ribseg.models.affinity_net import AffinityNet
+from ribseg.models.affinity_net import STRIDE, AffinityNet
 from ribseg.modules.affinity import strided_labels
-from ribseg.modules.classification import Batch, published_sgd, with_polynomial_decay
+from ribseg.modules.classification import Batch, check_rates, published_sgd, with_polynomial_decay
 
 
 class PixelAffinityModule(pl.LightningModule):
@@ -28,6 +28,12 @@ class PixelAffinityModule(pl.LightningModule):
         power: of the decay `(1 - step / steps)^power`.
         ignore_index: label of pixels that teach nothing.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+
+    Attributes:
+        smallest_crop: side in pixels that crops must have at least, so that there are pairs.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     def __init__(
@@ -40,8 +46,9 @@ class PixelAffinityModule(pl.LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
     ) -> None:
         super().__init__()
-        neighbour_offsets(radius)  # refuses a radius without neighbours now, not in the first step
-        self.network = network
+        check_radius(radius)
+        check_rates(lr=lr, power=power)
+        self.network, self.smallest_crop = network, 2 * STRIDE * radius
         self.radius, self.ignore_index = radius, ignore_index
         self.lr, self.power, self.optimizer = lr, power, optimizer
 
@@ -63,8 +70,11 @@ class PixelAffinityModule(pl.LightningModule):
         labels = strided_labels(batch["mask"], features.shape[-2:])
         return feature_affinity_losses(features, labels, self.radius, self.ignore_index)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """One parameter group; the schedule counts steps, not epochs."""
+    def new_optimizer(self) -> Optimizer:
+        """The optimizer over its one parameter group."""
         learning = [weight for weight in self.network.parameters() if weight.requires_grad]
-        optimizer = self.optimizer([{"params": learning, "lr": self.lr}])
-        return with_polynomial_decay(self.trainer, optimizer, self.power)
+        return self.optimizer([{"params": learning, "lr": self.lr}])
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One learning rate; the schedule counts steps, not epochs."""
+        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)

@@ -1,7 +1,7 @@
 """Training of the segmenter on masks (docs/method.md, section 6)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -10,11 +10,12 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from ribseg.errors import ConfigError, DataError
+from ribseg.checks import check_choice, check_numbers, check_switch
+from ribseg.errors import DataError
 from ribseg.inference import margin_of, tiles
-from ribseg.losses import segmentation_loss
+from ribseg.losses import Place, segmentation_loss
 from ribseg.metrics import MaskConfusion
-from ribseg.modules.classification import Batch, with_polynomial_decay
+from ribseg.modules.classification import Batch, check_rates, with_polynomial_decay
 
 
 def published_segmenter_sgd(groups: list[dict[str, Any]]) -> Optimizer:
@@ -45,7 +46,7 @@ class SegmentationModule(pl.LightningModule):
         margin: see there.
 
     Raises:
-        ConfigError: a scale is not positive, the weights are not one per label, or nothing of a tile is kept.
+        ConfigError: a number is out of range, weights are not one per label, or nothing of a tile is kept.
         DataError: in validation: an image and its mask differ in size.
     """
 
@@ -59,7 +60,7 @@ class SegmentationModule(pl.LightningModule):
         head_bias_lr_factor: float = 20.0,
         power: float = 0.9,
         loss_scales: Sequence[float] = (1.0,),
-        loss_at: Literal["logits", "target"] = "logits",
+        loss_at: Place = "logits",
         balanced: bool = False,
         class_weights: Sequence[float] | None = None,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_segmenter_sgd,
@@ -68,7 +69,13 @@ class SegmentationModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         labels = int(model.num_classes)  # type: ignore[arg-type] # see Args
-        _check(labels, loss_scales, loss_at, class_weights)
+        rates = {"lr": lr, "head_lr_factor": head_lr_factor, "head_bias_lr_factor": head_bias_lr_factor}
+        check_rates(**rates, power=power)
+        check_numbers("loss_scales", loss_scales, above=0)
+        check_choice("loss_at", loss_at, get_args(Place))
+        check_switch("balanced", balanced)
+        if class_weights is not None:  # background first
+            check_numbers("class_weights", class_weights, number=labels, low=0)
         self.model: Any = model
         self.lr, self.head_lr_factor, self.head_bias_lr_factor = lr, head_lr_factor, head_bias_lr_factor
         self.power, self.loss_scales, self.loss_at = power, tuple(loss_scales), loss_at
@@ -120,10 +127,10 @@ class SegmentationModule(pl.LightningModule):
         self.log("val/miou", self.val_confusion.compute().miou.float(), prog_bar=True)
         self.val_confusion.reset()
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Three parameter groups; the schedule counts optimizer steps."""
+    def new_optimizer(self) -> Optimizer:
+        """The optimizer over its three parameter groups."""
         groups = self.model.parameter_groups()
-        optimizer = self.optimizer(
+        return self.optimizer(
             [
                 {"params": groups.backbone, "lr": self.lr},
                 {"params": groups.head_weights, "lr": self.lr * self.head_lr_factor},
@@ -134,7 +141,10 @@ class SegmentationModule(pl.LightningModule):
                 },
             ]
         )
-        return with_polynomial_decay(self.trainer, optimizer, self.power)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Three learning rates; the schedule counts optimizer steps."""
+        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)
 
 
 def multi_scale_logits(model: nn.Module, images: Tensor, scales: Sequence[float]) -> list[Tensor]:
@@ -149,14 +159,3 @@ def multi_scale_logits(model: nn.Module, images: Tensor, scales: Sequence[float]
         large = [F.interpolate(part, size, mode="bilinear", align_corners=False) for part in logits]
         logits.append(torch.stack(large).amax(0))
     return logits
-
-
-def _check(labels: int, scales: Sequence[float], loss_at: str, weights: Sequence[float] | None) -> None:
-    if not scales or min(scales) <= 0:
-        raise ConfigError(f"expected loss_scales as positive numbers, got {list(scales)}")
-    if loss_at not in ("logits", "target"):
-        raise ConfigError(f'expected loss_at "logits" or "target", got {loss_at!r}')
-    if weights is not None and (len(weights) != labels or min(weights) < 0):
-        raise ConfigError(
-            f"expected class_weights as {labels} numbers >= 0, background first, got {list(weights)}"
-        )

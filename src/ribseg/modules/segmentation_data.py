@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from ribseg.checks import check_number
 from ribseg.data.iterations import (
     CountedDataset,
     IterationDataset,
@@ -33,7 +34,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         seed: of order and augmentation.
 
     Raises:
-        ConfigError: the batch does not divide among forward passes and processes.
+        ConfigError: a number is out of range, or the batch does not divide among forward passes and
+            processes.
     """
 
     def __init__(
@@ -46,13 +48,15 @@ class SegmentationDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_number("batch_size", batch_size, low=1, whole=True)
+        check_number("accumulate", accumulate, low=1, whole=True)
         self.train, self.val, self.batch_size, self.accumulate = train, val, batch_size, accumulate
         self.num_workers, self.seed = num_workers, seed
         self.check(1)
 
     def check(self, processes: int) -> None:
         """Raises a ConfigError if the batch does not divide."""
-        if self.batch_size < 1 or self.batch_size % (self.accumulate * processes):
+        if self.batch_size % (self.accumulate * processes):
             raise ConfigError(
                 f"segmenter.batch_size={self.batch_size} counts all processes and accumulated batches "
                 f"together, but does not divide by {processes} processes x segmenter.accumulate="

@@ -7,10 +7,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from ribseg.analysis import gradient_map, gradients_before_and_after, high_gradient_ratio
+from ribseg.analysis.regions import check_gradient
+from ribseg.checks import check_number, check_switch
 from ribseg.functional.activations import Activation
 from ribseg.losses import cross_entropy
 from ribseg.models.toy import ToyNet
@@ -26,12 +28,16 @@ class ToyModule(pl.LightningModule):
         network: what is trained.
         loss: logits (N, C), labels (N, C) -> scalar.
         lr: the highest learning rate.
+
+    Raises:
+        ConfigError: the rate is no number > 0.
     """
 
     def __init__(
         self, network: ToyNet, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy, lr: float = 3e-3
     ) -> None:
         super().__init__()
+        check_number("lr", lr, above=0)
         self.network, self.loss, self.lr = network, loss, lr
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -40,9 +46,13 @@ class ToyModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
+    def new_optimizer(self) -> Optimizer:
+        """Adam over all parameters."""
+        return Adam(self.parameters(), lr=self.lr)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The schedule counts steps."""
-        optimizer = Adam(self.parameters(), lr=self.lr)
+        optimizer = self.new_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = OneCycleLR(optimizer, self.lr, total_steps=max(steps, 2))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -76,6 +86,10 @@ class BottleneckModule(pl.LightningModule):
         gradient: arguments of `ribseg.analysis.high_gradient_ratio`.
         wrong_class: a control: adapt to the class that is not in the image, and look at its prediction.
         kwargs: arguments of `ribseg.RIB`.
+
+    Raises:
+        ConfigError: an argument is out of range, or one of `gradient`.
+        TypeError: `gradient` holds an unknown one.
     """
 
     def __init__(
@@ -88,8 +102,10 @@ class BottleneckModule(pl.LightningModule):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        check_switch("wrong_class", wrong_class)
         self.network, self.activation, self.gradient = network, activation, dict(gradient or {})
         self.wrong_class = wrong_class
+        check_gradient(**self.gradient)
         self.rib = RIB(network, pooling, **kwargs)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Measured:

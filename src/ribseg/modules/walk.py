@@ -8,11 +8,12 @@ import pytorch_lightning as pl
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.checks import check_number
 from ribseg.localize import STRIDE
 from ribseg.models.affinity_net import AffinityNet
 from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.modules.localization import Prediction
-from ribseg.refine import walk_maps, walk_maps_by_features
+from ribseg.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.types import LocalizationMaps
 
 
@@ -25,6 +26,10 @@ class RandomWalkModule(pl.LightningModule):
         crop_size: on which the network was trained, see `IRNet.predict`.
         kwargs: power, radius, beta, steps and per_class of `ribseg.refine.walk_maps`, or of
             `walk_maps_by_features`.
+
+    Raises:
+        ConfigError: a number is out of range.
+        TypeError: the walk does not know an argument.
     """
 
     def __init__(
@@ -35,6 +40,8 @@ class RandomWalkModule(pl.LightningModule):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        check_number("crop_size", crop_size, low=1, whole=True)
+        check_walk(**kwargs)
         self.network, self.read_maps = network, read_maps
         self.crop_size, self.walk = crop_size, kwargs
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import albumentations as A
 import pytorch_lightning as pl
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from ribseg.callbacks import map_path
@@ -26,6 +27,7 @@ from ribseg.models import AffinityNet, Backbone, IRNet, load_weights, read_state
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.disk import ImageSizes
+from ribseg.pipeline.parts import takes
 from ribseg.pipeline.pool import Job, run_pool
 from ribseg.pipeline.stages import (
     CROPS,
@@ -141,7 +143,7 @@ class AffinityStage(Stage):
         cfg = context.cfg.affinity
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         network = new_network(context)
-        module = build(cfg.module, network=network)
+        module = new_training(context, network)
         # The mean displacement is measured by the validation after the last epoch.
         facts = fit(
             context,
@@ -201,20 +203,34 @@ def new_network(context: Context, backbone: Backbone | None = None) -> IRNet | A
     Args:
         context: of the run.
         backbone: in the place of the configured one, whose weights of "classifier" are those of the trained
-            classifier.
-
-    Raises:
-        ConfigError: crops are too small for the pairs.
+            classifier. A network of the user's own need not take one.
     """
     cfg = context.cfg.affinity
-    network = build(cfg.network, backbone=new_backbone(context) if backbone is None else backbone)
-    smallest = 2 * network.stride * cfg.module.radius
+    if not takes(cfg.network, "backbone"):
+        return build(cfg.network)
+    return build(cfg.network, backbone=new_backbone(context) if backbone is None else backbone)
+
+
+def new_training(context: Context, network: IRNet | AffinityNet) -> pl.LightningModule:
+    """The configured module that trains the network.
+
+    Raises:
+        ConfigError: crops are too small for the pairs that it looks at.
+    """
+    cfg = context.cfg.affinity
+    module = build(cfg.module, network=network)
+    smallest = getattr(module, "smallest_crop", 1)
     if cfg.crop_size < smallest:
         raise ConfigError(
-            f"expected affinity.crop_size of at least {2 * network.stride} * affinity.module.radius = "
+            f"expected affinity.crop_size of at least {smallest // module.radius} * affinity.module.radius = "
             f"{smallest} pixels, got {cfg.crop_size}"
         )
-    return network
+    return module
+
+
+def backbone_weights(context: Context) -> str | None:
+    """The setting of where the backbone's weights come from; None without one."""
+    return OmegaConf.select(context.cfg, "affinity.backbone.weights")
 
 
 def new_backbone(context: Context) -> Backbone:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ribseg.analysis import binned_information, saturation
+from ribseg.analysis.regions import check_gradient
 from ribseg.analysis.summary import summarize_seeds, targets
+from ribseg.checks import within
 from ribseg.data.files import atomic_write
 from ribseg.data.toy import (
     REGIONS,
@@ -27,9 +29,10 @@ from ribseg.data.toy import (
 from ribseg.errors import ConfigError
 from ribseg.functional.activations import last_activation
 from ribseg.models import ToyNet, read_state_dict
-from ribseg.modules.toy import BottleneckModule, Measured
+from ribseg.modules.toy import BottleneckModule, Measured, ToyModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.loggers import finish_loggers
+from ribseg.pipeline.parts import check_arguments
 from ribseg.pipeline.stages import Stage
 from ribseg.pipeline.store import Artefact
 from ribseg.pipeline.toy_networks import (
@@ -90,12 +93,14 @@ def check_bottleneck(context: Context) -> None:
         raise ConfigError(f"expected bottleneck.final {' | '.join(FINALS)}, got {cfg.final!r}")
     for split in ("train", cfg.split):
         split_digits(toy_digits(context), split)
-    training_loss(context)
-    module = bottleneck_module(context, ToyNet())
-    try:
-        module.ratios([torch.zeros(1, 1, 4, 4)], torch.ones(1, len(REGIONS), 4, 4))
-    except ValueError as error:
-        raise ConfigError(f"bottleneck.gradient: {error}") from error
+    with within("bottleneck.training"):
+        ToyModule(ToyNet(), training_loss(context), cfg.training.lr).new_optimizer()
+    with within("bottleneck.gradient"):
+        check_arguments(check_gradient, cfg.gradient)
+    with within("pooling"):
+        build(context.cfg.pooling)
+    with within("bottleneck.rib"):
+        bottleneck_module(context, ToyNet())
 
 
 def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:

@@ -157,14 +157,18 @@ class Context:
             **kwargs,
         )
 
-    def callbacks(self, part: str) -> list[Callback]:
-        """The callbacks of a training: those of `callbacks`, and those of its own part of the configuration.
+    def callbacks(self, part: str) -> dict[str, Callback]:
+        """Name -> callback of a training: those of `callbacks`, and those of its part of the configuration.
 
         Args:
             part: "classifier", "affinity", "segmenter" or "bottleneck".
         """
         chosen = named_callbacks({name: plain(self.cfg[name]) for name in ("callbacks", part)}, part)
-        return [build(OmegaConf.create(node)) for node in chosen.values()]
+        callbacks = {name: build(OmegaConf.create(node)) for name, node in chosen.items()}
+        for name, callback in callbacks.items():
+            if not isinstance(callback, Callback):
+                raise ConfigError(f"{name} gives {type(callback).__name__}, no callback of Lightning")
+        return callbacks
 
 
 # Settings of the Trainer that ribseg decides itself, and which setting to use instead.

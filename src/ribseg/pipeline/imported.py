@@ -57,7 +57,7 @@ def check_imported(context: Context) -> None:
         RibsegError: a setting is missing, or files are.
     """
     cfg = context.cfg.imported
-    if ImportedStage.name not in context.cfg.run or context.artefacts[ImportedStage.name].finished:
+    if not context.will_run(ImportedStage.name):
         return
     if cfg.folder is None:
         raise ConfigError("run=[imported,...] needs imported.folder=PATH with the maps of another program")

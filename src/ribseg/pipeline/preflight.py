@@ -1,14 +1,20 @@
 """Whether a run can work: known in seconds, before anything long begins."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from ribseg.checks import within
 from ribseg.data.check import check_dataset
 from ribseg.errors import ConfigError, DataError
-from ribseg.pipeline.affinity import new_network
+from ribseg.functional.dense_crf import check_dense_crf
+from ribseg.functional.pixel_adaptive import check_pixel_adaptive
+from ribseg.inference import check_inference
+from ribseg.models import Classifier
+from ribseg.modules import WrongClassModule
+from ribseg.pipeline.affinity import backbone_weights, new_network, new_training
 from ribseg.pipeline.bottleneck import BottleneckStage, check_bottleneck
 from ribseg.pipeline.chains import (
     FULL,
@@ -24,17 +30,28 @@ from ribseg.pipeline.disk import check_space, weights_of
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import check_imported
-from ribseg.pipeline.numbers import check_numbers
+from ribseg.pipeline.parts import (
+    check_arguments,
+    check_optimizer,
+    check_targets,
+    check_training,
+)
 from ribseg.pipeline.plan import ALIASES, CHAINS, REPORT, STAGES, check_sources
 from ribseg.pipeline.pseudo_masks import check_refinement
 from ribseg.pipeline.segmenter import check_segmenter, training_folder
+from ribseg.pipeline.settings import check_ranges
 from ribseg.pipeline.stages import (
     Stage,
+    WrongClassStage,
+    check_rate_search,
     new_classifier,
+    official_checkpoint,
     rib_builder,
+    searches_rate,
     trained_classifier,
 )
 from ribseg.pipeline.store import MANIFEST, Artefact
+from ribseg.refine import check_confidence, check_walk
 
 
 def reads_data(cfg: DictConfig) -> bool:
@@ -51,6 +68,8 @@ def preflight(context: Context) -> None:
         RibsegError: settings, data or store cannot work.
     """
     check_settings(context.cfg)
+    check_imports(context.cfg)
+    check_callbacks(context)
     _ = context.result_loggers  # made now: one that cannot be is said before anything long begins
     if reads_data(context.cfg):
         preflight_data(context)
@@ -61,14 +80,19 @@ def preflight(context: Context) -> None:
 
 def preflight_data(context: Context) -> None:
     """The part of `preflight` for the stages that read the data set."""
-    context.data.setup()
+    with within("data"):
+        context.data.setup()
     if not context.data.train.labels.any():
         raise DataError(
             f"no image of {context.cfg.data.train_split} has a class: there is nothing to learn; check the "
             f"class names and data.labels={context.cfg.data.labels}"
         )
-    context.on_first(lambda: check_data(context))
-    drop_skipped(context)
+    # What is skipped changes the lists, and with them where results lie. Else the files come last: to open
+    # them all takes long, and a wrong setting is to be said at once.
+    skips = context.data.on_error == "skip"
+    if skips:
+        context.on_first(lambda: check_data(context))
+        drop_skipped(context)
     if set(ALIASES["refine"]) & set(context.cfg.run):
         check_refinement(context)
     if ExportStage.name in context.cfg.run:
@@ -78,6 +102,8 @@ def preflight_data(context: Context) -> None:
     check_imported(context)
     check_parts(context)
     check_segmenters(context)
+    if not skips:
+        context.on_first(lambda: check_data(context))
     context.on_first(lambda: check_space(context, stages))
 
 
@@ -111,21 +137,49 @@ def begin_rerun(context: Context) -> None:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Settings out of range, or that contradict each other."""
-    check_numbers(cfg)
+    """Settings out of range, or that contradict each other, as far as nothing must be built to see it."""
+    check_ranges(cfg)
     check_trainer(cfg)
     check_sources([*cfg.segmenter.sources, cfg.export.source], cfg.refine.maps)
-    views = plain(cfg.rib.loss_views)
-    if not isinstance(views, list) or not all(isinstance(view, int) and view >= 0 for view in views):
-        raise ConfigError(f"expected rib.loss_views as a list of places in data.scales, got {views!r}")
     if "evaluate" in cfg.run and not cfg.data.eval_splits:
         raise ConfigError(
             "run=[..., evaluate] needs data.eval_splits=[...] with masks; leave evaluate out without"
         )
-    if cfg.rib.lr == "auto" and cfg.rib.margin is None and cfg.rib.area_limit is None:
-        raise ConfigError("rib.lr=auto goes by the stop rules; give rib.margin or rib.area_limit a number")
-    if max(views, default=0) >= len(cfg.data.scales):
-        raise ConfigError(f"rib.loss_views={views} names a view that data.scales={cfg.data.scales} lacks")
+    check_functions(cfg)
+
+
+def check_functions(cfg: DictConfig) -> None:
+    """The sections that hold the arguments of a function."""
+    scores = {name: cfg.refine.labels[name] for name in ("foreground", "background")}
+    with within("refine.labels"):
+        if "auto" not in scores.values():
+            check_confidence(**scores)
+    sections: dict[str, Callable[..., None]] = {
+        "refine.crf": check_dense_crf,
+        "refine.pixel_adaptive": check_pixel_adaptive,
+        "refine.walk": check_walk,
+        "segmenter.test": check_inference,
+    }
+    for path, check in sections.items():
+        with within(path):
+            check_arguments(check, OmegaConf.select(cfg, path))
+
+
+def check_imports(cfg: DictConfig) -> None:
+    """Whether everything that a run will build can be imported."""
+    used = ["trainer", "pooling", "callbacks"]
+    if reads_data(cfg):
+        used += ["prepare", "data", "classifier", "rib"]
+    trained = {"affinity": trainings("affinity"), "segmenter": [segmenter_name(s) for s in SOURCES]}
+    used += [section for section, stages in trained.items() if set(stages) & set(cfg.run)]
+    used += ["bottleneck"] if BottleneckStage.name in cfg.run else []
+    for section in used:
+        check_targets(section, plain(cfg[section]))
+
+
+def trainings(stage: str) -> list[str]:
+    """A stage of the refinement and those that do the same for other maps."""
+    return [stage, *(chain_name(stage, maps) for maps in CHAINS)]
 
 
 def check_segmenters(context: Context) -> None:
@@ -191,8 +245,6 @@ def needs_masks(context: Context) -> bool:
 
 def drop_skipped(context: Context) -> None:
     """Takes images off the lists that the check has found broken, and says so; in every process."""
-    if context.data.on_error != "skip":
-        return
     artefact = data_artefact(context)
     context.skipped = {split: facts["skipped"] for split, facts in artefact.facts.items()}
     for split, broken in context.skipped.items():
@@ -226,28 +278,74 @@ def check_inputs(context: Context, stage: Stage) -> None:
 
 def check_parts(context: Context) -> None:
     """Builds what the stages will build, so that a wrong option is not met after the training."""
-    cfg = context.cfg
-    if cfg.classifier.official_checkpoint:
-        classifier = trained_classifier(context)
-        if classifier.num_classes != context.data.num_classes:
-            raise ConfigError(
-                f"{cfg.classifier.official_checkpoint} knows {classifier.num_classes} classes, but the data "
-                f"has {context.data.num_classes}"
-            )
-    else:
+    with within("trainer"):
+        _ = context.processes  # builds a Trainer
+    classifier = check_classifier(context)
+    check_rib(context, classifier)
+    chosen = [name for name in trainings("affinity") if name in context.cfg.run]
+    if any(context.will_run(name) for name in chosen):
+        check_affinity(context, classifier)
+
+
+def check_classifier(context: Context) -> Classifier:
+    """Builds the classifier and its training; returns it, with its first weights if it is to be trained."""
+    cfg, official = context.cfg, official_checkpoint(context)
+    with within("classifier"):
+        if official:
+            classifier = trained_classifier(context)
+            if classifier.num_classes != context.data.num_classes:
+                raise ConfigError(
+                    f"{official} knows {classifier.num_classes} classes, but the data has "
+                    f"{context.data.num_classes}"
+                )
+    if not official:
         # Weights are looked for only if they will be needed.
-        trains = "classifier" in cfg.run and not context.artefacts["classifier"].finished
-        classifier = new_classifier(context, pretrained=None if trains else False)
+        trains = context.will_run("classifier")
+        with within("classifier.model"):
+            classifier = new_classifier(context, pretrained=None if trains else False)
     context.weights["classifier"] = weights_of(classifier)
-    build(cfg.classifier.module, classifier=classifier)
-    _ = context.processes  # builds a Trainer
-    rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
-    trainings = ("affinity", *(chain_name("affinity", maps) for maps in CHAINS))
-    if any(name in cfg.run and not context.artefacts[name].finished for name in trainings):
-        shared = cfg.affinity.backbone.weights == "classifier"
+    check_training("classifier.module", cfg.classifier.module, classifier=classifier)
+    return classifier
+
+
+def check_callbacks(context: Context) -> None:
+    """Builds the callbacks of every training of the run once."""
+    stages = {
+        "classifier": ["classifier"],
+        "affinity": trainings("affinity"),
+        "segmenter": [segmenter_name(source) for source in SOURCES],
+        "bottleneck": ["toy_networks"],
+    }
+    for part, names in stages.items():
+        if set(names) & set(context.cfg.run):
+            with within(f"callbacks, or {part}.callbacks"):
+                context.callbacks(part)
+
+
+def check_rib(context: Context, classifier: Classifier) -> None:
+    """Builds the pooling, the method, and the control that runs it."""
+    searched = searches_rate(context)
+    with within("pooling"):
+        build(context.cfg.pooling)
+    with within("rib"):
+        module = rib_builder(context, classifier)(**({"lr": 1.0} if searched else {}))
+    if searched:
+        with within("rate_search"):
+            check_rate_search(context, module)
+    if WrongClassStage.name in context.cfg.run:
+        WrongClassModule(module, context.cfg.seed)
+
+
+def check_affinity(context: Context, classifier: Classifier) -> None:
+    """Builds the network of the affinities and its training."""
+    shared = backbone_weights(context) == "classifier"
+    with within("affinity.network"):
         network = new_network(context, classifier.backbone if shared else None)
-        context.weights["affinity"] = weights_of(network)
-        build(cfg.affinity.module, network=network)
+    context.weights["affinity"] = weights_of(network)
+    with within("affinity.module"):
+        module = new_training(context, network)
+    with within("affinity.module.optimizer"):
+        check_optimizer(module, context.cfg.affinity.module)
 
 
 def wants_scores(context: Context) -> bool:

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from ribseg.callbacks import MovingAverage
+from ribseg.checks import within
 from ribseg.data.masks import voc_palette
 from ribseg.data.segmentation import (
     PathOf,
@@ -20,12 +21,12 @@ from ribseg.data.segmentation import (
 )
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
-from ribseg.inference import margin_of
 from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in_play
 from ribseg.pipeline.context import Context, build, named_callbacks, plain
 from ribseg.pipeline.disk import ImageSizes, weights_of
+from ribseg.pipeline.parts import check_training
 from ribseg.pipeline.pseudo_masks import mask_path, variants
 from ribseg.pipeline.stages import (
     CROPS,
@@ -33,6 +34,7 @@ from ribseg.pipeline.stages import (
     VIEWS,
     Stage,
     new_classifier,
+    official_checkpoint,
     readable,
     trained_classifier,
 )
@@ -61,7 +63,7 @@ class SegmenterStage(Stage):
     def required(self, context: Context) -> tuple[str, ...]:
         """The pseudo masks, and the classifier where its backbone is the start."""
         masks = () if self.source == FULL else (masks_stage(context, self.source),)
-        starts = ("classifier",) if context.cfg.segmenter.model.weights == "classifier" else ()
+        starts = ("classifier",) if context.cfg.segmenter.model.get("weights") == "classifier" else ()
         return (*masks, *starts)
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class SegmenterStage(Stage):
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
             raise ConfigError(
                 f"the weights of {self.name} are no longer finite: its training has diverged. Lower "
-                f"segmenter.module.lr={cfg.module.lr}; {artefact.folder} can be deleted"
+                f"segmenter.module.lr={cfg.module.get('lr')}; {artefact.folder} can be deleted"
             )
         model.load_state_dict(state)
         context.on_first(lambda: save_segmenter(artefact.folder / WEIGHTS, described(context, model)))
@@ -159,7 +161,7 @@ def new_segmenter(context: Context, classifier: Classifier | None = None) -> nn.
             that the classifier stage has trained.
     """
     cfg = context.cfg.segmenter.model
-    shared = cfg.weights == "classifier"
+    shared = cfg.get("weights") == "classifier"
     extra = {"weights": None} if shared else {}
     # Plain values, because they go into the segmenter's file.
     model = build(cfg, num_classes=context.data.num_classes + 1, _convert_="all", **extra)
@@ -265,7 +267,7 @@ def training_callbacks(context: Context, artefact: Artefact, watched: bool) -> l
     callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
     if cfg.average is not None:
         callbacks.append(MovingAverage(decay=cfg.average))
-    return [*callbacks, *context.callbacks("segmenter")]
+    return [*callbacks, *context.callbacks("segmenter").values()]
 
 
 def check_segmenter(context: Context, source: str) -> None:
@@ -280,8 +282,6 @@ def check_segmenter(context: Context, source: str) -> None:
             f"expected segmenter.max_steps={cfg.max_steps} as a multiple of segmenter.check_every="
             f"{cfg.check_every}, so that the last checkpoint is the end of the training"
         )
-    if cfg.test.tile is not None:
-        margin_of(cfg.test.tile, cfg.test.margin)
     if cfg.select not in ("last", "best") or (cfg.select == "best" and validation_folder(context) is None):
         raise ConfigError(
             f"expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits with "
@@ -296,12 +296,15 @@ def check_segmenter(context: Context, source: str) -> None:
                 f"training images have no mask in {folder.masks_dir}, first {absent[:3]}; name the folder "
                 "that has all of them with segmenter.masks_dir (VOC: SegmentationClassAug)"
             )
-    if context.artefacts[segmenter_name(source)].finished:
+    if context.is_ready(segmenter_name(source)):
         return
     # The classifier need not be trained yet, but an untrained one has the same shapes.
-    official = context.cfg.classifier.official_checkpoint
+    official = official_checkpoint(context)
     classifier = trained_classifier(context) if official else new_classifier(context, pretrained=False)
-    model = new_segmenter(context, classifier)
+    with within("segmenter.model"):
+        model = new_segmenter(context, classifier)
     context.weights["segmenter"] = weights_of(model)
-    build(cfg.module, model=model)
+    check_training("segmenter.module", cfg.module, model=model)
+    with within("segmenter.precision"):
+        build(context.cfg.trainer, logger=False, precision=cfg.precision or context.cfg.trainer.precision)
     segmentation_data(context, source).check(context.processes)

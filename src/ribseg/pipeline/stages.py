@@ -19,18 +19,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ribseg.callbacks import MapWriter, Threads, read_records
+from ribseg.checks import SettingError, check_number
 from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
-from ribseg.data.references import rng
+from ribseg.data.references import ReferenceBatches, rng
 from ribseg.errors import ConfigError, DataError
 from ribseg.models import Classifier, load_official_classifier, read_state_dict
 from ribseg.models.backbone import BROKEN
-from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
+from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule, RIBModule, WrongClassModule
 from ribseg.pipeline.context import Context, build, named_callbacks
 from ribseg.pipeline.digest import settings_of
 from ribseg.pipeline.disk import ImageSizes
+from ribseg.pipeline.parts import takes
 from ribseg.pipeline.store import Artefact
-from ribseg.rate import find_rate
+from ribseg.rate import check_search, find_rate
 from ribseg.types import Adaptation, Stop
 
 GIB = 1024**3
@@ -119,11 +121,11 @@ class ClassifierStage(Stage):
     def disk(self, context: Context, sizes: ImageSizes) -> float:
         """The weights, and a checkpoint where it trains."""
         weights = context.weights[self.name]
-        return weights.all + (0 if context.cfg.classifier.official_checkpoint else weights.checkpoint)
+        return weights.all + (0 if official_checkpoint(context) else weights.checkpoint)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
-        official = context.cfg.classifier.official_checkpoint
+        official = official_checkpoint(context)
         if official:
             classifier = load_official_classifier(official)
             save_state(classifier, artefact.folder / WEIGHTS)
@@ -135,7 +137,8 @@ class ClassifierStage(Stage):
         if not all(bool(torch.isfinite(weight).all()) for weight in classifier.parameters()):
             raise ConfigError(
                 "the classifier's weights are no longer finite: its training has diverged. Lower "
-                f"classifier.module.lr={context.cfg.classifier.module.lr}; {artefact.folder} can be deleted"
+                f"classifier.module.lr={context.cfg.classifier.module.get('lr')}; {artefact.folder} can be "
+                "deleted"
             )
         context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
         return facts
@@ -236,7 +239,7 @@ class RIBStage(MapStage):
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RIBModule`; a rate of "auto" is searched first, once."""
         make = rib_builder(context, trained_classifier(context), reference_pool(context))
-        if context.cfg.rib.lr != "auto":
+        if not searches_rate(context):
             return make()
         return make(lr=searched_rate(context, make, artefact.folder))
 
@@ -254,10 +257,18 @@ class WrongClassStage(RIBStage):
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `WrongClassModule`."""
         make = rib_builder(context, trained_classifier(context), reference_pool(context))
-        extra: dict[str, Any] = {"_target_": "ribseg.modules.WrongClassModule", "seed": context.cfg.seed}
-        if context.cfg.rib.lr == "auto":
-            extra["lr"] = read_rate(context.artefacts["rib"].folder)
-        return make(**extra)
+        rate = {"lr": read_rate(context.artefacts["rib"].folder)} if searches_rate(context) else {}
+        return WrongClassModule(make(**rate), context.cfg.seed)
+
+
+def official_checkpoint(context: Context) -> str | None:
+    """A released classifier that is taken instead of training one; None if the configuration names none."""
+    return context.cfg.classifier.get("official_checkpoint")
+
+
+def searches_rate(context: Context) -> bool:
+    """Whether RIB's learning rate is to be searched."""
+    return context.cfg.rib.get("lr") == "auto"
 
 
 def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
@@ -267,14 +278,18 @@ def new_classifier(context: Context, pretrained: bool | None = None) -> Classifi
         context: of the run.
         pretrained: False leaves weights that would be loaded out, for one that gets its own at once.
     """
-    extra: dict[str, Any] = {} if pretrained is None else {"pretrained": pretrained, "weights": None}
-    return build(context.cfg.classifier.model, num_classes=context.data.num_classes, **extra)
+    cfg = context.cfg.classifier.model
+    known = {"pretrained": pretrained, "weights": None}
+    # A network of the user's own need not have such settings.
+    extra = {} if pretrained is None else {name: known[name] for name in known if name in cfg}
+    return build(cfg, num_classes=context.data.num_classes, **extra)
 
 
 def trained_classifier(context: Context) -> Classifier:
     """The classifier that the classifier stage left."""
-    if context.cfg.classifier.official_checkpoint:
-        return load_official_classifier(context.cfg.classifier.official_checkpoint)
+    official = official_checkpoint(context)
+    if official:
+        return load_official_classifier(official)
     classifier = new_classifier(context, pretrained=False)
     path = context.artefacts["classifier"].folder / WEIGHTS
     try:
@@ -309,7 +324,7 @@ def fit(
     """
     checkpoints = artefact.folder / "checkpoints"
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-    callbacks = [keep, *context.callbacks(part)]
+    callbacks = [keep, *context.callbacks(part).values()]
     trainer = context.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
     last = checkpoints / "last.ckpt"
     resume = context.agree(str(last) if readable(last, context) else None)
@@ -341,18 +356,52 @@ def save_state(module: nn.Module, path: Path) -> None:
 def rib_builder(
     context: Context, classifier: Classifier, pool: ImagePool | None = None
 ) -> Callable[..., LocalizationModule]:
-    """Makes the configured RIB module; keyword arguments replace settings."""
+    """Makes the configured RIB module; keyword arguments replace settings.
+
+    A method of the user's own gets the classifier; the pooling if its constructor has such an argument, and
+    references if its configuration has such a setting.
+    """
     cfg = context.cfg
 
     def make(**replaced: Any) -> LocalizationModule:
-        number = cfg.rib.references
-        on_gpu = cfg.maps.crop_on_gpu
-        references = context.data.references(number, pool=pool, on_device=on_gpu) if number else None
-        pooling = build(cfg.pooling)
-        parts = {"classifier": classifier, "pooling": pooling, "references": references}
-        return build(cfg.rib, **(parts | replaced))
+        parts: dict[str, Any] = {"classifier": classifier}
+        if takes(cfg.rib, "pooling"):
+            parts["pooling"] = build(cfg.pooling)
+        if "references" in cfg.rib:
+            parts["references"] = references_of(context, pool)
+        module = build(cfg.rib, **(parts | replaced))
+        check_loss_views(module, len(cfg.data.scales))
+        return module
 
     return make
+
+
+def references_of(context: Context, pool: ImagePool | None) -> ReferenceBatches | None:
+    """Batches of as many reference images as the configuration says; None for none."""
+    number = context.cfg.rib.references
+    check_number("references", number, low=0, whole=True)
+    on_gpu = context.cfg.maps.crop_on_gpu
+    return context.data.references(number, pool=pool, on_device=on_gpu) if number else None
+
+
+def check_loss_views(module: LocalizationModule, views: int) -> None:
+    """Raises a SettingError if the loss looks at a view that the data do not have."""
+    if isinstance(module, RIBModule) and max(module.rib.loss_views) >= views:
+        raise SettingError(
+            f"loss_views: expected places below {views}, as many as data.scales has, got "
+            f"{list(module.rib.loss_views)}"
+        )
+
+
+def check_rate_search(context: Context, module: LocalizationModule) -> None:
+    """Raises a ConfigError if a rate cannot be searched for this module."""
+    settings = context.cfg.rate_search
+    check_search(settings.low, settings.high, settings.completed)
+    if isinstance(module, RIBModule) and not module.rib.has_stop_rule:
+        raise ConfigError(
+            "rib.lr=auto goes by the stop rules; give rib.area_limit a number, or rib.margin (which stops "
+            "nothing with rib.preset=paper)"
+        )
 
 
 def reference_pool(context: Context) -> ImagePool | None:
@@ -380,7 +429,7 @@ def reference_pool(context: Context) -> ImagePool | None:
 
 def pool_limit(context: Context) -> float:
     """Bytes that a pool of decoded images may have; 0 if there is to be none."""
-    return context.cfg.maps.pool_gib * GIB if context.cfg.rib.references else 0.0
+    return context.cfg.maps.pool_gib * GIB if context.cfg.rib.get("references") else 0.0
 
 
 def pool_artefact(context: Context) -> Artefact:

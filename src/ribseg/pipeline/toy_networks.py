@@ -158,7 +158,7 @@ def train_network(context: Context, artefact: Artefact, seed: int) -> None:
         context,
         f"toy_networks-{seed}",
         artefact,
-        context.callbacks("bottleneck"),
+        tuple(context.callbacks("bottleneck").values()),
         max_epochs=cfg.training.epochs,
         enable_checkpointing=False,
     )

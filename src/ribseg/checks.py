@@ -1,0 +1,118 @@
+"""Ranges of arguments, checked where an object is made or a function is called."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
+
+from ribseg.errors import ConfigError
+
+
+class SettingError(ConfigError):
+    """One argument is out of its range; the message begins with its name."""
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    whole: bool = False,
+    above: float = -math.inf,
+    below: float = math.inf,
+    words: Collection[str | None] = (),
+) -> None:
+    """Raises a SettingError unless an argument is a number in a range.
+
+    Args:
+        name: of the argument.
+        value: what was given. A truth value is no number.
+        low: the smallest number.
+        high: the largest number.
+        whole: only integers.
+        above: numbers must be larger than this.
+        below: numbers must be smaller than this.
+        words: what else the argument may be; None is written null, as in a configuration.
+
+    >>> check_number("steps", 2.5, low=0, whole=True)
+    Traceback (most recent call last):
+    ribseg.checks.SettingError: steps: expected an integer >= 0, got 2.5
+    """
+    if isinstance(value, str | None) and value in words:
+        return
+    known = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if known and -math.inf < value < math.inf and low <= value <= high and above < value < below:
+        return
+    ends = {">": above, ">=": low, "<": below, "<=": high}
+    shown = {sign: end if isinstance(end, int) else f"{end:g}" for sign, end in ends.items()}
+    bounds = " and ".join(f"{sign} {shown[sign]}" for sign, end in ends.items() if math.isfinite(end))
+    if math.isfinite(low) and math.isfinite(high):
+        bounds = f"in [{shown['>=']}, {shown['<=']}]"
+    kind = "an integer" if whole else "a number"
+    others = "".join(f", or {_shown(word)}" for word in words)
+    expected = f"{kind} {bounds}".rstrip() + others
+    raise SettingError(f"{name}: expected {expected}, got {_shown(value, quoted=True)}")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raises a SettingError unless an argument is True or False: any other word would count as true.
+
+    >>> check_switch("flip", "no")
+    Traceback (most recent call last):
+    ribseg.checks.SettingError: flip: expected true or false, got 'no'
+    """
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}: expected true or false, got {_shown(value, quoted=True)}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises a SettingError unless an argument is one of some words.
+
+    >>> check_choice("rule", "mine", ["official", "paper"])
+    Traceback (most recent call last):
+    ribseg.checks.SettingError: rule: expected official | paper, got 'mine'
+    """
+    if value not in choices:
+        raise SettingError(f"{name}: expected {' | '.join(choices)}, got {_shown(value, quoted=True)}")
+
+
+def check_numbers(name: str, values: Any, *, number: int | None = None, **ranges: Any) -> None:
+    """Raises a SettingError unless an argument is a list of numbers, each in a range of `check_number`.
+
+    Args:
+        name: of the argument.
+        values: what was given.
+        number: how many there must be; None for at least one.
+        ranges: keyword arguments of `check_number`.
+    """
+    listed = isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
+    if not listed or len(values) != (number or max(len(values), 1)):
+        expected = "a list of numbers" if number is None else f"a list of {number} numbers"
+        raise SettingError(f"{name}: expected {expected}, got {_shown(values, quoted=True)}")
+    for place, value in enumerate(values):
+        check_number(f"{name}[{place}]", value, **ranges)
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """Inside, what is wrong with a part of a configuration, or of an argument, is said with its path.
+
+    >>> with within("rib"):
+    ...     check_number("steps", -1, low=0, whole=True)
+    Traceback (most recent call last):
+    ribseg.checks.SettingError: rib.steps: expected an integer >= 0, got -1
+    """
+    try:
+        yield
+    except SettingError as error:  # begins with the setting's name
+        raise SettingError(f"{path}.{error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _shown(value: Any, quoted: bool = False) -> str:
+    if value is None:
+        return "null"
+    return repr(value) if quoted else str(value)
