@@ -309,6 +309,14 @@ def test_loggers_that_are_not_there_are_named(whole, place, node):
     refused(whole, place, {"logger": node}, r"logger.*nowhere\.L(?s:.*)No module named")
 
 
+def test_loggers_are_not_made_by_the_check(whole, place):
+    csv, board = (f"pytorch_lightning.loggers.{name}Logger" for name in ("CSV", "TensorBoard"))
+    several = {"a": {"_target_": csv, "flush_logs_every_n_steps": 5}, "b": {"_target_": board}}
+    checked(whole, place, {"logger": several})
+    assert not (place / "out" / "logs").exists()
+    refused(whole, place, {"logger": several | {"c": {"_target_": csv, "folder": "x"}}}, "folder")
+
+
 def test_toy_targets_that_are_not_there_are_named(toy, place):
     refused(toy, place, {"bottleneck.rib._target_": "nowhere.M"}, r"bottleneck\.rib\._target_=nowhere\.M")
 
