@@ -15,9 +15,9 @@ from ribseg.data.files import atomic_write
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.masks import voc_palette
 from ribseg.errors import ConfigError, reason
-from ribseg.models.backbone import read_torch_file
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.smp import SMPSegmenter
+from ribseg.models.weights import check_finite, read_file
 
 KIND = "ribseg segmenter 1"  # stands in the file; the number is that of its layout
 ARCHITECTURES: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
@@ -103,12 +103,14 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
             f"knows {', '.join(ARCHITECTURES)}"
         )
     try:
-        return _built(content, device)
+        segmenter = _built(content, device)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         raise ConfigError(
             f"the weights in {path} do not fit their own settings {content['settings']}; was the file "
             f"written by another version? {reason(error)}"
         ) from error
+    check_finite(segmenter.model.state_dict(), path)
+    return segmenter
 
 
 def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:
@@ -130,7 +132,10 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no segmenter at {path}; check the path")
-    content = read_torch_file(path)
+    try:
+        content = read_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"expected a segmenter that ribseg wrote, but {error}") from error
     if not isinstance(content, dict) or content.get("kind") != KIND or not set(KEYS) <= set(content):
         raise ConfigError(
             f"{path} is no segmenter that ribseg wrote ({KIND!r}). Expected the segmenter.pt in a folder "

@@ -25,16 +25,19 @@ from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import check_imported
 from ribseg.pipeline.numbers import check_numbers
+from ribseg.pipeline.numerics import check_normalization, check_precision
 from ribseg.pipeline.plan import ALIASES, CHAINS, REPORT, STAGES, check_sources
 from ribseg.pipeline.pseudo_masks import check_refinement
 from ribseg.pipeline.segmenter import check_segmenter, training_folder
 from ribseg.pipeline.stages import (
     Stage,
+    given_checkpoint,
+    loaded_checkpoint,
     new_classifier,
     rib_builder,
-    trained_classifier,
 )
 from ribseg.pipeline.store import MANIFEST, Artefact
+from ribseg.trial import check_network
 
 
 def reads_data(cfg: DictConfig) -> bool:
@@ -206,20 +209,24 @@ def check_inputs(context: Context, stage: Stage) -> None:
 def check_parts(context: Context) -> None:
     """Builds what the stages will build, so that a wrong option is not met after the training."""
     cfg = context.cfg
-    if cfg.classifier.official_checkpoint:
-        classifier = trained_classifier(context)
-        if classifier.num_classes != context.data.num_classes:
-            raise ConfigError(
-                f"{cfg.classifier.official_checkpoint} knows {classifier.num_classes} classes, but the data "
-                f"has {context.data.num_classes}"
+    if given_checkpoint(context):
+        classifier, left_out = loaded_checkpoint(context)
+        if left_out:
+            context.console.print(
+                f"  the classifier is taken without {', '.join(left_out)}: maps have no bias"
             )
     else:
         # Weights are looked for only if they will be needed.
         trains = "classifier" in cfg.run and not context.artefacts["classifier"].finished
         classifier = new_classifier(context, pretrained=None if trains else False)
     context.weights["classifier"] = weights_of(classifier)
-    build(cfg.classifier.module, classifier=classifier)
+    check_normalization(classifier, cfg)
+    check_precision(cfg)
     _ = context.processes  # builds a Trainer
+    learns = "classifier" in cfg.run and not given_checkpoint(context)
+    adapts = {"rib", "wrong_class"} & set(cfg.run)
+    check_network(classifier, context.data.num_classes, learns, cfg.rib.trainable if adapts else None)
+    build(cfg.classifier.module, classifier=classifier)
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
     trainings = ("affinity", *(chain_name("affinity", maps) for maps in CHAINS))
     if any(name in cfg.run and not context.artefacts[name].finished for name in trainings):

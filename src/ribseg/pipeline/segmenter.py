@@ -26,7 +26,14 @@ from ribseg.pipeline.chains import FULL, masks_stage, segmenter_name, sources_in
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.disk import ImageSizes, weights_of
 from ribseg.pipeline.pseudo_masks import mask_path, variants
-from ribseg.pipeline.stages import Stage, learning_settings, new_classifier, readable, trained_classifier
+from ribseg.pipeline.stages import (
+    Stage,
+    given_checkpoint,
+    learning_settings,
+    new_classifier,
+    readable,
+    trained_classifier,
+)
 from ribseg.pipeline.store import Artefact
 
 WEIGHTS = "segmenter.pt"
@@ -281,8 +288,8 @@ def check_segmenter(context: Context, source: str) -> None:
     if context.artefacts[segmenter_name(source)].finished:
         return
     # The classifier need not be trained yet, but an untrained one has the same shapes.
-    official = context.cfg.classifier.official_checkpoint
-    classifier = trained_classifier(context) if official else new_classifier(context, pretrained=False)
+    given = given_checkpoint(context)
+    classifier = trained_classifier(context) if given else new_classifier(context, pretrained=False)
     model = new_segmenter(context, classifier)
     context.weights["segmenter"] = weights_of(model)
     build(cfg.module, model=model)

@@ -23,8 +23,8 @@ from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
 from ribseg.data.references import rng
 from ribseg.errors import ConfigError, DataError
-from ribseg.models import Classifier, load_official_classifier, read_state_dict
-from ribseg.models.backbone import BROKEN
+from ribseg.models import Classifier, load_classifier, load_official_classifier
+from ribseg.models.weights import BROKEN
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.disk import ImageSizes
@@ -33,6 +33,7 @@ from ribseg.rate import find_rate
 from ribseg.types import Adaptation, Stop
 
 GIB = 1024**3
+CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
 WEIGHTS, RATE = "classifier.pt", "rate.json"
 SPEED = ("reference_chunk", "compile")  # of RIB; they change maps by rounding
 Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
@@ -89,7 +90,8 @@ class ClassifierStage(Stage):
     def artefact(self, context: Context) -> Artefact:
         """Depends on the training images, their labels, and the recipe."""
         model = context.cfg.classifier.model
-        files = {"official_checkpoint": context.cfg.classifier.official_checkpoint, "weights": model.weights}
+        given = {name: context.cfg.classifier[name] for name in CHECKPOINTS}
+        files = given | {"weights": None if given_checkpoint(context) else model.weights}
         settings = context.settings("classifier", "seed") | {
             "data": {key: plain(context.cfg.data[key]) for key in TRAINING_DATA},
             "trainer": context.trainer_settings(),
@@ -104,15 +106,15 @@ class ClassifierStage(Stage):
     def disk(self, context: Context, sizes: ImageSizes) -> float:
         """The weights, and a checkpoint where it trains."""
         weights = context.weights[self.name]
-        return weights.all + (0 if context.cfg.classifier.official_checkpoint else weights.checkpoint)
+        return weights.all + (0 if given_checkpoint(context) else weights.checkpoint)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
-        official = context.cfg.classifier.official_checkpoint
-        if official:
-            classifier = load_official_classifier(official)
-            save_state(classifier, artefact.folder / WEIGHTS)
-            return {"official_checkpoint": Path(official).name}
+        given = given_checkpoint(context)
+        if given:
+            classifier, left_out = loaded_checkpoint(context)
+            context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
+            return {given: Path(context.cfg.classifier[given]).name, "left_out": left_out}
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         classifier = new_classifier(context)
         module = build(context.cfg.classifier.module, classifier=classifier)
@@ -289,15 +291,41 @@ def new_classifier(context: Context, pretrained: bool | None = None) -> Classifi
 
 def trained_classifier(context: Context) -> Classifier:
     """The classifier that the classifier stage left."""
-    if context.cfg.classifier.official_checkpoint:
-        return load_official_classifier(context.cfg.classifier.official_checkpoint)
+    if given_checkpoint(context):
+        return loaded_checkpoint(context)[0]
     classifier = new_classifier(context, pretrained=False)
-    path = context.artefacts["classifier"].folder / WEIGHTS
-    try:
-        classifier.load_state_dict(read_state_dict(path))
-    except RuntimeError as error:
-        raise ConfigError(f"{path} does not fit the configured classifier: {error}") from error
+    load_classifier(classifier, context.artefacts["classifier"].folder / WEIGHTS)
     return classifier
+
+
+def given_checkpoint(context: Context) -> str | None:
+    """The setting that names a classifier which is taken instead of training; None where none does.
+
+    Raises:
+        ConfigError: both do.
+    """
+    given = [name for name in CHECKPOINTS if context.cfg.classifier[name]]
+    if len(given) > 1:
+        raise ConfigError(f"classifier.{' and classifier.'.join(given)} exclude each other; give one of them")
+    return given[0] if given else None
+
+
+def loaded_checkpoint(context: Context) -> tuple[Classifier, list[str]]:
+    """The classifier that was given instead of a training, and the names of what was left out of its file.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit network or classes.
+    """
+    cfg, number = context.cfg.classifier, context.data.num_classes
+    if given_checkpoint(context) == "checkpoint":
+        classifier = new_classifier(context, pretrained=False)
+        return classifier, load_classifier(classifier, cfg.checkpoint)
+    classifier = load_official_classifier(cfg.official_checkpoint)
+    if classifier.num_classes != number:
+        raise ConfigError(
+            f"{cfg.official_checkpoint} knows {classifier.num_classes} classes, but the data has {number}"
+        )
+    return classifier, []
 
 
 def fit(

@@ -18,7 +18,7 @@ from typing import Any
 
 from ribseg.data.files import atomic_write
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
-from ribseg.models.backbone import resolve_weights
+from ribseg.models.weights import resolve_weights
 
 # Raise this when a change makes a stage's result differ for equal settings: old artefacts are left alone.
 FORMAT = 1
