@@ -44,16 +44,16 @@ def check_network(
     _check_weight(name, weight, num_classes)
     if trainable not in (None, "head") and len(learning) == 1:
         raise ConfigError(
-            f"{name} has no weights that learn besides its head, so rib.trainable={trainable} would adapt the "
-            "head alone; give some of them requires_grad=True, or say rib.trainable=head"
+            f"{name} has no weights that learn besides its head, so rib.trainable={trainable} would adapt "
+            "the head alone; give some of them requires_grad=True, or say rib.trainable=head"
         )
-    if trains:
-        _check_training(classifier, name, num_classes)
     generator = torch.Generator().manual_seed(0)  # the global one belongs to the run
     with evaluating(classifier), torch.enable_grad():
         for height, width in SIZES:
             images = torch.randn(BATCH, 3, height, width, generator=generator)
             _try(classifier, name, images.to(weight.device, weight.dtype), learning)
+    if trains:
+        _check_training(classifier, name, num_classes)
 
 
 def _check_weight(name: str, weight: Tensor, num_classes: int) -> None:

@@ -35,7 +35,8 @@ def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
         load_fitting(classifier, fitting(state, path, [], what, content), path)
         return []
     what += f" over {classifier.backbone.name!r}"
-    match = fitting(state, path, [classifier.timm_name], what, content, optional=("head.bias",))
+    spellings = [classifier.timm_name, lambda key: key.removeprefix("backbone.")]
+    match = fitting(state, path, spellings, what, content, optional=("head.bias",))
     known = len(match.tensors["head.weight"])
     if known != classifier.num_classes:
         raise ConfigError(

@@ -251,7 +251,7 @@ def _matches(
     for prefix in sorted(prefixes, key=len):
         found = {key: plain[prefix + name] for key, name in names.items() if prefix + name in plain}
         missing = [spelled(k) for k in wanted if k not in found and not k.endswith(COUNTER)]
-        parts = {prefix + name.split(".")[0] + "." for name in needed}
+        parts = {f"{prefix}{simple(spelled(key).split('.')[0])}." for key in wanted}
         rest = set(plain) - {prefix + name for name in (*names.values(), *unneeded)}
         foreign = [plain[k] for k in rest if k.startswith(tuple(parts)) and not plain[k].endswith(COUNTER)]
         left_out = [plain[prefix + name] for name in unneeded if prefix + name in plain]

@@ -38,8 +38,8 @@ def _why(precision: str) -> str:
     instead = "use bf16-mixed for half the memory, or 32-true"
     if precision in HALF:
         return (
-            "it keeps the weights themselves in half precision, where the small steps of optimizers and of RIB "
-            f"are rounded away or overflow; {instead}"
+            "it keeps the weights themselves in half precision, where the small steps of optimizers and of "
+            f"RIB are rounded away or overflow; {instead}"
         )
     if precision == ON_GPU:
         return f"it needs a GPU, on a CPU Lightning takes another precision without asking; {instead}"
