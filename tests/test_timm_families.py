@@ -1,6 +1,6 @@
 """Every family of timm: its features are timm's `forward_features`, and a file of timm's weights loads.
 
-Ten families are tested always, all of them (two to three minutes) by: python -m pytest -m nightly
+Ten families are tested always, all of them (some minutes) by: python -m pytest -m nightly
 tests/test_timm_families.py
 """
 

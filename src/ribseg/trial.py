@@ -48,10 +48,11 @@ def check_network(
             "the head alone; give some of them requires_grad=True, or say rib.trainable=head"
         )
     generator = torch.Generator().manual_seed(0)  # the global one belongs to the run
-    with evaluating(classifier), torch.enable_grad():
-        for height, width in SIZES:
-            images = torch.randn(BATCH, 3, height, width, generator=generator)
-            _try(classifier, name, images.to(weight.device, weight.dtype), learning)
+    for size in SIZES:
+        images = torch.randn(BATCH, 3, *size, generator=generator).to(weight.device, weight.dtype)
+        with evaluating(classifier), torch.set_grad_enabled(bool(learning)):
+            _try(classifier, name, images, learning)
+        learning = []  # one backward pass says enough
     if trains:
         _check_training(classifier, name, num_classes)
 

@@ -71,11 +71,10 @@ class Backbone(nn.Module):
         self.head_name = str(self.pretrained_cfg.get("classifier"))
         cuts = [0, *ends[-TRAINED_STAGES - 1 : -1], len(blocks)]
         self.stages = nn.ModuleList(_stage(blocks[start:end]) for start, end in pairwise(cuts))
-        if not atrous:
-            for block in blocks:
-                if block.stride > output_stride:
-                    _remove_strides(block.module)
-        _check_stride(self, output_stride, blocks[-1].stride)
+        coarse = [block.module for block in blocks if block.stride > output_stride and not atrous]
+        for module in coarse:
+            _remove_strides(module)
+        _check_stride(name, _stride(self) if coarse else blocks[-1].stride, output_stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D, h, w)."""
@@ -111,7 +110,8 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
             "or train from scratch with classifier.model.pretrained=false classifier.model.freeze=none."
         ) from error
     except (TypeError, NotImplementedError, AssertionError, ValueError) as error:
-        raise ConfigError(f"timm cannot build {name!r} with {kwargs}: {reason(error)}") from error
+        advice = "; atrous=false makes the output stride without timm" if "output_stride" in kwargs else ""
+        raise ConfigError(f"timm cannot build {name!r} with {kwargs}: {reason(error)}{advice}") from error
 
 
 def _stage(blocks: Sequence[Block]) -> nn.Sequential:
@@ -119,22 +119,30 @@ def _stage(blocks: Sequence[Block]) -> nn.Sequential:
 
 
 @torch.no_grad()
-def _check_stride(backbone: Backbone, output_stride: int, own: int) -> None:
-    """Whether the output stride is what was asked for."""
-    training, images = backbone.training, trial_images(backbone, LARGE_TRIAL_SIDE)
+def _stride(backbone: Backbone) -> int:
+    """The stride of the features, measured."""
+    training = backbone.training
+    backbone.eval()
     try:
-        found = stride_of(images, backbone.eval()(images))
+        try:
+            images = trial_images(backbone)
+            return stride_of(images, backbone(images))
+        except UNFIT:
+            images = trial_images(backbone, LARGE_TRIAL_SIDE)
+            return stride_of(images, backbone(images))
     except UNFIT as error:
         raise ConfigError(
-            f"{backbone.name!r} does not work with output_stride={output_stride}: {reason(error)}; its "
-            f"own is {own}. {USABLE}"
+            f"{backbone.name!r} does not work without the strides of its last stages: {reason(error)}; take "
+            f"its own output_stride, or {USABLE}"
         ) from error
     finally:
         backbone.train(training)
-    if found != output_stride:
+
+
+def _check_stride(name: str, found: int, wanted: int) -> None:
+    if found != wanted:
         raise ConfigError(
-            f"{backbone.name!r} cannot be given output_stride={output_stride}: its features have a stride of "
-            f"{found}; {USABLE}"
+            f"{name!r} cannot have output_stride={wanted}: its features have a stride of {found}; {USABLE}"
         )
 
 

@@ -17,7 +17,7 @@ from ribseg.data.masks import voc_palette
 from ribseg.errors import ConfigError, reason
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.smp import SMPSegmenter
-from ribseg.models.weights import check_finite, read_file
+from ribseg.models.weights import fitting, load_fitting, read_file
 
 KIND = "ribseg segmenter 1"  # stands in the file; the number is that of its layout
 ARCHITECTURES: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
@@ -103,19 +103,18 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
             f"knows {', '.join(ARCHITECTURES)}"
         )
     try:
-        segmenter = _built(content, device)
+        return _built(content, device)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         raise ConfigError(
             f"the weights in {path} do not fit their own settings {content['settings']}; was the file "
             f"written by another version? {reason(error)}"
         ) from error
-    check_finite(segmenter.model.state_dict(), path)
-    return segmenter
 
 
 def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:
     model = ARCHITECTURES[content["architecture"]](**content["settings"])
-    model.load_state_dict(content["state_dict"])
+    found = fitting(model.state_dict(), "the file", [], "this segmenter", content["state_dict"])
+    load_fitting(model, found, "the file")
     palette = content["palette"].numpy()
     if palette.shape != (256, 3) or palette.dtype != np.uint8:
         raise ValueError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}")

@@ -129,17 +129,32 @@ def _why_unreadable(file: Path, error: BaseException) -> str:
         objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except BROKEN:  # no zip file of torch; then its own message has to do
         objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
-    if not objects:
+    if "TorchScript" in str(error):
         return (
-            f"{file} is damaged, or no file of torch.save: {reason(error)}. Expected .pth, .pt, .ckpt or "
-            ".safetensors; copy or download it again"
+            f"{file} is a program of TorchScript, not a state dictionary; write one with "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+        )
+    if not objects:
+        # Torch's own message recommends to execute what is in the file.
+        why = "" if "weights_only" in str(error) else f" ({reason(error)})"
+        return (
+            f"{file} is damaged, or no file of torch.save{why}: it begins with {_beginning(file)}. Expected "
+            ".pth, .pt, .ckpt or .safetensors; copy or download it again"
         )
     return (
         f"{file} cannot be read safely (weights_only=True): it holds objects besides tensors "
-        f"({listed(objects)}), which only code can make. If you trust its maker, take the weights out with "
-        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE), or without ['state_dict'] "
-        "where it holds them directly"
+        f"({listed(objects)}), which only code can make. Save the weights alone where the file was made: "
+        "torch.save(model.state_dict(), path). Or, if you trust its maker, take them out of what "
+        "torch.load(path, weights_only=False) gives"
     )
+
+
+def _beginning(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return repr(opened.read(16))
+    except OSError as error:
+        return reason(error)
 
 
 def listed(names: Sequence[str] | Mapping[str, Any], shown: int = SHOWN) -> str:
@@ -160,9 +175,10 @@ def places_of(content: Any, path: str | Path) -> list[Place]:
     """
     found = list(_places(content, "", DEPTH))
     if not found:
-        keys = f"with the keys {listed([str(k) for k in content])}" if isinstance(content, Mapping) else ""
+        keys = [str(key) for key in content] if isinstance(content, Mapping) else []
+        inside = f" with the keys {listed(keys)}" if keys else ""
         raise ConfigError(
-            f"{path} can be read, but has no tensors by name: it holds a {type(content).__name__} {keys}; "
+            f"{path} can be read, but has no tensors by name: it holds a {type(content).__name__}{inside}; "
             "expected what torch.save(model.state_dict(), path) writes"
         )
     return sorted(found, key=lambda place: "ema" not in re.split(r"[._]", place.where))
