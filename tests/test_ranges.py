@@ -273,7 +273,7 @@ def test_quick_runs_and_their_edges_are_accepted(whole, toy, place):
         ({"classifier.module.rate": 3}, r"classifier\.module: .*rate"),
         ({"affinity.module.rate": 3}, r"affinity\.module: .*rate"),
         ({"segmenter.module.rate": 3}, r"segmenter\.module: .*rate"),
-        ({"segmenter.precision": "15-true"}, r"segmenter\.precision: .*15-true"),
+        ({"segmenter.precision": "15-true"}, r"segmenter\.precision=15-true"),
         ({"trainer.presicion": "32"}, "presicion"),
         ({"classifier.module.optimizer.weight_decay": -1}, r"classifier\.module\.optimizer: .*decay.*-1"),
         ({"classifier.module.optimizer.mometum": 0.9}, r"classifier\.module\.optimizer: .*mometum"),

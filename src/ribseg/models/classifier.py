@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ribseg.checks import check_choice, check_number, check_switch
 from ribseg.functional.cam import class_maps
-from ribseg.models.backbone import Backbone, load_weights
+from ribseg.models.backbone import Backbone, load_weights, timm_name
 
 Freeze = Literal["published", "none"]
 
@@ -26,7 +26,8 @@ class Classifier(nn.Module):
         pretrained: load timm's weights for the backbone.
         output_stride: 8, 16 or 32.
         atrous: dilate the last stages instead of only removing their stride.
-        weights: a file of backbone weights (.pth or .safetensors), or "demo" for the built-in backbone.
+        weights: a file of backbone weights (.pth or .safetensors), "demo" for the built-in backbone, or
+            "efficientnet_lite0" to "efficientnet_lite2" for ImageNet weights of the extra `ribseg[weights]`.
         freeze: "published", or "none" for training from scratch: everything learns, with live statistics.
         backbone_kwargs: passed on to timm.
 
@@ -104,6 +105,12 @@ class Classifier(nn.Module):
         if self.freeze == "published":
             set_batch_norm_eval(self)
         return self
+
+    def timm_name(self, key: str) -> str:
+        """The name of a weight in timm's own network, with its head."""
+        return (
+            key.replace("head.", f"{self.backbone.head_name}.") if key.startswith("head.") else timm_name(key)
+        )
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters that learn: (backbone, head); the head has its own, higher rate."""

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, load_released, padding, read_state_dict, trial_image
+from ribseg.models.backbone import Backbone, padding, trial_image
 from ribseg.models.official_irn import irn_state
+from ribseg.models.weights import load_released, read_state_dict
 
 STRIDE = 4  # of both outputs
 BOUNDARY_WIDTH, BOUNDARY_GROUPS = 32, 4

@@ -1,18 +1,21 @@
 """Reader of the classifier checkpoints that RIB's and IRN's authors released (`res50_cam.pth`)."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import load_released, read_state_dict
 from ribseg.models.classifier import Classifier
+from ribseg.models.weights import listed, load_released, places_of, read_file
 
 # The released network registers each layer up to three times: under the ResNet, under its stage, and under
 # the list of stages. Index of a module in a stage -> name of the layer.
 STAGE1 = {"0": "conv1", "1": "bn1", "4": "layer1"}
+LAYER = re.compile(r"^(resnet50|stage[1-4]|backbone\.[0-3])\.")
 ALIASES = (
     (re.compile(r"^resnet50\."), ""),
     (re.compile(r"^(?:backbone\.0|stage1)\.([014])\."), None),
@@ -34,29 +37,63 @@ def load_official_classifier(path: str | Path) -> Classifier:
     Raises:
         ConfigError: not such a checkpoint, incomplete, or its duplicate keys contradict each other.
     """
-    weights = _canonical(read_state_dict(path), path)
-    head = weights.get("head.weight")
-    if head is None or head.ndim != 4 or len(head) == 0:
+    content = read_file(path)
+    released = [place.tensors for place in places_of(content, path) if is_released(place.tensors)]
+    if not released:
         raise ConfigError(
-            f"{path} has no classifier.weight (C, D, 1, 1): it is not a checkpoint of the released classifier"
+            f"{path} has no classifier.weight (C, D, 1, 1) beside a ResNet's layers: it is not a checkpoint "
+            f"of the released classifier, but {_kind(content, path)}"
         )
-    classifier = Classifier("resnet50.tv_in1k", num_classes=len(head))
-    stage_of = {"layer3": 1, "layer4": 2}
-    state = {
-        key
-        if key.startswith("head.")
-        else f"backbone.stages.{stage_of.get(key.split('.')[0], 0)}.{key}": value
-        for key, value in weights.items()
-        if not key.startswith("fc.")
-    }
+    state = released_state(released[0], path)
+    classifier = Classifier("resnet50.tv_in1k", num_classes=len(state["head.weight"]))
     load_released(classifier, state, path, "the released ResNet-50 classifier")
     return classifier
 
 
-def _canonical(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+def is_released(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dictionary has the released classifier's names: its head, and layers of its ResNet."""
+    keys = {key.removeprefix("module."): value for key, value in state.items()}
+    heads = [value for key, value in keys.items() if _rename(key) == "head.weight" != key]
+    return any(value.ndim == 4 and len(value) for value in heads) and any(map(LAYER.match, keys))
+
+
+def released_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Renames the weights of a released checkpoint to those of `Classifier`.
+
+    Raises:
+        ConfigError: two entries for the same weight differ.
+    """
+    stage_of = {"layer3": 1, "layer4": 2}
+    return {
+        key
+        if key.startswith("head.")
+        else f"backbone.stages.{stage_of.get(key.split('.')[0], 0)}.{key}": value
+        for key, value in _canonical(state, path).items()
+        if not key.startswith("fc.")
+    }
+
+
+def _kind(content: Any, path: str | Path) -> str:
+    """What a file is instead, and which setting takes it."""
+    keys = [key for place in places_of(content, path) for key in place.tensors]
+    if isinstance(content, Mapping) and str(content.get("kind")).startswith("ribseg segmenter"):
+        return "a segmenter that ribseg wrote"
+    if isinstance(content, Mapping) and "pytorch-lightning_version" in content:
+        return f"a checkpoint of Lightning: give it as classifier.checkpoint={path}"
+    if any(key.endswith("head.weight") for key in keys) and any("stages.0." in key for key in keys):
+        return f"a classifier that ribseg wrote: give it as classifier.checkpoint={path}"
+    if any("fc_edge" in key for key in keys):
+        return "the released IRNet (ribseg.models.load_official_irn reads it)"
+    return (
+        f"weights with the keys {listed(keys)}. Of a whole classifier: classifier.checkpoint={path}; of a "
+        f"backbone to train from: classifier.model.weights={path}"
+    )
+
+
+def _canonical(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = _rename(key)
+        name = _rename(key.removeprefix("module."))
         if name in weights and not torch.equal(weights[name], value):
             raise ConfigError(
                 f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "

@@ -15,9 +15,9 @@ from ribseg.data.files import atomic_write
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.masks import voc_palette
 from ribseg.errors import ConfigError, reason
-from ribseg.models.backbone import read_torch_file
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.smp import SMPSegmenter
+from ribseg.models.weights import fitting, load_fitting, read_file
 
 KIND = "ribseg segmenter 1"  # stands in the file; the number is that of its layout
 ARCHITECTURES: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
@@ -113,7 +113,8 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
 
 def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:
     model = ARCHITECTURES[content["architecture"]](**content["settings"])
-    model.load_state_dict(content["state_dict"])
+    found = fitting(model.state_dict(), "the file", [], "this segmenter", content["state_dict"])
+    load_fitting(model, found, "the file")
     palette = content["palette"].numpy()
     if palette.shape != (256, 3) or palette.dtype != np.uint8:
         raise ValueError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}")
@@ -130,7 +131,10 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no segmenter at {path}; check the path")
-    content = read_torch_file(path)
+    try:
+        content = read_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"expected a segmenter that ribseg wrote, but {error}") from error
     if not isinstance(content, dict) or content.get("kind") != KIND or not set(KEYS) <= set(content):
         raise ConfigError(
             f"{path} is no segmenter that ribseg wrote ({KIND!r}). Expected the segmenter.pt in a folder "

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ribseg.checks import check_number, check_switch
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import read_state_dict
 from ribseg.models.classifier import set_batch_norm_eval
 from ribseg.models.deeplab import Norm, ParameterGroups, check_norm, freeze_batch_norm, split_parameters
+from ribseg.models.weights import fitting, load_fitting
 
 PAD_TO = 32  # every encoder takes sides that are multiples of this
 
@@ -32,7 +32,8 @@ class SMPSegmenter(nn.Module):
         name: of the architecture: "deeplabv3plus", "segformer", "unet", "upernet", "fpn", ...
         encoder: "resnet101", "mit_b2", or any of timm's with the prefix "tu-".
         pretrained: load the encoder's ImageNet weights.
-        weights: a file of encoder weights (.pth or .safetensors), with the encoder's own names.
+        weights: a file of encoder weights (.pth or .safetensors), with the encoder's own names, nested and
+            prefixed in any way.
         norm: see `DeepLabV2`.
         kwargs: passed on to the architecture.
 
@@ -116,7 +117,4 @@ def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: 
 
 
 def _load_encoder(encoder: nn.Module, path: str | Path) -> None:
-    try:
-        encoder.load_state_dict(read_state_dict(path))
-    except RuntimeError as error:
-        raise ConfigError(f"the weights in {path} do not fit this encoder: {error}") from error
+    load_fitting(encoder, fitting(encoder.state_dict(), path, [], "this encoder"), path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ribseg.models.backbone import resolve_weights
+from ribseg.models.weights import resolve_weights
 from ribseg.pipeline.sources import foreign_targets, is_foreign, source_digest
 
 PLACE = "the fingerprint of the data covers what lies there"

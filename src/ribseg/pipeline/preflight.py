@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import get_args
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +14,7 @@ from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.pixel_adaptive import check_pixel_adaptive
 from ribseg.inference import check_inference
 from ribseg.models import Classifier
-from ribseg.modules import WrongClassModule
+from ribseg.modules import ClassifierModule, WrongClassModule
 from ribseg.pipeline.affinity import backbone_weights, new_network, new_training
 from ribseg.pipeline.bottleneck import BottleneckStage, check_bottleneck
 from ribseg.pipeline.chains import (
@@ -30,6 +31,7 @@ from ribseg.pipeline.disk import check_space, weights_of
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import check_imported
+from ribseg.pipeline.numerics import check_normalization, check_precision
 from ribseg.pipeline.parts import (
     check_arguments,
     check_optimizer,
@@ -44,14 +46,16 @@ from ribseg.pipeline.stages import (
     Stage,
     WrongClassStage,
     check_rate_search,
+    given_checkpoint,
+    loaded_checkpoint,
     new_classifier,
-    official_checkpoint,
     rib_builder,
     searches_rate,
-    trained_classifier,
 )
 from ribseg.pipeline.store import MANIFEST, Artefact
 from ribseg.refine import check_confidence, check_walk
+from ribseg.trial import check_network
+from ribseg.types import Trainable
 
 
 def reads_data(cfg: DictConfig) -> bool:
@@ -278,6 +282,7 @@ def check_inputs(context: Context, stage: Stage) -> None:
 
 def check_parts(context: Context) -> None:
     """Builds what the stages will build, so that a wrong option is not met after the training."""
+    check_precision(context.cfg)
     with within("trainer"):
         _ = context.processes  # builds a Trainer
     classifier = check_classifier(context)
@@ -289,23 +294,31 @@ def check_parts(context: Context) -> None:
 
 def check_classifier(context: Context) -> Classifier:
     """Builds the classifier and its training; returns it, with its first weights if it is to be trained."""
-    cfg, official = context.cfg, official_checkpoint(context)
+    cfg = context.cfg
     with within("classifier"):
-        if official:
-            classifier = trained_classifier(context)
-            if classifier.num_classes != context.data.num_classes:
-                raise ConfigError(
-                    f"{official} knows {classifier.num_classes} classes, but the data has "
-                    f"{context.data.num_classes}"
-                )
-    if not official:
+        given = given_checkpoint(context)
+        if given:
+            classifier, left_out = loaded_checkpoint(context)
+            if left_out:
+                names = ", ".join(left_out)
+                context.console.print(f"  the classifier is taken without {names}: maps have no bias")
+    if not given:
         # Weights are looked for only if they will be needed.
         trains = context.will_run("classifier")
         with within("classifier.model"):
             classifier = new_classifier(context, pretrained=None if trains else False)
     context.weights["classifier"] = weights_of(classifier)
-    check_training("classifier.module", cfg.classifier.module, classifier=classifier)
+    check_normalization(classifier, cfg)
+    module = check_training("classifier.module", cfg.classifier.module, classifier=classifier)
+    learns = isinstance(module, ClassifierModule) and "classifier" in cfg.run and not given
+    check_network(classifier, context.data.num_classes, learns, adapted_part(cfg))
     return classifier
+
+
+def adapted_part(cfg: DictConfig) -> Trainable | None:
+    """What RIB adapts in this run; None where it does not run, or cannot know it: building it says why."""
+    given = cfg.rib.get("trainable") if {"rib", "wrong_class"} & set(cfg.run) else None
+    return given if given in get_args(Trainable) else None
 
 
 def check_callbacks(context: Context) -> None:

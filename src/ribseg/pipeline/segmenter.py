@@ -33,8 +33,8 @@ from ribseg.pipeline.stages import (
     TRAINING,
     VIEWS,
     Stage,
+    given_checkpoint,
     new_classifier,
-    official_checkpoint,
     readable,
     trained_classifier,
 )
@@ -299,8 +299,8 @@ def check_segmenter(context: Context, source: str) -> None:
     if context.is_ready(segmenter_name(source)):
         return
     # The classifier need not be trained yet, but an untrained one has the same shapes.
-    official = official_checkpoint(context)
-    classifier = trained_classifier(context) if official else new_classifier(context, pretrained=False)
+    given = given_checkpoint(context)
+    classifier = trained_classifier(context) if given else new_classifier(context, pretrained=False)
     with within("segmenter.model"):
         model = new_segmenter(context, classifier)
     context.weights["segmenter"] = weights_of(model)

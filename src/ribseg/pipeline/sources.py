@@ -15,8 +15,6 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
-from ribseg.errors import ConfigError
-
 PACKAGE = "ribseg"  # counts by the versions of its stages
 # What ribseg itself depends on: their versions stand in the manifest.
 LIBRARIES = {
@@ -54,10 +52,13 @@ def source_digest(target: str) -> str:
     Args:
         target: dotted name of a class or function, "mine.poolings.MyPooling".
 
-    Raises:
-        ConfigError: there is no such module.
+    Returns:
+        Hexadecimal digits; "not found" where no such module is: `check_targets` says so of what a run uses.
     """
-    name, file = _module_of(target)
+    found = _module_of(target)
+    if found is None:
+        return "not found"
+    name, file = found
     seen = {name: file}
     _follow(name, file, seen, _project(name))
     digest = hashlib.sha256()
@@ -66,17 +67,14 @@ def source_digest(target: str) -> str:
     return digest.hexdigest()
 
 
-def _module_of(target: str) -> tuple[str, Path]:
+def _module_of(target: str) -> tuple[str, Path] | None:
     parts = target.split(".")
     for length in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:length])
         file = _file(name)
         if file is not None:
             return name, file
-    raise ConfigError(
-        f"_target_: {target} names no module: expected package.module.Name of a file that Python finds from "
-        f"here; add its folder to PYTHONPATH, or install its package"
-    )
+    return None
 
 
 def _file(module: str) -> Path | None:

@@ -24,8 +24,8 @@ from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
 from ribseg.data.references import ReferenceBatches, rng
 from ribseg.errors import ConfigError, DataError
-from ribseg.models import Classifier, load_official_classifier, read_state_dict
-from ribseg.models.backbone import BROKEN
+from ribseg.models import Classifier, load_classifier, load_official_classifier
+from ribseg.models.weights import BROKEN
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule, RIBModule, WrongClassModule
 from ribseg.pipeline.context import Context, build, named_callbacks
 from ribseg.pipeline.digest import settings_of
@@ -36,6 +36,7 @@ from ribseg.rate import check_search, find_rate
 from ribseg.types import Adaptation, Stop
 
 GIB = 1024**3
+CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
 WEIGHTS, RATE = "classifier.pt", "rate.json"
 Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
 # Parts of the configuration that every training depends on, besides its own and `callbacks`.
@@ -121,15 +122,15 @@ class ClassifierStage(Stage):
     def disk(self, context: Context, sizes: ImageSizes) -> float:
         """The weights, and a checkpoint where it trains."""
         weights = context.weights[self.name]
-        return weights.all + (0 if official_checkpoint(context) else weights.checkpoint)
+        return weights.all + (0 if given_checkpoint(context) else weights.checkpoint)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
-        official = official_checkpoint(context)
-        if official:
-            classifier = load_official_classifier(official)
-            save_state(classifier, artefact.folder / WEIGHTS)
-            return {"official_checkpoint": Path(official).name}
+        given = given_checkpoint(context)
+        if given:
+            classifier, left_out = loaded_checkpoint(context)
+            context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
+            return {given: Path(context.cfg.classifier[given]).name, "left_out": left_out}
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         classifier = new_classifier(context)
         module = build(context.cfg.classifier.module, classifier=classifier)
@@ -261,11 +262,6 @@ class WrongClassStage(RIBStage):
         return WrongClassModule(make(**rate), context.cfg.seed)
 
 
-def official_checkpoint(context: Context) -> str | None:
-    """A released classifier that is taken instead of training one; None if the configuration names none."""
-    return context.cfg.classifier.get("official_checkpoint")
-
-
 def searches_rate(context: Context) -> bool:
     """Whether RIB's learning rate is to be searched."""
     return context.cfg.rib.get("lr") == "auto"
@@ -287,16 +283,41 @@ def new_classifier(context: Context, pretrained: bool | None = None) -> Classifi
 
 def trained_classifier(context: Context) -> Classifier:
     """The classifier that the classifier stage left."""
-    official = official_checkpoint(context)
-    if official:
-        return load_official_classifier(official)
+    if given_checkpoint(context):
+        return loaded_checkpoint(context)[0]
     classifier = new_classifier(context, pretrained=False)
-    path = context.artefacts["classifier"].folder / WEIGHTS
-    try:
-        classifier.load_state_dict(read_state_dict(path))
-    except RuntimeError as error:
-        raise ConfigError(f"{path} does not fit the configured classifier: {error}") from error
+    load_classifier(classifier, context.artefacts["classifier"].folder / WEIGHTS)
     return classifier
+
+
+def given_checkpoint(context: Context) -> str | None:
+    """The setting that names a classifier which is taken instead of training; None where none does.
+
+    Raises:
+        ConfigError: both do.
+    """
+    given = [name for name in CHECKPOINTS if context.cfg.classifier.get(name)]
+    if len(given) > 1:
+        raise ConfigError(f"classifier.{' and classifier.'.join(given)} exclude each other; give one of them")
+    return given[0] if given else None
+
+
+def loaded_checkpoint(context: Context) -> tuple[Classifier, list[str]]:
+    """The classifier that was given instead of a training, and the names of what was left out of its file.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit network or classes.
+    """
+    cfg, number = context.cfg.classifier, context.data.num_classes
+    if given_checkpoint(context) == "checkpoint":
+        classifier = new_classifier(context, pretrained=False)
+        return classifier, load_classifier(classifier, cfg.checkpoint)
+    classifier = load_official_classifier(cfg.official_checkpoint)
+    if classifier.num_classes != number:
+        raise ConfigError(
+            f"{cfg.official_checkpoint} knows {classifier.num_classes} classes, but the data has {number}"
+        )
+    return classifier, []
 
 
 def fit(

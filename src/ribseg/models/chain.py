@@ -1,0 +1,173 @@
+"""A timm network as the chain of modules that its `forward_features` runs through, found in a run."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ribseg.errors import ConfigError, reason
+
+TRIAL_SIDE = 64
+LARGE_TRIAL_SIDE = 256  # for networks without padding, as Inception, which take no small images
+# What networks raise on images that they were not made for.
+UNFIT = (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+USABLE = (
+    "use a convolutional network of timm such as a ResNet, ResNeXt, RegNet, EfficientNet, MobileNetV3 or "
+    "ConvNeXt, or give your own module with features(x) and weight (classifier.model._target_)"
+)
+
+
+class Block(NamedTuple):
+    """A link of the chain.
+
+    Attributes:
+        name: in the network: "layer1", "blocks.3".
+        module: (N, D, h, w) -> (N, D', h', w').
+        stride: image pixels per location of its output.
+    """
+
+    name: str
+    module: nn.Module
+    stride: int
+
+
+class Chain(NamedTuple):
+    """What `forward_features` computes, as blocks one after the other.
+
+    Attributes:
+        blocks: all of them, in order.
+        ends: after how many blocks the features end that timm names, ascending; the last is `len(blocks)`.
+    """
+
+    blocks: list[Block]
+    ends: list[int]
+
+
+@dataclass(eq=False)
+class Call:
+    """A module's run: what went in, what came out, and the runs inside it."""
+
+    name: str
+    module: nn.Module
+    given: Any
+    result: Tensor | None
+    inside: list["Call"]
+
+
+def find_chain(name: str, network: nn.Module) -> Chain:
+    """The blocks of a network of timm, in order; composed they are its `forward_features`.
+
+    Whether they are is seen in a run: each block takes what the one before it gave, and nothing is computed
+    between them. Containers that hold the end of one of timm's features are opened.
+
+    Args:
+        name: of the network, for messages.
+        network: as `timm.create_model` makes it; is left as it was.
+
+    Raises:
+        ConfigError: the network is no such chain, or gives no (N, D, h, w) features.
+    """
+    info = [f["module"] for f in cast("list[dict[str, Any]]", getattr(network, "feature_info", []))]
+    root = _run(name, network, {parent for end in info for parent in _parents(end)})
+    if root.result is None or root.result.shape[1] != getattr(network, "num_features", None):
+        raise ConfigError(f"{name!r} does not give features of shape (N, D, h, w); {USABLE}")
+    calls = _opened(root)
+    names = [call.name for call in calls]
+    places = [place for place in (_place(names, end) for end in info) if place is not None]
+    if calls == [root] or len(set(names)) < len(names) or len(set(places)) < 3:
+        raise ConfigError(
+            f"{name!r} is no chain of stages, so it cannot be cut into trunk and tail; {USABLE}"
+        )
+    blocks = [Block(c.name, c.module, stride_of(root.given, cast(Tensor, c.result))) for c in calls]
+    ends = sorted(set(places))[:-1]
+    # VGG's last feature is a pooling alone: where nothing can learn there is no stage.
+    while len(ends) > 2 and not any(list(block.module.parameters()) for block in blocks[ends[-1] :]):
+        ends.pop()
+    return Chain(blocks, [*ends, len(blocks)])
+
+
+def stride_of(images: Tensor, maps: Tensor) -> int:
+    """Image pixels per location, a power of two: without padding maps are a little smaller."""
+    return 2 ** round(math.log2(images.shape[-1] / maps.shape[-1]))
+
+
+def trial_images(module: nn.Module, side: int = TRIAL_SIDE) -> Tensor:
+    """(1, 3, side, side) zeros where the module's weights are."""
+    return next(module.parameters()).new_zeros(1, 3, side, side)
+
+
+def _parents(name: str) -> Iterable[str]:
+    parts = name.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts)))
+
+
+def _place(names: list[str], end: str) -> int | None:
+    """After how many blocks a feature ends: with the block that it is, or lies in."""
+    found = [index for index, name in enumerate(names) if end == name or end.startswith(f"{name}.")]
+    return found[-1] + 1 if found else None
+
+
+def _run(name: str, network: nn.Module, opened: set[str]) -> Call:
+    """The calls of the modules of interest in `forward_features` of a small image."""
+    flags = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        try:
+            return _recorded(network, trial_images(network), opened)
+        except UNFIT:
+            return _recorded(network, trial_images(network, LARGE_TRIAL_SIDE), opened)
+    except UNFIT as error:
+        raise ConfigError(
+            f"{name!r} takes no images of {TRIAL_SIDE} or {LARGE_TRIAL_SIDE} pixels ({reason(error)}), but "
+            f"localization needs images of any size; {USABLE}"
+        ) from error
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+@torch.no_grad()
+def _recorded(network: nn.Module, images: Tensor, opened: set[str]) -> Call:
+    root = Call("", network, images, None, [])
+    stack, hooks = [root], []
+    for path, module in network.named_modules():
+        parent = path.rpartition(".")[0]
+        if path and (not parent or parent in opened):
+            hooks.append(module.register_forward_pre_hook(partial(_entered, stack, path)))
+            hooks.append(module.register_forward_hook(partial(_left, stack)))
+    try:
+        root.result = _maps(cast(Any, network).forward_features(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return root
+
+
+def _entered(stack: list[Call], path: str, module: nn.Module, given: tuple[Any, ...]) -> None:
+    call = Call(path, module, given[0] if given else None, None, [])
+    stack[-1].inside.append(call)
+    stack.append(call)
+
+
+def _left(stack: list[Call], module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+    stack.pop().result = _maps(result)
+
+
+def _maps(result: Any) -> Tensor | None:
+    return result if isinstance(result, Tensor) and result.ndim == 4 else None
+
+
+def _opened(call: Call) -> list[Call]:
+    """The calls inside a call, where they are a chain from its input to its output; else the call itself."""
+    value = call.given
+    for part in call.inside:
+        if part.given is not value or part.result is None:
+            return [call]
+        value = part.result
+    if not call.inside or value is not call.result:
+        return [call]
+    return [inner for part in call.inside for inner in _opened(part)]
