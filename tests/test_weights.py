@@ -10,7 +10,14 @@ from torch import nn
 
 import ribseg
 from ribseg.errors import ConfigError
-from ribseg.models import Backbone, load_classifier, load_weights, read_state_dict
+from ribseg.models import (
+    Backbone,
+    Segmenter,
+    load_classifier,
+    load_weights,
+    read_state_dict,
+    save_segmenter,
+)
 from ribseg.models.packages import PACKAGED
 
 LITE = [
@@ -95,6 +102,26 @@ def test_a_backbone_is_taken_from_our_own_files(tmp_path, source):
         network = backbone()
         load_weights(network, tmp_path / name)
         assert all(torch.equal(v, network.state_dict()[k]) for k, v in whole.backbone.state_dict().items())
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    """They named the parts of a stem one by one."""
+    network = ribseg.Classifier("test_convnext", 2)
+    state = network.state_dict()
+    torch.save(
+        {key.replace("stages.0.stem.", "stages.0.stem_"): v for key, v in state.items()}, tmp_path / "c.pt"
+    )
+    load_weights(network.backbone, tmp_path / "c.pt")
+    assert load_classifier(network, tmp_path / "c.pt") == []
+    assert set(torch.load(tmp_path / "c.pt", weights_only=True)) != set(state)
+
+
+def test_a_segmenter_that_is_not_finite_is_refused(tmp_path):
+    model = ribseg.DeepLabV2(3, backbone="resnet10t", backbone_kwargs=NARROW)
+    nn.init.constant_(model.head.branches[0].bias, float("nan"))
+    save_segmenter(tmp_path / "s.pt", Segmenter(model, ("a", "b")))
+    with pytest.raises(ConfigError, match=r"not finite.*head\.branches\.0\.bias"):
+        ribseg.load_segmenter(tmp_path / "s.pt")
 
 
 def test_several_weights_in_one_file_are_told_apart_or_refused(tmp_path, source):
