@@ -5,23 +5,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import albumentations as A
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
 
 from ribseg.callbacks import map_path
 from ribseg.data.images import read_image
 from ribseg.data.maps import load_maps
 from ribseg.data.masks import write_mask
+from ribseg.data.seeding import share_of
 from ribseg.data.segmentation import (
     SegmentationDataset,
     segmentation_eval_transform,
     segmentation_train_transform,
 )
-from ribseg.data.transforms import worker_init_fn
 from ribseg.errors import ConfigError
 from ribseg.functional import dense_crf
 from ribseg.models import AffinityNet, Backbone, IRNet, load_weights, read_state_dict
+from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.disk import ImageSizes
@@ -125,7 +124,7 @@ class AffinityStage(Stage):
             artefact,
             module,
             cfg.epochs,
-            affinity_loaders(context),
+            affinity_data(context),
             check_val_every_n_epoch=cfg.epochs,
         )
         context.on_first(lambda: save_state(network, artefact.folder / WEIGHTS))
@@ -206,33 +205,24 @@ def new_backbone(context: Context) -> Backbone:
     return backbone
 
 
-def affinity_loaders(context: Context) -> tuple[DataLoader, DataLoader]:
-    """Augmented crops with confident labels for training, plain crops to measure the mean displacement."""
+def affinity_data(context: Context) -> CropDataModule:
+    """Augmented crops with confident labels for training, plain crops to measure the mean displacement.
+
+    Raises:
+        ConfigError: the batch does not divide among the processes.
+    """
     cfg, data = context.cfg.affinity, context.data
-    processes = context.processes
-    size, rest = divmod(cfg.batch_size, processes)
-    if rest:
-        raise ConfigError(
-            f"affinity.batch_size={cfg.batch_size} counts all processes together, but does not divide by the "
-            f"{processes} that there are; choose a multiple"
-        )
+    share_of(cfg.batch_size, context.processes, "affinity.batch_size")
     labels = context.artefacts["affinity_labels"].folder
     augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
     middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
-
-    def loader(transform: A.Compose, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            SegmentationDataset(
-                data.train.ids, data.train.image_path, partial(label_path, labels), transform
-            ),
-            size,
-            shuffle=shuffle,
-            drop_last=shuffle and len(data.train) > size,
-            num_workers=data.num_workers,
-            worker_init_fn=worker_init_fn,
-        )
-
-    return loader(augmented, shuffle=True), loader(middle, shuffle=False)
+    train, val = (
+        SegmentationDataset(data.train.ids, data.train.image_path, partial(label_path, labels), transform)
+        for transform in (augmented, middle)
+    )
+    return CropDataModule(
+        train, val, cfg.batch_size, data.num_workers, context.cfg.seed, "affinity.batch_size"
+    )
 
 
 def label_path(folder: Path, image_id: str) -> Path:

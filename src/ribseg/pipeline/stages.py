@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ribseg.callbacks import MapWriter, Threads, read_records
+from ribseg.data.datamodules import SamplesCheck
 from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
 from ribseg.data.references import rng
@@ -35,7 +35,6 @@ from ribseg.types import Adaptation, Stop
 GIB = 1024**3
 WEIGHTS, RATE = "classifier.pt", "rate.json"
 SPEED = ("reference_chunk", "compile")  # of RIB; they change maps by rounding
-Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
 TRAINING_DATA = ("crop_size", "resize_long", "batch_size", "mean", "std")
 
 
@@ -305,7 +304,7 @@ def fit(
     artefact: Artefact,
     module: pl.LightningModule,
     epochs: int,
-    data: Data,
+    data: pl.LightningDataModule,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Trains a module, from its last finished epoch on if there is one.
@@ -315,7 +314,7 @@ def fit(
         artefact: gets the checkpoints.
         module: what is trained.
         epochs: in all.
-        data: a DataModule, or the loaders for training and validation.
+        data: the batches of training and validation.
         kwargs: settings of the Trainer.
 
     Returns:
@@ -323,13 +322,12 @@ def fit(
     """
     checkpoints = artefact.folder / "checkpoints"
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-    trainer = context.trainer(artefact.stage, artefact.folder, [keep], max_epochs=epochs, **kwargs)
+    trainer = context.trainer(
+        artefact.stage, artefact.folder, [keep, SamplesCheck()], max_epochs=epochs, **kwargs
+    )
     last = checkpoints / "last.ckpt"
     resume = context.agree(str(last) if readable(last, context) else None)
-    if isinstance(data, pl.LightningDataModule):
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    else:
-        trainer.fit(module, *data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
