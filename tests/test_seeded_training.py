@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from quick_run import folder_run
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -291,6 +292,34 @@ def test_samples_left_to_chance_are_said(voc_tree, tmp_path):
         warnings.simplefilter("always")
         fit(Tiny(), classifier_data(voc_tree), tmp_path, **settings)
     assert not [warning for warning in said if "training_batches" in str(warning.message)]
+
+
+CHAIN = (
+    "run=[classifier,rib,affinity_labels,affinity,pseudo_masks,segmenter_rib]",
+    "refine.variants=[none]",
+    "classifier.epochs=2",
+    "affinity.epochs=2",
+)
+
+
+def test_the_stages_leave_the_same_weights_for_any_number_of_workers(tree, tmp_path):
+    def weights(workers):
+        folder = tmp_path / f"workers-{workers}"
+        folder_run(folder, tree, *CHAIN, f"data.num_workers={workers}")
+        files = sorted((folder / "store").glob("*/*.pt"))
+        return {file.parent.name: file.read_bytes() for file in files}
+
+    expected = weights(0)
+    assert len(expected) == 3
+    assert weights(2) == expected
+
+
+@pytest.mark.parametrize("setting", ["data.batch_size", "affinity.batch_size"])
+def test_a_batch_that_does_not_divide_is_said_before_the_first_stage(tree, tmp_path, setting):
+    two = ("trainer.devices=2", "trainer.strategy=ddp", f"{setting}=3")
+    with pytest.raises(ConfigError, match=f"{setting}=3 .* does not divide by the 2"):
+        folder_run(tmp_path, tree, *CHAIN, *two)
+    assert not list((tmp_path / "store").glob("*/*.pt"))
 
 
 TWO = """

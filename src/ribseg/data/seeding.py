@@ -225,9 +225,7 @@ def training_loader(
     """
     data = SeededDataset(dataset, seed)
     sampler = EpochSampler(len(data), batch_size, seed, epoch, rank, processes)
-    return DataLoader(
-        data, batch_size // processes, sampler=sampler, **loader_settings(num_workers), generator=_unused()
-    )
+    return DataLoader(data, batch_size // processes, sampler=sampler, **loader_settings(num_workers))
 
 
 def validation_loader(
@@ -253,7 +251,6 @@ def validation_loader(
         sampler=batches,
         collate_fn=_collate,
         **loader_settings(num_workers),
-        generator=_unused(),
     )
 
 
@@ -264,6 +261,8 @@ def loader_settings(num_workers: int) -> dict[str, Any]:
         "persistent_workers": num_workers > 0,  # else each epoch would start them anew
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": worker_init_fn,
+        # Else a DataLoader draws from the global stream, which the network's dropout draws from.
+        "generator": torch.Generator(),
     }
 
 
@@ -305,11 +304,6 @@ def _warn_of_other_processes(processes: int) -> None:
             "Pass the data module to the Trainer (datamodule=...), not a loader that was made before.",
             stacklevel=3,
         )
-
-
-def _unused() -> torch.Generator:
-    """For a DataLoader, which else would draw from the stream that the network's dropout draws from."""
-    return torch.Generator()
 
 
 def _collate(items: Any) -> Any:

@@ -1,9 +1,6 @@
 """The loaders of images with masks: for training by epochs (affinities) and by iterations (segmenters)."""
 
-from typing import Any
-
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader
 
 from ribseg.data.datamodules import EpochDataModule, rank_of
@@ -13,9 +10,8 @@ from ribseg.data.iterations import (
     PaddedShard,
     only_item,
 )
-from ribseg.data.seeding import SeededDataset
+from ribseg.data.seeding import SeededDataset, loader_settings
 from ribseg.data.segmentation import SegmentationDataset
-from ribseg.data.transforms import worker_init_fn
 from ribseg.errors import ConfigError
 
 
@@ -106,11 +102,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             rank,
             processes,
         )
-        return self._loader(
-            SeededDataset(self.train, self.seed),
-            batch_sampler=sampler,
-            persistent_workers=self.num_workers > 0,
-        )
+        dataset = SeededDataset(self.train, self.seed)
+        return DataLoader(dataset, batch_sampler=sampler, **loader_settings(self.num_workers))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Whole images one by one; an empty list if there are none."""
@@ -118,14 +111,10 @@ class SegmentationDataModule(pl.LightningDataModule):
             return []
         rank, processes = rank_of(self.trainer)
         shard = PaddedShard(len(self.val), rank, processes)
-        return self._loader(CountedDataset(self.val), sampler=shard, batch_size=1, collate_fn=only_item)
-
-    def _loader(self, dataset: Any, **settings: Any) -> DataLoader:
         return DataLoader(
-            dataset,
-            num_workers=self.num_workers,
-            worker_init_fn=worker_init_fn,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it would draw from the stream of the network's dropout
-            **settings,
+            CountedDataset(self.val),
+            batch_size=1,
+            sampler=shard,
+            collate_fn=only_item,
+            **loader_settings(self.num_workers),
         )

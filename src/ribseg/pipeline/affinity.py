@@ -11,7 +11,6 @@ from ribseg.callbacks import map_path
 from ribseg.data.images import read_image
 from ribseg.data.maps import load_maps
 from ribseg.data.masks import write_mask
-from ribseg.data.seeding import share_of
 from ribseg.data.segmentation import (
     SegmentationDataset,
     segmentation_eval_transform,
@@ -206,13 +205,8 @@ def new_backbone(context: Context) -> Backbone:
 
 
 def affinity_data(context: Context) -> CropDataModule:
-    """Augmented crops with confident labels for training, plain crops to measure the mean displacement.
-
-    Raises:
-        ConfigError: the batch does not divide among the processes.
-    """
+    """Augmented crops with confident labels for training, plain crops to measure the mean displacement."""
     cfg, data = context.cfg.affinity, context.data
-    share_of(cfg.batch_size, context.processes, "affinity.batch_size")
     labels = context.artefacts["affinity_labels"].folder
     augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
     middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from omegaconf import DictConfig
 
 from ribseg.data.check import check_dataset
+from ribseg.data.seeding import share_of
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.affinity import new_network
 from ribseg.pipeline.bottleneck import BottleneckStage, check_bottleneck
@@ -219,10 +220,13 @@ def check_parts(context: Context) -> None:
         classifier = new_classifier(context, pretrained=None if trains else False)
     context.weights["classifier"] = weights_of(classifier)
     build(cfg.classifier.module, classifier=classifier)
-    _ = context.processes  # builds a Trainer
+    processes = context.processes  # builds a Trainer
+    if "classifier" in cfg.run and not context.artefacts["classifier"].finished:
+        share_of(cfg.data.batch_size, processes, "data.batch_size")
     rib_builder(context, classifier)(**({"lr": 1.0} if cfg.rib.lr == "auto" else {}))
     trainings = ("affinity", *(chain_name("affinity", maps) for maps in CHAINS))
     if any(name in cfg.run and not context.artefacts[name].finished for name in trainings):
+        share_of(cfg.affinity.batch_size, processes, "affinity.batch_size")
         shared = cfg.affinity.backbone.weights == "classifier"
         network = new_network(context, classifier.backbone if shared else None)
         context.weights["affinity"] = weights_of(network)
