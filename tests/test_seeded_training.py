@@ -124,16 +124,21 @@ def own_data(tree, workers=0):
     return OwnData(tree, **SMALL, num_workers=workers)
 
 
-def own_transform_data(tree, workers=0):
-    module = classifier_data(tree, workers)
-    shift = np.random.default_rng()
+class OwnTransform(WSSSDataModule):
+    """Its transform is a method and draws from what the data module holds."""
 
-    def transform(image):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.shift = np.random.default_rng()
+        self.train_transform = self.shifted
+
+    def shifted(self, image):
         pixels = torch.from_numpy(np.resize(image, (24, 24, 3))).permute(2, 0, 1) / 255
-        return {"image": pixels + torch.rand(1) + shift.random() + random.random()}
+        return {"image": pixels + torch.rand(1) + self.shift.random() + random.random()}
 
-    module.train_transform = transform
-    return module
+
+def own_transform_data(tree, workers=0):
+    return OwnTransform(tree, **SMALL, num_workers=workers)
 
 
 @pytest.mark.parametrize("make", [classifier_data, affinity_data, own_data, own_transform_data])

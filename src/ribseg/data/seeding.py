@@ -28,9 +28,9 @@ from ribseg.errors import ConfigError
 
 Place = tuple[int, int]  # index of an image, epoch
 SEARCHED = 100  # entries of a list up to which it is searched for random generators: longer ones are data
+AUGMENTATIONS = (A.BaseCompose, A.BasicTransform)
 GENERATORS = (
-    A.BaseCompose,
-    A.BasicTransform,
+    *AUGMENTATIONS,
     np.random.Generator,
     np.random.RandomState,
     random.Random,
@@ -144,7 +144,8 @@ class SeededDataset(Dataset[Any]):
     What else it draws from, such as a generator that is a variable of a module, it has to seed itself.
 
     Args:
-        dataset: has `ids`, else the index stands for the image id. It is copied, and its `transform` too.
+        dataset: has `ids`, else the index stands for the image id. It is copied, and so is albumentations'
+            `transform`.
         seed: of the augmentation.
 
     A plain index stands for epoch 0, a list of indices for a list of items.
@@ -152,8 +153,9 @@ class SeededDataset(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
         self.dataset, self.seed = copy(dataset), seed
-        if getattr(dataset, "transform", None) is not None:
-            self.dataset.transform = deepcopy(dataset.transform)  # type: ignore[attr-defined]
+        transform = getattr(dataset, "transform", None)
+        if isinstance(transform, AUGMENTATIONS):  # others may belong to an object that is no one's to copy
+            self.dataset.transform = deepcopy(transform)  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         assert isinstance(self.dataset, Sized)
@@ -311,7 +313,7 @@ def _collate(items: Any) -> Any:
 
 
 def _restart(generator: Any, seed: int) -> None:
-    if isinstance(generator, A.BaseCompose | A.BasicTransform):
+    if isinstance(generator, AUGMENTATIONS):
         seeded(generator, seed)
     elif isinstance(generator, np.random.Generator):
         generator.bit_generator.state = type(generator.bit_generator)(seed).state
@@ -342,7 +344,7 @@ def _parts(value: Any) -> Iterable[Any]:
         return []
     parts = list(getattr(value, "__dict__", {}).values())
     if isinstance(value, MethodType):
-        parts.append(value.__self__)
+        parts += getattr(value.__self__, "__dict__", {}).values()
     if isinstance(value, FunctionType):
         cells = (cell.cell_contents for cell in value.__closure__ or ())
         parts += [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
