@@ -159,10 +159,16 @@ def test_auto_workers(voc_tree):
     assert 1 <= WSSSDataModule(voc_tree, **{**SMALL, "num_workers": "auto"}).num_workers <= 8
 
 
+def trainer_of(processes, rank, epoch=0):
+    progress = SimpleNamespace(current=SimpleNamespace(processed=epoch))
+    fit_loop = SimpleNamespace(epoch_progress=progress)
+    return SimpleNamespace(world_size=processes, global_rank=rank, fit_loop=fit_loop)
+
+
 def test_global_batch_is_divided(module):
-    module.trainer = SimpleNamespace(world_size=3, global_rank=1)
+    module.trainer = trainer_of(3, 1)
     assert module.train_dataloader().batch_size == 1
-    module.trainer = SimpleNamespace(world_size=2, global_rank=1)
+    module.trainer = trainer_of(2, 1)
     with pytest.raises(ConfigError, match=r"batch_size=3 .* does not divide by the 2"):
         module.train_dataloader()
 

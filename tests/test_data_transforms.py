@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, rescale
-from ribseg.data.transforms import eval_transform, seeded, train_transform, worker_init_fn
+from ribseg.data.transforms import eval_transform, seeded, train_transform
 from ribseg.errors import ConfigError
 
 
@@ -124,43 +123,3 @@ def test_same_seed_same_output():
     first = seeded(one, 7)(image=image)["image"]
     assert torch.equal(first, seeded(two, 7)(image=image)["image"])
     assert not torch.equal(first, seeded(two, 8)(image=image)["image"])
-
-
-class Same(Dataset):
-    """The same image again and again, so that only the augmentation tells items apart."""
-
-    def __init__(self):
-        self.transform = train_transform(16, (8, 30))
-        self.image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        return self.transform(image=self.image)["image"]
-
-
-class OnRank:
-    def __init__(self, rank):
-        self.rank = rank
-
-    def __call__(self, worker):
-        worker_init_fn(worker, self.rank)
-
-
-def epochs(rank, seed, persistent=False):
-    loader = DataLoader(
-        Same(),
-        num_workers=2,
-        worker_init_fn=OnRank(rank),
-        generator=torch.Generator().manual_seed(seed),
-        persistent_workers=persistent,
-    )
-    return [[batch.numpy().tobytes() for batch in loader] for _ in range(2)]
-
-
-@pytest.mark.parametrize("persistent", [False, True])
-def test_workers_epochs_and_ranks_differ(persistent):
-    seen = [item for rank in (0, 1) for epoch in epochs(rank, 5, persistent) for item in epoch]
-    assert len(set(seen)) == len(seen) == 24
-    assert epochs(0, 5, persistent) == epochs(0, 5, persistent)

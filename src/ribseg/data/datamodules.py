@@ -4,14 +4,14 @@ import hashlib
 import itertools
 import os
 from collections.abc import Collection, Sequence
-from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
 
 from ribseg.checks import check_number
 from ribseg.data.check import CheckReport, OnError, check_dataset
@@ -19,9 +19,10 @@ from ribseg.data.ids import Ids
 from ribseg.data.image_pool import ImagePool
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.iterations import only_item
-from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
+from ribseg.data.references import ReferenceBatches, ReferenceSampler
+from ribseg.data.seeding import is_seeded, rank_and_processes, share_of, training_loader, validation_loader
 from ribseg.data.served import ServedImages
-from ribseg.data.transforms import eval_transform, seeded, train_transform, worker_init_fn
+from ribseg.data.transforms import eval_transform, train_transform
 from ribseg.data.views import SCALES, ViewsDataset, check_scales
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
@@ -29,7 +30,78 @@ from ribseg.errors import ConfigError, DataError
 Channels = tuple[float, float, float]
 
 
-class WSSSDataModule(pl.LightningDataModule):
+class EpochDataModule(pl.LightningDataModule):
+    """Loaders for training by epochs that are a function of (seed, epoch), see `ribseg.data.seeding`.
+
+    With them neither `num_workers` nor, for a given `batch_size`, the number of processes changes a sample. A
+    Trainer may have `use_distributed_sampler` either way.
+
+    Attributes:
+        batch_size: over all processes together; each gets its share.
+        num_workers: of each loader.
+        seed: of order and augmentation.
+        setting: the name of `batch_size`, for messages.
+    """
+
+    batch_size: int
+    num_workers: int
+    seed: int
+    setting: str = "batch_size"
+
+    def training_batches(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Batches of a data set with random augmentation, shuffled, from the Trainer's epoch on.
+
+        Args:
+            dataset: of items that `default_collate` can stack; see `SeededDataset` for what may be random.
+
+        Raises:
+            ConfigError: the batch does not divide among the processes.
+        """
+        rank, processes = self._check_share()
+        # What Lightning tells the sampler, too, but only after workers have begun to load.
+        loop = None if self.trainer is None else self.trainer.fit_loop
+        epoch = 0 if loop is None else loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        return training_loader(dataset, self.batch_size, self.seed, self.num_workers, epoch, rank, processes)
+
+    def validation_batches(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Batches of a data set in its order; each image once, whatever the number of processes.
+
+        Args:
+            dataset: of items that `default_collate` can stack.
+
+        Raises:
+            ConfigError: the batch does not divide among the processes.
+        """
+        rank, processes = self._check_share()
+        return validation_loader(dataset, self.batch_size, self.num_workers, rank, processes)
+
+    def _check_share(self) -> tuple[int, int]:
+        """Rank of this process and number of processes, among which the batch divides."""
+        rank, processes = rank_of(self.trainer)
+        share_of(self.batch_size, processes, self.setting)
+        return rank, processes
+
+
+def rank_of(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    return rank_and_processes() if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+class SamplesCheck(pl.Callback):
+    """Warns before the training if a data module of one's own leaves its samples to chance."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the training batches."""
+        loader = trainer.train_dataloader
+        if not (isinstance(loader, DataLoader) and is_seeded(loader)):
+            rank_zero_warn(
+                "train_dataloader returned other batches than those of `training_batches(dataset)`: what they"
+                " hold may depend on data.num_workers and on the number of processes, which the store does "
+                "not tell apart"
+            )
+
+
+class WSSSDataModule(EpochDataModule):
     """Data of weakly supervised semantic segmentation: images and image-level labels, in VOC layout.
 
     Data sets are opened on first use, so every attribute can be used with or without a Trainer.
@@ -200,17 +272,12 @@ class WSSSDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of dict(id, image (B,3,S,S), labels (B,C)), shuffled and augmented, for the classifier."""
-        # An incomplete last batch would weigh its images more; a set smaller than one batch has no other.
-        drop_last = len(self.train) > self.batch_size
-        # Without workers the augmentation's stream starts here; each worker starts its own (worker_init_fn).
-        start = int(rng(self.seed, "training", self._rank).integers(2**63))
-        transform = seeded(deepcopy(self.train_transform), start)
-        return self._batches(self.train.with_transform(transform), shuffle=True, drop_last=drop_last)
+        return self.training_batches(self.train.with_transform(self.train_transform))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Batches of the first of eval_splits that is not train_split; an empty list if there is none."""
         held_out = [folder for split, folder in self.evals.items() if split != self.train_split]
-        return self._batches(held_out[0].with_transform(self.eval_transform)) if held_out else []
+        return self.validation_batches(held_out[0].with_transform(self.eval_transform)) if held_out else []
 
     def predict_dataset(self, ids: Sequence[str] | None = None) -> ViewsDataset:
         """Images with their views, one an item; see `ViewsDataset`.
@@ -235,8 +302,9 @@ class WSSSDataModule(pl.LightningDataModule):
         """
         ids = self.predict_ids if ids is None else ids
         chosen = Ids.of(self.all_ids if ids is None else ids)
-        if 0 < len(chosen) < self._world_size:
-            chosen = Ids(itertools.islice(itertools.cycle(chosen), self._world_size))
+        _, processes = rank_of(self.trainer)
+        if 0 < len(chosen) < processes:
+            chosen = Ids(itertools.islice(itertools.cycle(chosen), processes))
         # Large tensors of all sizes: two items in advance per worker are enough.
         return DataLoader(
             self.predict_dataset(chosen),
@@ -244,6 +312,7 @@ class WSSSDataModule(pl.LightningDataModule):
             collate_fn=only_item,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it would draw from the global stream
         )
 
     def references(
@@ -272,36 +341,6 @@ class WSSSDataModule(pl.LightningDataModule):
     def served(self) -> list[VOCFolder]:
         """Each split once, train_split first."""
         return [self.train, *(folder for split, folder in self.evals.items() if split != self.train_split)]
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer is not None else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer is not None else 0
-
-    def _batches(
-        self, dataset: VOCFolder, shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[dict[str, Any]]:
-        size, rest = divmod(self.batch_size, self._world_size)
-        if rest:
-            raise ConfigError(
-                f"batch_size={self.batch_size} counts all processes together, but does not divide by the"
-                f" {self._world_size} that there are. Choose a multiple."
-            )
-        return DataLoader(
-            dataset,
-            batch_size=size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            # Workers are kept, or each epoch would start them anew.
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=partial(worker_init_fn, rank=self._rank),
-            generator=torch.Generator().manual_seed(self.seed),
-        )
 
 
 def _channels(values: Sequence[float], name: str) -> Channels:

@@ -1,11 +1,10 @@
 """Training by iterations: what an iteration sees is a function of its number alone.
 
 So a training that goes on at iteration n does what it would have done without the interruption, and neither
-the number of processes nor of workers changes what is seen.
+the number of processes nor of workers changes what is seen; see `seeding` for training by epochs.
 """
 
 from collections.abc import Iterable, Iterator
-from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,15 @@ from torch.utils.data import Dataset, Sampler
 
 from ribseg.data.ids import Ids
 from ribseg.data.images import read_image
-from ribseg.data.references import rng
+from ribseg.data.seeding import Place, shuffled
 from ribseg.data.segmentation import PathOf, SegmentationDataset
-from ribseg.data.transforms import seeded
 from ribseg.errors import ConfigError
-
-Place = tuple[int, int]  # index of an image, position in the endless row of samples
 
 
 class IterationSampler(Sampler[list[Place]]):
-    """Endless batches; each pass over the images is shuffled anew, and batches go across its end.
+    """Endless batches; each pass over the images, an epoch, is shuffled anew, and batches go across its end.
+
+    For a `SeededDataset`.
 
     Args:
         images: how many there are.
@@ -51,43 +49,20 @@ class IterationSampler(Sampler[list[Place]]):
             )
         self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
         self.rank, self.processes = rank, processes
-        self._pass, self._order = -1, np.empty(0, np.int64)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __iter__(self) -> Iterator[list[Place]]:
         share = self.batch_size // self.processes
         begin = self.start * self.batch_size + self.rank * share
         while True:
-            yield [(self._image(position), position) for position in range(begin, begin + share)]
+            yield [self._place(position) for position in range(begin, begin + share)]
             begin += self.batch_size
 
-    def _image(self, position: int) -> int:
-        number, place = divmod(position, self.images)
-        if number != self._pass:
-            self._pass, self._order = number, rng(self.seed, "order", number).permutation(self.images)
-        return int(self._order[place])
-
-
-class IterationDataset(Dataset[dict[str, Any]]):
-    """Images and masks by `Place`; each sample starts the augmentation's random stream anew.
-
-    Args:
-        dataset: with a transform.
-        seed: of the augmentation.
-    """
-
-    def __init__(self, dataset: SegmentationDataset, seed: int = 0) -> None:
-        self.dataset, self.seed = copy(dataset), seed
-        self.dataset.transform = deepcopy(dataset.transform)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, place: Place) -> dict[str, Any]:
-        index, position = place
-        if self.dataset.transform is not None:
-            start = int(rng(self.seed, "augmentation", position).integers(2**63))
-            seeded(self.dataset.transform, start)
-        return self.dataset[index]
+    def _place(self, position: int) -> Place:
+        epoch, place = divmod(position, self.images)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, shuffled(self.seed, epoch, self.images)
+        return int(self._order[place]), epoch
 
 
 class ImageDataset(Dataset[dict[str, Any]]):

@@ -13,15 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 import albumentations as A
 import cv2
 import numpy as np
-import torch
 from albumentations.pytorch import ToTensorV2
-from torch.utils.data import get_worker_info
 
 from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, rescale, rescaled_size
 from ribseg.errors import ConfigError
 
 Channels = tuple[float, float, float]
-T = TypeVar("T", bound=A.BaseCompose)
+T = TypeVar("T", bound=A.BaseCompose | A.BasicTransform)
 
 
 class LongestSide(A.LongestMaxSize):
@@ -172,22 +170,15 @@ def seeded(transform: T, seed: int) -> T:
     return transform
 
 
-def worker_init_fn(worker: int, rank: int = 0) -> None:
-    """Gives the transform of a data loader's worker its own stream; to be passed to a DataLoader.
+def worker_init_fn(worker: int) -> None:
+    """Leaves the cores to the other workers; to be passed to a DataLoader.
 
-    Forked workers would otherwise inherit one stream and augment alike. torch seeds each worker of each epoch
-    differently, but alike on all ranks: the rank is mixed in.
+    Nothing is seeded here, else the number of workers would change the samples: see `seeding`.
 
     Args:
         worker: number of the worker, from the data loader.
-        rank: global rank of the process.
     """
     cv2.setNumThreads(0)  # the workers are the parallelism
-    info = get_worker_info()
-    transform = getattr(info.dataset, "transform", None) if info is not None else None
-    if isinstance(transform, A.BaseCompose):
-        entropy = np.random.SeedSequence([torch.initial_seed() % 2**64, worker, rank])
-        seeded(transform, int(entropy.generate_state(2, np.uint64)[0]))
 
 
 def _pad(crop_size: int, position: str) -> A.PadIfNeeded:

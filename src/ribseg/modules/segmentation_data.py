@@ -1,23 +1,53 @@
-"""The loaders of a segmenter's training, by iterations."""
-
-from functools import partial
-from typing import Any
+"""The loaders of images with masks: for training by epochs (affinities) and by iterations (segmenters)."""
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader
 
 from ribseg.checks import check_number
+from ribseg.data.datamodules import EpochDataModule, rank_of
 from ribseg.data.iterations import (
     CountedDataset,
-    IterationDataset,
     IterationSampler,
     PaddedShard,
     only_item,
 )
+from ribseg.data.seeding import SeededDataset, loader_settings
 from ribseg.data.segmentation import SegmentationDataset
-from ribseg.data.transforms import worker_init_fn
 from ribseg.errors import ConfigError
+
+
+class CropDataModule(EpochDataModule):
+    """Batches of `image` (N, 3, S, S) and `mask` (N, S, S) for training by epochs.
+
+    Args:
+        train: images and masks, with a random transform to crops of one size.
+        val: the same with one that is not random.
+        batch_size: of one step, over all processes together.
+        num_workers: of the loaders.
+        seed: of order and augmentation.
+        setting: the name of `batch_size`, for messages.
+    """
+
+    def __init__(
+        self,
+        train: SegmentationDataset,
+        val: SegmentationDataset,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        setting: str = "batch_size",
+    ) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+        self.batch_size, self.num_workers, self.seed, self.setting = batch_size, num_workers, seed, setting
+
+    def train_dataloader(self) -> DataLoader:
+        """See `training_batches`."""
+        return self.training_batches(self.train)
+
+    def val_dataloader(self) -> DataLoader:
+        """See `validation_batches`."""
+        return self.validation_batches(self.val)
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -65,12 +95,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of `image` (N, 3, S, S) and `mask` (N, S, S) without end, from the Trainer's step on."""
-        trainer = self.trainer
-        step, rank, processes = (
-            (trainer.global_step, trainer.global_rank, trainer.world_size)
-            if trainer is not None
-            else (0, 0, 1)
-        )
+        rank, processes = rank_of(self.trainer)
+        step = 0 if self.trainer is None else self.trainer.global_step
         self.check(processes)
         sampler = IterationSampler(
             len(self.train),
@@ -80,26 +106,19 @@ class SegmentationDataModule(pl.LightningDataModule):
             rank,
             processes,
         )
-        return self._loader(
-            IterationDataset(self.train, self.seed),
-            batch_sampler=sampler,
-            persistent_workers=self.num_workers > 0,
-        )
+        dataset = SeededDataset(self.train, self.seed)
+        return DataLoader(dataset, batch_sampler=sampler, **loader_settings(self.num_workers))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Whole images one by one; an empty list if there are none."""
         if self.val is None:
             return []
-        trainer = self.trainer
-        rank, processes = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        rank, processes = rank_of(self.trainer)
         shard = PaddedShard(len(self.val), rank, processes)
-        return self._loader(CountedDataset(self.val), sampler=shard, batch_size=1, collate_fn=only_item)
-
-    def _loader(self, dataset: Any, **settings: Any) -> DataLoader:
         return DataLoader(
-            dataset,
-            num_workers=self.num_workers,
-            worker_init_fn=partial(worker_init_fn, rank=0),
-            pin_memory=torch.cuda.is_available(),
-            **settings,
+            CountedDataset(self.val),
+            batch_size=1,
+            sampler=shard,
+            collate_fn=only_item,
+            **loader_settings(self.num_workers),
         )

@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import albumentations as A
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader
 
 from ribseg.callbacks import map_path
 from ribseg.data.images import read_image
@@ -20,10 +18,10 @@ from ribseg.data.segmentation import (
     segmentation_eval_transform,
     segmentation_train_transform,
 )
-from ribseg.data.transforms import worker_init_fn
 from ribseg.errors import ConfigError
 from ribseg.functional import dense_crf
 from ribseg.models import AffinityNet, Backbone, IRNet, load_weights, read_state_dict
+from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.context import Context, build, plain
 from ribseg.pipeline.disk import ImageSizes
@@ -151,7 +149,7 @@ class AffinityStage(Stage):
             "affinity",
             module,
             cfg.epochs,
-            affinity_loaders(context),
+            affinity_data(context),
             check_val_every_n_epoch=cfg.epochs,
         )
         context.on_first(lambda: save_state(network, artefact.folder / WEIGHTS))
@@ -244,33 +242,19 @@ def new_backbone(context: Context) -> Backbone:
     return backbone
 
 
-def affinity_loaders(context: Context) -> tuple[DataLoader, DataLoader]:
+def affinity_data(context: Context) -> CropDataModule:
     """Augmented crops with confident labels for training, plain crops to measure the mean displacement."""
     cfg, data = context.cfg.affinity, context.data
-    processes = context.processes
-    size, rest = divmod(cfg.batch_size, processes)
-    if rest:
-        raise ConfigError(
-            f"affinity.batch_size={cfg.batch_size} counts all processes together, but does not divide by the "
-            f"{processes} that there are; choose a multiple"
-        )
     labels = context.artefacts["affinity_labels"].folder
     augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
     middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
-
-    def loader(transform: A.Compose, shuffle: bool) -> DataLoader:
-        return DataLoader(
-            SegmentationDataset(
-                data.train.ids, data.train.image_path, partial(label_path, labels), transform
-            ),
-            size,
-            shuffle=shuffle,
-            drop_last=shuffle and len(data.train) > size,
-            num_workers=data.num_workers,
-            worker_init_fn=worker_init_fn,
-        )
-
-    return loader(augmented, shuffle=True), loader(middle, shuffle=False)
+    train, val = (
+        SegmentationDataset(data.train.ids, data.train.image_path, partial(label_path, labels), transform)
+        for transform in (augmented, middle)
+    )
+    return CropDataModule(
+        train, val, cfg.batch_size, data.num_workers, context.cfg.seed, "affinity.batch_size"
+    )
 
 
 def label_path(folder: Path, image_id: str) -> Path:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import within
 from ribseg.data.check import check_dataset
+from ribseg.data.seeding import share_of
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.pixel_adaptive import check_pixel_adaptive
@@ -284,12 +285,21 @@ def check_parts(context: Context) -> None:
     """Builds what the stages will build, so that a wrong option is not met after the training."""
     check_precision(context.cfg)
     with within("trainer"):
-        _ = context.processes  # builds a Trainer
+        processes = context.processes  # builds a Trainer
+    check_batches(context, processes)
     classifier = check_classifier(context)
     check_rib(context, classifier)
     chosen = [name for name in trainings("affinity") if name in context.cfg.run]
     if any(context.will_run(name) for name in chosen):
         check_affinity(context, classifier)
+
+
+def check_batches(context: Context, processes: int) -> None:
+    """Whether the batches of trainings can be shared out to the processes."""
+    if context.will_run("classifier"):
+        share_of(context.cfg.data.batch_size, processes, "data.batch_size")
+    if any(context.will_run(name) for name in trainings("affinity") if name in context.cfg.run):
+        share_of(context.cfg.affinity.batch_size, processes, "affinity.batch_size")
 
 
 def check_classifier(context: Context) -> Classifier:

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ribseg.callbacks import MapWriter, Threads, read_records
 from ribseg.checks import SettingError, check_number
+from ribseg.data.datamodules import SamplesCheck
 from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
 from ribseg.data.references import ReferenceBatches, rng
@@ -38,7 +38,6 @@ from ribseg.types import Adaptation, Stop
 GIB = 1024**3
 CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
 WEIGHTS, RATE = "classifier.pt", "rate.json"
-Data = pl.LightningDataModule | tuple[DataLoader, DataLoader]
 # Parts of the configuration that every training depends on, besides its own and `callbacks`.
 TRAINING = ("data", "trainer", "seed", "tf32")
 # Settings of the data that are about crops to learn from, about views, and about batches and scores.
@@ -326,7 +325,7 @@ def fit(
     part: str,
     module: pl.LightningModule,
     epochs: int,
-    data: Data,
+    data: pl.LightningDataModule,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Trains a module, from its last finished epoch on if there is one.
@@ -337,7 +336,7 @@ def fit(
         part: of the configuration, whose callbacks there are.
         module: what is trained.
         epochs: in all.
-        data: a DataModule, or the loaders for training and validation.
+        data: the batches of training and validation.
         kwargs: settings of the Trainer.
 
     Returns:
@@ -345,14 +344,11 @@ def fit(
     """
     checkpoints = artefact.folder / "checkpoints"
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-    callbacks = [keep, *context.callbacks(part).values()]
+    callbacks = [keep, SamplesCheck(), *context.callbacks(part).values()]
     trainer = context.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
     last = checkpoints / "last.ckpt"
     resume = context.agree(str(last) if readable(last, context) else None)
-    if isinstance(data, pl.LightningDataModule):
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    else:
-        trainer.fit(module, *data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
