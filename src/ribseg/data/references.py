@@ -67,6 +67,24 @@ class ReferenceSampler:
             taken[own] = True
         return np.flatnonzero(~taken)
 
+    def has_references(self, labels: np.ndarray) -> np.ndarray:
+        """Whether images have any reference image, for all at once: (M, C) -> (M,) bool.
+
+        Each set of labels is looked at once, and small sets of training images first: these decide for nearly
+        all.
+        An image without a label has references unless it is the only image; nobody adapts to it.
+        """
+        sets, inverse = _distinct(labels > 0)
+        others, _ = _distinct(self._images.T)
+        alive = np.arange(len(sets))  # those that share a class with every set so far
+        for other in others[np.argsort(others.sum(1), kind="stable")]:
+            alive = alive[sets[alive][:, other].any(1)]
+            if len(alive) == 0:
+                break
+        found = np.ones(len(sets), dtype=bool)
+        found[alive] = False
+        return found[inverse]
+
     def indices(self, image_id: str, labels: np.ndarray | Tensor, step: int, count: int) -> np.ndarray:
         """The references of one step, a function of (seed, image id, step).
 
@@ -100,6 +118,14 @@ class ReferenceSampler:
             order = rng(self.seed, "references", image_id, number).permutation(pool)
             self._last = last = (image_id, number, pool, order)
         return last[3]
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of (N, C) bool rows, and for each row which of them it is."""
+    packed = np.ascontiguousarray(np.packbits(rows, axis=1))
+    keys = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return rows[first], inverse.ravel()
 
 
 class Started(NamedTuple):
