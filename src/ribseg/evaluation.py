@@ -15,8 +15,7 @@ from ribseg.types import LocalizationMaps
 
 NOTHING_SCORED = (
     "no pixel of the masks belongs to a class: all are background (0) or 255 (ignore), so nothing can be "
-    "scored. "
-    "run=[check_data] shows what the masks hold"
+    "scored. run=[check_data] shows what the masks hold"
 )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ribseg.data.masks import IGNORE, read_mask
+from ribseg.data.masks import IGNORE, mask_colours, read_mask
 
 ENOUGH = 3  # images of a class below which nothing is concluded from where its id occurs
 SELDOM, NEARLY_ALWAYS = 0.5, 0.9  # Jaccard index of the images that have a label and those that have an id
@@ -21,12 +21,14 @@ class MaskLook(NamedTuple):
         ids: that occur, ascending.
         pixels: of each of them.
         border: the same of the outermost pixels.
+        colours: of each of them in the palette, as 0xRRGGBB; empty in a gray mask.
     """
 
     size: tuple[int, int]
     ids: tuple[int, ...]
     pixels: tuple[int, ...]
     border: tuple[int, ...]
+    colours: tuple[int, ...] = ()
 
     @property
     def classes(self) -> list[int]:
@@ -45,8 +47,10 @@ class MaskFacts:
         empty: of these, how many have a mask without any class.
         differing: of these, how many have other classes in their mask.
         common: pairs of image and class that label and mask agree on.
-        renumbered: rows of (class index, id) of classes whose images hold another id, see `renumbered`.
+        misfits: classes whose id seldom occurs in the masks of their images, see `renumbered`.
+        renumbered: rows of (class index, id) of these classes whose images hold another id instead.
         judged: classes with enough images to be judged so.
+        colours: rows of (id, number) of classes that have several colours in the palettes of the masks.
     """
 
     masks: int
@@ -55,8 +59,10 @@ class MaskFacts:
     empty: int
     differing: int
     common: int
+    misfits: int
     renumbered: list[list[int]]
     judged: int
+    colours: list[list[int]]
 
     def pixels(self, first: int, last: int, border: bool = False) -> int:
         """Pixels of the ids first..last, or of these those at the images' borders."""
@@ -76,7 +82,9 @@ def look_at_mask(path: Path, num_classes: int) -> MaskLook:
     all_, inside = (np.bincount(part.ravel(), minlength=256) for part in (mask, inner))
     ids = np.flatnonzero(all_)
     pixels, border = all_[ids], (all_ - inside)[ids]
-    return MaskLook((height, width), *(tuple(values.tolist()) for values in (ids, pixels, border)))
+    palette = mask_colours(path)
+    packed = np.zeros(0, int) if palette is None else palette[ids].astype(int) @ (1 << 16, 1 << 8, 1)
+    return MaskLook((height, width), *(tuple(values.tolist()) for values in (ids, pixels, border, packed)))
 
 
 def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFacts:
@@ -88,14 +96,17 @@ def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFact
     """
     rows = [row for row, look in enumerate(looks) if look is not None]
     present, pixels, border = np.zeros((len(rows), 256), bool), np.zeros(256, int), np.zeros(256, int)
+    colours: dict[int, set[int]] = {}
     for row, look in enumerate(look for look in looks if look is not None):
+        for number, colour in zip(look.ids, look.colours, strict=False):  # a gray mask has none
+            colours.setdefault(number, set()).add(colour)
         ids = list(look.ids)
         present[row, ids] = True
         pixels[ids] += look.pixels
         border[ids] += look.border
     labels = labels[rows]
     classes, known = present[:, 1 : labels.shape[1] + 1], labels.any(1)
-    moved, judged = renumbered(labels[known], present[known])
+    moved, misfits, judged = renumbered(labels[known], present[known])
     masks = present.sum(0)
     return MaskFacts(
         masks=len(rows),
@@ -104,12 +115,14 @@ def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFact
         empty=int((known & ~classes.any(1)).sum()),
         differing=int((known & (labels != classes).any(1)).sum()),
         common=int((labels & classes).sum()),
+        misfits=misfits,
         renumbered=moved,
         judged=judged,
+        colours=[[i, len(colours[i])] for i in sorted(colours) if 0 < i < IGNORE and len(colours[i]) > 1],
     )
 
 
-def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]], int]:
+def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]], int, int]:
     """Classes whose id seldom occurs in the masks of their images, while another one nearly always does.
 
     The set of images that have the label is compared with the sets of images that hold each id, by the
@@ -121,7 +134,8 @@ def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]]
         present: (N, 256) bool, whether a mask holds an id.
 
     Returns:
-        Rows of (class index, id that fits instead); and how many classes have enough images to be judged.
+        Rows of (class index, id that fits instead); how many classes have an id that does not fit; and how
+        many have enough images to be judged.
     """
     number = labels.shape[1]
     held = present[:, :IGNORE].astype(np.float32)
@@ -133,5 +147,6 @@ def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]]
     best = overlap.argmax(1)
     # A class of all images says nothing: so is the background.
     judged = (images >= ENOUGH) & (images < len(labels))
-    moved = judged & (own < SELDOM) & (overlap.max(1) >= NEARLY_ALWAYS)
-    return [[int(c), int(best[c])] for c in np.flatnonzero(moved)], int(judged.sum())
+    misfits = judged & (own < SELDOM)
+    moved = np.flatnonzero(misfits & (overlap.max(1) >= NEARLY_ALWAYS))
+    return [[int(c), int(best[c])] for c in moved], int(misfits.sum()), int(judged.sum())

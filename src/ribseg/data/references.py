@@ -23,6 +23,7 @@ from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 
 Batch = tuple[Tensor, Tensor] | tuple[None, None]
+BLOCK = 128  # sets of labels that are compared at a time
 
 
 def rng(seed: int, *key: str | int) -> np.random.Generator:
@@ -70,17 +71,17 @@ class ReferenceSampler:
     def has_references(self, labels: np.ndarray) -> np.ndarray:
         """Whether images have any reference image, for all at once: (M, C) -> (M,) bool.
 
-        Each set of labels is looked at once, and small sets of training images first: these decide for nearly
-        all.
         An image without a label has references unless it is the only image; nobody adapts to it.
         """
         sets, inverse = _distinct(labels > 0)
         others, _ = _distinct(self._images.T)
-        alive = np.arange(len(sets))  # those that share a class with every set so far
-        for other in others[np.argsort(others.sum(1), kind="stable")]:
-            alive = alive[sets[alive][:, other].any(1)]
-            if len(alive) == 0:
-                break
+        others = others[np.argsort(others.sum(1), kind="stable")].astype(np.float32)
+        alive = np.arange(len(sets))  # those that share a class with every training image so far
+        while len(others) and len(alive):
+            block, others = others[:BLOCK], others[BLOCK:]
+            alive = alive[(sets[alive].astype(np.float32) @ block.T > 0).all(1)]
+            # What holds a set with which a class is shared shares it, too.
+            others = others[(others @ block.T < block.sum(1)).all(1)]
         found = np.ones(len(sets), dtype=bool)
         found[alive] = False
         return found[inverse]

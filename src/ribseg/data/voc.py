@@ -307,9 +307,8 @@ def _read_split(folder: Path, split: str, images: FileTable) -> tuple[tuple[str,
         if SPACES in problems or several:
             advice += (
                 " Lists in VOC layout separate columns by spaces, so only the first word of a line is the "
-                "id: if"
-                " file names hold spaces, rename the files (underscores, for example) and the ids in all "
-                "lists."
+                "id: if file names hold spaces, rename the files (underscores, for example) and the ids in "
+                "all lists."
             )
         raise DataError(list_problems(f"{path} cannot be used", problems, advice))
     return splits, Ids(ids)
@@ -358,14 +357,12 @@ def _class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tupl
         if marks:
             raise DataError(
                 f"{source} names {' and '.join(marks)}. Leave it out: id 0 is background, the first name is "
-                "id 1, "
-                "and 255 in a mask is to be ignored."
+                "id 1, and 255 in a mask is to be ignored."
             )
     if bare != list(names) and "" not in bare and len(set(bare)) == len(bare) and _is_counted(names):
         raise DataError(
             f"{source} has numbers in front of its names: {', '.join(names[:3])}. Write the names alone, one "
-            "a "
-            "line: the first is id 1 in the masks, whatever number stood there."
+            "a line: the first is id 1 in the masks, whatever number stood there."
         )
     return names
 

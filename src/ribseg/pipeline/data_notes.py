@@ -76,8 +76,7 @@ def reference_notes(context: Context, counts: Mapping[str, Any]) -> Iterator[Not
     yield Note(
         "no_reference_image",
         f"{counts['without']} of {counts['images']} images with a class have no reference image "
-        f"({by_split}): every "
-        f"image of {data.train_split} shares a class with them",
+        f"({by_split}): every image of {data.train_split} shares a class with them",
         "RIB adapts to them alone, without the other images of the batch that the method wants." + searched,
         "Images without a label are references to all: add some to the list (an empty row in a CSV), or set "
         "rib.references=0 to do without everywhere.",
@@ -100,8 +99,7 @@ def class_notes(context: Context) -> Iterator[Note]:
                 "class_without_training_image",
                 f"{names_and_counts(data.classes, only)} of {split}, but no image of {data.train_split}",
                 "The class is never learnt, its maps are accidental (a segmenter never finds it), and its "
-                "IoU counts "
-                f"in the mIoU of {split}.",
+                f"IoU counts in the mIoU of {split}.",
                 f"Put images of it into {data.train_split}, or take it out of classes.txt, labels and masks.",
             )
     absent = {int(c): 0 for c in np.flatnonzero(anywhere == 0)}
@@ -110,8 +108,7 @@ def class_notes(context: Context) -> Iterator[Note]:
             "class_without_image",
             f"no image of any split has {names_and_counts(data.classes, absent, counted=False)}",
             "The classifier only learns to deny the class; it has no IoU and is in no mean, unless a "
-            "segmenter "
-            "predicts it somewhere.",
+            "segmenter predicts it somewhere.",
             "If images show it, compare the spelling in labels and classes.txt; else take it out of "
             "classes.txt.",
         )
@@ -119,7 +116,7 @@ def class_notes(context: Context) -> Iterator[Note]:
     if always and trained:
         yield Note(
             "class_in_every_image",
-            f"{names_and_counts(data.classes, always)}, which are all of {data.train_split}",
+            f"{names_and_counts(data.classes, always)}: every image of {data.train_split}",
             "The classifier can answer yes without looking, so that its maps need not lie on the class.",
             f"Add images without the class to {data.train_split}; they may be without any label.",
         )
@@ -133,7 +130,8 @@ def split_notes(context: Context) -> Iterator[Note]:
             yield Note(
                 "split_without_labels",
                 f"none of the {len(folder)} images of {split} has a label",
-                "No localization map is made for them: they count as background altogether.",
+                "No localization map is made for them: they count as background altogether, and a threshold "
+                "chosen on them is arbitrary.",
                 "Give their classes in the label file, or take the split out of data.eval_splits.",
             )
     ids = {folder.split: set(folder.ids) for folder in data.served}
@@ -145,9 +143,8 @@ def split_notes(context: Context) -> Iterator[Note]:
             yield Note(
                 "splits_overlap",
                 f"{common} images are both in {one} ({len(ids[one])}) and in {other} ({len(ids[other])})",
-                "A score on one of them is no score on unseen images, and a threshold that was chosen on the "
-                "other "
-                "one is not held out.",
+                "A score on one of them is no score on unseen images, and a threshold that was chosen on "
+                "the other one is not held out.",
                 "Take them off one of the lists.",
             )
 
@@ -164,6 +161,5 @@ def nothing_to_learn(folder: VOCFolder, labels: str) -> str:
     found = sorted({int(value) for image_id in masks for value in np.unique(folder.mask(image_id))})
     return (
         f"{text}. The first {len(masks)} masks hold the ids {found}; expected 0 for background, 1 for the "
-        "first "
-        "name in classes.txt, and 255 only where a pixel is to be ignored"
+        "first name in classes.txt, and 255 only where a pixel is to be ignored"
     )

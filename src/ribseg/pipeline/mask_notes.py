@@ -29,22 +29,19 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
         return (
             f"no pixel of the {facts.masks} masks of {split} belongs to a class; ids found: {found}. Only "
             f"background could be scored. Expected 1 for the first name in classes.txt ({classes[0]!r}) and "
-            "so on. "
-            f"{marked}Mend the masks, set data.masks_dir, or take {split} out of data.eval_splits"
+            f"so on. {marked}Mend the masks, set data.masks_dir, or take {split} out of data.eval_splits"
         )
-    if facts.judged > 1 and len(facts.renumbered) == facts.judged:
+    if facts.judged > 1 and facts.misfits == facts.judged and facts.renumbered:
         return (
             f"the masks of {split} number the classes otherwise than classes.txt: {_moved(facts, classes)}. "
-            "Expected "
-            "0 for background and 1 for the first name. Mend the masks, or the order of classes.txt"
+            "Expected 0 for background and 1 for the first name. Mend the masks or the order of classes.txt; "
+            "and see whether each mask has the name of its image"
         )
     if facts.labelled - facts.empty >= SEVERAL and not facts.common:
         return (
             f"labels and masks of {split} contradict each other: in none of the {facts.labelled} labelled "
-            "images does "
-            "the mask hold a class of the label. Do the masks hold class ids (0 background, 1 the first name "
-            "in "
-            "classes.txt), not ids of instances, and do they belong to these images?"
+            "images does the mask hold a class of the label. Do the masks hold class ids (0 background, 1 "
+            "the first name in classes.txt), not ids of instances, and do they belong to these images?"
         )
     return None
 
@@ -61,12 +58,20 @@ def mask_notes(split: str, facts: MaskFacts, classes: Sequence[str]) -> Iterator
             "A map that covers the whole image is never wrong there, and the background has no IoU.",
             f"Write 0 where there is no object, {IGNORE} only where a pixel is to be ignored.",
         )
-    if ignored > MOST * (scored + ignored):
+    elif ignored > MOST * (scored + ignored):
         yield Note(
             "masks_mostly_ignored",
             f"{ignored / (scored + ignored):.0%} of the pixels of the masks of {split} are {IGNORE}",
             "They are left out of all scores.",
             f"If {IGNORE} is background or an object there, write 0 or the class's id.",
+        )
+    if facts.colours:
+        several = ", ".join(f"{i} ({n} colours)" for i, n in facts.colours[:SHOWN])
+        yield Note(
+            "mask_colours",
+            f"ids of the masks of {split} have other colours in other files: {several}",
+            "If a program numbered the colours of each file anew, an id means another class in each.",
+            "Write all masks with one palette, ids in the order of classes.txt.",
         )
     at_border = facts.pixels(1, IGNORE - 1, border=True)
     border = at_border + facts.pixels(0, 0, border=True)
@@ -79,8 +84,7 @@ def mask_notes(split: str, facts: MaskFacts, classes: Sequence[str]) -> Iterator
         yield Note(
             "masks_inverted",
             f"{at_border / border:.0%} of the pixels at the borders of the images of {split} belong to "
-            f"{classes[0]!r}, "
-            f"but {facts.foreground / scored:.0%} of all",
+            f"{classes[0]!r}, but {facts.foreground / scored:.0%} of all",
             "The masks look inverted: objects seldom surround the background.",
             "Expected 0 for background and 1 for the object.",
         )
@@ -105,11 +109,9 @@ def _against_labels(split: str, facts: MaskFacts, classes: Sequence[str]) -> Ite
         yield Note(
             "masks_differ_from_labels",
             f"in {facts.differing} of {facts.labelled} labelled images of {split} the mask holds other "
-            "classes than "
-            "the label",
+            "classes than the label",
             "Labels that lack a class cost its IoU; so do masks that were enlarged with interpolation "
-            "(between 1 and "
-            "3 lies 2), saved as JPEG on the way, or hold ids of instances.",
+            "(between 1 and 3 lies 2), saved as JPEG on the way, or hold ids of instances.",
             "run=[check_data] lists the images.",
         )
 

@@ -38,5 +38,5 @@ def names_and_counts(classes: Sequence[str], counts: Mapping[int, int], counted:
         return ", ".join(parts)
     if len(counts) == 1:
         ((c, n),) = counts.items()
-        return f"the class {classes[c]!r} has {n} images"
+        return f"the class {classes[c]!r} has {n} image{'' if n == 1 else 's'}"
     return f"{len(counts)} classes have images ({', '.join(parts)})"
