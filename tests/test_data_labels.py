@@ -82,7 +82,9 @@ def test_one_error_lists_all_csv_problems(tmp_path):
     message = str(caught.value)
     assert "malformed rows: 3" in message
     assert "line 5" in message
-    assert "images with two rows: 1" in message
+    assert (
+        "images with two rows (expected one an image, with all its classes separated by spaces): 1" in message
+    )
     assert "images without a row: 1" in message
     assert "'unicorn' of image b" in message
     assert "griffin" not in message

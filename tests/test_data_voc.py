@@ -45,11 +45,6 @@ def test_png_images_and_upper_case(voc_tree):
     assert data[1]["image"].shape == (*SIZES[9], 3)
 
 
-def test_jpeg_is_taken_before_png(voc_tree):
-    shutil.copy(voc_tree / "SegmentationClass" / f"{IDS[0]}.png", voc_tree / "JPEGImages" / f"{IDS[0]}.png")
-    assert VOCFolder(voc_tree, "train").image_path(IDS[0]).suffix == ".jpg"
-
-
 def test_transform(voc_tree):
     data = VOCFolder(voc_tree, "train", transform=lambda image: {"image": image.shape})
     assert data[0]["image"] == (*SIZES[0], 3)

@@ -16,6 +16,11 @@ from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores
 from ribseg.types import LocalizationMaps
 
+NOTHING_SCORED = (
+    "no pixel of the masks belongs to a class: all are background (0) or 255 (ignore), so nothing can be "
+    "scored. run=[check_data] shows what the masks hold"
+)
+
 
 class ImageCounts(NamedTuple):
     """What an evaluator needs of one image.
@@ -66,10 +71,13 @@ class MapEvaluator:
         self._entries.append(torch.cat([index, values[:, None]], 1).numpy().astype(np.int32))
 
     def sweep(self) -> dict[str, Tensor]:
-        """See `ThresholdSweep.compute`."""
+        """See `ThresholdSweep.compute`; raises a DataError if the masks hold nothing that could be scored."""
         # Added to without update(), so that reading and counting can run in threads.
         self.metric._update_count = len(self._entries)
-        return self.metric.compute()
+        result = self.metric.compute()
+        if result["miou"].isnan().all():
+            raise DataError(NOTHING_SCORED)
+        return result
 
     def unsupervised_threshold(self) -> float | None:
         """What the maps alone suggest, see `functional.threshold.otsu`; None where no image has a class."""
@@ -105,8 +113,6 @@ class MapEvaluator:
             None where a class does not occur, or there is no such threshold.
         """
         sweep = self.sweep()
-        if sweep["miou"].isnan().all():
-            raise DataError("no pixel of the masks counts: all are 255 (ignore), so nothing can be scored")
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
         unsupervised = self.unsupervised_threshold()
         result: dict[str, Any] = {

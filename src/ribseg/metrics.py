@@ -222,7 +222,7 @@ def bootstrap_miou(counts: Tensor, resamples: int = 1000, seed: int = 0) -> np.n
             compared pair by pair.
 
     Returns:
-        (resamples,) float64 mIoU values.
+        (resamples,) float64 mIoU values; NaN for a set without a foreground pixel.
 
     Raises:
         ConfigError: resamples is no integer >= 1.
@@ -240,6 +240,6 @@ def bootstrap_miou(counts: Tensor, resamples: int = 1000, seed: int = 0) -> np.n
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The central interval of bootstrap values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    """The central interval of bootstrap values; those that are NaN are left out."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -11,7 +11,9 @@ from typing import Literal
 from rich.progress import track
 
 from ribseg.data.images import read_header, read_image
-from ribseg.data.masks import mask_size, read_mask
+from ribseg.data.mask_facts import MaskFacts, MaskLook, look_at_mask, mask_facts
+from ribseg.data.masks import mask_size
+from ribseg.data.near_misses import near_misses, with_reason
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, list_problems
 
@@ -28,12 +30,14 @@ class CheckReport:
         masks: number of masks; 0 if they were not looked at.
         unlabelled: ids of images without any label. They are no error: stages that need a class skip them.
         skipped: id -> what is wrong with it; empty unless `on_error` is "skip".
+        values: what the masks hold, if they were decoded.
     """
 
     images: int
     masks: int
     unlabelled: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
+    values: MaskFacts | None = None
 
 
 def check_dataset(
@@ -60,10 +64,11 @@ def check_dataset(
     """
     inspect = partial(_inspect, dataset, masks, full)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        results: Iterable[list[Finding]] = pool.map(inspect, dataset.ids)
+        results: Iterable[tuple[list[Finding], MaskLook | None]] = pool.map(inspect, dataset.ids)
         if progress:
             results = track(results, f"Checking {dataset.split}", total=len(dataset))
-        found = {image_id: items for image_id, items in zip(dataset.ids, results, strict=True) if items}
+        findings, looks = zip(*results, strict=True)
+    found = {image_id: items for image_id, items in zip(dataset.ids, findings, strict=True) if items}
     if found and (on_error == "raise" or len(found) == len(dataset)):
         raise DataError(_listed(dataset, found, on_error))
     unlabelled = tuple(
@@ -73,13 +78,16 @@ def check_dataset(
     )
     good = len(dataset) - len(found)
     skipped = {image_id: "; ".join(map(": ".join, items)) for image_id, items in found.items()}
-    return CheckReport(good, good if masks else 0, unlabelled, skipped)
+    good_looks = [None if items else look for items, look in zip(findings, looks, strict=True)]
+    values = mask_facts(good_looks, dataset.labels) if masks and full else None
+    return CheckReport(good, good if masks else 0, unlabelled, skipped, values)
 
 
 def _listed(dataset: VOCFolder, found: dict[str, list[Finding]], on_error: OnError) -> str:
     problems: dict[str, list[str]] = defaultdict(list)
     for kind, what in (finding for findings in found.values() for finding in findings):
         problems[kind].append(what)
+    explain_absent(dataset, problems)
     count = sum(map(len, problems.values()))
     headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
     folders = " or ".join(map(str, dataset.images_dirs))
@@ -91,11 +99,22 @@ def _listed(dataset: VOCFolder, found: dict[str, list[Finding]], on_error: OnErr
     return list_problems(headline, problems, advice)
 
 
-def _inspect(dataset: VOCFolder, masks: bool, full: bool, image_id: str) -> list[Finding]:
-    return [
-        *image_findings(dataset, full, image_id),
-        *(mask_findings(dataset, full, image_id) if masks else ()),
-    ]
+def explain_absent(dataset: VOCFolder, problems: dict[str, list[str]]) -> None:
+    """Says beside ids of absent files which file they may mean."""
+    for kind, known in (("absent images", dataset.image_ids), ("absent masks", dataset.mask_ids)):
+        if kind in problems:
+            near = near_misses(problems[kind], known)
+            problems[kind] = [with_reason(image_id, near.get(image_id)) for image_id in problems[kind]]
+
+
+def _inspect(
+    dataset: VOCFolder, masks: bool, full: bool, image_id: str
+) -> tuple[list[Finding], MaskLook | None]:
+    findings = list(image_findings(dataset, full, image_id))
+    if not masks:
+        return findings, None
+    wrong, look = inspect_mask(dataset, full, image_id)
+    return findings + wrong, look
 
 
 def image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
@@ -109,29 +128,27 @@ def image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Fi
         yield "unreadable images", str(error)
 
 
-def mask_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
-    """What is wrong with an image's mask; `full` decodes it."""
+def inspect_mask(dataset: VOCFolder, full: bool, image_id: str) -> tuple[list[Finding], MaskLook | None]:
+    """What is wrong with an image's mask, and what it holds if it can be used; `full` decodes it."""
     if not dataset.has_mask(image_id):
-        yield "absent masks", image_id
-        return
-    path = dataset.mask_path(image_id)
+        return [("absent masks", image_id)], None
+    path, look = dataset.mask_path(image_id), None
     try:
-        size = read_mask(path, dataset.num_classes).shape if full else mask_size(path)
+        look = look_at_mask(path, dataset.num_classes) if full else None
+        size = look.size if look else mask_size(path)
     except DataError as error:
-        yield "unusable masks", str(error)
-        return
+        return [("unusable masks", str(error))], None
     try:
         header = read_header(dataset.image_path(image_id))
     except DataError:
-        return  # the image's own finding
-    if size != header.size:
-        hint = ""
-        if size == header.stored:
-            hint = " (it fits the image before its EXIF rotation: rotate the mask or drop the EXIF tag)"
-        yield (
-            "masks of another size than their image",
-            f"{path}: {_text(size)}, image {_text(header.size)}{hint}",
-        )
+        return [], look  # the image's own finding
+    if size == header.size:
+        return [], look
+    hint = ""
+    if size == header.stored:
+        hint = " (it fits the image before its EXIF rotation: rotate the mask or drop the EXIF tag)"
+    what = f"{path}: {_text(size)}, image {_text(header.size)}{hint}"
+    return [("masks of another size than their image", what)], None
 
 
 def _text(size: tuple[int, ...]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ribseg.data.ids import Ids
-from ribseg.errors import DataError, DatasetNotFoundError, RibsegError
+from ribseg.errors import DataError, DatasetNotFoundError, RibsegError, list_problems
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
@@ -51,23 +51,32 @@ def is_plain_id(text: str, longest: int = 200) -> bool:
 def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
     """Lists a folder once: file stem -> file name, for the given endings in any case.
 
-    Of two files with one stem, the ending named first wins.
-
     Raises:
         DatasetNotFoundError: if the folder cannot be listed.
+        DataError: if files differ in their ending only, so that one id would mean two of them; lists all.
     """
-    best: dict[str, tuple[int, str]] = {}
+    found: dict[str, str] = {}
+    clashes: dict[str, list[str]] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 stem, ending = os.path.splitext(entry.name)  # noqa: PTH122
                 # is_file also keeps out pipes, which would block the reader forever.
                 if ending.lower() in endings and entry.is_file():
-                    candidate = (endings.index(ending.lower()), entry.name)
-                    best[stem] = min(candidate, best.get(stem, candidate))
+                    if stem in found:
+                        clashes.setdefault(stem, [found[stem]]).append(entry.name)
+                    found[stem] = entry.name
     except OSError as error:
         raise DatasetNotFoundError(f"cannot list the folder {folder}: {error.strerror or error}.") from error
-    return {stem: name for stem, (_, name) in best.items()}
+    if clashes:
+        pairs = [" and ".join(sorted(names)) for _, names in sorted(clashes.items())]
+        advice = "An id is a file name without ending: keep one file of each, or rename one."
+        if ".png" in endings and len(endings) > 1:
+            advice += " Masks belong into a folder of their own (data.masks_dir)."
+        raise DataError(
+            list_problems(f"the folder {folder} cannot be used", {"files of one id": pairs}, advice)
+        )
+    return found
 
 
 def read_lines(path: Path) -> list[str]:

@@ -3,8 +3,9 @@
 import csv
 import io
 import os
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,9 +14,11 @@ import numpy as np
 
 from ribseg.data.files import atomic_write, scan_folder
 from ribseg.data.masks import IGNORE, mask_ids, read_mask
+from ribseg.data.near_misses import near_misses, with_reason
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 
 Problems = dict[str, list[str]]
+TWICE = "images with two rows (expected one an image, with all its classes separated by spaces)"
 
 
 def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -41,10 +44,11 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
         )
     present = scan_folder(folder, (".xml",))
     problems: Problems = defaultdict(list)
+    near = near_misses((image_id for image_id in ids if image_id not in present), present)
     rows: dict[str, list[str]] = {}
     for image_id in ids:
         if image_id not in present:
-            problems["images without an XML file"].append(f"{image_id}.xml")
+            problems["images without an XML file"].append(with_reason(f"{image_id}.xml", near.get(image_id)))
             continue
         try:
             rows[image_id] = _xml_names(folder / present[image_id])
@@ -78,10 +82,12 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
             "in classes.txt (underscores, for example), or take the labels from the masks (labels=mask)."
         )
     problems: Problems = defaultdict(list)
-    rows = _csv_rows(path, set(ids), problems)
+    others: set[str] = set()
+    rows = _csv_rows(path, set(ids), problems, others)
     absent = [image_id for image_id in ids if image_id not in rows]
     if absent:
-        problems["images without a row"] += absent
+        near = near_misses(absent, others)
+        problems["images without a row"] += [with_reason(image_id, near.get(image_id)) for image_id in absent]
     return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
 
 
@@ -165,7 +171,10 @@ def _xml_names(path: Path) -> list[str]:
     return [(item.findtext("name") or "").strip() for item in root.iter("object")]
 
 
-def _csv_rows(path: Path, wanted: set[str] | None, problems: Problems) -> dict[str, list[str]]:
+def _csv_rows(
+    path: Path, wanted: set[str] | None, problems: Problems, others: set[str] | None = None
+) -> dict[str, list[str]]:
+    """Image id -> names, of the wanted images; `others` gets the ids of the rows that are passed over."""
     rows: dict[str, list[str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -181,9 +190,11 @@ def _csv_rows(path: Path, wanted: set[str] | None, problems: Problems) -> dict[s
                 if None in row or row["classes"] is None or not image_id:
                     problems["malformed rows"].append(f"line {reader.line_num}: {list(row.values())}"[:120])
                 elif image_id in rows:
-                    problems["images with two rows"].append(f"line {reader.line_num}: {image_id}")
+                    problems[TWICE].append(f"line {reader.line_num}: {image_id}")
                 elif wanted is None or image_id in wanted:
                     rows[image_id] = row["classes"].split()
+                elif others is not None:
+                    others.add(image_id)
     except FileNotFoundError as error:
         raise DatasetNotFoundError(
             f"the label file {path} is absent. Expected a CSV with `image,classes`."
@@ -199,12 +210,19 @@ def _matrix(
     """Turns class names into a label matrix (N, C); raises one error for everything that is wrong."""
     column = {name: index for index, name in enumerate(classes)}
     labels = np.zeros((len(ids), len(classes)), dtype=bool)
+    unknown: list[tuple[str, str]] = []
     for row, image_id in enumerate(ids):
         for name in rows.get(image_id, []):
             if name in column:
                 labels[row, column[name]] = True
             else:
-                problems["unknown class names"].append(f"{name[:80]!r} of image {image_id}")
+                unknown.append((name, image_id))
+    if unknown:
+        near = near_misses({name for name, _ in unknown}, classes)
+        problems["unknown class names"] += [
+            with_reason(f"{name[:80]!r} of image {image_id}", near.get(name) or _separator(name, column))
+            for name, image_id in unknown
+        ]
     if problems:
         known = ", ".join(classes[:25]) + (", ..." if len(classes) > 25 else "")
         advice = (
@@ -212,3 +230,13 @@ def _matrix(
         )
         raise DataError(list_problems(f"{source} cannot be used", problems, advice))
     return labels
+
+
+def _separator(name: str, known: Container[str]) -> str | None:
+    """Says so where a text is several class names, or numbers of classes."""
+    if name.isdigit():
+        return "a number; expected names"
+    parts = [part.strip() for part in re.split("[,;|/]", name) if part.strip()]
+    if len(parts) > 1 and all(part in known for part in parts):
+        return "several names; separate them by spaces"
+    return None

@@ -51,9 +51,20 @@ def read_mask(path: str | Path, num_classes: int | None = None) -> np.ndarray:
         if wrong:
             raise DataError(
                 f"{path} holds the class ids {wrong}; expected 0..{num_classes} and {IGNORE} for ignore. "
-                "Mend the mask, or add the missing names to classes.txt."
+                + _cure(wrong)
             )
     return mask
+
+
+def mask_colours(path: str | Path) -> np.ndarray | None:
+    """The (256, 3) uint8 RGB palette of a mask; None of a gray one. Raises a DataError as `mask_size`."""
+    with open_image(path) as image:
+        palette = image.getpalette("RGB") if image.mode == "P" else None
+    if palette is None:
+        return None
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours.reshape(-1)[: len(palette)] = palette
+    return colours
 
 
 def mask_size(path: str | Path) -> tuple[int, int]:
@@ -99,6 +110,17 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = 
     atomic_write(path, buffer.getvalue())
 
 
+def _cure(wrong: list[int]) -> str:
+    """What to do about ids that no class has."""
+    grays = np.asarray(Image.fromarray(voc_palette()[None]).convert("L"))[0, [*range(1, 21), IGNORE]]
+    if set(wrong) <= set(grays.tolist()):
+        return (
+            "These are the gray values of VOC's colours: the mask was converted to gray. Take the palette's "
+            "indices instead (PIL's Image.open without convert)."
+        )
+    return "Mend the mask, or add the missing names to classes.txt."
+
+
 def _check_mode(image: Image.Image, path: str | Path) -> None:
     # Pillow spreads gray of 2 and 4 bit over 0..255, which changes the ids; only the tiles' raw mode tells.
     tiles = getattr(image, "tile", [])
@@ -108,5 +130,7 @@ def _check_mode(image: Image.Image, path: str | Path) -> None:
     if spread or image.format != "PNG" or image.mode not in ("P", "L", "1"):
         raise DataError(
             f"{path} is a {image.format} of mode {raw if spread else image.mode}; expected a palette PNG or"
-            " a gray PNG of 8 bit that holds class ids. Convert it; ribseg.data.write_mask writes such."
+            " a gray PNG of 8 bit that holds class ids. Convert it"
+            + (", each colour to its id" if image.mode.startswith("RGB") else "")
+            + "; ribseg.data.write_mask writes such."
         )

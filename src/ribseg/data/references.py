@@ -26,6 +26,7 @@ from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 
 Batch = tuple[Tensor, Tensor] | tuple[None, None]
+BLOCK = 128  # sets of labels that are compared at a time
 
 
 def rng(seed: int, *key: str | int) -> np.random.Generator:
@@ -70,6 +71,24 @@ class ReferenceSampler:
             taken[own] = True
         return np.flatnonzero(~taken)
 
+    def has_references(self, labels: np.ndarray) -> np.ndarray:
+        """Whether images have any reference image, for all at once: (M, C) -> (M,) bool.
+
+        An image without a label has references unless it is the only image; nobody adapts to it.
+        """
+        sets, inverse = _distinct(labels > 0)
+        others, _ = _distinct(self._images.T)
+        others = others[np.argsort(others.sum(1), kind="stable")].astype(np.float32)
+        alive = np.arange(len(sets))  # those that share a class with every training image so far
+        while len(others) and len(alive):
+            block, others = others[:BLOCK], others[BLOCK:]
+            alive = alive[(sets[alive].astype(np.float32) @ block.T > 0).all(1)]
+            # What holds a set with which a class is shared shares it, too.
+            others = others[(others @ block.T < block.sum(1)).all(1)]
+        found = np.ones(len(sets), dtype=bool)
+        found[alive] = False
+        return found[inverse]
+
     def indices(self, image_id: str, labels: np.ndarray | Tensor, step: int, count: int) -> np.ndarray:
         """The references of one step, a function of (seed, image id, step).
 
@@ -103,6 +122,14 @@ class ReferenceSampler:
             order = rng(self.seed, "references", image_id, number).permutation(pool)
             self._last = last = (image_id, number, pool, order)
         return last[3]
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of (N, C) bool rows, and for each row which of them it is."""
+    packed = np.ascontiguousarray(np.packbits(rows, axis=1))
+    keys = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return rows[first], inverse.ravel()
 
 
 class Started(NamedTuple):

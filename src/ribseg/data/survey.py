@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import track
 
-from ribseg.data.check import Finding, image_findings, mask_findings
+from ribseg.data.check import Finding, explain_absent, image_findings, inspect_mask
 from ribseg.data.images import open_image, read_header
 from ribseg.data.labels import labels_from_xml
-from ribseg.data.masks import IGNORE, mask_ids
+from ribseg.data.mask_facts import MaskFacts, MaskLook, mask_facts
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, DatasetNotFoundError
 
@@ -32,14 +32,14 @@ class ImageFacts(NamedTuple):
         size: (height, width) in pixels, or None if it cannot be read.
         kind: format and mode, as "JPEG RGB"; with "rotated" where EXIF turns it.
         digest: of the file's bytes.
-        classes: ids 1..C in its mask, None without one.
+        mask: what its mask holds, None without a usable one.
     """
 
     findings: list[Finding]
     size: tuple[int, int] | None = None
     kind: str = ""
     digest: str = ""
-    classes: tuple[int, ...] | None = None
+    mask: MaskLook | None = None
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Survey:
         kinds: format and mode -> images.
         problems: kind -> what is wrong. Errors: nothing can be trusted before they are mended.
         oddities: kind -> what is unusual, but works.
+        values: what the masks hold.
         digests: of the files' bytes -> image ids.
     """
 
@@ -68,6 +69,7 @@ class Survey:
     kinds: dict[str, int] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     oddities: dict[str, list[str]] = field(default_factory=dict)
+    values: MaskFacts | None = None
     digests: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -94,7 +96,9 @@ def survey(dataset: VOCFolder, masks: bool, workers: int | None = None, progress
         sizes=_sizes([fact.size for fact in facts if fact.size]),
         kinds=dict(Counter(fact.kind for fact in facts if fact.kind).most_common()),
     )
+    result.values = mask_facts([fact.mask for fact in facts], dataset.labels) if result.masks else None
     result.problems = _grouped(finding for fact in facts for finding in fact.findings)
+    explain_absent(dataset, result.problems)
     odd = [*_odd_sizes(dataset.ids, facts), *_odd_labels(dataset, facts), *_odd_classes(result)]
     result.oddities = _grouped(odd)
     for image_id, fact in zip(dataset.ids, facts, strict=True):
@@ -144,20 +148,17 @@ def overlaps(lists: Mapping[str, Collection[str]]) -> tuple[dict[str, list[str]]
 
 def _look(dataset: VOCFolder, masks: bool, image_id: str) -> ImageFacts:
     findings = list(image_findings(dataset, True, image_id))
-    classes = None
+    mask = None
     if masks or dataset.has_mask(image_id):
-        wrong = list(mask_findings(dataset, True, image_id))
+        wrong, mask = inspect_mask(dataset, True, image_id)
         findings += wrong
-        if not wrong:
-            ids = mask_ids(dataset.mask(image_id))
-            classes = tuple(int(i) for i in ids if i not in (0, IGNORE))
     if any(kind in ("absent images", "unreadable images") for kind, _ in findings):
-        return ImageFacts(findings, classes=classes)
+        return ImageFacts(findings, mask=mask)
     path = dataset.image_path(image_id)
     header = read_header(path)
     with open_image(path) as image:
         kind = f"{image.format} {image.mode}" + (" rotated" if header.size != header.stored else "")
-    return ImageFacts(findings, header.size, kind, hashlib.sha256(path.read_bytes()).hexdigest(), classes)
+    return ImageFacts(findings, header.size, kind, hashlib.sha256(path.read_bytes()).hexdigest(), mask)
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -183,9 +184,9 @@ def _odd_sizes(ids: Sequence[str], facts: Sequence[ImageFacts]) -> Iterable[Find
 def _odd_labels(dataset: VOCFolder, facts: Sequence[ImageFacts]) -> Iterable[Finding]:
     """Images whose labels differ from what masks or XML files say."""
     for image_id, row, fact in zip(dataset.ids, dataset.labels, facts, strict=True):
-        if fact.classes is not None:
+        if fact.mask is not None:
             mask = np.zeros_like(row)
-            mask[[c - 1 for c in fact.classes]] = True
+            mask[[c - 1 for c in fact.mask.classes]] = True
             yield from _difference(dataset, image_id, row, mask, "masks")
     try:
         xml = labels_from_xml(dataset.root / "Annotations", dataset.ids, dataset.classes)

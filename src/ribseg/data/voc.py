@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ribseg.data.ids import Ids
 from ribseg.data.images import read_image
 from ribseg.data.labels import labels_from_csv, labels_from_masks, labels_from_xml
 from ribseg.data.masks import read_mask, voc_palette
+from ribseg.data.near_misses import without_ending
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 
 if TYPE_CHECKING:
@@ -102,10 +104,10 @@ class VOCFolder(Dataset[dict[str, Any]]):
         self.split, self.transform = split, transform
         self.images_dirs = tuple(self.root / folder for folder in folders)
         self.masks_dir = self.root / masks_dir
-        self.splits, self.ids = _read_split(self.root / lists_dir, split)
+        self._images = _scan_images(self.images_dirs)
+        self.splits, self.ids = _read_split(self.root / lists_dir, split, self._images)
         self.classes = _class_names(self.root, classes)
         self.palette = voc_palette()
-        self._images = _scan_images(self.images_dirs)
         self._masks = _scan_masks(self.masks_dir)
         self.labels = self._read_labels(labels)
 
@@ -159,6 +161,16 @@ class VOCFolder(Dataset[dict[str, Any]]):
     def has_mask(self, image_id: str) -> bool:
         """Whether there is a mask file of this id."""
         return image_id in self._masks
+
+    @property
+    def image_ids(self) -> Ids:
+        """Ids of all image files that there are, listed or not."""
+        return self._images.ids
+
+    @property
+    def mask_ids(self) -> Ids:
+        """Ids of all mask files that there are."""
+        return self._masks.ids
 
     def image_path(self, image_id: str) -> Path:
         """Path of an image; raises DataError if it is absent."""
@@ -254,16 +266,20 @@ def find_root(root: str | Path, images_dirs: Sequence[str], lists_dir: str) -> P
 def _scan_images(folders: Sequence[Path]) -> FileTable:
     """Image id -> which folder, and the file's name."""
     found: dict[str, tuple[int, str]] = {}
+    clashes = []
     for number, folder in enumerate(folders):
         for image_id, name in scan_folder(folder, IMAGE_ENDINGS).items():
             if image_id in found:
-                other = folders[found[image_id][0]]
-                raise DataError(f"image {image_id} is in {other} and in {folder}; rename one of them")
+                clashes.append(f"image {image_id} is in {folders[found[image_id][0]]} and in {folder}")
             found[image_id] = number, name
+    if clashes:
+        headline = "the folders of the images cannot be used"
+        advice = "An id means one image: rename or remove one of each."
+        raise DataError(list_problems(headline, {"ids in two folders": sorted(clashes)}, advice))
     return FileTable(found)
 
 
-def _read_split(folder: Path, split: str) -> tuple[tuple[str, ...], Ids]:
+def _read_split(folder: Path, split: str, images: FileTable) -> tuple[tuple[str, ...], Ids]:
     """Names of all lists, and the ids of one of them."""
     lists = scan_folder(folder, (".txt",))
     splits = tuple(sorted(lists))
@@ -273,21 +289,55 @@ def _read_split(folder: Path, split: str) -> tuple[tuple[str, ...], Ids]:
             f"{', '.join(splits) or 'none'}."
         )
     path = folder / lists[split]
-    ids = [line.split()[0] for line in read_lines(path)]
+    lines = read_lines(path)
+    ids = [line.split()[0] for line in lines]
     if not ids:
         raise DataError(f"the split {split!r} is empty: {path} names no image. Expected one image id a line.")
-    seen: set[str] = set()
     problems: dict[str, list[str]] = {}
-    for number, image_id in enumerate(ids, 1):
-        if image_id in seen:
-            problems.setdefault("named twice", []).append(f"entry {number}: {image_id}")
-        elif not is_plain_id(image_id):
-            problems.setdefault("no plain file name", []).append(f"entry {number}: {image_id!r}")
-        seen.add(image_id)
+    for number, (line, image_id) in enumerate(zip(lines, ids, strict=True), 1):
+        kind = _problem_of_line(line, image_id, images)
+        if kind:
+            problems.setdefault(kind, []).append(f"entry {number}: {line!r}")
+    if SPACES not in problems:  # of ids that hold spaces several begin alike
+        rows = _repeated(ids)
+        problems |= {"named twice": [f"entry {row + 1}: {lines[row]}" for row in rows]} if rows else {}
     if problems:
+        several = any(len(lines[row].split()) > 1 for row in _repeated(ids))
         advice = "An id is the image's file name without ending and without folder; name each once."
+        if SPACES in problems or several:
+            advice += (
+                " Lists in VOC layout separate columns by spaces, so only the first word of a line is the "
+                "id: if file names hold spaces, rename the files (underscores, for example) and the ids in "
+                "all lists."
+            )
         raise DataError(list_problems(f"{path} cannot be used", problems, advice))
     return splits, Ids(ids)
+
+
+SPACES = "ids with spaces"
+
+
+def _problem_of_line(line: str, image_id: str, images: FileTable) -> str | None:
+    """The kind of what is wrong with a line of a list and its first word."""
+    if line != image_id and (line in images or without_ending(line) in images):
+        return SPACES
+    if not is_plain_id(image_id):
+        return "no plain file name"
+    stem = without_ending(image_id)
+    if stem != image_id and stem in images and image_id not in images:
+        return "ids with an ending (write x, not x.jpg)"
+    return None
+
+
+def _repeated(ids: Sequence[str]) -> list[int]:
+    """Rows of ids that a row before them has."""
+    seen: set[str] = set()
+    rows = []
+    for row, image_id in enumerate(ids):
+        if image_id in seen:
+            rows.append(row)
+        seen.add(image_id)
+    return rows
 
 
 def _class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tuple[str, ...]:
@@ -301,11 +351,29 @@ def _class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tupl
         raise DataError(
             f"{source}: expected 1 to 254 different names, found {len(names)}; named twice: {double[:5]}."
         )
-    if any(name.strip("_ ").lower() == "background" for name in names):
+    bare = [NUMBER.sub("", name) for name in names]
+    for listed in (names, bare):
+        marks = [name for name in listed if name.strip("_ ").lower() in ("background", "ignore")]
+        if marks:
+            raise DataError(
+                f"{source} names {' and '.join(marks)}. Leave it out: id 0 is background, the first name is "
+                "id 1, and 255 in a mask is to be ignored."
+            )
+    if bare != list(names) and "" not in bare and len(set(bare)) == len(bare) and _is_counted(names):
         raise DataError(
-            f"{source} names the background. Leave it out: id 0 is background, the first name is id 1."
+            f"{source} has numbers in front of its names: {', '.join(names[:3])}. Write the names alone, one "
+            "a line: the first is id 1 in the masks, whatever number stood there."
         )
     return names
+
+
+NUMBER = re.compile(r"^\s*\d+[\s:.,;=-]+")
+
+
+def _is_counted(names: Sequence[str]) -> bool:
+    """Whether names begin with the numbers 0, 1, 2, ... or 1, 2, 3, ...; as ids do."""
+    numbers = [int(found[0].strip(" \t:.,;=-")) if (found := NUMBER.match(name)) else -1 for name in names]
+    return len(names) > 1 and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
 
 
 def _scan_masks(folder: Path) -> FileTable:

@@ -11,7 +11,8 @@ class Scores(NamedTuple):
 
     Attributes:
         iou: (..., C+1); NaN where a class is neither in the ground truth nor predicted.
-        miou: (...), mean of `iou` over the classes that are not NaN.
+        miou: (...), mean of `iou` over the classes that are not NaN; NaN where the ground truth has no
+            foreground pixel: the background alone would score 100 for maps that find nothing.
         precision: (...), mean over foreground classes that were predicted somewhere; 0 if none was.
         recall: (...), mean over foreground classes that are in the ground truth.
     """
@@ -82,7 +83,8 @@ def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
     """The same as `scores` from three (..., C+1) counts: hits, predicted pixels, true pixels."""
     iou = hit / (predicted + true - hit)  # 0/0 = nan: the class occurs nowhere
     precision, recall = (_mean((hit / all_)[..., 1:]).nan_to_num(0.0) for all_ in (predicted, true))
-    return Scores(iou, _mean(iou), precision, recall)
+    scored = true[..., 1:].sum(-1) > 0
+    return Scores(iou, _mean(iou).where(scored, torch.nan), precision, recall)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import PolynomialLR
 from torchmetrics import Metric
-from torchmetrics.classification import BinaryAveragePrecision, MultilabelAveragePrecision
+from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
 
 from ribseg.checks import check_number
 from ribseg.models.classifier import Classifier
@@ -41,6 +43,41 @@ def with_polynomial_decay(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class MeanAveragePrecision(Metric):
+    """Mean over the classes of their average precision, without those that no image has.
+
+    Of these torchmetrics' own mean takes 0 for the precision, which depends on the list of classes alone.
+
+    >>> metric = MeanAveragePrecision()
+    >>> metric.update(torch.tensor([[2.0, 0.0], [1.0, 3.0]]), torch.tensor([[1, 0], [0, 0]]))
+    >>> metric.compute()
+    tensor(1.)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    logits: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds images: (N, C) float and (N, C) of zeros and ones."""
+        self.logits.append(logits.detach())
+        self.labels.append(labels)
+
+    def compute(self) -> Tensor:
+        """Scalar in [0, 1]; NaN if no image has a class."""
+        scores, labels = dim_zero_cat(self.logits).float().sigmoid(), dim_zero_cat(self.labels).long()
+        occurring = labels.any(0).nonzero().flatten().tolist()
+        values = [binary_average_precision(scores[:, c], labels[:, c]) for c in occurring]
+        return torch.stack(values).mean() if values else scores.new_tensor(torch.nan)
+
+
 class ClassifierModule(pl.LightningModule):
     """Multi-label classification with two learning rates and polynomial decay per step.
 
@@ -68,12 +105,7 @@ class ClassifierModule(pl.LightningModule):
         self.classifier = classifier
         self.lr, self.head_lr_factor, self.power = lr, head_lr_factor, power
         self.optimizer = optimizer
-        several = classifier.num_classes > 1  # the multi-label metric refuses a single label
-        self.val_map: Metric = (
-            MultilabelAveragePrecision(classifier.num_classes, average="macro")
-            if several
-            else BinaryAveragePrecision()
-        )
+        self.val_map = MeanAveragePrecision()
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, C) logits."""
@@ -93,8 +125,10 @@ class ClassifierModule(pl.LightningModule):
         self.log("val/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean average precision over the classes that occur."""
-        self.log("val/mAP", self.val_map.compute(), prog_bar=True)
+        """Logs the mean average precision over the classes that occur; nothing where none does."""
+        value = self.val_map.compute()
+        if not value.isnan():
+            self.log("val/mAP", value, prog_bar=True)
         self.val_map.reset()
 
     def new_optimizer(self) -> Optimizer:

@@ -12,9 +12,12 @@ from ribseg.data.files import atomic_write
 from ribseg.data.survey import Survey, duplicates, overlaps, survey
 from ribseg.errors import DataError, list_problems
 from ribseg.pipeline.context import Context
+from ribseg.pipeline.data_notes import data_results, print_notes
+from ribseg.pipeline.mask_notes import unusable_masks
 from ribseg.pipeline.tables import policy_line
 
 CHECK_DATA = "check_data"
+RIB = "rib"  # the stage that draws reference images
 RESULT = "check_data.json"
 WITHIN = "lists within another"
 SHOW = 5  # examples of each kind; all are in the file
@@ -51,13 +54,21 @@ def report_data(context: Context) -> dict[str, Any]:
         print_groups(context, title, groups)
     if within:
         print_groups(context, "splits", {WITHIN: within})
+    values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
+    chosen = set(context.cfg.run) - {CHECK_DATA}
+    context.data_facts = data_results(context, values, adapts=not chosen or RIB in chosen)
+    print_notes(context)
     errors = {f"{one.split}: {kind}": items for one in surveys for kind, items in one.problems.items()}
     errors |= {kind: items for kind, items in same.items() if " and " in kind}
+    unusable = [unusable_masks(split, facts, data.classes) for split, facts in values.items()]
+    if any(unusable):
+        errors["masks that cannot be scored"] = [text for text in unusable if text]
     written = {
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
         "duplicates": same,
         "within": within,
         "prepared": context.preparation,
+        "data": context.data_facts,
         "errors": sum(map(len, errors.values())),
     }
     if "policy" in context.preparation:

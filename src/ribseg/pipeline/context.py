@@ -43,6 +43,7 @@ class Context:
         console: prints on the first process only.
         skipped: split -> image id -> what is wrong with it, of images that were taken off the lists.
         rerun: stages that are computed again although the store holds their results.
+        data_facts: what stands under "data" in `results.json`; known after `preflight`.
         weights: "classifier", "affinity", "segmenter" -> size of the network; of those that are still to be
             trained, known after `preflight` has built them once.
     """
@@ -55,6 +56,7 @@ class Context:
         self.artefacts: dict[str, Artefact] = {}
         self.rerun: set[str] = set()
         self.skipped: dict[str, dict[str, str]] = {}
+        self.data_facts: dict[str, Any] = {}
         self.weights: dict[str, Weights] = {}
 
     @cached_property

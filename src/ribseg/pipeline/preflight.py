@@ -1,7 +1,7 @@
 """Whether a run can work: known in seconds, before anything long begins."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import get_args
 
@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import within
 from ribseg.data.check import check_dataset
+from ribseg.data.mask_facts import MaskFacts
 from ribseg.data.seeding import share_of
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.dense_crf import check_dense_crf
@@ -28,10 +29,12 @@ from ribseg.pipeline.chains import (
     tested_name,
 )
 from ribseg.pipeline.context import Context, build, check_trainer, plain
+from ribseg.pipeline.data_notes import data_results, nothing_to_learn, print_notes
 from ribseg.pipeline.disk import check_space, weights_of
 from ribseg.pipeline.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.export import ExportStage, check_export
 from ribseg.pipeline.imported import check_imported
+from ribseg.pipeline.mask_notes import unusable_masks
 from ribseg.pipeline.numerics import check_normalization, check_precision
 from ribseg.pipeline.parts import (
     check_arguments,
@@ -40,10 +43,11 @@ from ribseg.pipeline.parts import (
     check_training,
 )
 from ribseg.pipeline.plan import ALIASES, CHAINS, REPORT, STAGES, check_sources
-from ribseg.pipeline.pseudo_masks import check_refinement
+from ribseg.pipeline.pseudo_masks import PseudoMasksStage, check_refinement
 from ribseg.pipeline.segmenter import check_segmenter, training_folder
 from ribseg.pipeline.settings import check_ranges
 from ribseg.pipeline.stages import (
+    RIBStage,
     Stage,
     WrongClassStage,
     check_rate_search,
@@ -88,16 +92,14 @@ def preflight_data(context: Context) -> None:
     with within("data"):
         context.data.setup()
     if not context.data.train.labels.any():
-        raise DataError(
-            f"no image of {context.cfg.data.train_split} has a class: there is nothing to learn; check the "
-            f"class names and data.labels={context.cfg.data.labels}"
-        )
+        raise DataError(nothing_to_learn(context.data.train, str(context.cfg.data.labels)))
     # What is skipped changes the lists, and with them where results lie. Else the files come last: to open
     # them all takes long, and a wrong setting is to be said at once.
     skips = context.data.on_error == "skip"
     if skips:
         context.on_first(lambda: check_data(context))
         drop_skipped(context)
+    note_data(context)
     if set(ALIASES["refine"]) & set(context.cfg.run):
         check_refinement(context)
     if ExportStage.name in context.cfg.run:
@@ -109,6 +111,7 @@ def preflight_data(context: Context) -> None:
     check_segmenters(context)
     if not skips:
         context.on_first(lambda: check_data(context))
+        note_data(context)
     context.on_first(lambda: check_space(context, stages))
 
 
@@ -203,13 +206,40 @@ def check_segmenters(context: Context) -> None:
 def check_truth(context: Context) -> None:
     """Opens every mask that the bound learns from; remembered in the store."""
     folder, full = training_folder(context, FULL), context.cfg.check_files
-    settings = {"masks": [folder.split], "full": full}
+    settings = {"masks": [folder.split], "full": full, "values": True}
     artefact = context.store.artefact("data", settings, {}, folder.fingerprint(masks=True))
-    if artefact.finished:
-        return
-    start = time.perf_counter()
-    report = check_dataset(folder, masks=True, full=full, progress=context.cfg.progress)
-    artefact.finish({folder.split: asdict(report)}, time.perf_counter() - start)
+    if not artefact.finished:
+        start = time.perf_counter()
+        report = check_dataset(folder, masks=True, full=full, progress=context.cfg.progress)
+        artefact.finish({folder.split: asdict(report)}, time.perf_counter() - start)
+    refuse_unusable(context, mask_values(artefact))
+
+
+def mask_values(artefact: Artefact) -> dict[str, MaskFacts]:
+    """Split -> what its masks hold, where the check has decoded them."""
+    facts = artefact.facts if artefact.finished else {}
+    return {split: MaskFacts(**one["values"]) for split, one in facts.items() if one.get("values")}
+
+
+def refuse_unusable(context: Context, values: Mapping[str, MaskFacts]) -> None:
+    """Raises a DataError if masks hold nothing that can be scored or learnt."""
+    found = [unusable_masks(split, facts, context.data.classes) for split, facts in values.items()]
+    if any(found):
+        raise DataError("\n".join(filter(None, found)))
+
+
+def note_data(context: Context) -> None:
+    """Says what is unusual about the data, before the first stage.
+
+    Raises:
+        DataError: masks are to be scored that no score can mean anything on.
+    """
+    values = mask_values(data_artefact(context))
+    refuse_unusable(context, values)
+    said = context.data_facts
+    context.data_facts = data_results(context, values, RIBStage.name in context.cfg.run)
+    if context.data_facts != said:
+        print_notes(context)
 
 
 def check_data(context: Context) -> None:
@@ -230,6 +260,7 @@ def data_artefact(context: Context) -> Artefact:
     settings = {
         "masks": list(context.data.eval_splits) if masks else [],
         "full": context.cfg.check_files,
+        "values": True,
         "on_error": context.data.on_error,
     }
     return context.store.artefact("data", settings, {}, context.data.fingerprint(masks=masks))
@@ -242,7 +273,8 @@ def needs_masks(context: Context) -> bool:
     whether the evaluation is among the stages of this run.
     """
     run = context.cfg.run
-    if EvaluateStage.name in run or any(tested_name(source) in run for source in SOURCES):
+    masks = [name for name in run if name.startswith(PseudoMasksStage.name)]  # of all chains
+    if EvaluateStage.name in run or masks or any(tested_name(source) in run for source in SOURCES):
         return True
     evals = context.data.evals.values()
     return context.data.on_error == "skip" and any(folder.has_mask(i) for folder in evals for i in folder.ids)

@@ -16,7 +16,7 @@ from ribseg.data.images import read_image
 from ribseg.data.maps import load_maps
 from ribseg.data.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.evaluation import full_size
+from ribseg.evaluation import NOTHING_SCORED, full_size
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive
 from ribseg.interop import read_saliency
 from ribseg.metrics import label_counts, pooled_scores
@@ -154,8 +154,13 @@ def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
         "miou", "iou" per label, "precision", "recall"; "false_positive" and "false_negative": the share of
         predicted object pixels that are background, and of object pixels that were called background;
         "foreground": the share of object pixels in the masks. Fractions.
+
+    Raises:
+        DataError: the ground truth has no object pixel.
     """
     scores = pooled_scores(counts)
+    if scores.miou.isnan():
+        raise DataError(NOTHING_SCORED)
     hit, predicted, true = counts.sum(0).double()
     objects, truth, total = predicted[1:].sum(), true[1:].sum(), true.sum()
     return {

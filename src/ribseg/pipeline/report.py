@@ -20,6 +20,7 @@ from ribseg.pipeline.bottleneck_report import (
     target_rows,
 )
 from ribseg.pipeline.context import Context
+from ribseg.pipeline.notes import Note
 from ribseg.pipeline.pictures import picture_grid, pictured_maps
 from ribseg.pipeline.segmenter_report import HEADER, segmenter_columns, segmenter_rows
 from ribseg.pipeline.store import environment
@@ -64,6 +65,8 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
         parts.append(f"<p>{html.escape(policy_line(results['prepared']))}</p>")
     if "skipped" in results:
         parts.append(f"<p><b>{html.escape(skipped_line(results['skipped']))}</b></p>")
+    for row in results.get("data", {}).get("notes", []):
+        parts.append(f"<p><b>Data:</b> {html.escape(str(Note(**row)))}</p>")
     if "bottleneck" in results:
         parts += _bottleneck_parts(context, results["bottleneck"])
     for title, text in (

@@ -120,6 +120,8 @@ def gather(context: Context) -> dict[str, Any]:
     if context.preparation:
         # COCO's policy belongs to every number: what was set, and what the preset made of it.
         results["prepared"] = context.preparation
+    if context.data_facts:
+        results["data"] = context.data_facts
     if "classifier" in finished:
         results["classifier"] = finished["classifier"].facts
     if "evaluate" in finished:

@@ -1,0 +1,82 @@
+"""Why a name is not found although something like it is there: endings, case, Unicode forms, lost zeros."""
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from os.path import splitext
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".xml", ".bmp", ".tif", ".tiff", ".npy", ".npz", ".txt")
+
+
+def near_misses(absent: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Absent name -> the known name that is meant and how the two differ; without those that have none.
+
+    >>> near_misses(["a", "B1", "x"], ["a.jpg", "b1", "y"])
+    {'a': "there as 'a.jpg': file ending", 'B1': "there as 'b1': upper and lower case"}
+    """
+    wanted = list(absent)
+    if not wanted:
+        return {}
+    nearest: dict[str, str] = {}
+    for name in known:
+        nearest.setdefault(_loose(name), name)
+    found = {name: nearest.get(_loose(name)) for name in wanted}
+    return {
+        name: f"there as {other!r}: {', '.join(_differences(name, other))}"
+        for name, other in found.items()
+        if other is not None and other != name
+    }
+
+
+def with_reason(what: str, why: str | None) -> str:
+    """The text, with a reason in brackets where there is one."""
+    return f"{what} ({why})" if why else what
+
+
+def without_ending(name: str) -> str:
+    """A file's name without its ending; an id that only holds a point stays as it is.
+
+    >>> without_ending("a.b.JPG"), without_ending("a.b")
+    ('a.b', 'a.b')
+    """
+    stem, ending = splitext(name)  # noqa: PTH122 - of a name, not of a path
+    return stem if ending.lower() in ENDINGS else name
+
+
+def _without_folder(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _without_zeros(name: str) -> str:
+    return name.lstrip("0") or "0" if name.isdigit() else name
+
+
+# In the order in which they are undone; what each says where it makes a difference.
+STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("Unicode form, which looks the same (NFC, NFD)", lambda name: unicodedata.normalize("NFC", name)),
+    ("folder in front", _without_folder),
+    ("quotation marks", lambda name: name.strip("'\"")),
+    ("spaces", lambda name: "_".join(name.split())),
+    ("file ending", without_ending),
+    ("zeros in front, which spreadsheets drop", _without_zeros),
+    ("upper and lower case", str.casefold),
+)
+
+
+def _loose(name: str) -> str:
+    for _, step in STEPS:
+        name = step(name)
+    return name
+
+
+def _differences(name: str, other: str) -> Iterable[str]:
+    """Names of the steps that bring two different names nearer to each other."""
+    for what, step in STEPS:
+        changed = step(name), step(other)
+        if (name == other) < (changed[0] == changed[1]) or _unequal_change((name, other), changed):
+            yield what
+        name, other = changed
+
+
+def _unequal_change(before: tuple[str, str], after: tuple[str, str]) -> bool:
+    """Whether a step changed one of two names only: it undid something that the other has not."""
+    return (before[0] == after[0]) != (before[1] == after[1])
