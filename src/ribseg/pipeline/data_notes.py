@@ -32,7 +32,7 @@ def data_results(context: Context, values: Mapping[str, MaskFacts], adapts: bool
         these by split in "splits", and in "train" those of the training images, on which `rib.lr=auto`
         searches.
     """
-    counts = without_references(context) if adapts and context.cfg.rib.references else {}
+    counts = without_references(context) if adapts and context.cfg.rib.get("references") else {}
     notes = [*reference_notes(context, counts), *class_notes(context), *split_notes(context)]
     for split, facts in values.items():
         notes += mask_notes(split, facts, context.data.classes)
@@ -67,7 +67,7 @@ def reference_notes(context: Context, counts: Mapping[str, Any]) -> Iterator[Not
         return
     data, searched = context.data, ""
     labelled = int(data.train.labels.any(1).sum())
-    if context.cfg.rib.lr == "auto" and counts["train"]:
+    if context.cfg.rib.get("lr") == "auto" and counts["train"]:
         searched = (
             f" So does the search of rib.lr=auto: of the {labelled} training images that it draws from, "
             f"{counts['train']} have none."
