@@ -65,8 +65,8 @@ def one_line_errors() -> Iterator[None]:
 def main(cfg: DictConfig) -> float | None:
     """Runs the stages; returns the objective of `objective=...`, for Hydra's sweepers."""
     from ribseg.errors import ConfigError
-    from ribseg.pipeline.runner import objective, run
-    from ribseg.pipeline.sweep import recorded_failure
+    from ribseg.pipeline.engine.runner import objective, run
+    from ribseg.pipeline.engine.sweep import recorded_failure
 
     with one_line_errors(), recorded_failure():
         if cfg.name is None:

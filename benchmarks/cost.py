@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import ribseg
-from ribseg.rib import partition
+from ribseg.methods.rib import partition
 
 CLASSES = 20
 SETS = {"VOC trainaug": (10_582, 20), "COCO train": (82_081, 15)}  # images, reference images per step

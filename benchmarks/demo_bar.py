@@ -28,14 +28,14 @@ from rich.table import Table
 from torch import Tensor
 
 import ribseg
-from ribseg.controls import centre_prior, feature_norm, relabel, whole_image, wrong_labels
-from ribseg.data.datamodules import WSSSDataModule
-from ribseg.data.demo import PARTS_DIR, make_demo_dataset
-from ribseg.data.masks import read_mask
-from ribseg.data.references import rng
+from ribseg.data.demo.images import PARTS_DIR, make_demo_dataset
+from ribseg.data.io.masks import read_mask
 from ribseg.functional import argmax_labels
+from ribseg.functional.random import rng
+from ribseg.methods.controls import centre_prior, feature_norm, relabel, whole_image, wrong_labels
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, interval, label_counts, pooled_scores
 from ribseg.modules.classification import ClassifierModule
+from ribseg.modules.data_module import WSSSDataModule
 from ribseg.types import LocalizationMaps
 
 BACKBONE = {"channels": (32, 64, 128, 192), "stem_width": 16}

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from measuring import make_tree, show, write_json
 
-from ribseg.data.datamodules import WSSSDataModule
-from ribseg.data.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
-from ribseg.data.reference_crops import DeviceCrops, PerThread
+from ribseg.data.feed.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
+from ribseg.data.feed.reference_crops import DeviceCrops, PerThread
+from ribseg.modules.data_module import WSSSDataModule
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -17,9 +17,9 @@ from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.table import Table
 
-from ribseg.data.labels import write_label_csv
+from ribseg.data.io.labels import write_label_csv
 from ribseg.data.voc import VOC_CLASSES
-from ribseg.pipeline.store import environment
+from ribseg.pipeline.engine.store import environment
 
 
 class Clock:

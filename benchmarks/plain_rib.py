@@ -16,7 +16,7 @@ from measuring import Clock
 from torch import Tensor, nn
 
 from ribseg import Classifier
-from ribseg.data.references import ReferenceBatches
+from ribseg.data.feed.references import ReferenceBatches
 from ribseg.functional import active_area, merge_mirrored
 
 

@@ -21,11 +21,11 @@ from measuring import show, write_json
 from rich.progress import track
 
 import ribseg
-from ribseg.localize import merge_maps
+from ribseg.methods.cam import merge_maps
 from ribseg.modules import LocalizationModule
-from ribseg.pipeline.context import Context
-from ribseg.pipeline.runner import run
-from ribseg.pipeline.stages import read_rate, rib_builder, trained_classifier
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.stages.maps import read_rate, rib_builder, trained_classifier
 from ribseg.types import LocalizationMaps
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -103,7 +103,7 @@ def measure(context: Context, options: Any) -> list[dict[str, Any]]:
 
 def rib_module(context: Context) -> LocalizationModule:
     """The experiment's RIB with its trained classifier, and its searched rate."""
-    from ribseg.pipeline.plan import STAGES
+    from ribseg.pipeline.engine.plan import STAGES
 
     for stage in STAGES:
         if stage.name in ("classifier", "rib"):

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ribseg.functional.affinity import line_points, neighbour_offsets
+from ribseg.functional.irn import line_points, neighbour_offsets
 from ribseg.functional.random_walk import random_walk
 
 SQUARINGS = 8

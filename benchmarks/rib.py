@@ -34,11 +34,11 @@ from measuring import Clock, make_tree, show, write_json
 from torch import Tensor
 
 import ribseg
-from ribseg.callbacks import MapWriter, map_path
-from ribseg.data.datamodules import WSSSDataModule
-from ribseg.data.image_pool import build_pool, image_sizes, pool_bytes
-from ribseg.data.maps import load_maps
+from ribseg.data.feed.image_pool import build_pool, image_sizes, pool_bytes
+from ribseg.data.io.maps import load_maps, map_path
 from ribseg.modules import RIBModule
+from ribseg.modules.callbacks import MapWriter
+from ribseg.modules.data_module import WSSSDataModule
 
 OUTSIDE = ("data", "write")
 

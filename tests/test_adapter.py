@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from ribseg.data.adapter import write_voc_tree
-from ribseg.data.check import check_dataset
-from ribseg.data.images import read_image
+from ribseg.data.check.dataset import check_dataset
+from ribseg.data.io.images import read_image
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 

@@ -19,12 +19,12 @@ from ribseg.analysis import (
     saturation,
 )
 from ribseg.analysis.summary import summarize_seeds, targets
-from ribseg.data.toy import REGIONS
+from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError
 from ribseg.functional.activations import ACTIVATIONS, last_activation, slope
-from ribseg.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
+from ribseg.functional.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
+from ribseg.methods.pooling import Activated
 from ribseg.models import ToyNet
-from ribseg.pooling import Activated
 
 
 def pixelwise(*weights):

@@ -9,12 +9,12 @@ from omegaconf import open_dict
 from PIL import Image
 from quick_run import settings
 
-from ribseg.data.toy import REGIONS
+from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError, DatasetNotFoundError
-from ribseg.pipeline.plan import chosen_stages
-from ribseg.pipeline.preflight import reads_data
-from ribseg.pipeline.runner import run
-from ribseg.pipeline.sweep import SweepTable
+from ribseg.pipeline.engine.plan import chosen_stages
+from ribseg.pipeline.engine.preflight import reads_data
+from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.engine.sweep import SweepTable
 
 
 def toy_run(tmp_path, *overrides, output="out"):

@@ -9,8 +9,8 @@ from make_trees import image_ids
 from PIL import Image
 from quick_run import folder_run
 
-from ribseg.data.masks import write_mask
-from ribseg.data.survey import duplicates, survey
+from ribseg.data.check.survey import duplicates, survey
+from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 

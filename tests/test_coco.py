@@ -8,14 +8,14 @@ import pytest
 from PIL import Image, ImageDraw
 from quick_run import QUICK, settings
 
-from ribseg.data import coco
-from ribseg.data.coco import Policy, check_counts, prepare_coco
-from ribseg.data.coco_instances import ImageRecord, Instance, Instances, read_instances
-from ribseg.data.coco_masks import semantic_mask
-from ribseg.data.datamodules import WSSSDataModule
-from ribseg.data.masks import read_mask
+from ribseg.data.coco import prepare as coco
+from ribseg.data.coco.instances import ImageRecord, Instance, Instances, read_instances
+from ribseg.data.coco.masks import semantic_mask
+from ribseg.data.coco.prepare import Policy, check_counts, prepare_coco
+from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, RibsegError
-from ribseg.pipeline.runner import run
+from ribseg.modules.data_module import WSSSDataModule
+from ribseg.pipeline.engine.runner import run
 
 codes = pytest.importorskip("pycocotools.mask", reason="pip install ribseg[coco]")
 SPLITS = ("train2014", "val2014")

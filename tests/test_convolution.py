@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ribseg.functional.convolution import conv2d, weight_gradient
+from ribseg.kernels.convolution import conv2d, weight_gradient
 
 CASES = {
     "one place": (1, {}),
@@ -41,7 +41,7 @@ def test_equals_the_library(case, size, layout):
 def test_computes_only_what_is_wanted(monkeypatch):
     called = []
     monkeypatch.setattr(
-        "ribseg.functional.convolution.weight_gradient",
+        "ribseg.kernels.convolution.weight_gradient",
         lambda *args: called.append(args) or weight_gradient(*args),
     )
     x, weight = torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 3, 3)

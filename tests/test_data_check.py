@@ -5,8 +5,8 @@ import pytest
 from make_trees import image_ids
 from PIL import Image
 
-from ribseg.data.check import check_dataset
-from ribseg.data.masks import write_mask
+from ribseg.data.check.dataset import check_dataset
+from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 

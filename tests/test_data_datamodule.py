@@ -9,8 +9,8 @@ import pytest
 import torch
 from make_trees import CLASSES
 
-from ribseg.data.datamodules import WSSSDataModule
 from ribseg.errors import ConfigError, DataError
+from ribseg.modules.data_module import WSSSDataModule
 
 SMALL = {"crop_size": 24, "resize_long": (16, 30), "eval_resize_long": 20, "batch_size": 3, "num_workers": 0}
 
@@ -178,7 +178,7 @@ import sys
 import torch
 import pytorch_lightning as pl
 from pathlib import Path
-from ribseg.data.datamodules import WSSSDataModule
+from ribseg.modules.data_module import WSSSDataModule
 
 class Touch(pl.LightningModule):
     def predict_step(self, batch, batch_idx):

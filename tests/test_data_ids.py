@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ribseg.data import files, ids, voc
-from ribseg.data.files import FileTable
+from ribseg.data import ids, voc
+from ribseg.data.feed.references import ReferenceSampler
+from ribseg.data.feed.served import ServedImages
+from ribseg.data.feed.views import ViewsDataset
 from ribseg.data.ids import Ids
-from ribseg.data.references import ReferenceSampler
-from ribseg.data.served import ServedImages
-from ribseg.data.views import ViewsDataset
+from ribseg.data.io import files
+from ribseg.data.io.files import FileTable
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ribseg.data.images import read_header, read_image, rescale
+from ribseg.data.io.images import read_header, read_image, rescale
 from ribseg.errors import DataError, RibsegError
 
 

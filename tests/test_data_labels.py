@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from make_trees import CLASSES, PRESENT, image_ids
 
-from ribseg.data.labels import labels_from_csv, labels_from_masks, labels_from_xml
-from ribseg.data.masks import write_mask
+from ribseg.data.io.labels import labels_from_csv, labels_from_masks, labels_from_xml
+from ribseg.data.io.masks import write_mask
 from ribseg.errors import DataError, DatasetNotFoundError
 
 IDS = image_ids()

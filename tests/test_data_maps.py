@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ribseg.data.maps import load_maps, save_maps
+from ribseg.data.io.maps import load_maps, save_maps
 from ribseg.errors import DataError, RibsegError
 from ribseg.types import LocalizationMaps
 

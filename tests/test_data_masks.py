@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ribseg.data.masks import mask_ids, mask_size, read_mask, voc_palette, write_mask
+from ribseg.data.io.masks import mask_ids, mask_size, read_mask, voc_palette, write_mask
 from ribseg.errors import DataError, RibsegError
 
 

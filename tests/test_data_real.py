@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from ribseg.data.check import check_dataset
-from ribseg.data.datamodules import WSSSDataModule
-from ribseg.data.views import multi_scale_views
+from ribseg.data.check.dataset import check_dataset
+from ribseg.data.feed.views import multi_scale_views
 from ribseg.data.voc import VOC_CLASSES, VOCFolder
 from ribseg.errors import DataError
+from ribseg.modules.data_module import WSSSDataModule
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 300), ("val", 197)])

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ribseg.data.references import ReferenceBatches, ReferenceSampler, rng
-from ribseg.data.transforms import train_transform
+from ribseg.data.augment.transforms import train_transform
+from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
+from ribseg.functional.random import rng
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def sampler(labels):
 
 
 def test_rng_is_the_same_in_another_process():
-    code = "from ribseg.data.references import rng; print(rng(5, 'a', 1).integers(2**62))"
+    code = "from ribseg.data.feed.references import rng; print(rng(5, 'a', 1).integers(2**62))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == rng(5, "a", 1).integers(2**62)
 

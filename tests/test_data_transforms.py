@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD, rescale
-from ribseg.data.transforms import eval_transform, seeded, train_transform
+from ribseg.data.augment.transforms import eval_transform, seeded, train_transform
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, rescale
 from ribseg.errors import ConfigError
 
 

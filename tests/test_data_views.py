@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
-from ribseg.data.views import SCALES, ViewsDataset, multi_scale_views
+from ribseg.data.feed.views import SCALES, ViewsDataset, multi_scale_views
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 

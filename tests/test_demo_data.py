@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ribseg.data import demo, world
-from ribseg.data.masks import read_mask
+from ribseg.data.demo import images as demo
+from ribseg.data.demo import world
+from ribseg.data.io.masks import read_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 from ribseg.models import Backbone, load_weights

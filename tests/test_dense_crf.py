@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ribseg.data import read_image
 from ribseg.functional import dense_crf, pixel_adaptive
-from ribseg.functional.permutohedral import PermutohedralLattice
+from ribseg.kernels.permutohedral import PermutohedralLattice
 
 SEGMENTER = {"gaussian_sxy": 1, "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_compat": 4}
 

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from quick_run import CONF, folder_run
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.digest import ALWAYS_NEUTRAL, NEUTRAL, NEUTRAL_PARTS, settings_of
-from ribseg.pipeline.plan import STAGES
-from ribseg.pipeline.sources import source_digest
+from ribseg.pipeline.engine.digest import ALWAYS_NEUTRAL, NEUTRAL, NEUTRAL_PARTS, settings_of
+from ribseg.pipeline.engine.plan import STAGES
+from ribseg.pipeline.engine.sources import source_digest
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
 SHIPPED = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))] + [
@@ -115,9 +115,9 @@ def test_a_file_counts_by_its_content(tmp_path):
 def test_the_crf_that_is_taken_counts(monkeypatch):
     cfg = composed("experiment=demo")
     before = digests(cfg)
-    monkeypatch.setattr("ribseg.pipeline.digest.find_spec", lambda name: None)
+    monkeypatch.setattr("ribseg.pipeline.engine.digest.find_spec", lambda name: None)
     without = digests(cfg)
-    monkeypatch.setattr("ribseg.pipeline.digest.find_spec", lambda name: object())
+    monkeypatch.setattr("ribseg.pipeline.engine.digest.find_spec", lambda name: object())
     assert without["pseudo_masks"] != digests(cfg)["pseudo_masks"]
     assert before["pseudo_masks"] in (without["pseudo_masks"], digests(cfg)["pseudo_masks"])
 
@@ -212,7 +212,7 @@ def test_a_pooling_whose_body_changes_is_run_again(my_module, tmp_path, tree):
 
 NETWORK = "import ribseg\nclass N(ribseg.Classifier):\n    number = {number}\n"
 OPTIMIZER = "import torch\nclass O(torch.optim.SGD):\n    number = {number}\n"
-DATA = "from ribseg.data.datamodules import WSSSDataModule\nclass D(WSSSDataModule):\n    number = {number}\n"
+DATA = "from ribseg.modules import WSSSDataModule\nclass D(WSSSDataModule):\n    number = {number}\n"
 CALLBACK = "from pytorch_lightning import Callback\nclass C(Callback):\n    number = {number}\n"
 
 

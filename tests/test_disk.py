@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from PIL import Image
 from quick_run import folder_run, settings
 
-from ribseg.data.maps import save_maps
-from ribseg.data.masks import write_mask
-from ribseg.data.served import ServedImages
+from ribseg.data.feed.served import ServedImages
+from ribseg.data.io.maps import save_maps
+from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DiskSpaceError, RibsegError
-from ribseg.pipeline import disk
-from ribseg.pipeline.context import Context
-from ribseg.pipeline.disk import BLOCK, ImageSizes, occupied, predicted, weights_of
-from ribseg.pipeline.plan import STAGES, chosen_stages
-from ribseg.pipeline.preflight import preflight
+from ribseg.pipeline.engine import disk
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.disk import BLOCK, ImageSizes, occupied, predicted, weights_of
+from ribseg.pipeline.engine.plan import STAGES, chosen_stages
+from ribseg.pipeline.engine.preflight import preflight
 from ribseg.types import LocalizationMaps
 
 ALL = "run=[classifier,cam,rib,refine,segmenter,evaluate]"

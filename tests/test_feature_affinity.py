@@ -8,9 +8,9 @@ from quick_run import folder_run
 
 from ribseg.errors import ConfigError
 from ribseg.functional import feature_affinity_losses, feature_random_walk
-from ribseg.functional.affinity import neighbour_offsets
-from ribseg.models import AffinityNet, Backbone
-from ribseg.refine import walk_maps_by_features
+from ribseg.functional.irn import neighbour_offsets
+from ribseg.methods.refine import walk_maps_by_features
+from ribseg.models import Backbone, PSANet
 from ribseg.types import LocalizationMaps
 
 
@@ -80,14 +80,14 @@ def test_maps_walk_within_what_looks_alike(size):
 
 
 def test_network_freezes_its_backbone():
-    network = AffinityNet(Backbone("resnet10t")).train()
+    network = PSANet(Backbone("resnet10t")).train()
     assert not network.backbone.training
     network(torch.rand(1, 3, 64, 64)).sum().backward()
     assert all(weight.grad is None for weight in network.backbone.parameters())
     assert all(weight.grad is not None for weight in network.mix.parameters())
     assert network.predict(torch.rand(2, 3, 50, 70), 64).shape == (448, 7, 9)
     with pytest.raises(ConfigError, match="stride 8"):
-        AffinityNet(Backbone("convnext_atto", kwargs={"patch_size": 8}))
+        PSANet(Backbone("convnext_atto", kwargs={"patch_size": 8}))
 
 
 PSA = ("affinity=psa_small", "refine=psa", "affinity.module.radius=2")

@@ -9,24 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ribseg"
-# First match wins; more specific names come first.
+# A file's folder tells its floor.
 FLOORS = {
-    "data.datamodules": 3,
-    "types": 0,
-    "errors": 0,
-    "lazy": 0,
-    "checks": 0,
     "functional": 0,
+    "kernels": 0,
     "models": 1,
-    "pooling": 1,
-    "losses": 1,
-    "metrics": 1,
     "data": 1,
+    "metrics": 1,
+    "methods": 2,
+    "analysis": 2,
+    "interop": 2,
     "modules": 3,
-    "callbacks": 3,
     "pipeline": 4,
 }
-METHODS = 2  # every other module
+GROUND, ENTRY = {"types", "errors", "checks", "lazy"}, {"cli", "predict"}  # the files outside of folders
 OUTSIDE = {
     "pytorch_lightning": 3,
     "hydra": 4,
@@ -46,8 +42,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def floor_of(module):
-    name = module.removeprefix("ribseg").removeprefix(".")
-    return next((f for key, f in FLOORS.items() if name == key or name.startswith(f"{key}.")), METHODS)
+    room = module.removeprefix("ribseg").removeprefix(".").partition(".")[0]
+    return 0 if room in GROUND else 5 if room in ENTRY else FLOORS[room]
 
 
 def imports_of(path):
@@ -80,8 +76,17 @@ def test_the_guard_sees_a_look_up(tmp_path):
     bad.write_text("from ribseg.pipeline import store\nimport hydra\n")
     assert [floor_of(name) for name in imports_of(bad) if name.startswith("ribseg")] == [4]
     assert floor_of("ribseg.functional.cam") == 0
-    assert floor_of("ribseg.data.datamodules") == 3
-    assert floor_of("ribseg.rib") == 2
+    assert floor_of("ribseg.methods.rib") == 2
+
+
+def test_every_folder_and_file_has_a_floor():
+    folders = {
+        path.name
+        for path in PACKAGE.iterdir()
+        if path.is_dir() and path.name not in ("assets", "__pycache__")
+    }
+    assert folders == set(FLOORS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == GROUND | ENTRY | {"__init__"}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ def test_nothing_asks_a_server_when_imported():
     code = (
         "import urllib.request as request\n"
         "request.OpenerDirector.open = lambda *args, **kwargs: print('asked', args)\n"
-        "import ribseg.data.references, ribseg.data.datamodules, ribseg.pipeline.affinity\n"
+        "import ribseg.data.feed.references, ribseg.modules.data_module, ribseg.pipeline.stages.affinity\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
     done = subprocess.run(

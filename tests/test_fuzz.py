@@ -21,15 +21,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 
-from ribseg.data import coco_instances, maps
-from ribseg.data.coco import prepare_coco
-from ribseg.data.coco_instances import read_instances
-from ribseg.data.files import read_lines
-from ribseg.data.images import read_header, read_image
-from ribseg.data.labels import labels_from_csv, labels_from_xml
-from ribseg.data.maps import load_maps, save_maps
-from ribseg.data.masks import mask_ids, read_mask
-from ribseg.data.png import has_all_rows
+from ribseg.data.coco import instances as coco_instances
+from ribseg.data.coco.instances import read_instances
+from ribseg.data.coco.prepare import prepare_coco
+from ribseg.data.io import maps
+from ribseg.data.io.files import read_lines
+from ribseg.data.io.images import read_header, read_image
+from ribseg.data.io.labels import labels_from_csv, labels_from_xml
+from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.masks import mask_ids, read_mask
+from ribseg.data.io.png import has_all_rows
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, RibsegError
 from ribseg.models import read_state_dict

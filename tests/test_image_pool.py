@@ -9,9 +9,9 @@ import pytest
 import torch
 from quick_run import folder_run, make_learnable_tree
 
-from ribseg.data.image_pool import PIXELS, ImagePool, build_pool, image_sizes, pool_bytes
-from ribseg.data.references import ReferenceBatches, ReferenceSampler
-from ribseg.data.transforms import train_transform
+from ribseg.data.augment.transforms import train_transform
+from ribseg.data.feed.image_pool import PIXELS, ImagePool, build_pool, image_sizes, pool_bytes
+from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError, RibsegError
 
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_nothing_and_says_what_to_do(dataset, tmp_path, monke
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("ribseg.data.image_pool.track", full)
+    monkeypatch.setattr("ribseg.data.feed.image_pool.track", full)
     with pytest.raises(RibsegError, match=r"No space.*maps.pool_gib=0"):
         build_pool(tmp_path / "pool", dataset, image_sizes(dataset))
     assert list((tmp_path / "pool").iterdir()) == []

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 import ribseg
-import ribseg.predict as predict_module
-from ribseg.data.masks import voc_palette
+import ribseg.cli as predict_module
+from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, DataError
-from ribseg.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
+from ribseg.methods.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
 from ribseg.models import DeepLabV2, Segmenter, save_segmenter
 
 
@@ -106,7 +106,7 @@ def test_the_crf_takes_single_pixels_away():
     noisy = image.copy()
     noisy[5, 5] = 200
     probabilities = np.where((noisy[..., 0] == 200)[None], [[[0.4]], [[0.6]]], [[[0.8]], [[0.2]]])
-    from ribseg.inference import most_probable
+    from ribseg.methods.inference import most_probable
 
     labels = most_probable(image, probabilities, PUBLISHED_CRF | {"backend": "torch"})
     assert labels.dtype == np.uint8
@@ -156,11 +156,7 @@ def test_predict_takes_paths_and_arrays(tmp_path, checkpoint):
     assert (ribseg.predict(images[0], checkpoint, scales=[1.0], flip=True) != single).any()
 
 
-def test_predict_is_one_name_for_function_and_module():
-    import ribseg.predict as module
-
-    assert ribseg.predict is module
-    assert callable(module)
+def test_predict_is_the_function():
     assert "checkpoint" in inspect.signature(ribseg.predict).parameters
 
 
@@ -189,7 +185,10 @@ def test_the_command_writes_palette_pngs(tmp_path, checkpoint):
 def test_the_command_says_what_is_wrong(tmp_path, checkpoint):
     Image.fromarray(photo(5, 5)).save(tmp_path / "a.png")
     for arguments, message in (
-        ([tmp_path / "a.png", "--checkpoint", tmp_path / "a.png", "--out", tmp_path / "o"], "no segmenter"),
+        (
+            [tmp_path / "a.png", "--checkpoint", tmp_path / "a.png", "--out", tmp_path / "o"],
+            "expected a segmenter",
+        ),
         ([tmp_path / "a.png", "--checkpoint", checkpoint, "--out", tmp_path], "replace the image itself"),
     ):
         run = command(*arguments)

@@ -12,11 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ribseg.data.maps import load_maps, save_maps
-from ribseg.data.masks import write_mask
+from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
-from ribseg.evaluation import MapEvaluator
 from ribseg.functional.cam import argmax_labels
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.interop import (
@@ -30,6 +29,7 @@ from ribseg.interop import (
     write_irn_maps,
 )
 from ribseg.interop.__main__ import main
+from ribseg.methods.evaluation import MapEvaluator
 from ribseg.types import LocalizationMaps
 
 

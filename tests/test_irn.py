@@ -9,15 +9,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from ribseg.data import VOCFolder
-from ribseg.data.segmentation import (
+from ribseg.data.augment.segmentation import (
     SegmentationDataset,
     segmentation_eval_transform,
     segmentation_train_transform,
 )
 from ribseg.errors import ConfigError
-from ribseg.functional.affinity import affinity_losses, pair_affinity
+from ribseg.functional.irn import affinity_losses, pair_affinity
 from ribseg.models import Backbone, IRNet, load_official_irn
-from ribseg.modules.affinity import AffinityModule, strided_labels
+from ribseg.modules.irn import IRNModule, strided_labels
 
 
 def pairs(height, width, radius):
@@ -256,7 +256,7 @@ def test_training_learns_and_measures_the_mean_displacement(voc_tree, tmp_path):
     pl.seed_everything(0, verbose=False)
     folder = VOCFolder(voc_tree, "train")
     network = IRNet(Backbone("resnet10t"))
-    module = AffinityModule(network, radius=4)
+    module = IRNModule(network, radius=4)
     trainer, _ = fit(module, folder, 1, tmp_path)
     first = trainer.callback_metrics["train/loss"]
     trainer, plain = fit(module, folder, 8, tmp_path)
@@ -270,7 +270,7 @@ def test_training_learns_and_measures_the_mean_displacement(voc_tree, tmp_path):
 
 
 def test_warns_if_the_mean_displacement_is_not_measured(voc_tree, tmp_path):
-    module = AffinityModule(IRNet(Backbone("resnet10t")), radius=4)
+    module = IRNModule(IRNet(Backbone("resnet10t")), radius=4)
     with pytest.warns(UserWarning, match="mean displacement was not measured"):
         fit(module, VOCFolder(voc_tree, "train"), 1, tmp_path, validate=False)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ribseg.losses import segmentation_loss
+from ribseg.functional.losses import segmentation_loss
 
 TARGET = torch.tensor([[[0, 0, 0, 1], [2, 255, 255, 0]], [[0, 0, 0, 0], [0, 0, 255, 0]]], dtype=torch.uint8)
 

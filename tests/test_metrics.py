@@ -6,9 +6,9 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import ribseg
-from ribseg.controls import centre_prior, relabel, whole_image, wrong_labels
-from ribseg.evaluation import MapEvaluator, full_size
 from ribseg.functional import argmax_labels
+from ribseg.methods.controls import centre_prior, relabel, whole_image, wrong_labels
+from ribseg.methods.evaluation import MapEvaluator, full_size
 from ribseg.metrics import MaskConfusion, bootstrap_miou, interval, label_counts, pooled_scores
 from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ribseg
-from ribseg.data.demo import make_demo_dataset
+from ribseg.data.demo.images import make_demo_dataset
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 BACKBONE = {"channels": (32, 64, 128, 192), "stem_width": 16}

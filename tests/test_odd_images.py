@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import ribseg
-from ribseg.data.datamodules import WSSSDataModule
-from ribseg.data.maps import load_maps, save_maps
+from ribseg.data.io.maps import load_maps, save_maps
 from ribseg.modules import CAMModule, RIBModule
+from ribseg.modules.data_module import WSSSDataModule
 from ribseg.types import LocalizationMaps
 
 GRAY = np.random.default_rng(0).integers(0, 256, (6, 9), dtype=np.uint8).repeat(8, 0).repeat(7, 1)

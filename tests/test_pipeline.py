@@ -14,15 +14,15 @@ from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from quick_run import CONF, folder_run, settings
 
-from ribseg.data.masks import write_mask
+from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError
-from ribseg.pipeline.context import Context
-from ribseg.pipeline.plan import STAGES, chosen_stages
-from ribseg.pipeline.preflight import check_settings
-from ribseg.pipeline.runner import gather, run
-from ribseg.pipeline.stages import device_of, read_rate
-from ribseg.pipeline.store import Store
-from ribseg.pipeline.sweep import SweepTable, read_job, sweep_tables
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.plan import STAGES, chosen_stages
+from ribseg.pipeline.engine.preflight import check_settings
+from ribseg.pipeline.engine.runner import gather, run
+from ribseg.pipeline.engine.store import Store
+from ribseg.pipeline.engine.sweep import SweepTable, read_job, sweep_tables
+from ribseg.pipeline.stages.maps import device_of, read_rate
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Those that need other data have tests of their own: test_bottleneck.py, test_coco.py.

@@ -108,7 +108,7 @@ def test_a_sweep_in_two_processes_ends_with_one_table(base):
         base, "sweep", "trainer.devices=2", "trainer.strategy=ddp", "run=[classifier,rib,evaluate]", *sweep
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("Sweep: mIoU") == 1
+    assert run.stdout.count("Localization maps on val, mIoU in percent") == 1
     assert len(json.loads((base / "sweep_out" / "sweep.json").read_text())) == 2
     assert len(list((base / "sweep").glob("classifier-*"))) == 1
     assert len(list((base / "sweep").glob("rib-*/manifest.json"))) == 2

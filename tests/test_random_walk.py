@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ribseg.functional import random_walk
-from ribseg.functional.affinity import line_points, neighbour_offsets
+from ribseg.functional.irn import line_points, neighbour_offsets
 from ribseg.functional.random_walk import chebyshev_coefficients
 
 

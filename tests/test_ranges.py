@@ -12,19 +12,19 @@ import ribseg
 from ribseg.checks import SettingError, check_choice, check_number, check_numbers, check_switch
 from ribseg.errors import ConfigError
 from ribseg.functional import dense_crf, gndrp, pixel_adaptive, random_walk
-from ribseg.inference import check_inference, predict_labels
-from ribseg.losses import rib_loss, segmentation_loss
+from ribseg.functional.losses import rib_loss, segmentation_loss
+from ribseg.methods.inference import check_inference, predict_labels
+from ribseg.methods.refine import check_confidence, walk_maps
 from ribseg.metrics import bootstrap_miou
-from ribseg.models import AffinityNet, Backbone, DeepLabV2, IRNet
+from ribseg.models import Backbone, DeepLabV2, IRNet, PSANet
 from ribseg.modules import ClassifierModule, RIBModule, SegmentationModule, WrongClassModule
-from ribseg.modules.affinity import AffinityModule
-from ribseg.modules.pixel_affinity import PixelAffinityModule
+from ribseg.modules.irn import IRNModule
+from ribseg.modules.psa import PSAModule
 from ribseg.modules.toy import BottleneckModule, ToyModule
 from ribseg.modules.walk import RandomWalkModule
-from ribseg.pipeline.context import Context
-from ribseg.pipeline.plan import STAGES, chosen_stages
-from ribseg.pipeline.preflight import check_settings, preflight
-from ribseg.refine import check_confidence, walk_maps
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.plan import STAGES, chosen_stages
+from ribseg.pipeline.engine.preflight import check_settings, preflight
 from ribseg.types import LocalizationMaps
 
 WHOLE_RUN = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
@@ -297,7 +297,9 @@ TARGETS = (
 
 
 @pytest.mark.parametrize("path", TARGETS)
-@pytest.mark.parametrize("target", ["nowhere.Thing", "ribseg.pooling.GNDRPP", "ribseg.losses.TINY"])
+@pytest.mark.parametrize(
+    "target", ["nowhere.Thing", "ribseg.methods.pooling.GNDRPP", "ribseg.functional.losses.TINY"]
+)
 def test_targets_that_are_not_there_are_named(whole, place, path, target):
     said = refused(whole, place, {f"{path}._target_": target})
     assert f"{path}._target_={target}" in said
@@ -353,7 +355,7 @@ def test_an_own_network_needs_no_weights_to_load(whole, place):
 
 
 def test_a_run_with_own_parts(tmp_path, tree, whole, place):
-    from ribseg.pipeline.runner import run
+    from ribseg.pipeline.engine.runner import run
 
     own = {path: OWN[path] for path in ("rib", "pooling", "classifier.module")}
     cfg = changed(whole, {**own, "store.root": str(tmp_path / "store"), "data.root": str(tree)})
@@ -386,7 +388,7 @@ def deeplab(**settings):
 
 
 BACKBONE = Backbone("resnet10t", kwargs={"channels": [8, 8, 12, 16]})
-CLASSIFIER, DEEPLAB, IRN, PSA = classifier(), deeplab(), IRNet(BACKBONE), AffinityNet(BACKBONE)
+CLASSIFIER, DEEPLAB, IRN, PSA = classifier(), deeplab(), IRNet(BACKBONE), PSANet(BACKBONE)
 MAPS = LocalizationMaps(torch.tensor([0]), torch.rand(1, 4, 4), None, (16, 16))
 RATES = {"lr": RATE, "power": RATE}
 BY_CALL = {
@@ -406,10 +408,10 @@ BY_CALL = {
     "GNDRP": (ribseg.GNDRP, {"threshold": SHARE}),
     "classifier training": (lambda **k: ClassifierModule(CLASSIFIER, **k), {"head_lr_factor": RATE, **RATES}),
     "irn": (
-        lambda **k: AffinityModule(IRN, **k),
+        lambda **k: IRNModule(IRN, **k),
         {"radius": AT_LEAST_2, "displacement_lr_factor": RATE, **RATES},
     ),
-    "psa": (lambda **k: PixelAffinityModule(PSA, **k), {"radius": AT_LEAST_2, **RATES}),
+    "psa": (lambda **k: PSAModule(PSA, **k), {"radius": AT_LEAST_2, **RATES}),
     "segmenter training": (
         lambda **k: SegmentationModule(DEEPLAB, **k),
         {

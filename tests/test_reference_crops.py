@@ -10,11 +10,17 @@ import pytest
 import torch
 from test_rib_speed import HostWaits
 
-from ribseg.data import reference_crops
-from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
-from ribseg.data.reference_crops import Cut, DeviceCrops, HostCrops, PerThread, cut_crops
-from ribseg.data.references import ReferenceBatches, ReferenceSampler
-from ribseg.data.transforms import draw_crop, eval_transform, is_train_transform, seeded, train_transform
+from ribseg.data.augment.transforms import (
+    draw_crop,
+    eval_transform,
+    is_train_transform,
+    seeded,
+    train_transform,
+)
+from ribseg.data.feed import reference_crops
+from ribseg.data.feed.reference_crops import Cut, DeviceCrops, HostCrops, PerThread, cut_crops
+from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 

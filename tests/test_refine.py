@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ribseg.functional import argmax_labels
-from ribseg.refine import confident_labels, walk_maps
+from ribseg.methods.refine import confident_labels, walk_maps
 from ribseg.types import LocalizationMaps
 
 

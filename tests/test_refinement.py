@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from quick_run import folder_run
 
-from ribseg.data.masks import read_mask
+from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.functional import otsu, score_histogram
-from ribseg.pipeline.pseudo_masks import VARIANTS, Variant
-from ribseg.pipeline.tables import mask_name
+from ribseg.pipeline.report.tables import mask_name
+from ribseg.pipeline.stages.pseudo_masks import VARIANTS, Variant
 
 TRUTH = [  # the true masks as the maps of another program
     "run=[imported,pseudo_masks,evaluate,report]",

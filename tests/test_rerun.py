@@ -7,8 +7,8 @@ import pytest
 from quick_run import folder_run
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline import stages
-from ribseg.pipeline.store import MANIFEST
+from ribseg.pipeline.engine.store import MANIFEST
+from ribseg.pipeline.stages import maps as stages
 
 RUN = ("run=[classifier,cam,rib,evaluate]", "rib.lr=1e-3")
 
@@ -49,7 +49,7 @@ def test_the_old_result_stays_until_the_new_one_is_there(tmp_path, tree, monkeyp
 
 
 def test_a_rerun_that_was_killed_between_two_stages_goes_on_with_the_second(tmp_path, tree, monkeypatch):
-    from ribseg.pipeline.evaluate import EvaluateStage
+    from ribseg.pipeline.stages.evaluate import EvaluateStage
 
     folder_run(tmp_path, tree, *RUN)
     with monkeypatch.context() as patch:

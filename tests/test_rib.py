@@ -9,7 +9,7 @@ from torch import nn
 import ribseg
 from ribseg.errors import ConfigError
 from ribseg.functional import gap, merge_mirrored, normalize
-from ribseg.rate import find_rate
+from ribseg.methods.rate import find_rate
 from ribseg.types import Adaptation
 
 CLASSES, STEPS = 5, 4

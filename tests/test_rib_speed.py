@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ribseg
-from ribseg import folding
 from ribseg.errors import DeviceMemoryError
-from ribseg.folding import FoldedConv, Folds, fold_batch_norm
 from ribseg.functional import winograd
-from ribseg.rib import partition
-from ribseg.stops import Check, first_stop
+from ribseg.kernels import folding
+from ribseg.kernels.folding import FoldedConv, Folds, fold_batch_norm
+from ribseg.methods.rib import partition
+from ribseg.methods.stops import Check, first_stop
 
 LR = 1e-3
 
@@ -46,7 +46,7 @@ def kernels(request, monkeypatch):
 @pytest.mark.parametrize("pixels", [2**17, 2**13])
 @pytest.mark.parametrize(("steps", "bound"), [(4, 1e-4), (10, 5e-4)])
 def test_maps_are_those_of_the_plain_loop_in_single_precision(steps, bound, pixels, monkeypatch):
-    monkeypatch.setattr("ribseg.rib.CACHED_PIXELS", pixels)
+    monkeypatch.setattr("ribseg.methods.rib.CACHED_PIXELS", pixels)
     out = adapt(steps=steps)
     plain, _, _ = released(
         classifier(), views(), LABELS, references(steps), ribseg.GNDRP(0.4), steps, LR, 1e9, 1.0
@@ -121,7 +121,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_reading_the_stop_rules_late_changes_nothing(case, monkeypatch):
     prompt = adapt(**CASES[case])
-    monkeypatch.setattr("ribseg.rib.first_stop", lambda checks, deferred: first_stop(checks, deferred=True))
+    monkeypatch.setattr(
+        "ribseg.methods.rib.first_stop", lambda checks, deferred: first_stop(checks, deferred=True)
+    )
     late = adapt(**CASES[case])
     assert (late.steps, late.stopped) == (prompt.steps, prompt.stopped)
     assert (prompt.stopped is None) == (case in ("none", "last maps"))
@@ -130,7 +132,9 @@ def test_reading_the_stop_rules_late_changes_nothing(case, monkeypatch):
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_broken_reference_ends_the_adaptation_before_it_spoils_a_map(late, monkeypatch):
-    monkeypatch.setattr("ribseg.rib.first_stop", lambda checks, deferred: first_stop(checks, deferred=late))
+    monkeypatch.setattr(
+        "ribseg.methods.rib.first_stop", lambda checks, deferred: first_stop(checks, deferred=late)
+    )
     batches = list(references())
     batches[1][0][0, 0, 0, 0] = float("nan")
     out = adapt(batches=batches)
@@ -158,7 +162,9 @@ class HostWaits(TorchDispatchMode):
 @pytest.mark.parametrize("preset", ["official", "paper", "fixed"])
 def test_host_waits_for_no_device(preset, monkeypatch):
     """A tensor without numbers stands for a GPU: whatever would have to wait for its numbers fails."""
-    monkeypatch.setattr("ribseg.rib.first_stop", lambda checks, deferred: deque(checks, maxlen=0) and None)
+    monkeypatch.setattr(
+        "ribseg.methods.rib.first_stop", lambda checks, deferred: deque(checks, maxlen=0) and None
+    )
     monkeypatch.setattr("torch.autocast", lambda *args, **kwargs: nullcontext())  # knows no such device
     rib = ribseg.RIB(classifier().to("meta"), steps=STEPS, lr=LR, preset=preset)
     with HostWaits() as host:
@@ -285,7 +291,7 @@ def test_large_convolutions_of_a_step_are_our_own(monkeypatch):
     ids=["all at once", "one by one"],
 )
 def test_head_alone_passes_each_image_through_the_network_once(pixels, expected, monkeypatch):
-    monkeypatch.setattr("ribseg.rib.CACHED_PIXELS", pixels)
+    monkeypatch.setattr("ribseg.methods.rib.CACHED_PIXELS", pixels)
     model, counted = classifier(), []
     rib = ribseg.RIB(model, steps=STEPS, lr=LR, margin=None, area_limit=None, trainable="head")
     network = rib.frozen

@@ -15,23 +15,23 @@ from quick_run import folder_run
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ribseg.data.datamodules import SamplesCheck, WSSSDataModule
-from ribseg.data.iterations import IterationSampler
-from ribseg.data.seeding import (
+from ribseg.data.augment.seeding import (
     EpochSampler,
     SeededDataset,
     ValidationBatches,
     training_loader,
     validation_loader,
 )
-from ribseg.data.segmentation import (
+from ribseg.data.augment.segmentation import (
     SegmentationDataset,
     segmentation_eval_transform,
     segmentation_train_transform,
 )
-from ribseg.data.transforms import train_transform
+from ribseg.data.augment.transforms import train_transform
+from ribseg.data.feed.iterations import IterationSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
+from ribseg.modules.data_module import SamplesCheck, WSSSDataModule
 from ribseg.modules.segmentation_data import CropDataModule, SegmentationDataModule
 
 SMALL = {"crop_size": 24, "resize_long": (16, 30), "eval_resize_long": 20, "batch_size": 4}
@@ -332,7 +332,7 @@ import sys
 import torch
 import pytorch_lightning as pl
 from pathlib import Path
-from ribseg.data.datamodules import WSSSDataModule
+from ribseg.modules.data_module import WSSSDataModule
 
 class Look(pl.LightningModule):
     def __init__(self):

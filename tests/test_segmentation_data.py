@@ -6,12 +6,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from ribseg.data import VOCFolder, write_mask
-from ribseg.data.segmentation import (
+from ribseg.data.augment.segmentation import (
     SegmentationDataset,
     segmentation_eval_transform,
     segmentation_train_transform,
 )
-from ribseg.data.transforms import seeded
+from ribseg.data.augment.transforms import seeded
 from ribseg.errors import ConfigError, DataError
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -13,11 +13,11 @@ from PIL import Image
 from quick_run import QUICK, folder_run, settings
 
 import ribseg
-from ribseg.archive import archive_folder, check_voc_archive, read_indexed_png, write_voc_archive
-from ribseg.data.masks import write_mask
+from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
-from ribseg.pipeline.plan import STAGES, chosen_stages
-from ribseg.pipeline.runner import run
+from ribseg.interop.voc_server import archive_folder, check_voc_archive, read_indexed_png, write_voc_archive
+from ribseg.pipeline.engine.plan import STAGES, chosen_stages
+from ribseg.pipeline.engine.runner import run
 
 WHOLE = "run=[classifier,cam,rib,refine,segmenter,report]"
 ALL = "segmenter.sources=[rib,cam,full]"

@@ -11,16 +11,20 @@ import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from ribseg.data.iterations import CountedDataset, IterationSampler, PaddedShard, only_item
-from ribseg.data.seeding import SeededDataset
-from ribseg.data.segmentation import SegmentationDataset, segmentation_train_transform, whole_image_transform
+from ribseg.data.augment.seeding import SeededDataset
+from ribseg.data.augment.segmentation import (
+    SegmentationDataset,
+    segmentation_train_transform,
+    whole_image_transform,
+)
+from ribseg.data.feed.iterations import CountedDataset, IterationSampler, PaddedShard, only_item
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
-from ribseg.losses import segmentation_loss
+from ribseg.functional.losses import segmentation_loss
 from ribseg.models import DeepLabV2
 from ribseg.modules.segmentation import SegmentationModule, multi_scale_logits
 from ribseg.modules.segmentation_data import SegmentationDataModule
-from ribseg.pipeline.segmenter import training_callbacks
+from ribseg.pipeline.stages.segmenter import training_callbacks
 
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": {"channels": [8, 16, 24, 32], "stem_width": 8}}
 
@@ -201,7 +205,7 @@ def test_the_best_state_survives_going_on(voc_tree, tmp_path):
             self.log("val/miou", torch.tensor(scores[self.trainer.global_step]))
 
     settings = SimpleNamespace(check_every=2, average=None)
-    context = SimpleNamespace(cfg=SimpleNamespace(segmenter=settings))
+    context = SimpleNamespace(cfg=SimpleNamespace(segmenter=settings), callbacks=lambda part: {})
 
     def fit(resume=None, stop=None):
         callbacks = training_callbacks(context, SimpleNamespace(folder=tmp_path), watched=True)

@@ -13,8 +13,8 @@ from pytorch_lightning import Callback
 from quick_run import QUICK, folder_run
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.context import DECIDED
-from ribseg.pipeline.runner import objective
+from ribseg.pipeline.engine.context import DECIDED
+from ribseg.pipeline.engine.runner import objective
 
 REPOSITORY = Path(__file__).parents[1]
 SEEN = []
@@ -55,7 +55,7 @@ def test_callbacks_of_all_trainings_and_of_one(tmp_path, tree):
     assert SEEN == [
         ("all", "ClassifierModule"),
         ("one", "ClassifierModule"),
-        ("all", "AffinityModule"),
+        ("all", "IRNModule"),
         ("all", "SegmentationModule"),
     ]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from record_stages import RECORD, outputs
 
-from ribseg.pipeline.plan import STAGES
+from ribseg.pipeline.engine.plan import STAGES
 
 AGAIN = "then record the outputs: python tests/data/record_stages.py"
 # Maps and weights of such small networks agree to this between processors; masks to a few pixels.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ribseg.data.toy import (
+from ribseg.data.demo.digits import (
     INK,
     SPLITS,
     Digits,

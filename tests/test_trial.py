@@ -10,9 +10,9 @@ from torch import nn
 
 import ribseg
 from ribseg.errors import ConfigError
-from ribseg.pipeline.numerics import check_precision
-from ribseg.pipeline.runner import run
-from ribseg.trial import check_network
+from ribseg.methods.trial import check_network
+from ribseg.pipeline.engine.numerics import check_precision
+from ribseg.pipeline.engine.runner import run
 
 HERE = f"{__name__}."
 

@@ -103,7 +103,10 @@ def mypy_output(tmp_path_factory, request):
 def test_right_calls_have_no_error_and_the_class_is_the_class(mypy_output):
     said = [line for line in mypy_output.splitlines() if "right.py" in line]
     assert len(said) == 1, "\n".join(said)
-    assert re.search(r"Revealed type is .*preset: Literal\['official'\].*-> ribseg\.rib\.RIB", said[0])
+    assert re.search(
+        revealed = r"Revealed type is .*preset: Literal\['official'\].*-> ribseg\.methods\.rib\.RIB"
+        assert re.search(revealed, said[0])
+    )
 
 
 @pytest.mark.slow
@@ -133,11 +136,10 @@ def test_the_lists_of_public_names_agree(package):
         if name in module._HOME:
             assert home == f"{package}.{module._HOME[name]}"
             assert getattr(module, name) is getattr(importlib.import_module(home), name)
-        elif name == "predict":  # the module that is called as the function
-            assert module.predict is importlib.import_module("ribseg.predict")
         else:
-            assert home == package
-            assert getattr(module, name) is importlib.import_module(f"{package}.{name}")
+            place = importlib.import_module(f"{package}.{module._MODULES[name]}")
+            assert f"{home}.{name}" == place.__name__
+            assert getattr(module, name) is place
 
 
 @pytest.mark.parametrize("package", EAGER)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ribseg.functional.winograd import Weight, conv2d
+from ribseg.kernels.winograd import Weight, conv2d
 
 
 def example(size, channels=(3, 5), count=2, dtype=torch.float64, layout=torch.channels_last):

@@ -42,45 +42,47 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ribseg import analysis as analysis
-    from ribseg import controls as controls
     from ribseg import data as data
     from ribseg import errors as errors
-    from ribseg import evaluation as evaluation
     from ribseg import functional as functional
     from ribseg import interop as interop
     from ribseg import models as models
     from ribseg import modules as modules
     from ribseg import pipeline as pipeline
-    from ribseg import refine as refine
-    from ribseg.inference import predict as predict
-    from ribseg.localize import cam as cam
-    from ribseg.localize import merge_maps as merge_maps
+    from ribseg.methods import controls as controls
+    from ribseg.methods import evaluation as evaluation
+    from ribseg.methods import refine as refine
+    from ribseg.methods.cam import cam as cam
+    from ribseg.methods.cam import merge_maps as merge_maps
+    from ribseg.methods.inference import predict as predict
+    from ribseg.methods.pooling import GAP as GAP
+    from ribseg.methods.pooling import GNDRP as GNDRP
+    from ribseg.methods.rib import RIB as RIB
     from ribseg.metrics import ThresholdSweep as ThresholdSweep
     from ribseg.models.classifier import Classifier as Classifier
     from ribseg.models.deeplab import DeepLabV2 as DeepLabV2
-    from ribseg.models.official import load_official_classifier as load_official_classifier
+    from ribseg.models.released.rib import load_official_classifier as load_official_classifier
     from ribseg.models.segmenter import load_segmenter as load_segmenter
-    from ribseg.pooling import GAP as GAP
-    from ribseg.pooling import GNDRP as GNDRP
-    from ribseg.rib import RIB as RIB
     from ribseg.types import Adaptation as Adaptation
     from ribseg.types import LocalizationMaps as LocalizationMaps
 else:
     from ribseg.lazy import lazy_names
 
     _HOME = {
-        "GAP": "pooling",
-        "GNDRP": "pooling",
-        "RIB": "rib",
+        "GAP": "methods.pooling",
+        "GNDRP": "methods.pooling",
+        "RIB": "methods.rib",
         "Adaptation": "types",
         "Classifier": "models.classifier",
         "DeepLabV2": "models.deeplab",
         "LocalizationMaps": "types",
         "ThresholdSweep": "metrics",
-        "cam": "localize",
-        "load_official_classifier": "models.official",
+        "cam": "methods.cam",
+        "predict": "methods.inference",
+        "load_official_classifier": "models.released.rib",
         "load_segmenter": "models.segmenter",
-        "merge_maps": "localize",
+        "merge_maps": "methods.cam",
     }
-    # What is no name of another module is a module. So is `predict`, which can be called, see there.
-    __getattr__, __dir__ = lazy_names(__name__, _HOME, [name for name in __all__ if name not in _HOME])
+    _MODULES = {name: name for name in __all__ if name not in _HOME}
+    _MODULES |= {name: f"methods.{name}" for name in ("controls", "evaluation", "refine")}
+    __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

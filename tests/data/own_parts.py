@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ribseg.localize import cam
+from ribseg.methods.cam import cam
 from ribseg.modules import LocalizationModule
 
 

@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from ribseg.data.masks import write_mask
-from ribseg.pipeline.runner import run
+from ribseg.data.io.masks import write_mask
+from ribseg.pipeline.engine.runner import run
 
 CONF = Path(__file__).parents[2] / "conf"
 

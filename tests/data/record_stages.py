@@ -19,9 +19,9 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from quick_run import make_learnable_tree, settings
 
-from ribseg.data.masks import read_mask
-from ribseg.pipeline.plan import STAGES
-from ribseg.pipeline.runner import run
+from ribseg.data.io.masks import read_mask
+from ribseg.pipeline.engine.plan import STAGES
+from ribseg.pipeline.engine.runner import run
 
 RECORD = Path(__file__).with_name("stage_outputs.json")
 DATA = "run=[classifier,cam,rib,controls,refine,evaluate,segmenter,export]"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ribseg.analysis.gradients import gradient_stack
 from ribseg.functional.activations import Activation
-from ribseg.rib import RIB, References
+from ribseg.methods.rib import RIB, References
 from ribseg.types import Stop
 
 

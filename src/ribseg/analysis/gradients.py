@@ -9,7 +9,8 @@ from torch.utils.hooks import RemovableHandle
 from ribseg.functional.activations import Activation
 from ribseg.functional.cam import class_maps
 from ribseg.functional.pooling import gap
-from ribseg.localize import evaluating, features_of, head_of
+from ribseg.functional.state import evaluating
+from ribseg.methods.cam import features_of, head_of
 
 Forward = Callable[[Tensor], Tensor]
 

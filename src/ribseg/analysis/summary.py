@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ribseg.data.toy import REGIONS
+from ribseg.data.demo.digits import REGIONS
 
 PHASES = ("before", "after")
 LAST_CONV, FINAL = -2, -1

@@ -1,7 +1,7 @@
 """Data sets in PASCAL VOC layout, image-level labels, transforms, views, reference images and map files.
 
 The names below are loaded on first use, so that `import ribseg.data` costs nothing. The LightningDataModule
-is in `ribseg.data.datamodules` and is not among them: this folder stays usable without Lightning.
+is in `ribseg.modules.data_module` and is not among them: this folder stays usable without Lightning.
 """
 
 from typing import TYPE_CHECKING
@@ -37,58 +37,58 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ribseg.data.adapter import write_voc_tree as write_voc_tree
-    from ribseg.data.check import CheckReport as CheckReport
-    from ribseg.data.check import check_dataset as check_dataset
+    from ribseg.data.augment.transforms import eval_transform as eval_transform
+    from ribseg.data.augment.transforms import seeded as seeded
+    from ribseg.data.augment.transforms import train_transform as train_transform
+    from ribseg.data.check.dataset import CheckReport as CheckReport
+    from ribseg.data.check.dataset import check_dataset as check_dataset
+    from ribseg.data.feed.references import ReferenceBatches as ReferenceBatches
+    from ribseg.data.feed.references import ReferenceSampler as ReferenceSampler
+    from ribseg.data.feed.served import ServedImages as ServedImages
+    from ribseg.data.feed.views import ViewsDataset as ViewsDataset
+    from ribseg.data.feed.views import multi_scale_views as multi_scale_views
     from ribseg.data.ids import Ids as Ids
-    from ribseg.data.images import IMAGENET_MEAN as IMAGENET_MEAN
-    from ribseg.data.images import IMAGENET_STD as IMAGENET_STD
-    from ribseg.data.images import read_image as read_image
-    from ribseg.data.labels import labels_from_csv as labels_from_csv
-    from ribseg.data.labels import labels_from_masks as labels_from_masks
-    from ribseg.data.labels import labels_from_xml as labels_from_xml
-    from ribseg.data.maps import load_maps as load_maps
-    from ribseg.data.maps import save_maps as save_maps
-    from ribseg.data.masks import read_mask as read_mask
-    from ribseg.data.masks import voc_palette as voc_palette
-    from ribseg.data.masks import write_mask as write_mask
-    from ribseg.data.references import ReferenceBatches as ReferenceBatches
-    from ribseg.data.references import ReferenceSampler as ReferenceSampler
-    from ribseg.data.served import ServedImages as ServedImages
-    from ribseg.data.transforms import eval_transform as eval_transform
-    from ribseg.data.transforms import seeded as seeded
-    from ribseg.data.transforms import train_transform as train_transform
-    from ribseg.data.views import ViewsDataset as ViewsDataset
-    from ribseg.data.views import multi_scale_views as multi_scale_views
+    from ribseg.data.io.images import IMAGENET_MEAN as IMAGENET_MEAN
+    from ribseg.data.io.images import IMAGENET_STD as IMAGENET_STD
+    from ribseg.data.io.images import read_image as read_image
+    from ribseg.data.io.labels import labels_from_csv as labels_from_csv
+    from ribseg.data.io.labels import labels_from_masks as labels_from_masks
+    from ribseg.data.io.labels import labels_from_xml as labels_from_xml
+    from ribseg.data.io.maps import load_maps as load_maps
+    from ribseg.data.io.maps import save_maps as save_maps
+    from ribseg.data.io.masks import read_mask as read_mask
+    from ribseg.data.io.masks import voc_palette as voc_palette
+    from ribseg.data.io.masks import write_mask as write_mask
     from ribseg.data.voc import VOC_CLASSES as VOC_CLASSES
     from ribseg.data.voc import VOCFolder as VOCFolder
 else:
     from ribseg.lazy import lazy_names
 
     _HOME = {
-        "IMAGENET_MEAN": "images",
-        "IMAGENET_STD": "images",
+        "IMAGENET_MEAN": "io.images",
+        "IMAGENET_STD": "io.images",
         "write_voc_tree": "adapter",
-        "read_image": "images",
-        "read_mask": "masks",
-        "voc_palette": "masks",
-        "write_mask": "masks",
-        "labels_from_csv": "labels",
-        "labels_from_masks": "labels",
-        "labels_from_xml": "labels",
+        "read_image": "io.images",
+        "read_mask": "io.masks",
+        "voc_palette": "io.masks",
+        "write_mask": "io.masks",
+        "labels_from_csv": "io.labels",
+        "labels_from_masks": "io.labels",
+        "labels_from_xml": "io.labels",
         "VOC_CLASSES": "voc",
         "VOCFolder": "voc",
-        "CheckReport": "check",
-        "check_dataset": "check",
-        "eval_transform": "transforms",
-        "seeded": "transforms",
-        "train_transform": "transforms",
+        "CheckReport": "check.dataset",
+        "check_dataset": "check.dataset",
+        "eval_transform": "augment.transforms",
+        "seeded": "augment.transforms",
+        "train_transform": "augment.transforms",
         "Ids": "ids",
-        "ServedImages": "served",
-        "ViewsDataset": "views",
-        "multi_scale_views": "views",
-        "ReferenceBatches": "references",
-        "ReferenceSampler": "references",
-        "load_maps": "maps",
-        "save_maps": "maps",
+        "ServedImages": "feed.served",
+        "ViewsDataset": "feed.views",
+        "multi_scale_views": "feed.views",
+        "ReferenceBatches": "feed.references",
+        "ReferenceSampler": "feed.references",
+        "load_maps": "io.maps",
+        "save_maps": "io.maps",
     }
     __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -10,10 +10,10 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from ribseg.data.files import atomic_write
-from ribseg.data.images import upright_rgb
-from ribseg.data.labels import read_label_csv, write_label_csv
-from ribseg.data.masks import write_mask
+from ribseg.data.io.files import atomic_write
+from ribseg.data.io.images import upright_rgb
+from ribseg.data.io.labels import read_label_csv, write_label_csv
+from ribseg.data.io.masks import write_mask
 from ribseg.errors import DataError
 
 LISTS, LABELS = "ImageSets/Segmentation", "image_labels.csv"

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ribseg.data.files import FileTable, is_plain_id, read_lines, scan_folder
+from ribseg.data.check.near_misses import without_ending
 from ribseg.data.ids import Ids
-from ribseg.data.images import read_image
-from ribseg.data.labels import labels_from_csv, labels_from_masks, labels_from_xml
-from ribseg.data.masks import read_mask, voc_palette
-from ribseg.data.near_misses import without_ending
+from ribseg.data.io.files import FileTable, is_plain_id, read_lines, scan_folder
+from ribseg.data.io.images import read_image
+from ribseg.data.io.labels import labels_from_csv, labels_from_masks, labels_from_xml
+from ribseg.data.io.masks import read_mask, voc_palette
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Pure functions of tensors: pooling, class activation maps, refinement, evaluation."""
 
-from ribseg.functional.affinity import AffinityLosses, affinity_losses
 from ribseg.functional.cam import (
     active_area,
     argmax_labels,
@@ -11,9 +10,10 @@ from ribseg.functional.cam import (
 )
 from ribseg.functional.dense_crf import dense_crf
 from ribseg.functional.evaluation import Scores, scores, threshold_histogram
-from ribseg.functional.feature_affinity import feature_affinity_losses
+from ribseg.functional.irn import AffinityLosses, affinity_losses
 from ribseg.functional.pixel_adaptive import pixel_adaptive
 from ribseg.functional.pooling import gap, gndrp
+from ribseg.functional.psa import feature_affinity_losses
 from ribseg.functional.random_walk import feature_random_walk, random_walk
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.functional.threshold import otsu, score_histogram

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ribseg.checks import check_choice, check_number
-from ribseg.functional.permutohedral import PermutohedralLattice
+from ribseg.kernels.permutohedral import PermutohedralLattice
 
 Backend = Literal["auto", "pydensecrf", "torch"]
 Labels = TypeVar("Labels", Tensor, np.ndarray)

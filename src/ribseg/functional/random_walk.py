@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ribseg.checks import check_number
-from ribseg.functional.affinity import Offset, check_radius, line_points, neighbour_offsets
+from ribseg.functional.irn import Offset, check_radius, line_points, neighbour_offsets
 
 # Sum of the coefficients left out. Times sqrt(h w 69), the most that D^1/2 and D^-1/2 may make of it, this is
 # below 1e-5 for maps of up to 10^5 pixels.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from ribseg.data.files import scan_folder
+from ribseg.data.io.files import scan_folder
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
 
 

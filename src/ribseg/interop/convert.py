@@ -7,16 +7,16 @@ from typing import Literal, get_args
 
 import torch
 
-from ribseg.data.files import scan_folder
-from ribseg.data.images import read_header
-from ribseg.data.maps import load_maps, save_maps
-from ribseg.data.masks import read_mask
+from ribseg.data.io.files import scan_folder
+from ribseg.data.io.images import read_header
+from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.masks import read_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.interop.batch import convert_missing
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
 from ribseg.interop.irn import read_irn_maps, require_trust
-from ribseg.localize import STRIDE
+from ribseg.methods.cam import STRIDE
 from ribseg.types import LocalizationMaps
 
 Layout = Literal["npz", "irn", "png", "masks"]

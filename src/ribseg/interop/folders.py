@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ribseg.data.files import scan_folder
-from ribseg.data.masks import IGNORE, mask_ids
+from ribseg.data.io.files import scan_folder
+from ribseg.data.io.masks import IGNORE, mask_ids
 from ribseg.errors import DataError, list_problems
 from ribseg.interop.gray import read_gray
-from ribseg.localize import STRIDE
+from ribseg.methods.cam import STRIDE
 from ribseg.types import LocalizationMaps
 
 Found = dict[int, Path]  # class index -> PNG

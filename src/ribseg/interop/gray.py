@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ribseg.data.images import load_pixels, open_image
+from ribseg.data.io.images import load_pixels, open_image
 from ribseg.errors import DataError
 
 

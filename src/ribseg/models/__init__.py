@@ -1,23 +1,23 @@
 """Networks over timm: classifier, IRNet, PSA's network, segmenters; and readers of released checkpoints."""
 
-from ribseg.models.affinity_net import AffinityNet
 from ribseg.models.backbone import Backbone, load_weights
 from ribseg.models.checkpoint import load_classifier
 from ribseg.models.classifier import Classifier, set_batch_norm_eval
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet, load_official_irn
-from ribseg.models.official import load_official_classifier
+from ribseg.models.psa import PSANet
+from ribseg.models.released.rib import load_official_classifier
 from ribseg.models.segmenter import Segmenter, load_segmenter, save_segmenter
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.toy import ToyNet
 from ribseg.models.weights import read_state_dict
 
 __all__ = [
-    "AffinityNet",
     "Backbone",
     "Classifier",
     "DeepLabV2",
     "IRNet",
+    "PSANet",
     "SMPSegmenter",
     "Segmenter",
     "ToyNet",

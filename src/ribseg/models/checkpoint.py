@@ -6,7 +6,7 @@ from torch import nn
 
 from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
-from ribseg.models.official import is_released, released_state
+from ribseg.models.released.rib import is_released, released_state
 from ribseg.models.weights import fitting, load_fitting, places_of, read_file
 
 

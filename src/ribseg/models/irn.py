@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import Backbone, padding, trial_image
-from ribseg.models.official_irn import irn_state
+from ribseg.models.released.irn import irn_state
 from ribseg.models.weights import load_released, read_state_dict
 
 STRIDE = 4  # of both outputs

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ribseg.data.files import atomic_write
+from ribseg.data.io.files import atomic_write
 from ribseg.errors import RibsegError
 from ribseg.models.segmenter import Segmenter
 

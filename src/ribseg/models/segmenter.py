@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ribseg.data.files import atomic_write
-from ribseg.data.images import IMAGENET_MEAN, IMAGENET_STD
-from ribseg.data.masks import voc_palette
+from ribseg.data.io.files import atomic_write
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
+from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, reason
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.smp import SMPSegmenter
@@ -36,7 +36,7 @@ class Segmenter:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         palette: (256, 3) uint8 RGB colours of the labels.
-        inference: keyword arguments of `ribseg.inference.predict_labels` with which it is to be used.
+        inference: keyword arguments of `ribseg.methods.inference.predict_labels` with which it is to be used.
     """
 
     model: nn.Module

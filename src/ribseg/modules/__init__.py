@@ -1,6 +1,7 @@
 """LightningModules: training of classifier and segmenter, and the stages that make maps and masks."""
 
 from ribseg.modules.classification import ClassifierModule
+from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.localization import (
     CAMModule,
     FeatureNormModule,
@@ -19,5 +20,6 @@ __all__ = [
     "Prediction",
     "RIBModule",
     "SegmentationModule",
+    "WSSSDataModule",
     "WrongClassModule",
 ]

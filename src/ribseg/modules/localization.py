@@ -12,11 +12,12 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from ribseg.checks import check_number
-from ribseg.controls import feature_norm, relabel, wrong_labels
-from ribseg.data.references import Batch, rng
+from ribseg.data.feed.references import Batch
 from ribseg.errors import ConfigError
-from ribseg.localize import cam, merge_maps
-from ribseg.rib import RIB
+from ribseg.functional.random import rng
+from ribseg.methods.cam import cam, merge_maps
+from ribseg.methods.controls import feature_norm, relabel, wrong_labels
+from ribseg.methods.rib import RIB
 from ribseg.types import Adaptation, LocalizationMaps
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]
@@ -78,7 +79,7 @@ class FeatureNormModule(LocalizationModule):
     """The norm of the features, with the class of CAM's argmax: a control."""
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """See `ribseg.controls.feature_norm`."""
+        """See `ribseg.methods.controls.feature_norm`."""
         return feature_norm(self.classifier, views, labels)
 
 
@@ -132,6 +133,6 @@ class WrongClassModule(LocalizationModule):
         self.method, self.seed = method, seed
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """See `ribseg.controls`."""
+        """See `ribseg.methods.controls`."""
         wrong = wrong_labels(labels, rng(self.seed, "wrong class", image_id))
         return relabel(self.method.localize(image_id, views, wrong), labels)

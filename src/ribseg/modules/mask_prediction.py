@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 
-from ribseg.inference import class_probabilities, normalized, predict_labels
+from ribseg.methods.inference import class_probabilities, normalized, predict_labels
 from ribseg.models.segmenter import Segmenter
 
 

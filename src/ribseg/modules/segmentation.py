@@ -12,8 +12,8 @@ from torch.optim import SGD, Optimizer
 
 from ribseg.checks import check_choice, check_numbers, check_switch
 from ribseg.errors import DataError
-from ribseg.inference import margin_of, tiles
-from ribseg.losses import Place, segmentation_loss
+from ribseg.functional.losses import Place, segmentation_loss
+from ribseg.methods.inference import margin_of, tiles
 from ribseg.metrics import MaskConfusion
 from ribseg.modules.classification import Batch, check_rates, with_polynomial_decay
 
@@ -42,7 +42,8 @@ class SegmentationModule(pl.LightningModule):
         balanced: see `segmentation_loss`.
         class_weights: see `segmentation_loss`.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
-        tile: validation images with a longer side are cut into tiles; see `ribseg.inference.predict_labels`.
+        tile: validation images with a longer side are cut into tiles; see
+            `ribseg.methods.inference.predict_labels`.
         margin: see there.
 
     Raises:

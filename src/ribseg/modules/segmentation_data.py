@@ -4,16 +4,16 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from ribseg.checks import check_number
-from ribseg.data.datamodules import EpochDataModule, rank_of
-from ribseg.data.iterations import (
+from ribseg.data.augment.seeding import SeededDataset, loader_settings
+from ribseg.data.augment.segmentation import SegmentationDataset
+from ribseg.data.feed.iterations import (
     CountedDataset,
     IterationSampler,
     PaddedShard,
     only_item,
 )
-from ribseg.data.seeding import SeededDataset, loader_settings
-from ribseg.data.segmentation import SegmentationDataset
 from ribseg.errors import ConfigError
+from ribseg.modules.data_module import EpochDataModule, rank_of
 
 
 class CropDataModule(EpochDataModule):

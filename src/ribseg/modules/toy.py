@@ -14,9 +14,9 @@ from ribseg.analysis import gradient_map, gradients_before_and_after, high_gradi
 from ribseg.analysis.regions import check_gradient
 from ribseg.checks import check_number, check_switch
 from ribseg.functional.activations import Activation
-from ribseg.losses import cross_entropy
+from ribseg.functional.losses import cross_entropy
+from ribseg.methods.rib import RIB
 from ribseg.models.toy import ToyNet
-from ribseg.rib import RIB
 
 Batch = Mapping[str, Tensor]
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.checks import check_number
-from ribseg.localize import STRIDE
-from ribseg.models.affinity_net import AffinityNet
+from ribseg.methods.cam import STRIDE
+from ribseg.methods.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.models.irn import IRNet, IRNPrediction
+from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
-from ribseg.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.types import LocalizationMaps
 
 
@@ -24,7 +24,7 @@ class RandomWalkModule(pl.LightningModule):
         network: IRNet, whose boundaries the walk does not cross, or PSA's network.
         read_maps: image id -> its localization maps.
         crop_size: on which the network was trained, see `IRNet.predict`.
-        kwargs: power, radius, beta, steps and per_class of `ribseg.refine.walk_maps`, or of
+        kwargs: power, radius, beta, steps and per_class of `ribseg.methods.refine.walk_maps`, or of
             `walk_maps_by_features`.
 
     Raises:
@@ -34,7 +34,7 @@ class RandomWalkModule(pl.LightningModule):
 
     def __init__(
         self,
-        network: IRNet | AffinityNet,
+        network: IRNet | PSANet,
         read_maps: Callable[[str], LocalizationMaps],
         crop_size: int = 512,
         **kwargs: Any,

@@ -1,0 +1,1 @@
+"""Augmentation, seeded by (seed, epoch, image id)."""

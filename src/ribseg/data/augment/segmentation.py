@@ -1,0 +1,177 @@
+"""Images with label maps, for IRNet and the segmenter, and the augmentation that moves both alike.
+
+Published (IRN and DeepLab alike): scaled by a uniform factor of 0.5..1.5, mirrored in half of the cases,
+normalised, and a crop at a random place; where the image is smaller it stands at a random place on the mean
+colour, with 255 as label.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+from albumentations.pytorch import ToTensorV2
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ribseg.data.augment.transforms import Channels
+from ribseg.data.ids import Ids
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, read_image, rescale, rescaled_size
+from ribseg.data.io.masks import IGNORE, read_mask
+from ribseg.errors import ConfigError, DataError
+
+PathOf = Callable[[str], str | Path]
+
+
+class SegmentationDataset(Dataset[dict[str, Any]]):
+    """Images and label maps from anywhere.
+
+    Args:
+        ids: of the images.
+        image_path: image id -> file.
+        mask_path: image id -> palette or gray PNG of class ids, 0 background, 255 ignore.
+        transform: of image and mask together, see `segmentation_train_transform`; None leaves the arrays.
+        num_classes: without background; given, masks with other ids are refused.
+
+    Raises:
+        DataError: from `[i]`, if a file is broken, or a mask has not its image's size.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        image_path: PathOf,
+        mask_path: PathOf,
+        transform: A.Compose | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        self.ids = Ids.of(ids)
+        self.image_path, self.mask_path = image_path, mask_path
+        self.transform, self.num_classes = transform, num_classes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`id`, `image` and `mask`; with a transform of here, (3, S, S) float32 and (S, S) uint8 tensors."""
+        image_id = self.ids[index]
+        image = read_image(self.image_path(image_id))
+        mask = read_mask(self.mask_path(image_id), self.num_classes)
+        if image.shape[:2] != mask.shape:
+            raise DataError(
+                f"{self.mask_path(image_id)} is of size {mask.shape}, its image {self.image_path(image_id)} "
+                f"of {image.shape[:2]} (height, width); make the mask anew from this image"
+            )
+        sample = {"image": image, "mask": mask}
+        if self.transform is not None:
+            sample = self.transform(**sample)
+        return {"id": image_id, "image": sample["image"], "mask": sample["mask"]}
+
+
+class RandomRescale(A.RandomScale):
+    """RandomScale as published: Pillow's bicubic filter for the image, nearest for the mask."""
+
+    def apply(self, img: np.ndarray, scale: float, **params: Any) -> np.ndarray:
+        """Resizes (H, W, 3) uint8 by the drawn scale."""
+        return rescale(img, scale)
+
+    def apply_to_mask(self, mask: np.ndarray, scale: float, **params: Any) -> np.ndarray:
+        """Resizes (H, W) uint8 to the same size; no label is mixed with another."""
+        height, width = rescaled_size(mask.shape, scale)
+        if (height, width) == mask.shape:
+            return mask
+        return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+
+
+def segmentation_train_transform(
+    crop_size: int = 512,
+    scale: Sequence[float] = (0.5, 1.5),
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+    flip: float = 0.5,
+) -> A.Compose:
+    """The training augmentation; call it as `transform(image=image, mask=mask)`.
+
+    Args:
+        crop_size: side of the square crop in pixels: 512 for IRNet, 321 for the segmenter.
+        scale: (smallest, largest) factor.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        flip: probability of mirroring.
+
+    Returns:
+        A transform of (H, W, 3) uint8 and (H, W) uint8 into a (3, crop_size, crop_size) float32 tensor and a
+        (crop_size, crop_size) uint8 tensor.
+
+    Raises:
+        ConfigError: if the size is not positive, the range is empty, or `flip` is no probability.
+    """
+    low, high = scale
+    if not 0 < low <= high:
+        raise ConfigError(f"expected scale as 0 < smallest <= largest, found {tuple(scale)}.")
+    if not 0 <= flip <= 1:
+        raise ConfigError(f"expected flip in [0, 1], found {flip}.")
+    return A.Compose(
+        [
+            RandomRescale(scale_limit=(low - 1, high - 1), p=1.0),
+            A.HorizontalFlip(p=flip),
+            A.Normalize(mean=tuple(mean), std=tuple(std)),
+            _pad(crop_size, "random"),
+            A.RandomCrop(height=crop_size, width=crop_size),
+            ToTensorV2(),
+        ]
+    )
+
+
+def segmentation_eval_transform(
+    crop_size: int = 512, mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD
+) -> A.Compose:
+    """Nothing random: the top left of the image, padded right and below. IRNet's mean displacement needs it.
+
+    Args:
+        crop_size: side of the square output in pixels.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        As `segmentation_train_transform`.
+
+    Raises:
+        ConfigError: if the size is not positive.
+    """
+    return A.Compose(
+        [
+            A.Normalize(mean=tuple(mean), std=tuple(std)),
+            _pad(crop_size, "top_left"),
+            A.Crop(x_min=0, y_min=0, x_max=crop_size, y_max=crop_size),
+            ToTensorV2(),
+        ]
+    )
+
+
+def whole_image_transform(mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD) -> A.Compose:
+    """Normalisation alone, for validation on whole images.
+
+    Args:
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        A transform of (H, W, 3) uint8 and (H, W) uint8 into (3, H, W) float32 and (H, W) uint8 tensors.
+    """
+    return A.Compose([A.Normalize(mean=tuple(mean), std=tuple(std)), ToTensorV2()])
+
+
+def _pad(crop_size: int, position: str) -> A.PadIfNeeded:
+    if crop_size < 1:
+        raise ConfigError(f"expected a positive crop_size, found {crop_size}.")
+    return A.PadIfNeeded(
+        min_height=crop_size,
+        min_width=crop_size,
+        position=position,
+        border_mode=cv2.BORDER_CONSTANT,
+        fill=0,
+        fill_mask=IGNORE,
+    )

@@ -1,0 +1,199 @@
+"""Augmentation of the classifier's training images and of RIB's reference images.
+
+The published recipe (docs/method.md, section 2.1; Ahn, Cho, Kwak, CVPR 2019; used unchanged by RIB): the
+longer side to a uniform integer in 320..640 with a bicubic filter, mirrored in half of the cases, normalised,
+and a 512 x 512 crop at a random place; where the image is smaller it stands at a random place on zeros, that
+is, on the mean colour.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import albumentations as A
+import cv2
+import numpy as np
+from albumentations.pytorch import ToTensorV2
+
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, rescale, rescaled_size
+from ribseg.errors import ConfigError
+
+Channels = tuple[float, float, float]
+T = TypeVar("T", bound=A.BaseCompose | A.BasicTransform)
+
+
+class LongestSide(A.LongestMaxSize):
+    """LongestMaxSize with Pillow's bicubic filter, the published one; OpenCV's aliases in reduction."""
+
+    def apply(self, img: np.ndarray, scale: float, **params: Any) -> np.ndarray:
+        """Resizes (H, W, 3) uint8 by the drawn scale."""
+        return rescale(img, scale)
+
+
+def train_transform(
+    crop_size: int = 512,
+    resize_long: Sequence[int] = (320, 640),
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+    flip: float = 0.5,
+) -> A.Compose:
+    """The training augmentation; call it as `transform(image=image)["image"]`.
+
+    Args:
+        crop_size: side of the square crop in pixels.
+        resize_long: (smallest, largest) length of the longer side, both included.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        flip: probability of mirroring.
+
+    Returns:
+        A transform of (H, W, 3) uint8 into a (3, crop_size, crop_size) float32 tensor.
+
+    Raises:
+        ConfigError: if a size is not positive, the range is empty, or `flip` is no probability.
+    """
+    low, high = _range(resize_long)
+    _check_crop(crop_size)
+    if not 0 <= flip <= 1:
+        raise ConfigError(f"expected flip in [0, 1], found {flip}.")
+    return A.Compose(
+        [
+            LongestSide(max_size=list(range(low, high + 1))),
+            A.HorizontalFlip(p=flip),
+            A.Normalize(mean=tuple(mean), std=tuple(std)),
+            _pad(crop_size, "random"),
+            A.RandomCrop(height=crop_size, width=crop_size),
+            ToTensorV2(),
+        ]
+    )
+
+
+class Crop(NamedTuple):
+    """What `train_transform` does to one image.
+
+    Attributes:
+        height: of the image when resized, in pixels.
+        width: the same.
+        mirrored: left and right are exchanged.
+        top: row of the resized image that is the crop's first; negative where that lies above the image.
+        left: the same of its columns, mirrored if so.
+    """
+
+    height: int
+    width: int
+    mirrored: bool
+    top: int
+    left: int
+
+
+def is_train_transform(transform: A.BaseCompose) -> bool:
+    """Whether a transform has the steps of `train_transform`, so that `draw_crop` can tell its crops."""
+    steps = (LongestSide, A.HorizontalFlip, A.Normalize, A.PadIfNeeded, A.RandomCrop, ToTensorV2)
+    return tuple(map(type, transform.transforms)) == steps
+
+
+def draw_crop(transform: A.Compose, height: int, width: int) -> Crop:
+    """Draws what a call would draw, from the transform's random stream, and leaves the pixels to others.
+
+    Args:
+        transform: what `train_transform` returns.
+        height: of an image in pixels.
+        width: the same.
+
+    Raises:
+        ConfigError: it is another transform.
+    """
+    if not is_train_transform(transform):
+        raise ConfigError(f"expected the steps of train_transform, found {transform}.")
+    resize, flip, _, pad, cut, _ = transform.transforms
+    transform.py_random.random()  # a Compose asks first whether it is to do anything
+    size = rescaled_size((height, width), _drawn(resize, height, width)["scale"])
+    mirrored = flip.should_apply()
+    pads = _drawn(pad, *size)
+    padded = size[0] + pads["pad_top"] + pads["pad_bottom"], size[1] + pads["pad_left"] + pads["pad_right"]
+    left, top, _, _ = _drawn(cut, *padded)["crop_coords"]
+    return Crop(*size, mirrored, top - pads["pad_top"], left - pads["pad_left"])
+
+
+def _drawn(step: A.BasicTransform, height: int, width: int) -> dict[str, Any]:
+    data = {"image": np.broadcast_to(np.uint8(0), (height, width, 3))}  # a size; no memory is behind it
+    params = step.update_transform_params(step.get_params(), data)
+    return params | step.get_params_dependent_on_data(params, data)
+
+
+def eval_transform(
+    crop_size: int = 512,
+    resize_long: int = 480,
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+) -> A.Compose:
+    """The transform of validation batches: nothing random, nothing cut off.
+
+    Args:
+        crop_size: side of the square output in pixels.
+        resize_long: length of the longer side (crop_size if that is less); it stands top left on zeros.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        A transform of (H, W, 3) uint8 into a (3, crop_size, crop_size) float32 tensor.
+
+    Raises:
+        ConfigError: if a size is not positive.
+    """
+    _check_crop(crop_size)
+    _range((resize_long, resize_long))
+    return A.Compose(
+        [
+            LongestSide(max_size=min(resize_long, crop_size)),
+            A.Normalize(mean=tuple(mean), std=tuple(std)),
+            _pad(crop_size, "top_left"),
+            ToTensorV2(),
+        ]
+    )
+
+
+def seeded(transform: T, seed: int) -> T:
+    """Starts a transform's random stream anew, in place; the same seed gives the same output in any process.
+
+    `Compose.set_random_seed` would hand the same seed to each step, and steps that start from the same stream
+    agree: an image would be mirrored whenever it is made small. Here all of them draw from one stream.
+
+    Args:
+        transform: what `train_transform` returns.
+        seed: non-negative.
+
+    Returns:
+        The same object.
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return transform
+
+
+def worker_init_fn(worker: int) -> None:
+    """Leaves the cores to the other workers; to be passed to a DataLoader.
+
+    Nothing is seeded here, else the number of workers would change the samples: see `seeding`.
+
+    Args:
+        worker: number of the worker, from the data loader.
+    """
+    cv2.setNumThreads(0)  # the workers are the parallelism
+
+
+def _pad(crop_size: int, position: str) -> A.PadIfNeeded:
+    return A.PadIfNeeded(
+        min_height=crop_size, min_width=crop_size, position=position, border_mode=cv2.BORDER_CONSTANT, fill=0
+    )
+
+
+def _range(resize_long: Sequence[int]) -> tuple[int, int]:
+    low, high = resize_long
+    if not 1 <= low <= high:
+        raise ConfigError(f"expected resize_long as 1 <= smallest <= largest, found {tuple(resize_long)}.")
+    return int(low), int(high)
+
+
+def _check_crop(crop_size: int) -> None:
+    if crop_size < 1:
+        raise ConfigError(f"expected a positive crop_size, found {crop_size}.")

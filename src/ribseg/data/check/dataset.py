@@ -1,0 +1,155 @@
+"""Looking through a data set before work begins: what is wrong shows at once, not at image 3,000."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from rich.progress import track
+
+from ribseg.data.check.mask_facts import MaskFacts, MaskLook, look_at_mask, mask_facts
+from ribseg.data.check.near_misses import near_misses, with_reason
+from ribseg.data.io.images import read_header, read_image
+from ribseg.data.io.masks import mask_size
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import DataError, list_problems
+
+Finding = tuple[str, str]  # kind, what
+OnError = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was looked at and found good.
+
+    Attributes:
+        images: number of images.
+        masks: number of masks; 0 if they were not looked at.
+        unlabelled: ids of images without any label. They are no error: stages that need a class skip them.
+        skipped: id -> what is wrong with it; empty unless `on_error` is "skip".
+        values: what the masks hold, if they were decoded.
+    """
+
+    images: int
+    masks: int
+    unlabelled: tuple[str, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    values: MaskFacts | None = None
+
+
+def check_dataset(
+    dataset: VOCFolder,
+    masks: bool = False,
+    full: bool = False,
+    workers: int | None = None,
+    progress: bool = False,
+    on_error: OnError = "raise",
+) -> CheckReport:
+    """Checks that all images, and the masks if asked for, are there and fit together.
+
+    Args:
+        dataset: the split to look through.
+        masks: whether each image needs a mask.
+        full: decode every file; otherwise the headers only (sizes and modes; not truncation, not class ids).
+        workers: threads (Pillow decodes outside of the interpreter's lock); None for one per core, at most 8.
+        progress: show a progress bar.
+        on_error: "skip" tells what is wrong in the report, and does not count these images.
+
+    Raises:
+        DataError: lists, by kind, the count and the first few of what is wrong; with "skip" only if no image
+            is good.
+    """
+    inspect = partial(_inspect, dataset, masks, full)
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        results: Iterable[tuple[list[Finding], MaskLook | None]] = pool.map(inspect, dataset.ids)
+        if progress:
+            results = track(results, f"Checking {dataset.split}", total=len(dataset))
+        findings, looks = zip(*results, strict=True)
+    found = {image_id: items for image_id, items in zip(dataset.ids, findings, strict=True) if items}
+    if found and (on_error == "raise" or len(found) == len(dataset)):
+        raise DataError(_listed(dataset, found, on_error))
+    unlabelled = tuple(
+        image_id
+        for image_id, row in zip(dataset.ids, dataset.labels, strict=True)
+        if not row.any() and image_id not in found
+    )
+    good = len(dataset) - len(found)
+    skipped = {image_id: "; ".join(map(": ".join, items)) for image_id, items in found.items()}
+    good_looks = [None if items else look for items, look in zip(findings, looks, strict=True)]
+    values = mask_facts(good_looks, dataset.labels) if masks and full else None
+    return CheckReport(good, good if masks else 0, unlabelled, skipped, values)
+
+
+def _listed(dataset: VOCFolder, found: dict[str, list[Finding]], on_error: OnError) -> str:
+    problems: dict[str, list[str]] = defaultdict(list)
+    for kind, what in (finding for findings in found.values() for finding in findings):
+        problems[kind].append(what)
+    explain_absent(dataset, problems)
+    count = sum(map(len, problems.values()))
+    headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
+    folders = " or ".join(map(str, dataset.images_dirs))
+    skipping = "data.on_error=skip does it for this run" if on_error == "raise" else "skipping leaves none"
+    advice = (
+        f"Complete or mend the files, or take the images off the list; {skipping}. Images belong into "
+        f"{folders}, masks into {dataset.masks_dir}; ids are file names without ending."
+    )
+    return list_problems(headline, problems, advice)
+
+
+def explain_absent(dataset: VOCFolder, problems: dict[str, list[str]]) -> None:
+    """Says beside ids of absent files which file they may mean."""
+    for kind, known in (("absent images", dataset.image_ids), ("absent masks", dataset.mask_ids)):
+        if kind in problems:
+            near = near_misses(problems[kind], known)
+            problems[kind] = [with_reason(image_id, near.get(image_id)) for image_id in problems[kind]]
+
+
+def _inspect(
+    dataset: VOCFolder, masks: bool, full: bool, image_id: str
+) -> tuple[list[Finding], MaskLook | None]:
+    findings = list(image_findings(dataset, full, image_id))
+    if not masks:
+        return findings, None
+    wrong, look = inspect_mask(dataset, full, image_id)
+    return findings + wrong, look
+
+
+def image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+    """What is wrong with an image; `full` decodes it."""
+    if not dataset.has_image(image_id):
+        yield "absent images", image_id
+        return
+    try:
+        (read_image if full else read_header)(dataset.image_path(image_id))
+    except DataError as error:
+        yield "unreadable images", str(error)
+
+
+def inspect_mask(dataset: VOCFolder, full: bool, image_id: str) -> tuple[list[Finding], MaskLook | None]:
+    """What is wrong with an image's mask, and what it holds if it can be used; `full` decodes it."""
+    if not dataset.has_mask(image_id):
+        return [("absent masks", image_id)], None
+    path, look = dataset.mask_path(image_id), None
+    try:
+        look = look_at_mask(path, dataset.num_classes) if full else None
+        size = look.size if look else mask_size(path)
+    except DataError as error:
+        return [("unusable masks", str(error))], None
+    try:
+        header = read_header(dataset.image_path(image_id))
+    except DataError:
+        return [], look  # the image's own finding
+    if size == header.size:
+        return [], look
+    hint = ""
+    if size == header.stored:
+        hint = " (it fits the image before its EXIF rotation: rotate the mask or drop the EXIF tag)"
+    what = f"{path}: {_text(size)}, image {_text(header.size)}{hint}"
+    return [("masks of another size than their image", what)], None
+
+
+def _text(size: tuple[int, ...]) -> str:
+    return f"{size[1]} x {size[0]} (width x height)"

@@ -1,0 +1,230 @@
+"""What is in a data set, and what is odd about it: counts, sizes, label sources, damage, leaks."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import track
+
+from ribseg.data.check.dataset import Finding, explain_absent, image_findings, inspect_mask
+from ribseg.data.check.mask_facts import MaskFacts, MaskLook, mask_facts
+from ribseg.data.io.images import open_image, read_header
+from ribseg.data.io.labels import labels_from_xml
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import DataError, DatasetNotFoundError
+
+FEW, MANY = 20, 50  # images of a class below which it is rare; times that the most frequent is more frequent
+TINY, LONG = 64, 4.0  # shorter side in pixels, ratio of the sides
+
+
+class ImageFacts(NamedTuple):
+    """What one image and its mask say of themselves.
+
+    Attributes:
+        findings: what is wrong.
+        size: (height, width) in pixels, or None if it cannot be read.
+        kind: format and mode, as "JPEG RGB"; with "rotated" where EXIF turns it.
+        digest: of the file's bytes.
+        mask: what its mask holds, None without a usable one.
+    """
+
+    findings: list[Finding]
+    size: tuple[int, int] | None = None
+    kind: str = ""
+    digest: str = ""
+    mask: MaskLook | None = None
+
+
+@dataclass
+class Survey:
+    """One split.
+
+    Attributes:
+        split: its name.
+        images: how many are listed.
+        masks: how many have a mask.
+        unlabelled: how many have no label.
+        class_images: class -> images that have it.
+        sizes: smallest, median and largest height and width; empty if no image can be read.
+        kinds: format and mode -> images.
+        problems: kind -> what is wrong. Errors: nothing can be trusted before they are mended.
+        oddities: kind -> what is unusual, but works.
+        values: what the masks hold.
+        digests: of the files' bytes -> image ids.
+    """
+
+    split: str
+    images: int
+    masks: int
+    unlabelled: int
+    class_images: dict[str, int]
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    oddities: dict[str, list[str]] = field(default_factory=dict)
+    values: MaskFacts | None = None
+    digests: dict[str, list[str]] = field(default_factory=dict)
+
+
+def survey(dataset: VOCFolder, masks: bool, workers: int | None = None, progress: bool = False) -> Survey:
+    """Opens every file of a split and says what it found; nothing that is wrong raises.
+
+    Args:
+        dataset: the split.
+        masks: whether each image needs a mask. Masks that there are are looked at in any case.
+        workers: threads; None for one per core, at most 8.
+        progress: show a bar.
+    """
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        work = pool.map(partial(_look, dataset, masks), dataset.ids)
+        title = f"Looking at {dataset.split}"
+        facts = list(track(work, title, total=len(dataset), disable=not progress))
+    counts = dataset.labels.sum(0)
+    result = Survey(
+        split=dataset.split,
+        images=len(dataset),
+        masks=sum(map(dataset.has_mask, dataset.ids)),
+        unlabelled=int((~dataset.labels.any(1)).sum()),
+        class_images={name: int(count) for name, count in zip(dataset.classes, counts, strict=True)},
+        sizes=_sizes([fact.size for fact in facts if fact.size]),
+        kinds=dict(Counter(fact.kind for fact in facts if fact.kind).most_common()),
+    )
+    result.values = mask_facts([fact.mask for fact in facts], dataset.labels) if result.masks else None
+    result.problems = _grouped(finding for fact in facts for finding in fact.findings)
+    explain_absent(dataset, result.problems)
+    odd = [*_odd_sizes(dataset.ids, facts), *_odd_labels(dataset, facts), *_odd_classes(result)]
+    result.oddities = _grouped(odd)
+    for image_id, fact in zip(dataset.ids, facts, strict=True):
+        if fact.digest:
+            result.digests.setdefault(fact.digest, []).append(image_id)
+    return result
+
+
+def duplicates(surveys: Sequence[Survey]) -> dict[str, list[str]]:
+    """Images whose files are the same bytes, by kind: within a split, or between two (a leak)."""
+    places: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for one in surveys:
+        for digest, ids in one.digests.items():
+            places[digest] += [(one.split, image_id) for image_id in ids]
+    found: dict[str, list[str]] = {}
+    for same in places.values():
+        # An image that two lists name is one image; see `overlaps`.
+        if len({image_id for _, image_id in same}) < 2:
+            continue
+        splits = sorted({split for split, _ in same})
+        kind = "the same image in " + (" and ".join(splits) if len(splits) > 1 else f"{splits[0]} twice")
+        found.setdefault(kind, []).append(" = ".join(sorted({image_id for _, image_id in same})))
+    return found
+
+
+def overlaps(lists: Mapping[str, Collection[str]]) -> tuple[dict[str, list[str]], list[str]]:
+    """Images that two lists name.
+
+    Args:
+        lists: split -> image ids.
+
+    Returns:
+        Leaks, by kind as those of `duplicates`: images of two lists neither of which holds the other. And,
+        for lists that lie within another, a line each: so one evaluates on what was trained on.
+    """
+    leaks: dict[str, list[str]] = {}
+    within: list[str] = []
+    for (one, ids), (other, others) in combinations(lists.items(), 2):
+        common = set(ids) & set(others)
+        if common and len(common) in (len(set(ids)), len(set(others))):
+            small, large = (one, other) if len(set(ids)) == len(common) else (other, one)
+            within.append(f"all {len(common)} images of {small} are in {large}")
+        elif common:
+            leaks["the same image in " + " and ".join(sorted((one, other)))] = sorted(common)
+    return leaks, within
+
+
+def _look(dataset: VOCFolder, masks: bool, image_id: str) -> ImageFacts:
+    findings = list(image_findings(dataset, True, image_id))
+    mask = None
+    if masks or dataset.has_mask(image_id):
+        wrong, mask = inspect_mask(dataset, True, image_id)
+        findings += wrong
+    if any(kind in ("absent images", "unreadable images") for kind, _ in findings):
+        return ImageFacts(findings, mask=mask)
+    path = dataset.image_path(image_id)
+    header = read_header(path)
+    with open_image(path) as image:
+        kind = f"{image.format} {image.mode}" + (" rotated" if header.size != header.stored else "")
+    return ImageFacts(findings, header.size, kind, hashlib.sha256(path.read_bytes()).hexdigest(), mask)
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    if not sizes:
+        return {}
+    table = np.array(sizes)
+    rows = {"smallest": table.min(0), "median": np.median(table, 0), "largest": table.max(0)}
+    return {name: (int(row[0]), int(row[1])) for name, row in rows.items()}
+
+
+def _odd_sizes(ids: Sequence[str], facts: Sequence[ImageFacts]) -> Iterable[Finding]:
+    for image_id, fact in zip(ids, facts, strict=True):
+        if fact.size is None:
+            continue
+        short, long = sorted(fact.size)
+        text = f"{image_id}: {fact.size[1]} x {fact.size[0]} (width x height)"
+        if short < TINY:
+            yield f"shorter side below {TINY} pixels: a few locations on the feature map", text
+        if long > LONG * short:
+            yield f"one side more than {LONG:g} times the other", text
+
+
+def _odd_labels(dataset: VOCFolder, facts: Sequence[ImageFacts]) -> Iterable[Finding]:
+    """Images whose labels differ from what masks or XML files say."""
+    for image_id, row, fact in zip(dataset.ids, dataset.labels, facts, strict=True):
+        if fact.mask is not None:
+            mask = np.zeros_like(row)
+            mask[[c - 1 for c in fact.mask.classes]] = True
+            yield from _difference(dataset, image_id, row, mask, "masks")
+    try:
+        xml = labels_from_xml(dataset.root / "Annotations", dataset.ids, dataset.classes)
+    except DatasetNotFoundError:
+        return  # no XML files to compare with
+    except DataError as error:
+        yield "XML files that cannot be compared with the labels", str(error).replace("\n", " ")
+        return
+    for image_id, row, other in zip(dataset.ids, dataset.labels, xml, strict=True):
+        yield from _difference(dataset, image_id, row, other, "XML files")
+
+
+def _difference(
+    dataset: VOCFolder, image_id: str, labels: np.ndarray, other: np.ndarray, source: str
+) -> Iterable[Finding]:
+    if (labels == other).all():
+        return
+    more, less = (
+        [dataset.classes[c] for c in np.flatnonzero(which)] for which in (labels & ~other, other & ~labels)
+    )
+    parts = [f"+{name}" for name in more] + [f"-{name}" for name in less]
+    yield (
+        f"labels differ from the {source} (+ only in the labels, - only there)",
+        f"{image_id}: {' '.join(parts)}",
+    )
+
+
+def _odd_classes(result: Survey) -> Iterable[Finding]:
+    most = max(result.class_images.values())
+    for name, count in result.class_images.items():
+        if count == 0:
+            yield "classes without an image", name
+        elif count < FEW or most > MANY * count:
+            yield "rare classes", f"{name}: {count} images"
+
+
+def _grouped(findings: Iterable[Finding]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for kind, what in findings:
+        groups.setdefault(kind, []).append(what)
+    return groups

@@ -1,0 +1,66 @@
+"""Semantic masks from COCO's instances."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ribseg.data.coco.instances import ImageRecord, Instance
+from ribseg.data.coco.policy import Crowd, Overlap
+from ribseg.data.io.masks import IGNORE, write_mask
+
+Job = tuple[ImageRecord, list[Instance], Path]
+
+
+def semantic_mask(
+    record: ImageRecord, objects: Sequence[Instance], crowd: Crowd = "include", overlap: Overlap = "last"
+) -> np.ndarray:
+    """Draws the objects of an image.
+
+    Args:
+        record: of the image.
+        objects: in the file's order, as `read_instances` checked them.
+        crowd: see `ribseg.data.coco.policy.Policy`; with "ignore255" single objects lie on top of crowds.
+        overlap: see `ribseg.data.coco.policy.Policy`.
+
+    Returns:
+        (H, W) uint8, 0 background, 255 ignore.
+    """
+    mask = np.zeros((record.height, record.width), np.uint8)
+    if crowd == "ignore255":
+        for instance in objects:
+            if instance.crowd:
+                mask[_region(instance, record)] = IGNORE
+    drawn = [instance for instance in objects if crowd == "include" or not instance.crowd]
+    regions = [_region(instance, record) for instance in drawn]
+    order = list(range(len(drawn)))
+    if overlap == "smallest_on_top":
+        # Stable: of equal areas the last of the file is on top.
+        order.sort(key=lambda number: -int(regions[number].sum()))
+    for number in order:
+        mask[regions[number]] = drawn[number].label
+    return mask
+
+
+def write_semantic_mask(crowd: Crowd, overlap: Overlap, job: Job) -> str:
+    """Draws and writes one mask; returns what went wrong, for a process of a pool."""
+    record, objects, target = job
+    try:
+        write_mask(target, semantic_mask(record, objects, crowd, overlap))
+    except ValueError as error:  # pycocotools refuses a segmentation that our checks let pass
+        return f"{record.id}: {error}"
+    return ""
+
+
+def _region(instance: Instance, record: ImageRecord) -> np.ndarray:
+    """(H, W) bool."""
+    from pycocotools import mask as codes
+
+    segmentation, height, width = instance.segmentation, record.height, record.width
+    if isinstance(segmentation, list):
+        code = codes.merge(codes.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        code = codes.frPyObjects(segmentation, height, width)
+    else:
+        code = segmentation
+    return codes.decode(code).astype(bool)

@@ -1,0 +1,256 @@
+"""COCO in its official layout, made ready for `VOCFolder`: semantic masks, labels and lists, made once."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.progress import track
+
+from ribseg.data.coco.instances import Instances, read_instances
+from ribseg.data.coco.masks import Job, write_semantic_mask
+from ribseg.data.coco.policy import Crowd, Overlap, Policy, Unannotated, chosen_policy
+from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.labels import write_label_csv
+from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
+
+FOLDER = Path("outputs/coco")
+MANIFEST = "coco.json"
+MASKS, LISTS = "SegmentationClass", "ImageSets/Segmentation"
+# Images in the official files of 2014, all and with at least one instance.
+OFFICIAL = {"train2014": (82_783, 82_081), "val2014": (40_504, 40_137)}
+FEW = 64  # masks; starting processes takes longer than drawing them
+
+
+class Prepared(dict[str, Any]):
+    """Arguments of `WSSSDataModule`, and what belongs into the results.
+
+    Attributes:
+        facts: the policy: what it is called, its parts, and the folder of what was made.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], facts: dict[str, Any]) -> None:
+        super().__init__(arguments)
+        self.facts = facts
+
+
+class Listing(NamedTuple):
+    """A split as it is written.
+
+    Attributes:
+        ids: of the images in the list.
+        labels: of each, the labels 1..C that it has, ascending.
+    """
+
+    ids: list[str]
+    labels: list[list[int]]
+
+
+def prepare_coco(
+    root: str | Path,
+    target: str | Path | None = None,
+    splits: Sequence[str] = ("train2014", "val2014"),
+    policy: str = "rib",
+    crowd: Crowd | None = None,
+    overlap: Overlap | None = None,
+    unannotated: Unannotated | None = None,
+    workers: int | Literal["auto"] = "auto",
+    progress: bool = True,
+) -> Prepared:
+    """Writes masks, lists, class names and labels of COCO; masks that are there already are kept.
+
+    Category ids, which run to 90 with gaps, become 1..80 in their order; spaces in names become underscores.
+
+    Args:
+        root: folder with `<split>/*.jpg` and `annotations/instances_<split>.json`.
+        target: gets `SegmentationClass/<id>.png`, `ImageSets/Segmentation/<split>.txt`, `classes.txt`,
+            `image_labels.csv`, and `coco.json`, which holds policy and counts. None for a folder of the
+            policy's own in outputs/coco.
+        splits: which files.
+        policy: a name in `coco_policy.PRESETS`.
+        crowd: see `coco_policy.Policy`; None as the preset has it.
+        overlap: see `coco_policy.Policy`; None as the preset has it.
+        unannotated: see `coco_policy.Policy`; None as the preset has it.
+        workers: processes, or "auto": one per core.
+        progress: show bars.
+
+    Returns:
+        Arguments of `WSSSDataModule`, with the policy as `facts`.
+
+    Raises:
+        ConfigError: unknown policy, pycocotools is not installed, or the target holds other masks.
+        DatasetNotFoundError: a folder or file is absent.
+        DataError: lists what is broken in the annotations.
+    """
+    if isinstance(splits, str):
+        raise ConfigError(f"expected splits as a list of names, got {splits!r}: prepare.splits=[{splits}]")
+    chosen, name = chosen_policy(policy, crowd=crowd, overlap=overlap, unannotated=unannotated)
+    root, target = Path(root), Path(target or FOLDER / chosen.folder)
+    stamp = {"policy": asdict(chosen), "annotations": {split: _state(root, split) for split in splits}}
+    if not _is_ready(target, stamp):
+        if find_spec("pycocotools") is None:
+            raise ConfigError("COCO's masks are drawn by pycocotools: pip install 'ribseg[coco]'")
+        names, listings = _read_splits(root, splits, chosen)
+        # From here on the folder belongs to these annotations and this policy.
+        atomic_write(target / MANIFEST, json.dumps(stamp, indent=1).encode())
+        for split, listing in listings.items():
+            draw_masks(_annotations(root, split), set(listing.ids), target / MASKS, chosen, workers, progress)
+        _write_tables(target, names, listings)
+        counts = {
+            s: {"images": len(x.ids), "labelled": sum(map(bool, x.labels))} for s, x in listings.items()
+        }
+        atomic_write(
+            target / MANIFEST, json.dumps(stamp | {"preset": name, "counts": counts}, indent=1).encode()
+        )
+    return Prepared(
+        {
+            "root": str(root),
+            "images_dir": list(splits),
+            "masks_dir": str((target / MASKS).absolute()),
+            "lists_dir": str((target / LISTS).absolute()),
+            "classes": str((target / "classes.txt").absolute()),
+            "labels": str((target / "image_labels.csv").absolute()),
+        },
+        {"policy": name, **asdict(chosen), "target": str(target)},
+    )
+
+
+def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:
+    """Category names and what is listed; all files are checked before the first mask is drawn."""
+    names: list[str] = []
+    listings = {}
+    for split in splits:
+        instances = read_instances(_annotations(root, split))
+        if names and names != instances.names:
+            raise DataError(f"{_annotations(root, split)} has other categories than the split before it")
+        names = instances.names
+        check_counts(split, instances)
+        listings[split] = listed(instances, policy)
+    return names, listings
+
+
+def check_counts(split: str, instances: Instances) -> None:
+    """Whether a file that has as many images as the official one has as many with instances, too.
+
+    Raises:
+        DataError: it has not: annotations are missing.
+    """
+    images, annotated = len(instances.images), sum(map(bool, instances.objects))
+    expected = OFFICIAL.get(split)
+    if expected is not None and images == expected[0] and annotated != expected[1]:
+        raise DataError(
+            f"{split} has {images} images as COCO's, but {annotated} of them have instances, not "
+            f"{expected[1]}: the file is not COCO's, or is damaged; fetch it again"
+        )
+
+
+def listed(instances: Instances, policy: Policy) -> Listing:
+    """The images of a split that are listed, with their labels."""
+    ids, labels = [], []
+    for record, objects in zip(instances.images, instances.objects, strict=True):
+        own = sorted({item.label for item in objects if policy.crowd != "exclude" or not item.crowd})
+        if own or policy.unannotated == "keep":
+            ids.append(record.id)
+            labels.append(own)
+    if not ids:
+        raise DataError("no image has an instance; with unannotated=drop nothing is left")
+    return Listing(ids, labels)
+
+
+def draw_masks(
+    annotations: Path, ids: set[str], folder: Path, policy: Policy, workers: int | str, progress: bool
+) -> None:
+    """Draws the masks that are not there yet, in processes.
+
+    Raises:
+        DataError: lists the images that could not be drawn.
+    """
+    left = {image_id for image_id in ids if not (folder / f"{image_id}.png").is_file()}
+    if not left:
+        return
+    # Read anew, so that never two files' objects are in memory.
+    instances = read_instances(annotations)
+    jobs: list[Job] = [
+        (record, objects, folder / f"{record.id}.png")
+        for record, objects in zip(instances.images, instances.objects, strict=True)
+        if record.id in left
+    ]
+    draw = partial(write_semantic_mask, policy.crowd, policy.overlap)
+    number = (os.cpu_count() or 1) if workers == "auto" else int(workers)
+    show = partial(track, description=f"Masks of {annotations.stem}", total=len(jobs), disable=not progress)
+    if number <= 1 or len(jobs) < FEW:
+        problems = [draw(job) for job in show(jobs)]
+    else:
+        with ProcessPoolExecutor(number, get_context("spawn")) as pool:
+            problems = list(show(pool.map(draw, jobs, chunksize=16)))
+    broken = [problem for problem in problems if problem]
+    if broken:
+        raise DataError(
+            list_problems(f"masks of {annotations}", {"cannot be drawn": broken}, "Mend the annotations.")
+        )
+
+
+def _annotations(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
+
+
+def _state(root: Path, split: str) -> list[int]:
+    """Size and time of a split's annotations: other files give other masks.
+
+    Raises:
+        DatasetNotFoundError: they are absent, or the images are.
+    """
+    path = _annotations(root, split)
+    for needed, good in ((path, path.is_file()), (root / split, (root / split).is_dir())):
+        if not good:
+            raise DatasetNotFoundError(
+                f"{needed} is absent. Expected COCO's layout at data.root={root}: {split}/*.jpg and "
+                f"annotations/{path.name}"
+            )
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
+    """Whether the target was finished for the same policy and annotations, and all masks are there.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    path = target / MANIFEST
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file; expected a folder: prepare.target=DIR")
+    if not path.is_file():
+        if target.is_dir() and any(target.iterdir()):
+            raise ConfigError(f"{target} holds something else; choose an empty folder: prepare.target=DIR")
+        return False
+    try:
+        there = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); delete {target} and run again") from error
+    if not isinstance(there, dict) or any(there.get(key) != value for key, value in stamp.items()):
+        raise ConfigError(
+            f"{target} was made from other annotations, or with the policy {there.get('policy')}; expected "
+            f"{stamp['policy']}. Choose another folder (prepare.target=DIR), or delete this one"
+        )
+    # Masks that were deleted are drawn again.
+    if "counts" not in there or not (target / MASKS).is_dir():
+        return False
+    expected = sum(count["images"] for count in there["counts"].values())
+    return len(scan_folder(target / MASKS, (".png",))) >= expected
+
+
+def _write_tables(target: Path, names: Sequence[str], splits: dict[str, Listing]) -> None:
+    rows: dict[str, list[str]] = {}
+    for name, split in splits.items():
+        labelled = zip(split.ids, split.labels, strict=True)
+        rows |= {image_id: [names[label - 1] for label in labels] for image_id, labels in labelled}
+        atomic_write(target / LISTS / f"{name}.txt", "\n".join(split.ids).encode())
+    atomic_write(target / "classes.txt", "\n".join(names).encode())
+    write_label_csv(target / "image_labels.csv", rows)

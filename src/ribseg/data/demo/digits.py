@@ -1,0 +1,218 @@
+"""The toy data of the information bottleneck: 2s and 8s with marks beside them (docs/method.md, section 7).
+
+A digit tells its class. In a tenth of the images a circle stands beside the 2s and a square beside the 8s:
+relevant to the class, yet of little use for telling it, because the digit is always there. The masks of
+digit, mark and rest are exact.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribseg.errors import ConfigError, DatasetNotFoundError
+from ribseg.functional.random import rng
+
+CLASSES = ("2", "8")
+REGIONS = ("discriminative", "non_discriminative", "irrelevant")
+"""Names of the region masks, in their order: digit, mark, rest."""
+SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
+"""Which part of the writers' digits each split draws from: no digit is in two of them."""
+SIZE = 64
+"""Edge length of the images in pixels."""
+DIGIT_SIZES, MARK_SIZES = (26, 32), (11, 14)
+"""Edge lengths of the digit's and the mark's box in pixels, both ends included."""
+MARK_WIDTH = 2
+"""Of the mark's line in pixels: like a stroke of a digit, so that the mark is no texture of its own."""
+CONTRAST, INK = 3.0, 0.25
+"""Factor that sharpens upscaled digits around their middle grey; grey from which a pixel is the digit's."""
+
+
+class Digits(NamedTuple):
+    """Handwritten 2s and 8s: (N, h, w) float32 in [0, 1], ink is one; (N,) int64, 0 for 2 and 1 for 8."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ToyImages(NamedTuple):
+    """A toy data set in memory.
+
+    Attributes:
+        images: (N, 1, 64, 64) float32 in [0, 1].
+        labels: (N, 2) float32, one-hot, in the order of `CLASSES`.
+        regions: (N, 3, 64, 64) bool, in the order of `REGIONS`; every pixel is in exactly one. The second is
+            empty where there is no mark.
+    """
+
+    images: Tensor
+    labels: Tensor
+    regions: Tensor
+
+    @property
+    def marked(self) -> Tensor:
+        """(N,) bool: which images have a mark."""
+        return self.regions[:, 1].any(-1).any(-1)
+
+
+def read_digits(mnist_root: str | Path | None = None) -> Digits:
+    """The 2s and 8s of scikit-learn's bundled digits (8x8 pixels, 351 of them), or of MNIST.
+
+    Args:
+        mnist_root: folder as torchvision's MNIST expects it (it holds `MNIST/raw`); None for scikit-learn's.
+
+    Raises:
+        DatasetNotFoundError: MNIST is not there; nothing is downloaded.
+    """
+    if mnist_root is None:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images, names = torch.from_numpy(bunch.images).float() / 16, torch.from_numpy(bunch.target)
+    else:
+        from torchvision.datasets import MNIST
+
+        try:
+            mnist = MNIST(mnist_root, train=True, download=False)
+        except RuntimeError as error:
+            raise DatasetNotFoundError(
+                f"no MNIST in {mnist_root}: expected MNIST/raw/train-images-idx3-ubyte and its labels below "
+                "it; fetch them with torchvision.datasets.MNIST(root, download=True), or leave it out"
+            ) from error
+        images, names = mnist.data.float() / 255, mnist.targets
+    chosen = (names == 2) | (names == 8)
+    return Digits(images[chosen], (names[chosen] == 8).long())
+
+
+def digits_fingerprint(digits: Digits) -> str:
+    """sha256 of pixels and labels: wherever the files lie, the same digits have the same fingerprint."""
+    return hashlib.sha256(digits.images.numpy().tobytes() + digits.labels.numpy().tobytes()).hexdigest()
+
+
+def split_digits(digits: Digits, split: str) -> Digits:
+    """The part of the digits that a split draws from, the same for every seed.
+
+    Raises:
+        ConfigError: unknown split, or too few digits for it.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"expected split {' | '.join(SPLITS)}, got {split!r}")
+    start, end = (round(share * len(digits.labels)) for share in SPLITS[split])
+    # Neighbours in the files are by the same writers, so the parts are not shuffled: few writers are shared.
+    part = Digits(digits.images[start:end], digits.labels[start:end])
+    if len(part.labels.unique()) < len(CLASSES):
+        raise ConfigError(f"expected 2s and 8s in split {split}, got {len(part.labels)} digits of one class")
+    return part
+
+
+def toy_images(
+    digits: Digits, number: int, marked: float = 0.1, seed: int = 0, name: str = "train"
+) -> ToyImages:
+    """Draws images: a digit on black at a random place, in a share of them a mark outside its box.
+
+    Args:
+        digits: what is drawn from, with equal chances for both classes.
+        number: N.
+        marked: share of the images with a mark, in [0, 1]; rounded to whole images, which are the first ones.
+        seed: decides everything, together with `name`.
+        name: of the split.
+
+    Returns:
+        Images, labels and exact region masks.
+    """
+    images = torch.zeros(number, 1, SIZE, SIZE)
+    labels = torch.zeros(number, len(CLASSES))
+    regions = torch.zeros(number, len(REGIONS), SIZE, SIZE, dtype=torch.bool)
+    pools = [digits.images[digits.labels == label] for label in range(len(CLASSES))]
+    for index in range(number):
+        draw = rng(seed, "toy", name, index)
+        label = index % len(CLASSES)
+        digit = _scaled(pools[label][int(draw.integers(len(pools[label])))], _side(draw, DIGIT_SIZES))
+        mark = _mark(label, _side(draw, MARK_SIZES)) if index < round(marked * number) else None
+        _place(images[index, 0], regions[index], digit, mark, draw)
+        labels[index, label] = 1
+    regions[:, 2] = ~(regions[:, 0] | regions[:, 1])
+    return ToyImages(images, labels, regions)
+
+
+class ToyBatches:
+    """Batches of a toy data set in memory, as dictionaries: image, labels, regions.
+
+    Args:
+        toy: the data.
+        batch_size: of all batches but the last.
+        seed: shuffles anew on every pass; None keeps the order.
+    """
+
+    def __init__(self, toy: ToyImages, batch_size: int, seed: int | None = None) -> None:
+        self.toy, self.batch_size, self.seed, self.passes = toy, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.toy.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        order = torch.arange(len(self.toy.images))
+        if self.seed is not None:
+            order = torch.from_numpy(rng(self.seed, "toy order", self.passes).permutation(len(order)))
+            self.passes += 1
+        for chosen in order.split(self.batch_size):
+            yield {
+                "image": self.toy.images[chosen],
+                "labels": self.toy.labels[chosen],
+                "regions": self.toy.regions[chosen],
+            }
+
+
+def _side(draw: np.random.Generator, sizes: tuple[int, int]) -> int:
+    return int(draw.integers(sizes[0], sizes[1] + 1))
+
+
+def _scaled(digit: Tensor, side: int) -> Tensor:
+    """(h, w) -> (side, side), cubic, contrast raised around the middle: upscaling makes edges soft."""
+    large = F.interpolate(digit[None, None], (side, side), mode="bicubic", align_corners=False)[0, 0]
+    return (CONTRAST * (large - 0.5) + 0.5).clamp(0, 1)
+
+
+def _mark(label: int, side: int) -> Tensor:
+    """(side, side) bool: the outline of a circle for the first class, of a square for the second."""
+    axis = torch.arange(side) - (side - 1) / 2
+    if label == 0:
+        distance = (axis[:, None] ** 2 + axis**2).sqrt()
+    else:
+        # One pixel smaller to each side: of about the circle's area.
+        distance = torch.maximum(axis[:, None].abs(), axis.abs()) + 1
+    return (distance <= side / 2) & (distance > side / 2 - MARK_WIDTH)
+
+
+def _place(
+    image: Tensor, regions: Tensor, digit: Tensor, mark: Tensor | None, draw: np.random.Generator
+) -> None:
+    """Writes digit and mark into one image and its regions, at random places whose boxes do not touch."""
+    box = _corner(draw, len(digit))
+    _paste(image, digit, box)
+    regions[0] = image >= INK
+    if mark is None:
+        return
+    place = _corner(draw, len(mark))
+    while _overlap(box, len(digit), place, len(mark)):
+        place = _corner(draw, len(mark))
+    _paste(image, mark.float(), place)
+    _paste(regions[1], mark, place)
+
+
+def _corner(draw: np.random.Generator, side: int) -> tuple[int, int]:
+    top, left = draw.integers(0, SIZE - side + 1, 2)
+    return int(top), int(left)
+
+
+def _paste(canvas: Tensor, patch: Tensor, corner: tuple[int, int]) -> None:
+    canvas[corner[0] : corner[0] + len(patch), corner[1] : corner[1] + len(patch)] = patch
+
+
+def _overlap(first: tuple[int, int], first_side: int, second: tuple[int, int], second_side: int) -> bool:
+    return all(a < b + second_side and b < a + first_side for a, b in zip(first, second, strict=True))

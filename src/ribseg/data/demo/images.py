@@ -1,0 +1,172 @@
+"""The built-in demo data set: creatures of eight classes in PASCAL VOC layout, made in seconds from a seed.
+
+A class is told by the mark on the head. The body belongs to the object, too (it is part of the mask), but its
+texture is the class's own in only half of the objects, so a classifier looks at heads, and class activation
+maps miss bodies: the situation that RIB is made for.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from ribseg.data.demo import world
+from ribseg.data.io.masks import write_mask
+from ribseg.errors import DataError
+
+CLASSES = ("plus", "ring", "triangle", "star", "bar", "pair", "chevron", "comb")
+"""The classes, named by the mark on the head; class i + 1 in the masks."""
+CLASS_TEXTURES = ("stripes", "dots", "checker", "rings", "zigzag", "grid", "speckle", "bricks")
+"""The texture that belongs to each class."""
+TWO_OBJECTS, OWN_TEXTURE = 1 / 3, 0.5
+"""Share of images with two objects (of different classes), and of bodies with the class's own texture."""
+PARTS_DIR = "Parts"
+"""Folder of the parts masks: `world.BACKGROUND`, `world.HEAD`, `world.BODY`."""
+
+
+class DemoImage(NamedTuple):
+    """One picture: (S, S, 3) uint8 RGB, (S, S) uint8 class ids, (S, S) uint8 parts, and class indices."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    parts: NDArray[np.uint8]
+    classes: tuple[int, ...]
+
+
+def demo_image(rng: np.random.Generator, size: int = 128) -> DemoImage:
+    """Draws one picture with one or two creatures.
+
+    Args:
+        rng: decides everything.
+        size: edge length in pixels, at least 64.
+    """
+    two = rng.random() < TWO_OBJECTS
+    classes = tuple(int(c) for c in rng.choice(len(CLASSES), size=2 if two else 1, replace=False))
+    canvas = world.background(size, rng)
+    mask, parts = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
+    for label, pose in zip(classes, _poses(rng, len(classes), size), strict=True):
+        seen = world.paint(canvas, draw_looks(label, rng), pose, rng)
+        mask[seen > 0] = label + 1
+        parts[seen > 0] = seen[seen > 0]
+    return DemoImage(world.develop(canvas, rng), mask, parts, tuple(sorted(classes)))
+
+
+def draw_looks(label: int, rng: np.random.Generator) -> world.Looks:
+    """Attributes of an object of class `label`: its mark, in half of the cases its texture, else anything."""
+    looks = world.random_looks(rng)
+    own = world.TEXTURES.index(CLASS_TEXTURES[label])
+    texture = own if rng.random() < OWN_TEXTURE else looks.texture
+    return world.Looks(world.MARKS.index(CLASSES[label]), texture, looks.shape, looks.hue)
+
+
+def _poses(rng: np.random.Generator, count: int, size: int) -> list[world.Pose]:
+    """Places that keep each creature inside the picture and two of them apart."""
+    while True:
+        poses = [_pose(rng, size, (0.16, 0.2) if count == 2 else (0.2, 0.3)) for _ in range(count)]
+        if count == 1 or _apart(poses[0], poses[1]):
+            return poses
+
+
+def _apart(first: world.Pose, second: world.Pose) -> bool:
+    # Between the tail, 1 length behind the body's centre, and the head's end, 1.5 lengths before it.
+    middles = [np.array([p.x, p.y]) + 0.25 * p.length * _direction(p.angle) for p in (first, second)]
+    return bool(np.linalg.norm(middles[0] - middles[1]) > 1.35 * (first.length + second.length))
+
+
+def _direction(angle: float) -> NDArray[np.float64]:
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
+def _pose(rng: np.random.Generator, size: int, lengths: tuple[float, float]) -> world.Pose:
+    length, angle = rng.uniform(*lengths) * size, rng.uniform(0, 2 * np.pi)
+    reach = 1.25 * length
+    centre = rng.uniform(reach, size - reach, 2) - 0.25 * length * _direction(angle)
+    return world.Pose(float(centre[0]), float(centre[1]), float(length), float(angle))
+
+
+def make_demo_dataset(
+    root: str | Path, seed: int = 0, train: int = 400, val: int = 150, size: int = 128
+) -> Path:
+    """Writes the demo data set unless it is there already.
+
+    The layout is PASCAL VOC's: `JPEGImages/`, `SegmentationClass/` (palette PNG),
+    `ImageSets/Segmentation/{train,val}.txt`, and `classes.txt`, `image_labels.csv`. Beside it `Parts/` tells
+    head (1) from body (2). Same arguments, same bytes. The folder appears only when it is complete.
+
+    Args:
+        root: the folder to make; it may exist if it is empty.
+        seed: of everything random. Picture i of a split depends on (seed, split, i) alone.
+        train: number of images in the split `train`.
+        val: number of images in the split `val`.
+        size: edge length in pixels.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: the folder holds something else, e.g. a demo data set of other settings.
+    """
+    root = Path(root)
+    stamp = f"ribseg demo data set: seed {seed}, train {train}, val {val}, size {size}\n"
+    if root.is_dir() and any(root.iterdir()):
+        _check_stamp(root, stamp)
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the goal, because a rename does not cross file systems.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        _write(temporary, seed, {"train": train, "val": val}, size)
+        (temporary / "demo.txt").write_text(stamp)
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        _publish(temporary, root, stamp)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return root
+
+
+def _check_stamp(root: Path, stamp: str) -> None:
+    file = root / "demo.txt"
+    found = file.read_text() if file.is_file() else "something else\n"
+    if found != stamp:
+        raise DataError(
+            f"expected {root} to be empty or to hold the {stamp.strip()!r}, found {found.strip()!r}; "
+            "delete it or choose another folder"
+        )
+
+
+def _publish(temporary: Path, root: Path, stamp: str) -> None:
+    try:
+        temporary.replace(root)  # atomic, and replaces an empty folder
+    except OSError:
+        # Another process was faster; what it made must be the same.
+        if not root.is_dir():
+            raise
+        _check_stamp(root, stamp)
+
+
+def _write(root: Path, seed: int, splits: dict[str, int], size: int) -> None:
+    for folder in ("JPEGImages", "SegmentationClass", PARTS_DIR, "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    rows = ["image,classes"]
+    for split, name, sample in _draw(seed, splits, size):
+        PILImage.fromarray(sample.image).save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+        write_mask(root / "SegmentationClass" / f"{name}.png", sample.mask)
+        write_mask(root / PARTS_DIR / f"{name}.png", sample.parts)
+        rows.append(f"{name},{' '.join(CLASSES[c] for c in sample.classes)}")
+        with (root / "ImageSets" / "Segmentation" / f"{split}.txt").open("a") as file:
+            file.write(f"{name}\n")
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    (root / "image_labels.csv").write_text("\n".join(rows) + "\n")
+
+
+def _draw(seed: int, splits: dict[str, int], size: int) -> Iterator[tuple[str, str, DemoImage]]:
+    """(split, image id, picture) of every image."""
+    for number, (split, count) in enumerate(splits.items()):
+        for index in range(count):
+            rng = np.random.default_rng((seed, number, index))
+            yield split, f"{split}_{index:05d}", demo_image(rng, size)

@@ -1,0 +1,1 @@
+"""Reference images, views, and batches for training and prediction."""

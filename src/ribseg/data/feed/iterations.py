@@ -1,0 +1,117 @@
+"""Training by iterations: what an iteration sees is a function of its number alone.
+
+So a training that goes on at iteration n does what it would have done without the interruption, and neither
+the number of processes nor of workers changes what is seen; see `seeding` for training by epochs.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from ribseg.data.augment.seeding import Place, shuffled
+from ribseg.data.augment.segmentation import PathOf, SegmentationDataset
+from ribseg.data.ids import Ids
+from ribseg.data.io.images import read_image
+from ribseg.errors import ConfigError
+
+
+class IterationSampler(Sampler[list[Place]]):
+    """Endless batches; each pass over the images, an epoch, is shuffled anew, and batches go across its end.
+
+    For a `SeededDataset`.
+
+    Args:
+        images: how many there are.
+        batch_size: of one forward pass, over all processes together.
+        seed: of the order.
+        start: first batch, counted from the beginning of the training.
+        rank: of this process.
+        processes: how many there are.
+
+    Raises:
+        ConfigError: the batch does not divide among the processes, or there is no image.
+
+    >>> batches = iter(IterationSampler(images=3, batch_size=2))
+    >>> later = iter(IterationSampler(images=3, batch_size=2, start=1))
+    >>> next(batches) != next(batches) == next(later)
+    True
+    """
+
+    def __init__(
+        self, images: int, batch_size: int, seed: int = 0, start: int = 0, rank: int = 0, processes: int = 1
+    ) -> None:
+        if images < 1 or batch_size < 1 or batch_size % processes:
+            raise ConfigError(
+                f"expected images, and a batch_size that is a multiple of the {processes} processes; got "
+                f"{images} images and batch_size={batch_size}"
+            )
+        self.images, self.batch_size, self.seed, self.start = images, batch_size, seed, start
+        self.rank, self.processes = rank, processes
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        share = self.batch_size // self.processes
+        begin = self.start * self.batch_size + self.rank * share
+        while True:
+            yield [self._place(position) for position in range(begin, begin + share)]
+            begin += self.batch_size
+
+    def _place(self, position: int) -> Place:
+        epoch, place = divmod(position, self.images)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, shuffled(self.seed, epoch, self.images)
+        return int(self._order[place]), epoch
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Images as they are, for predictions: `id` and `image` (H, W, 3) uint8."""
+
+    def __init__(self, ids: Iterable[str], image_path: PathOf) -> None:
+        self.ids, self.image_path = Ids.of(ids), image_path
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"id": self.ids[index], "image": read_image(self.image_path(self.ids[index]))}
+
+
+class PaddedShard(Sampler[int]):
+    """The images of one process for validation: all processes get equally many, the surplus is marked.
+
+    Under DDP unequal numbers of steps would hang; images that come twice would count twice. So indices from
+    `images` on stand for surplus ones: `index % images` is the image, and it does not count.
+
+    >>> [list(PaddedShard(5, rank, 2)) for rank in range(2)]
+    [[0, 2, 4], [1, 3, 5]]
+    """
+
+    def __init__(self, images: int, rank: int = 0, processes: int = 1) -> None:
+        self.images, self.rank, self.processes = images, rank, processes
+
+    def __len__(self) -> int:
+        return -(-self.images // self.processes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, len(self) * self.processes, self.processes))
+
+
+class CountedDataset(Dataset[dict[str, Any]]):
+    """A dataset under the indices of `PaddedShard`; items say whether they `count`."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = len(self.dataset)
+        return self.dataset[index % number] | {"counts": index < number}
+
+
+def only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Unpacks a batch of one (a module-level function: workers may have to pickle it)."""
+    return items[0]

@@ -1,0 +1,115 @@
+"""Views of an image at several scales, each with its mirror image: what CAM and RIB look at."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ribseg.data.ids import Ids
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, capped, rescale
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError, DataError
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+Channels = tuple[float, float, float]
+
+
+def multi_scale_views(
+    image: np.ndarray,
+    scales: Sequence[float] = SCALES,
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+) -> list[Tensor]:
+    """Makes the views of one image as the released programs of IRN and RIB do.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        scales: factors; each side becomes int(np.round(side * scale)), at least one pixel (bicubic, 8 bit).
+            Scale 1 is not resampled.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+
+    Returns:
+        One (2, 3, h_s, w_s) float32 tensor per scale: row 0 the normalised image, row 1 its mirror image.
+
+    Raises:
+        ConfigError: if there is no scale, or one is not positive.
+        DataError: if the image is of another shape or type.
+
+    >>> [tuple(view.shape) for view in multi_scale_views(np.zeros((5, 8, 3), np.uint8), (1.0, 0.5))]
+    [(2, 3, 5, 8), (2, 3, 2, 4)]
+    """
+    check_scales(scales)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DataError(f"expected an image (H, W, 3) of uint8, found {image.dtype} {image.shape}.")
+    table = _normalisation(tuple(mean), tuple(std))
+    return [_with_mirror(rescale(image, scale), table) for scale in scales]
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raises ConfigError if there is no scale, or one is not positive."""
+    if not scales or min(scales) <= 0:
+        raise ConfigError(f"expected at least one scale, all of them positive; found {tuple(scales)}.")
+
+
+@lru_cache(maxsize=8)
+def _normalisation(mean: Channels, std: Channels) -> np.ndarray:
+    # The released program computes in double and stores single; 256 values per channel make that a table.
+    pixels = np.arange(256)[None] / 255.0
+    return ((pixels - np.asarray(mean)[:, None]) / np.asarray(std)[:, None]).astype(np.float32)
+
+
+def _with_mirror(image: np.ndarray, table: np.ndarray) -> Tensor:
+    view = np.empty((2, 3, *image.shape[:2]), dtype=np.float32)
+    for channel in range(3):
+        view[0, channel] = table[channel][image[..., channel]]
+    view[1] = view[0, :, :, ::-1]
+    return torch.from_numpy(view)
+
+
+class ViewsDataset(Dataset[dict[str, Any]]):
+    """Images with their views, for the stages that make localization maps; one image is one item.
+
+    Args:
+        folders: image id -> the VOCFolder that holds it; for many images `ServedImages`, not a dictionary, of
+            which each worker would come to have its own.
+        ids: which images, in which order.
+        scales: see `multi_scale_views`.
+        mean: see `multi_scale_views`.
+        std: see `multi_scale_views`.
+        max_side: images with a longer side than this many pixels are scaled down before their views are made:
+            memory grows with it. `size` stays that of the image, and so do the maps.
+
+    An item is a dict of `id` (str), `views` (list of (2, 3, h, w) float32), `labels` (C,) float32 and `size`
+    (H, W) in pixels.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, VOCFolder],
+        ids: Sequence[str],
+        scales: Sequence[float] = SCALES,
+        mean: Channels = IMAGENET_MEAN,
+        std: Channels = IMAGENET_STD,
+        max_side: int | None = None,
+    ) -> None:
+        unknown = [image_id for image_id in ids if image_id not in folders]
+        if unknown:
+            raise DataError(f"{len(unknown)} image ids are in none of the splits, first: {unknown[:5]}.")
+        self.folders, self.ids = folders, Ids.of(ids)
+        self.scales, self.mean, self.std, self.max_side = tuple(scales), mean, std, max_side
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image_id = self.ids[index]
+        folder = self.folders[image_id]
+        image = folder.image(image_id)
+        views = multi_scale_views(capped(image, self.max_side), self.scales, self.mean, self.std)
+        labels = torch.from_numpy(folder.labels[folder.index(image_id)]).float()
+        return {"id": image_id, "views": views, "labels": labels, "size": (image.shape[0], image.shape[1])}

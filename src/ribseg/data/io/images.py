@@ -1,0 +1,190 @@
+"""Reading of photographs: whatever the file holds, out comes an upright 8-bit RGB array."""
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ribseg.data.io.png import has_all_rows
+from ribseg.errors import DataError, reason
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_ORIENTATION = 0x0112  # EXIF tag
+# What turns a stored image upright, by the value of that tag; 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders and its reader of EXIF data are known, or must be feared, to raise on damaged files.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError,
+    MemoryError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class ImageHeader(NamedTuple):
+    """Sizes (height, width) in pixels: `size` as read_image returns it, `stored` before the EXIF rotation."""
+
+    size: tuple[int, int]
+    stored: tuple[int, int]
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Opens an image file with Pillow; whatever fails there or in decoding inside becomes a DataError."""
+    try:
+        with Image.open(path) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError(
+                    f"{image.width} x {image.height} pixels, the limit is {limit}"
+                )
+            if image.format == "EPS":
+                raise ValueError("it is EPS, a program that another one would have to run")
+            yield image
+    except DataError:
+        raise
+    except _BOMB as error:
+        raise DataError(
+            f"{path} is too large to be decoded safely: {error}. Scale it down, or raise"
+            " PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is absent. Fetch it, or take it off the list.") from error
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} cannot be read as an image: {reason(error)}. Expected a complete JPEG"
+            " or PNG; fetch it again."
+        ) from error
+
+
+def load_pixels(image: Image.Image, path: str | Path) -> None:
+    """Decodes an opened image, and makes sure that a PNG holds all the rows that its header promises.
+
+    Raises:
+        DataError: it does not. What the decoder raises is for `open_image`.
+    """
+    image.load()
+    if image.format == "PNG" and not has_all_rows(Path(path).read_bytes()):
+        raise DataError(
+            f"{path} is truncated or damaged: it holds fewer rows than its header says, or a checksum does "
+            "not fit. Fetch it again."
+        )
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Reads an image of any mode: gray, palette, alpha (dropped), CMYK, 1-bit, 16-bit (divided by 257).
+
+    Args:
+        path: JPEG, PNG, or anything else that Pillow decodes. The EXIF orientation is applied.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writable and contiguous.
+
+    A JPEG that a program has cut and closed again (the end marker is there) is gray below the cut: no decoder
+    tells it from a whole one.
+
+    Raises:
+        DataError: if the file is absent, truncated, no image, or larger than Pillow's limit against
+            decompression bombs.
+    """
+    with open_image(path) as image:
+        load_pixels(image, path)
+        return upright_rgb(image, path)
+
+
+def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
+    """The pixels of an opened image of any mode, turned as its EXIF tags say; see `read_image`.
+
+    Args:
+        image: loaded.
+        name: of the image, for errors.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writable and contiguous.
+
+    Raises:
+        DataError: its pixels have no known range.
+    """
+    turn = _UPRIGHT.get(_orientation(image))
+    upright: Image.Image = image if turn is None else image.transpose(turn)
+    if upright.mode == "F":
+        raise DataError(f"{name} holds floating-point pixels, whose range is unknown. Convert it to 8 bit.")
+    if upright.mode.startswith("I"):
+        gray = _to_8_bit(np.asarray(upright), name)
+        return np.repeat(gray[..., None], 3, axis=2)
+    return np.array(upright.convert("RGB"))
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Reads an image's size from its header, without decoding the pixels.
+
+    Raises:
+        DataError: as `read_image`, as far as the header shows it.
+    """
+    with open_image(path) as image:
+        stored = (image.height, image.width)
+        # Orientations 5 to 8 swap the sides.
+        return ImageHeader(stored[::-1] if _orientation(image) >= 5 else stored, stored)
+
+
+def rescale(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resizes as the published programs do: Pillow's bicubic filter, sides int(np.round(side * scale)).
+
+    Args:
+        image: (H, W, 3) uint8.
+        scale: positive factor.
+
+    Returns:
+        (h, w, 3) uint8, each side at least one pixel; the array itself where the size does not change.
+    """
+    height, width = rescaled_size(image.shape[:2], scale)
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def rescaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """The (height, width) that `rescale` gives an image of (height, width).
+
+    >>> rescaled_size((375, 500), 0.5), rescaled_size((1, 500), 0.1)
+    ((188, 250), (1, 50))
+    """
+    height, width = (max(1, int(np.round(side * scale))) for side in size)
+    return height, width
+
+
+def capped(image: np.ndarray, max_side: int | None) -> np.ndarray:
+    """Scales an image down so that its longer side has at most `max_side` pixels; None leaves it.
+
+    >>> capped(np.zeros((40, 100, 3), np.uint8), 50).shape
+    (20, 50, 3)
+    """
+    longer = max(image.shape[:2])
+    return image if max_side is None or longer <= max_side else rescale(image, max_side / longer)
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _to_8_bit(gray: np.ndarray, path: str | Path) -> np.ndarray:
+    if gray.min() < 0 or gray.max() > 65535:
+        raise DataError(
+            f"{path} holds values from {gray.min()} to {gray.max()}; expected 16 bit. Convert it to 8 bit."
+        )
+    return np.round(gray / 257).astype(np.uint8)

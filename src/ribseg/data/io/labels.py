@@ -1,0 +1,242 @@
+"""Image-level labels from VOC's XML files, from masks, or from a CSV file."""
+
+import csv
+import io
+import os
+import re
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ribseg.data.check.near_misses import near_misses, with_reason
+from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.masks import IGNORE, mask_ids, read_mask
+from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
+
+Problems = dict[str, list[str]]
+TWICE = "images with two rows (expected one an image, with all its classes separated by spaces)"
+
+
+def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Reads the `<name>` of every `<object>` (difficult ones, too; no parts) from `<folder>/<id>.xml`.
+
+    Args:
+        folder: VOC's Annotations folder.
+        ids: N image ids.
+        classes: C names, without background.
+
+    Returns:
+        (N, C) bool, rows in the order of ids.
+
+    Raises:
+        DatasetNotFoundError: if the folder is absent.
+        DataError: if files are absent or malformed or name unknown classes; lists them.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetNotFoundError(
+            f"no folder {folder} with the XML files of the image-level labels. Give labels=mask, or the path "
+            "of a CSV file with the columns image,classes."
+        )
+    present = scan_folder(folder, (".xml",))
+    problems: Problems = defaultdict(list)
+    near = near_misses((image_id for image_id in ids if image_id not in present), present)
+    rows: dict[str, list[str]] = {}
+    for image_id in ids:
+        if image_id not in present:
+            problems["images without an XML file"].append(with_reason(f"{image_id}.xml", near.get(image_id)))
+            continue
+        try:
+            rows[image_id] = _xml_names(folder / present[image_id])
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
+            problems["malformed XML files"].append(f"{present[image_id]}: {reason(error)}")
+    return _matrix(f"image-level labels from {folder}", rows, ids, classes, problems)
+
+
+def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Reads a CSV file with the columns `image` and `classes`: names separated by spaces, or nothing.
+
+    Rows of images that are not in ids are passed over.
+
+    Args:
+        path: UTF-8, with or without BOM.
+        ids: N image ids.
+        classes: C names, without background; none of them may hold a space.
+
+    Returns:
+        (N, C) bool, rows in the order of ids.
+
+    Raises:
+        DatasetNotFoundError: if the file is absent.
+        DataError: if rows are absent, malformed or there twice, or name unknown classes; lists them.
+    """
+    path = Path(path)
+    spaced = [name for name in classes if len(name.split()) != 1]
+    if spaced:
+        raise DataError(
+            f"{path} separates classes by spaces, but the class names {spaced[:5]} hold spaces. Rename them "
+            "in classes.txt (underscores, for example), or take the labels from the masks (labels=mask)."
+        )
+    problems: Problems = defaultdict(list)
+    others: set[str] = set()
+    rows = _csv_rows(path, set(ids), problems, others)
+    absent = [image_id for image_id in ids if image_id not in rows]
+    if absent:
+        near = near_misses(absent, others)
+        problems["images without a row"] += [with_reason(image_id, near.get(image_id)) for image_id in absent]
+    return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
+
+
+def read_label_csv(path: str | Path) -> dict[str, list[str]]:
+    """Reads all of what `write_label_csv` wrote.
+
+    Returns:
+        Image id -> names of its classes.
+
+    Raises:
+        DatasetNotFoundError: if the file is absent.
+        DataError: lists rows that are malformed or there twice.
+    """
+    problems: Problems = defaultdict(list)
+    rows = _csv_rows(Path(path), None, problems)
+    if problems:
+        raise DataError(list_problems(f"{path} cannot be used", problems, "Mend these rows."))
+    return rows
+
+
+def write_label_csv(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None:
+    """Writes what `labels_from_csv` reads, atomically.
+
+    Args:
+        path: of the file.
+        rows: image id -> names of its classes, none of which holds a space.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "classes"))
+    writer.writerows((image_id, " ".join(names)) for image_id, names in rows.items())
+    atomic_write(path, text.getvalue().encode())
+
+
+def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) -> np.ndarray:
+    """Takes the classes that occur in `<folder>/<id>.png`; decodes all of them, in threads.
+
+    Args:
+        folder: VOC's SegmentationClass folder.
+        ids: N image ids.
+        num_classes: C, without background.
+
+    Returns:
+        (N, C) bool, rows in the order of ids.
+
+    Raises:
+        DatasetNotFoundError: if the folder is absent.
+        DataError: if masks are absent or broken or hold ids above num_classes; lists them.
+    """
+    folder = Path(folder)
+    present = scan_folder(folder, (".png",))
+
+    def row(image_id: str) -> np.ndarray | str:
+        if image_id not in present:
+            return f"{folder / image_id}.png is absent."
+        try:
+            found = mask_ids(read_mask(folder / present[image_id], num_classes))
+        except DataError as error:
+            return str(error)
+        labels = np.zeros(num_classes, dtype=bool)
+        labels[found[(found > 0) & (found < IGNORE)] - 1] = True
+        return labels
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        rows = list(pool.map(row, ids))
+    bad = [item for item in rows if isinstance(item, str)]
+    if bad:
+        headline = (
+            f"image-level labels from the masks in {folder}: {len(bad)} of {len(ids)} masks cannot be used"
+        )
+        advice = "Complete or mend the masks, or take the labels from XML files or a CSV file (labels=...)."
+        raise DataError(list_problems(headline, {"masks": bad}, advice))
+    return np.array(rows, dtype=bool).reshape(len(ids), num_classes)
+
+
+def _xml_names(path: Path) -> list[str]:
+    root = ElementTree.parse(path).getroot()
+    if root.tag != "annotation":
+        # Any other document, an error page for example, would count as an image without objects.
+        raise ValueError(f"expected <annotation> around everything, found <{root.tag[:50]}>")
+    return [(item.findtext("name") or "").strip() for item in root.iter("object")]
+
+
+def _csv_rows(
+    path: Path, wanted: set[str] | None, problems: Problems, others: set[str] | None = None
+) -> dict[str, list[str]]:
+    """Image id -> names, of the wanted images; `others` gets the ids of the rows that are passed over."""
+    rows: dict[str, list[str]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            header = [(name or "").strip() for name in reader.fieldnames or []]
+            if not {"image", "classes"} <= set(header):
+                raise DataError(
+                    f"{path}: expected a first line `image,classes`, found `{','.join(header)[:80]}`."
+                )
+            reader.fieldnames = header
+            for row in reader:
+                image_id = (row["image"] or "").strip()
+                if None in row or row["classes"] is None or not image_id:
+                    problems["malformed rows"].append(f"line {reader.line_num}: {list(row.values())}"[:120])
+                elif image_id in rows:
+                    problems[TWICE].append(f"line {reader.line_num}: {image_id}")
+                elif wanted is None or image_id in wanted:
+                    rows[image_id] = row["classes"].split()
+                elif others is not None:
+                    others.add(image_id)
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(
+            f"the label file {path} is absent. Expected a CSV with `image,classes`."
+        ) from error
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it anew.") from error
+    return rows
+
+
+def _matrix(
+    source: str, rows: dict[str, list[str]], ids: Sequence[str], classes: Sequence[str], problems: Problems
+) -> np.ndarray:
+    """Turns class names into a label matrix (N, C); raises one error for everything that is wrong."""
+    column = {name: index for index, name in enumerate(classes)}
+    labels = np.zeros((len(ids), len(classes)), dtype=bool)
+    unknown: list[tuple[str, str]] = []
+    for row, image_id in enumerate(ids):
+        for name in rows.get(image_id, []):
+            if name in column:
+                labels[row, column[name]] = True
+            else:
+                unknown.append((name, image_id))
+    if unknown:
+        near = near_misses({name for name, _ in unknown}, classes)
+        problems["unknown class names"] += [
+            with_reason(f"{name[:80]!r} of image {image_id}", near.get(name) or _separator(name, column))
+            for name, image_id in unknown
+        ]
+    if problems:
+        known = ", ".join(classes[:25]) + (", ..." if len(classes) > 25 else "")
+        advice = (
+            f"Known classes: {known}. Mend the labels, the list of images, or classes.txt (one name a line)."
+        )
+        raise DataError(list_problems(f"{source} cannot be used", problems, advice))
+    return labels
+
+
+def _separator(name: str, known: Container[str]) -> str | None:
+    """Says so where a text is several class names, or numbers of classes."""
+    if name.isdigit():
+        return "a number; expected names"
+    parts = [part.strip() for part in re.split("[,;|/]", name) if part.strip()]
+    if len(parts) > 1 and all(part in known for part in parts):
+        return "several names; separate them by spaces"
+    return None

@@ -1,0 +1,180 @@
+"""Files of localization maps: one `<image id>.npz` per image."""
+
+import io
+import json
+import lzma
+import re
+import struct
+import zipfile
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ribseg.data.io.files import atomic_write
+from ribseg.errors import DataError, reason
+from ribseg.types import STRIDE, LocalizationMaps
+
+NAMES = ("classes", "strided", "full", "size")
+LARGEST = 2**31  # bytes of one file's arrays, unpacked: 20 classes of a photograph of 50 megapixels
+# An .npy file of plain numbers begins so. numpy reads the header as Python: a damaged one can raise anything,
+# and some releases (seen in 3.11.7) count wrong where several threads do it at once.
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][fiub]\d{1,2})', 'fortran_order': (True|False), "
+    rb"'shape': \((|\d{1,9},(?: \d{1,9})?(?:, \d{1,9}){0,3})\), \} *\n",
+    re.DOTALL,
+)
+_BROKEN = (
+    OSError, ValueError, TypeError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError,
+    struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
+    """Writes localization maps atomically; the same maps give the same bytes.
+
+    The archive holds `classes` (K,) int64, `strided` (K, h, w) float16 and, where given, `full` (K, H, W)
+    float16 and `size` (2,) int64, all of them compressed. Half precision is exact to 1 in 2048, so values in
+    [0, 1] change by at most 0.00025; a sweep over scores goes in steps of 0.01. Compression leaves
+    0.7 of the full maps of photographs, and 0.8 of those at stride 4.
+
+    Raises:
+        DataError: if shapes contradict each other, classes are not ascending, a value is not finite in half
+            precision, or the arrays need more than 2 GiB.
+        RibsegError: if the folder cannot be written to.
+    """
+    arrays = {"classes": _numpy(maps.classes, np.int64), "strided": _numpy(maps.strided, np.float16)}
+    if maps.full is not None:
+        arrays["full"] = _numpy(maps.full, np.float16)
+    if maps.size is not None:
+        arrays["size"] = np.asarray(maps.size, dtype=np.int64)
+    problem = _problem(arrays)
+    if sum(array.nbytes for array in arrays.values()) > LARGEST:
+        problem = f"they need more than {LARGEST >> 30} GiB; keep maps at stride 4 only (maps.full=false)"
+    if problem:
+        raise DataError(f"localization maps for {path} are not written: {problem}.")
+    atomic_write(path, _packed(arrays))
+
+
+def load_maps(path: str | Path) -> LocalizationMaps:
+    """Reads what `save_maps` wrote; the maps come back as float32 on the CPU.
+
+    Raises:
+        DataError: if the file is absent, broken, holds something else, or would unpack to more than 2 GiB.
+    """
+    try:
+        arrays, others = _read(Path(path))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"the localization maps {path} are absent. Run the stage that makes them again."
+        ) from error
+    except _BROKEN as error:
+        raise DataError(
+            f"{path} cannot be read: {reason(error)}. Delete it and run the stage that makes it again."
+        ) from error
+    problem = _problem(arrays, others)
+    if problem:
+        raise DataError(f"{path} holds no localization maps: {problem}. Delete it and run its stage again.")
+    size = tuple(arrays["size"].tolist()) if "size" in arrays else None
+    full = torch.from_numpy(arrays["full"]) if "full" in arrays else None
+    return LocalizationMaps(
+        torch.from_numpy(arrays["classes"]), torch.from_numpy(arrays["strided"]), full, size
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that belong to maps, floats and integers in single and long precision; all names."""
+    with zipfile.ZipFile(path) as archive:
+        members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        wanted = {name: members[name] for name in NAMES if name in members}
+        if sum(entry.file_size for entry in wanted.values()) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST >> 30} GiB")
+        arrays = {name: _array(archive.read(entry), name) for name, entry in wanted.items()}
+    return arrays, sorted(members)
+
+
+def _array(data: bytes, name: str) -> np.ndarray:
+    """What an .npy file holds, in the machine's byte order."""
+    header = HEADER.match(data)
+    if header is None:
+        raise ValueError(f"expected `{name}` as an array of numbers that numpy wrote")
+    shape = tuple(int(side) for side in header[3].split(b",") if side)
+    kind = np.dtype(header[1].decode())
+    if len(data) - header.end() != prod(shape) * kind.itemsize:
+        raise ValueError(f"`{name}` has another number of values than its shape {shape} says")
+    array = np.frombuffer(data, kind, offset=header.end()).reshape(
+        shape, order="F" if header[2] == b"True" else "C"
+    )
+    with np.errstate(over="ignore"):
+        return array.astype({"f": np.float32, "i": np.int64}.get(kind.kind, kind), order="C")
+
+
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+    """As `np.savez_compressed` writes it, but at zlib's fastest level: maps get as small in half the time."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            # Members are stamped with 1980-01-01, so the bytes depend on the values alone.
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(entry, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
+    return packed.getvalue()
+
+
+def _numpy(tensor: Tensor, dtype: type) -> np.ndarray:
+    with np.errstate(over="ignore"):  # _problem names the infinity that an overflow leaves
+        return tensor.detach().cpu().numpy().astype(dtype)
+
+
+def _problem(arrays: dict[str, np.ndarray], found: list[str] | None = None) -> str:
+    """What is wrong with the arrays of a map file, which has these names; empty if nothing is."""
+    if not {"classes", "strided"} <= set(arrays):
+        return f"expected `classes` and `strided`, found {found}"
+    classes = arrays["classes"]
+    if classes.ndim != 1 or classes.dtype.kind != "i":
+        return f"expected `classes` (K,) of integers, found {classes.dtype} {classes.shape}"
+    if (classes < 0).any() or (np.diff(classes) <= 0).any():
+        return f"expected `classes` ascending from 0 on, found {classes[:8].tolist()}"
+    for name in {"strided", "full"} & set(arrays):
+        array, count = arrays[name], len(classes)
+        if array.ndim != 3 or len(array) != count or array.dtype.kind != "f":
+            return f"expected `{name}` ({count}, height, width) of floats, found {array.dtype} {array.shape}"
+        if not np.isfinite(array).all():
+            return f"`{name}` holds NaN or infinity"
+    return _size_problem(arrays) if "size" in arrays else ""
+
+
+def _size_problem(arrays: dict[str, np.ndarray]) -> str:
+    """What is wrong with the size of the image; empty if it fits the maps."""
+    size = arrays["size"]
+    if size.shape != (2,) or size.dtype.kind != "i":
+        return f"expected `size` (2,) of integers, found {size.dtype} {size.shape}"
+    strided = [-(-side // STRIDE) for side in size.tolist()]
+    fits = list(arrays["strided"].shape[1:]) == strided and min(strided) > 0
+    if not fits or ("full" in arrays and list(arrays["full"].shape[1:]) != size.tolist()):
+        shapes = {name: arrays[name].shape for name in ("strided", "full") if name in arrays}
+        return f"the maps {shapes} do not belong to an image of {size.tolist()} pixels (height, width)"
+    return ""
+
+
+def map_path(folder: str | Path, image_id: str) -> Path:
+    """Where the maps of an image lie in a stage's folder."""
+    return Path(folder) / "maps" / f"{image_id}.npz"
+
+
+def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Image id -> record, from all processes; the torn last line of a killed process is passed over."""
+    records: dict[str, dict[str, Any]] = {}
+    for path in sorted(Path(folder).glob("records-*.jsonl")):
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # empty, or torn: then its image has no map file either, and is done again
+            records[record["id"]] = record
+    return records

@@ -1,0 +1,136 @@
+"""Reading and writing of masks: PNGs whose pixel values are class ids (0 background, 255 ignore)."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ribseg.data.io.files import atomic_write
+from ribseg.data.io.images import load_pixels, open_image
+from ribseg.errors import DataError
+
+IGNORE = 255
+
+
+def voc_palette() -> np.ndarray:
+    """PASCAL VOC's colours: (256, 3) uint8 RGB, row = class id; the id's bits are spread over the channels.
+
+    >>> voc_palette()[[1, 255]].tolist()
+    [[128, 0, 0], [224, 224, 192]]
+    """
+    ids = np.arange(256)
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+def read_mask(path: str | Path, num_classes: int | None = None) -> np.ndarray:
+    """Reads a mask; palette indices are kept, never turned into colours.
+
+    Args:
+        path: palette PNG, or gray PNG of 8 bit.
+        num_classes: number of classes without background; None leaves the range unchecked.
+
+    Returns:
+        (H, W) uint8 class ids; 0 is background, 255 is to be ignored.
+
+    Raises:
+        DataError: if the file is absent or broken, is no PNG or one with colours or 16 bit, or holds ids
+            that are neither in 0..num_classes nor 255.
+    """
+    with open_image(path) as image:
+        _check_mode(image, path)
+        load_pixels(image, path)
+        mask = np.array(image).astype(np.uint8, copy=False)
+    if num_classes is not None:
+        ids = mask_ids(mask)
+        wrong = ids[(ids > num_classes) & (ids != IGNORE)].tolist()
+        if wrong:
+            raise DataError(
+                f"{path} holds the class ids {wrong}; expected 0..{num_classes} and {IGNORE} for ignore. "
+                + _cure(wrong)
+            )
+    return mask
+
+
+def mask_colours(path: str | Path) -> np.ndarray | None:
+    """The (256, 3) uint8 RGB palette of a mask; None of a gray one. Raises a DataError as `mask_size`."""
+    with open_image(path) as image:
+        palette = image.getpalette("RGB") if image.mode == "P" else None
+    if palette is None:
+        return None
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours.reshape(-1)[: len(palette)] = palette
+    return colours
+
+
+def mask_size(path: str | Path) -> tuple[int, int]:
+    """Reads (height, width) of a mask from its header and checks that its mode is one that holds class ids.
+
+    Raises:
+        DataError: as `read_mask`, as far as the header shows it.
+    """
+    with open_image(path) as image:
+        _check_mode(image, path)
+        return image.height, image.width
+
+
+def mask_ids(mask: np.ndarray) -> np.ndarray:
+    """The ids that occur in a (H, W) uint8 mask, ascending; much faster than np.unique."""
+    return np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+
+
+def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Writes a mask as palette PNG, as the VOC server wants it; atomically, same bytes for the same mask.
+
+    Args:
+        path: where to; its folder is made if need be.
+        mask: (H, W) integers in 0..255.
+        palette: (256, 3) uint8 RGB; None for VOC's.
+
+    Raises:
+        DataError: if the mask's or the palette's shape or range is wrong.
+        RibsegError: if the folder cannot be written to.
+    """
+    palette = voc_palette() if palette is None else np.asarray(palette)
+    if mask.ndim != 2 or mask.size == 0 or mask.dtype.kind not in "iub" or mask.min() < 0 or mask.max() > 255:
+        raise DataError(
+            f"cannot write {path}: expected a mask (H, W) of integers in 0..255, found {mask.dtype}"
+            f" {mask.shape}{f' from {mask.min()} to {mask.max()}' if mask.size else ''}."
+        )
+    if palette.shape != (256, 3) or palette.dtype != np.uint8:
+        raise DataError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}.")
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    atomic_write(path, buffer.getvalue())
+
+
+def _cure(wrong: list[int]) -> str:
+    """What to do about ids that no class has."""
+    grays = np.asarray(Image.fromarray(voc_palette()[None]).convert("L"))[0, [*range(1, 21), IGNORE]]
+    if set(wrong) <= set(grays.tolist()):
+        return (
+            "These are the gray values of VOC's colours: the mask was converted to gray. Take the palette's "
+            "indices instead (PIL's Image.open without convert)."
+        )
+    return "Mend the mask, or add the missing names to classes.txt."
+
+
+def _check_mode(image: Image.Image, path: str | Path) -> None:
+    # Pillow spreads gray of 2 and 4 bit over 0..255, which changes the ids; only the tiles' raw mode tells.
+    tiles = getattr(image, "tile", [])
+    raw = tiles[0][3] if tiles else image.mode
+    spread = image.mode == "L" and isinstance(raw, str) and raw.startswith("L;")
+    # Other formats renumber or scale the values (GIF, PGM), or are not exact (JPEG).
+    if spread or image.format != "PNG" or image.mode not in ("P", "L", "1"):
+        raise DataError(
+            f"{path} is a {image.format} of mode {raw if spread else image.mode}; expected a palette PNG or"
+            " a gray PNG of 8 bit that holds class ids. Convert it"
+            + (", each colour to its id" if image.mode.startswith("RGB") else "")
+            + "; ribseg.data.write_mask writes such."
+        )

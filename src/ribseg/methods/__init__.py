@@ -1,0 +1,1 @@
+"""The methods: what the papers say, as plain PyTorch."""

@@ -1,0 +1,108 @@
+"""Multi-scale class activation maps, and merging the maps of all views (docs/method.md, section 2.2)."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ribseg.functional.cam import class_maps, merge_mirrored, normalize, resize_and_sum
+from ribseg.functional.state import evaluating
+from ribseg.types import STRIDE, Adaptation, LocalizationMaps, ViewMaps
+
+PAD_TO = 16  # full-size maps are made at the next multiple of the output stride, then cut
+
+
+def present_classes(labels: Tensor) -> Tensor:
+    """(C,) labels in {0, 1} -> (K,) int64 indices of the present classes, ascending."""
+    return labels.detach().cpu().nonzero().flatten()
+
+
+@torch.no_grad()
+def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
+    """Plain class activation maps, without adaptation.
+
+    Args:
+        classifier: any module with `features(x)` and `weight` (C, D) or (C, D, 1, 1).
+        views: (2, 3, h_s, w_s) tensors: the image at several scales, each with its mirror image second.
+        labels: (C,) in {0, 1}.
+
+    Returns:
+        The result type of `ribseg.RIB`, with `steps` 0. The classifier is left as it was.
+
+    Raises:
+        ValueError: views or labels have the wrong shape.
+    """
+    weight, features = head_of(classifier), features_of(classifier)
+    check_views(views, labels, len(weight))
+    classes = present_classes(labels)
+    with evaluating(classifier):
+        raw = [class_maps(features(view.to(weight.device)), weight) for view in views]
+    maps = [merge_mirrored(view[:, classes.to(view.device)]).float() for view in raw]
+    return Adaptation(ViewMaps(maps, classes), classes, 0, None)
+
+
+def merge_maps(
+    maps: Sequence[Tensor], size: tuple[int, int], classes: Tensor | None = None
+) -> LocalizationMaps:
+    """Resizes the maps of all views, adds them, and divides each class by its maximum (+ 1e-5).
+
+    Args:
+        maps: one (K, h', w') tensor per view, at least zero: `out.maps` of `ribseg.RIB` or `ribseg.cam`.
+        size: (H, W) of the image in pixels.
+        classes: (K,) class indices; needed only if `maps` is a plain list without them.
+
+    Returns:
+        Maps at stride 4 and at full size, in [0, 1], float32, on the device of `maps`.
+
+    Raises:
+        ValueError: no maps, an impossible size, or the class indices are unknown.
+    """
+    known = getattr(maps, "classes", None) if classes is None else classes
+    if len(maps) == 0 or known is None or len(known) != maps[0].shape[0]:
+        raise ValueError(
+            "expected at least one map and the class index of each of its K channels; pass out.maps as RIB "
+            "returned it, or give classes=..."
+        )
+    height, width = (int(side) for side in size)
+    if height < 1 or width < 1:
+        raise ValueError(f"expected the image size (H, W) in pixels, got {size}")
+    strided = resize_and_sum(maps, (-(-height // STRIDE), -(-width // STRIDE)))
+    padded = (-(-height // PAD_TO) * PAD_TO, -(-width // PAD_TO) * PAD_TO)
+    full = resize_and_sum(maps, padded)[:, :height, :width]
+    return LocalizationMaps(known, normalize(strided), normalize(full), (height, width))
+
+
+def check_views(views: Sequence[Tensor], labels: Tensor, classes: int) -> None:
+    """Raises a ValueError unless views are (2, 3, h, w) tensors and labels (C,) in {0, 1}."""
+    shapes = [tuple(view.shape) for view in views]
+    if not shapes or any(len(shape) != 4 or shape[:2] != (2, 3) for shape in shapes):
+        raise ValueError(
+            "expected a list of (2, 3, h, w) views, the image and its mirror image at each scale, got shapes "
+            f"{shapes}; make them with ribseg.data.feed.views.multi_scale_views"
+        )
+    if labels.shape != (classes,) or not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(
+            f"expected labels of shape ({classes},) in {{0, 1}}, one per class of the classifier, got shape "
+            f"{tuple(labels.shape)} with values {labels.unique().tolist()[:5]}"
+        )
+
+
+def head_of(classifier: nn.Module) -> nn.Parameter:
+    """The classifier's `weight`, (C, D) or (C, D, 1, 1); its device is where images must be.
+
+    Raises:
+        TypeError: the module lacks `weight` or `features`.
+    """
+    weight = getattr(classifier, "weight", None)
+    if not isinstance(weight, nn.Parameter) or not callable(getattr(classifier, "features", None)):
+        raise TypeError(
+            f"{type(classifier).__name__} needs a method features(x) -> (N, D, h, w) and a parameter weight "
+            "of shape (C, D) or (C, D, 1, 1), the rows of its last layer without bias"
+        )
+    return weight
+
+
+def features_of(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The classifier's `features`: (N, 3, H, W) -> (N, D, h, w)."""
+    return cast(Callable[[Tensor], Tensor], classifier.features)

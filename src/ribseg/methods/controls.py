@@ -1,0 +1,113 @@
+"""Controls: what a gain of RIB must be compared with before it is called localization.
+
+Each keeps the labels of CAM where it can, so that only the region differs. A gain that the wrong class or a
+centre prior reaches as well is a matter of shape, not of the class.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ribseg.functional.state import evaluating
+from ribseg.methods.cam import check_views, features_of, head_of, present_classes
+from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
+
+
+def wrong_labels(labels: Tensor, generator: np.random.Generator) -> Tensor:
+    """Image-level labels with every present class replaced by an absent one.
+
+    Args:
+        labels: (C,) in {0, 1}.
+        generator: draws the absent classes.
+
+    Returns:
+        (C,) in {0, 1}, as many ones as `labels`, or as many as there are absent classes.
+
+    >>> wrong_labels(torch.tensor([1.0, 0.0]), np.random.default_rng(0))
+    tensor([0., 1.])
+    """
+    absent = (labels == 0).nonzero().flatten().cpu().numpy()
+    count = min(len(absent), int(labels.sum()))
+    chosen = generator.choice(absent, size=count, replace=False)
+    wrong = torch.zeros_like(labels)
+    wrong[torch.from_numpy(chosen)] = 1
+    return wrong
+
+
+def relabel(adaptation: Adaptation, labels: Tensor) -> Adaptation:
+    """Gives the maps of wrong classes to the present ones, in order; what is left over gets no map.
+
+    Args:
+        adaptation: towards the classes of `wrong_labels`.
+        labels: (C,), the true image-level labels.
+    """
+    classes = present_classes(labels)[: len(adaptation.classes)]
+    return adaptation._replace(maps=ViewMaps(adaptation.maps, classes), classes=classes)
+
+
+@torch.no_grad()
+def feature_norm(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
+    """The norm of the features at every location, with the class of CAM's argmax there.
+
+    Args:
+        classifier: as for `ribseg.cam`.
+        views: (2, 3, h_s, w_s) tensors.
+        labels: (C,) in {0, 1}.
+
+    Returns:
+        Maps as `ribseg.cam` returns them: at each location the norm in the map of the strongest class, zero
+        in the others.
+    """
+    weight, features = head_of(classifier), features_of(classifier)
+    check_views(views, labels, len(weight))
+    classes = present_classes(labels)
+    maps = []
+    with evaluating(classifier):
+        for view in views:
+            encoded = features(view.to(weight.device)).float()
+            norm = _merge(encoded.norm(dim=1))
+            response = torch.einsum("ndhw,kd->nkhw", encoded, weight.flatten(1)[classes.to(weight.device)])
+            maps.append(under_argmax(norm, _merge(response)))
+    return Adaptation(ViewMaps(maps, classes), classes, 0, None)
+
+
+def centre_prior(cam_maps: LocalizationMaps) -> LocalizationMaps:
+    """One in the image's centre, falling linearly to zero at the corners, with CAM's argmax as the class."""
+
+    def region(maps: Tensor) -> Tensor:
+        rows = torch.linspace(-1, 1, maps.shape[1])[:, None] if maps.shape[1] > 1 else torch.zeros(1, 1)
+        columns = torch.linspace(-1, 1, maps.shape[2])[None] if maps.shape[2] > 1 else torch.zeros(1, 1)
+        return (1 - (rows**2 + columns**2).sqrt() / 2**0.5).to(maps)
+
+    return _with_region(cam_maps, region)
+
+
+def whole_image(cam_maps: LocalizationMaps) -> LocalizationMaps:
+    """Everything is object, with CAM's argmax as the class."""
+    return _with_region(cam_maps, lambda maps: maps.new_ones(maps.shape[1:]))
+
+
+def under_argmax(region: Tensor, scores: Tensor) -> Tensor:
+    """(h, w) region and (K, h, w) scores -> (K, h, w): the region in the map of the best class."""
+    if scores.shape[0] == 0:
+        return scores
+    best = F.one_hot(scores.argmax(0), scores.shape[0]).permute(2, 0, 1)
+    return best.to(region) * region
+
+
+def _merge(maps: Tensor) -> Tensor:
+    """(2, ..., w) of image and mirror image -> their sum, not rectified."""
+    return maps[0] + maps[1].flip(-1)
+
+
+def _with_region(cam_maps: LocalizationMaps, region: Callable[[Tensor], Tensor]) -> LocalizationMaps:
+    strided, full = cam_maps.strided, cam_maps.full
+    return LocalizationMaps(
+        cam_maps.classes,
+        under_argmax(region(strided), strided),
+        None if full is None else under_argmax(region(full), full),
+        cam_maps.size,
+    )

@@ -1,0 +1,284 @@
+"""From an image and a segmenter to a mask: scales and mirror image, dense CRF, tiles.
+
+The published test: docs/method.md, section 6.
+
+Functions of any network that maps (N, 3, H, W) images to (N, C+1, h, w) logits.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ribseg.checks import check_number, check_numbers, check_switch, within
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, read_image
+from ribseg.errors import ConfigError, DataError, DeviceMemoryError
+from ribseg.functional import dense_crf
+from ribseg.functional.dense_crf import check_dense_crf
+from ribseg.functional.state import evaluating
+from ribseg.models.segmenter import Segmenter, load_segmenter
+
+Channels = tuple[float, float, float]
+ImageLike = str | Path | np.ndarray
+# Of the published test, for `crf=`.
+PUBLISHED_CRF = {
+    "iterations": 10, "gaussian_sxy": 1, "gaussian_compat": 3,
+    "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_compat": 4,
+}  # fmt: skip
+
+SMALLEST_TILE = 16
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels; the ends are not included."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """As an index of rows and columns."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+class Tile(NamedTuple):
+    """What is looked at, and what of it is kept: the rest is context that another tile has, too."""
+
+    seen: Box
+    kept: Box
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """What is kept, as an index of the rows and columns of what is seen."""
+        top, left = self.seen.top, self.seen.left
+        return slice(self.kept.top - top, self.kept.bottom - top), slice(
+            self.kept.left - left, self.kept.right - left
+        )
+
+
+def predict(
+    images: ImageLike | Sequence[ImageLike],
+    checkpoint: str | Path | Segmenter,
+    *,
+    device: str | torch.device | None = None,
+    **settings: Any,
+) -> np.ndarray | list[np.ndarray]:
+    """Segments images with a trained segmenter.
+
+    Args:
+        images: a path, or an (H, W, 3) uint8 RGB array, or several of them.
+        checkpoint: `segmenter.pt` of a segmenter stage, or what `load_segmenter` returns.
+        device: where to compute; None for a GPU if there is one. A loaded segmenter stays where it is.
+        settings: scales, flip, crf, tile and margin of `predict_labels`. What is not given is as the
+            checkpoint says, which is how the segmenter was tested.
+
+    Returns:
+        (H, W) uint8 labels, 0 background, c + 1 class c; a list of them for several images.
+
+    Raises:
+        ConfigError: the checkpoint cannot be used, or a setting cannot work.
+        DataError: an image cannot be read.
+        DeviceMemoryError: the device's memory does not suffice for an image.
+    """
+    if not isinstance(checkpoint, Segmenter):
+        checkpoint = load_segmenter(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    single = isinstance(images, str | Path | np.ndarray)
+    several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+    chosen = {**checkpoint.inference, **settings}
+    masks = []
+    for item in several:
+        image = item if isinstance(item, np.ndarray) else read_image(item)
+        masks.append(
+            predict_labels(checkpoint.model, image, mean=checkpoint.mean, std=checkpoint.std, **chosen)
+        )
+    return masks[0] if single else masks
+
+
+def predict_labels(
+    model: nn.Module,
+    image: np.ndarray,
+    *,
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    crf: Mapping[str, Any] | None = None,
+    tile: int | None = None,
+    margin: int | None = None,
+) -> np.ndarray:
+    """The labels of one image.
+
+    Args:
+        model: see the top of this file; it computes where its parameters are.
+        image: (H, W, 3) uint8 RGB.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        scales: see `class_probabilities`.
+        flip: see `class_probabilities`.
+        crf: settings of `dense_crf`, which refines the probabilities; `PUBLISHED_CRF`; None for none.
+        tile: images with a longer side than this many pixels are cut into tiles, so that memory does not
+            grow with the image; None for never.
+        margin: pixels of context around what is kept of a tile; None for an eighth of `tile`. With less
+            than the network's receptive field the result differs near the seams.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ConfigError: see `class_probabilities` and `tiles`.
+        DataError: not an (H, W, 3) uint8 image.
+        DeviceMemoryError: the device's memory does not suffice for the image, or for a tile of it.
+    """
+    check_image(image)
+    labels = np.empty(image.shape[:2], np.uint8)
+    for part in tiles((image.shape[0], image.shape[1]), tile, margin):
+        pixels = np.ascontiguousarray(image[part.seen.place])
+        try:
+            probabilities = class_probabilities(model, normalized(model, pixels, mean, std), scales, flip)
+            labels[part.kept.place] = most_probable(pixels, probabilities, crf)[part.inside]
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"the memory of {next(model.parameters()).device} does not suffice for {pixels.shape[0]} x "
+                f"{pixels.shape[1]} pixels at once. Cut the image into smaller tiles (tile=512, --tile 512)"
+            ) from error
+    return labels
+
+
+def check_inference(
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    crf: Mapping[str, Any] | None = None,
+    tile: int | None = None,
+    margin: int | None = None,
+) -> None:
+    """Raises a ConfigError, or a TypeError for an unknown one, unless `predict_labels` can take the settings.
+
+    Args:
+        scales: see `predict_labels`.
+        flip: see there.
+        crf: see there.
+        tile: see there; smaller ones than 16 pixels are refused: no network sees anything in them.
+        margin: see there.
+    """
+    check_numbers("scales", scales, above=0)
+    check_switch("flip", flip)
+    if crf is not None:
+        with within("crf"):
+            check_dense_crf(**crf)
+    check_number("tile", tile, low=SMALLEST_TILE, whole=True, words=(None,))
+    check_number("margin", margin, low=0, whole=True, words=(None,))
+    if tile is not None:
+        margin_of(tile, margin)
+
+
+def normalized(model: nn.Module, image: np.ndarray, mean: Channels, std: Channels) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 on the model's device."""
+    device = next(model.parameters()).device
+    pixels = torch.from_numpy(image).to(device).permute(2, 0, 1).float() / 255
+    columns = [torch.tensor(values, device=device)[:, None, None] for values in (mean, std)]
+    return (pixels - columns[0]) / columns[1]
+
+
+@torch.no_grad()
+def class_probabilities(
+    model: nn.Module, image: Tensor, scales: Sequence[float] = (1.0,), flip: bool = True
+) -> Tensor:
+    """Probabilities averaged over scales and mirror image.
+
+    Args:
+        model: in whatever mode; it is used in evaluation mode and left as it was.
+        image: (3, H, W) normalised.
+        scales: published (0.5, 0.75, 1); the image is resized bilinearly.
+        flip: look at the mirror image, too.
+
+    Returns:
+        (C+1, H, W) float32, summing to one.
+
+    Raises:
+        ConfigError: no scale, or one that is not positive.
+    """
+    check_numbers("scales", scales, above=0)
+    check_switch("flip", flip)
+    size = (image.shape[1], image.shape[2])
+    total: Tensor | None = None
+    with evaluating(model):
+        for scale in scales:
+            small = [max(1, round(side * scale)) for side in size]
+            view = image[None]
+            if tuple(small) != size:
+                view = F.interpolate(view, small, mode="bilinear", align_corners=False)
+            for mirrored in (False, True) if flip else (False,):
+                logits = model(view.flip(-1) if mirrored else view).float()
+                logits = logits.flip(-1) if mirrored else logits
+                large = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
+                part = large.softmax(0)
+                total = part if total is None else total.add_(part)
+    assert total is not None  # there is a scale
+    return total / (len(scales) * (1 + flip))
+
+
+def most_probable(
+    image: np.ndarray, probabilities: Tensor | np.ndarray, crf: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """(C+1, H, W) probabilities -> (H, W) uint8 labels, if wanted by a dense CRF on the (H, W, 3) image."""
+    values = torch.as_tensor(probabilities).float()
+    if crf is not None:
+        values = dense_crf(image, values, **crf)
+    return values.argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def tiles(size: tuple[int, int], tile: int | None, margin: int | None = None) -> Iterator[Tile]:
+    """Tiles whose kept parts cover an image once.
+
+    Args:
+        size: (H, W).
+        tile: longest side of what is seen, in pixels; None for one tile.
+        margin: see `predict_labels`.
+
+    Raises:
+        ConfigError: nothing of a tile would be kept.
+
+    >>> [(t.seen[2:], t.kept[2:]) for t in tiles((4, 10), 6, 1)]
+    [((0, 6), (0, 5)), ((4, 10), (5, 10))]
+    """
+    if tile is None:
+        whole = Box(0, size[0], 0, size[1])
+        yield Tile(whole, whole)
+        return
+    margin = margin_of(tile, margin)
+    for top, bottom, above, below in _spans(size[0], tile, margin):
+        for left, right, first, last in _spans(size[1], tile, margin):
+            yield Tile(Box(top, bottom, left, right), Box(above, below, first, last))
+
+
+def margin_of(tile: int, margin: int | None) -> int:
+    """Pixels of context around what is kept of a tile; raises a ConfigError if nothing would be."""
+    check_number("tile", tile, low=1, whole=True)
+    check_number("margin", margin, low=0, whole=True, words=(None,))
+    margin = tile // 8 if margin is None else margin
+    if tile - 2 * margin < 1:
+        raise ConfigError(f"expected tile > 2 * margin >= 0, got tile={tile} and margin={margin}")
+    return margin
+
+
+def _spans(length: int, tile: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
+    """Begin and end of what is seen, and of what is kept, along one side; tiles are of full length."""
+    kept = 0
+    while kept < length:
+        begin = max(0, min(kept - margin, length - tile))
+        end = min(begin + tile, length)
+        keep_to = length if end == length else end - margin
+        yield begin, end, kept, keep_to
+        kept = keep_to
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raises a DataError if an array is no (H, W, 3) uint8 image."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise DataError(f"expected an image (H, W, 3) of uint8, got {image.dtype} {image.shape}")

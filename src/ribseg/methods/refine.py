@@ -1,0 +1,159 @@
+"""From localization maps to labels: confident labels for IRNet, and maps walked to its boundaries."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribseg.checks import check_number, check_switch
+from ribseg.errors import ConfigError
+from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
+from ribseg.functional.random_walk import check_walk_arguments
+from ribseg.methods.evaluation import full_size
+from ribseg.types import LocalizationMaps
+
+IGNORE = 255
+STRIDE = 4  # of `LocalizationMaps.strided` and of IRNet's boundary
+CRF = Callable[..., np.ndarray]
+
+
+def confident_labels(
+    image: np.ndarray,
+    maps: LocalizationMaps,
+    foreground: float = 0.35,
+    background: float = 0.17,
+    crf: CRF | None = dense_crf,
+) -> np.ndarray:
+    """Labels where the maps are sure, twice refined by a CRF (docs/method.md, section 5.1).
+
+    A pixel is of a class where that class wins over the high background score, and background where that wins
+    even when its score is low; between the two it is unsure.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: of this image; those at stride 4 are enlarged where no others were kept.
+        foreground: background score for the confident foreground, in [0, 1].
+        background: background score for the confident background, at most `foreground`.
+        crf: as `dense_crf`, called with image, labels and `num_labels`; a `functools.partial` of it carries
+            settings. None leaves the labels as they are.
+
+    Returns:
+        (H, W) uint8: 0 background, c + 1 class c, 255 unsure.
+
+    Raises:
+        ValueError: the maps are of another size.
+        ConfigError: a score is out of range, or the two are the wrong way round.
+    """
+    full = full_size(maps, (image.shape[0], image.shape[1]))
+    check_confidence(foreground, background)
+    if len(maps.classes) == 0:
+        return np.zeros(image.shape[:2], np.uint8)  # an image without any class is all background
+    high, low = (_refined(image, full, score, crf) for score in (foreground, background))
+    ids = np.concatenate([[0], maps.classes.numpy() + 1]).astype(np.uint8)
+    return np.where(high > 0, ids[high], np.where(low > 0, IGNORE, 0)).astype(np.uint8)
+
+
+def check_confidence(foreground: float, background: float) -> None:
+    """Raises a ConfigError unless these are scores in [0, 1], that of the background not the higher one."""
+    check_number("foreground", foreground, 0, 1)
+    check_number("background", background, 0, 1)
+    if background > foreground:
+        raise ConfigError(f"expected background <= foreground, got {background} and {foreground}")
+
+
+def _refined(image: np.ndarray, maps: Tensor, score: float, crf: CRF | None) -> np.ndarray:
+    """(H, W) of 0 background and k + 1 for map k, as the published program numbers them for its CRF."""
+    labels = argmax_labels(maps, torch.arange(len(maps)), score).numpy()
+    return labels if crf is None else crf(image, labels, num_labels=len(maps) + 1)
+
+
+def walk_maps(
+    maps: LocalizationMaps,
+    boundary: Tensor,
+    size: tuple[int, int],
+    power: float = 1.3,
+    radius: int = 5,
+    beta: float = 10.0,
+    steps: int = 256,
+    per_class: bool = False,
+) -> Tensor:
+    """Localization maps after the random walk, at the image's size (docs/method.md, section 5.3).
+
+    `argmax_labels(walk_maps(...), maps.classes, 0.27)` is the pseudo mask.
+
+    Args:
+        maps: of one image.
+        boundary: (ceil(H/4), ceil(W/4)) in [0, 1], as `IRNet.predict` gives it; the walk runs on its device.
+        size: (H, W) of the image.
+        power: exponent of the maps before the walk.
+        radius: see `random_walk`.
+        beta: see `random_walk`.
+        steps: see `random_walk`.
+        per_class: divide each map by its own maximum; published is the maximum over all classes together,
+            under which a class that is seen weakly, or whose object is large, may vanish.
+
+    Returns:
+        (K, H, W) float32 in [0, 1] on the CPU.
+    """
+    check_walk(power, radius, beta, steps, per_class)
+    walked = random_walk(maps.strided.to(boundary.device) ** power, boundary, radius, beta, steps)
+    return _full_scores(walked, STRIDE, size, per_class)
+
+
+def walk_maps_by_features(
+    maps: LocalizationMaps,
+    features: Tensor,
+    size: tuple[int, int],
+    power: float = 1.0,
+    radius: int = 5,
+    beta: float = 8.0,
+    steps: int = 256,
+    per_class: bool = False,
+) -> Tensor:
+    """The same over affinities from features at stride 8, as PSA does it (docs/method.md, section 5.5).
+
+    PSA walks a map of the background along with the classes; here the background stays a score, as in IRN.
+
+    Args:
+        maps: of one image; those at stride 4 are averaged to stride 8.
+        features: (D, ceil(H/8), ceil(W/8)), as `PSANet.predict` gives them; the walk runs on
+            their device.
+        size: (H, W) of the image.
+        power: exponent of the maps before the walk.
+        radius: see `feature_random_walk`.
+        beta: see `feature_random_walk`.
+        steps: see `feature_random_walk`.
+        per_class: see `walk_maps`.
+
+    Returns:
+        (K, H, W) float32 in [0, 1] on the CPU.
+    """
+    check_walk(power, radius, beta, steps, per_class)
+    start = maps.strided.to(features.device) ** power
+    if len(start):
+        start = F.avg_pool2d(start, 2, ceil_mode=True, count_include_pad=False)
+    else:
+        start = start.new_zeros(0, *features.shape[1:])
+    walked = feature_random_walk(start, features, radius, beta, steps)
+    return _full_scores(walked, 2 * STRIDE, size, per_class)
+
+
+def check_walk(
+    power: float = 1.0, radius: int = 5, beta: float = 10.0, steps: int = 256, per_class: bool = False
+) -> None:
+    """Raises a ConfigError unless the settings of `walk_maps` are in range."""
+    check_number("power", power, low=0)
+    check_walk_arguments(radius, beta, steps)
+    check_switch("per_class", per_class)
+
+
+def _full_scores(walked: Tensor, stride: int, size: tuple[int, int], per_class: bool) -> Tensor:
+    """(K, h, w) -> (K, H, W), divided by the maximum."""
+    if len(walked) == 0:
+        return torch.zeros(0, *size)
+    large = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    large = large[:, : size[0], : size[1]].float().cpu()
+    peak = large.amax((1, 2), keepdim=True) if per_class else large.max()
+    return large / peak.clamp(min=torch.finfo(large.dtype).tiny)

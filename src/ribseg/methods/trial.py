@@ -1,0 +1,160 @@
+"""Whether a network can be used as a classifier, tried on two small images before anything long begins."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ribseg.errors import ConfigError, reason
+from ribseg.functional.cam import class_maps
+from ribseg.functional.state import evaluating
+from ribseg.methods.cam import features_of, head_of
+from ribseg.methods.rib import partition
+from ribseg.types import Trainable
+
+SIZES = ((64, 64), (97, 81))  # height and width; the odd one is what photographs are like
+BATCH = 2  # an image and its mirror image, as in every view
+CONTRACT = (
+    "expected features(x) from images (N, 3, H, W) of any size to (N, D, h, w), and weight (C, D) or "
+    "(C, D, 1, 1); see ribseg.RIB"
+)
+
+
+def check_network(
+    classifier: nn.Module, num_classes: int, trains: bool = False, trainable: Trainable | None = None
+) -> None:
+    """Tries a network on images of 64x64 and 97x81 pixels; it is left exactly as it was.
+
+    Args:
+        classifier: any module with `features(x)` and `weight`.
+        num_classes: C of the data, without background.
+        trains: whether it will be trained: it then needs logits `forward(x)` (N, C), `num_classes` and
+            `parameter_groups()`, too.
+        trainable: what RIB will adapt; None if it will not.
+
+    Raises:
+        ConfigError: the network breaks the contract; says where, with what was expected and found.
+    """
+    name = type(classifier).__name__
+    try:
+        weight, _ = head_of(classifier), features_of(classifier)
+        learning = [*partition(classifier, trainable).parameters, weight] if trainable else []
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the network cannot be a classifier: {reason(error)}") from error
+    _check_weight(name, weight, num_classes)
+    if trainable not in (None, "head") and len(learning) == 1:
+        raise ConfigError(
+            f"{name} has no weights that learn besides its head, so rib.trainable={trainable} would adapt "
+            "the head alone; give some of them requires_grad=True, or say rib.trainable=head"
+        )
+    generator = torch.Generator().manual_seed(0)  # the global one belongs to the run
+    for size in SIZES:
+        images = torch.randn(BATCH, 3, *size, generator=generator).to(weight.device, weight.dtype)
+        with evaluating(classifier), torch.set_grad_enabled(bool(learning)):
+            _try(classifier, name, images, learning)
+        learning = []  # one backward pass says enough
+    if trains:
+        _check_training(classifier, name, num_classes)
+
+
+def _check_weight(name: str, weight: Tensor, num_classes: int) -> None:
+    if weight.ndim not in (2, 4) or weight.shape[2:].numel() != 1 or len(weight) != num_classes:
+        raise ConfigError(
+            f"expected {name}.weight of shape (C, D) or (C, D, 1, 1) with a row for each of the "
+            f"{num_classes} classes of the data (background has none), got {tuple(weight.shape)}"
+        )
+    if not bool(torch.isfinite(weight).all()):
+        raise ConfigError(f"{name}.weight is not finite; were its weights loaded?")
+
+
+def _check_training(classifier: Any, name: str, num_classes: int) -> None:
+    """What `ribseg.modules.ClassifierModule` needs besides."""
+    absent = [part for part in ("num_classes", "parameter_groups") if not hasattr(classifier, part)]
+    if absent:
+        raise ConfigError(
+            f"{name} has no {' and no '.join(absent)}: the training of the classifier needs num_classes, "
+            "parameter_groups() -> (parameters of the backbone, of the head), and logits forward(x) of shape "
+            "(N, C). Or give a trained one: classifier.checkpoint=FILE"
+        )
+    weight = head_of(classifier)
+    images = torch.zeros(BATCH, 3, *SIZES[0], device=weight.device, dtype=weight.dtype)
+    with evaluating(classifier), torch.no_grad():
+        try:
+            logits = classifier(images)
+        except Exception as error:
+            raise ConfigError(_failed(name, "forward", images, error)) from error
+    if not isinstance(logits, Tensor) or logits.shape != (BATCH, num_classes):
+        raise ConfigError(
+            f"expected logits (N, C) = ({BATCH}, {num_classes}) from {name}, got {_described(logits)}"
+        )
+
+
+def _try(classifier: nn.Module, name: str, images: Tensor, learning: Sequence[nn.Parameter]) -> None:
+    try:
+        features = features_of(classifier)(images)
+    except Exception as error:
+        raise ConfigError(_failed(name, "features", images, error)) from error
+    weight = head_of(classifier)
+    complaint = _complaint(features, weight)
+    if complaint:
+        raise ConfigError(
+            f"{name}.features gives {_described(features)} for images {tuple(images.shape)}: {complaint}. "
+            f"{CONTRACT}"
+        )
+    if learning:
+        _check_gradients(name, features, weight, learning)
+
+
+def _complaint(features: Any, weight: Tensor) -> str:
+    """What is wrong with features; nothing for good ones."""
+    if not isinstance(features, Tensor):
+        return "that is no tensor"
+    channels = weight.shape[1]
+    if features.ndim == 3 and features.shape[-1] == channels:
+        return "those are tokens (N, L, D) of a transformer, not a map; bring them to (N, D, h, w)"
+    if features.ndim != 4:
+        return f"that has {features.ndim} dimensions, not 4; features come before pooling and head"
+    if features.shape[1] != channels and features.shape[-1] == channels:
+        return "the channels are last (NHWC); bring them forward with .permute(0, 3, 1, 2)"
+    if features.shape[1] != channels:
+        return f"{features.shape[1]} channels do not fit weight, which has {channels} columns"
+    if len(features) != BATCH or 0 in features.shape:
+        return f"there must be a map for each of the {BATCH} images"
+    if features.device != weight.device:
+        return f"they are on {features.device}, but weight is on {weight.device}"
+    if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
+        return "they are not finite numbers; were the network's weights loaded?"
+    return ""
+
+
+def _check_gradients(name: str, features: Tensor, weight: Tensor, learning: Sequence[nn.Parameter]) -> None:
+    """Whether a loss on the class maps reaches what RIB adapts."""
+    wanted = [parameter for parameter in learning if parameter.requires_grad]
+    try:
+        maps = class_maps(features, weight)
+        found = torch.autograd.grad(maps.square().mean(), wanted, allow_unused=True)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"no gradient of {name}'s class maps can be computed, but RIB needs one: {reason(error)}"
+        ) from error
+    body = [g for p, g in zip(wanted, found, strict=True) if p is not weight]
+    if body and all(gradient is None for gradient in body):
+        raise ConfigError(
+            f"{name}.features is detached from its weights: no gradient of the class maps reaches one of the "
+            f"{len(body)} that RIB adapts. Take .detach(), torch.no_grad or numpy out of features, or adapt "
+            "the head alone with rib.trainable=head"
+        )
+    if any(g is not None and not bool(torch.isfinite(g).all()) for g in found):
+        raise ConfigError(f"gradients of {name}'s class maps are not finite; RIB could not take a step")
+
+
+def _failed(name: str, method: str, images: Tensor, error: Exception) -> str:
+    return (
+        f"{name}.{method} fails for images {tuple(images.shape)}, {images.dtype} on {images.device}: "
+        f"{type(error).__name__}: {reason(error)}. {CONTRACT}"
+    )
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,95 @@
+"""PSA's affinity network over a frozen CNN (Ahn, Kwak, CVPR 2018, section 3.2)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ribseg.errors import ConfigError
+from ribseg.models.backbone import Backbone, padding, trial_image
+
+STRIDE = 8
+WIDTHS = (64, 128, 256)  # channels to which the three levels are reduced
+
+
+class PSANet(nn.Module):
+    """Features whose distance says whether two pixels belong together.
+
+    Three levels of the backbone (in a ResNet layer2, layer3 and layer4) are reduced to 64, 128 and 256
+    channels, brought to stride 8 and mixed by a 1x1 convolution. Published over a ResNet-38 that learns with
+    it; here the backbone stays as it is, as in IRNet.
+
+    Args:
+        backbone: with its weights; is frozen and kept in evaluation mode.
+
+    Attributes:
+        stride: image pixels per feature-map location.
+
+    Raises:
+        ConfigError: the backbone has no level at stride 8.
+
+    >>> network = PSANet(Backbone("resnet10t"))
+    >>> network(torch.zeros(1, 3, 70, 96)).shape
+    torch.Size([1, 448, 9, 12])
+    """
+
+    stride = STRIDE
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False).eval()
+        trial = trial_image(backbone)
+        levels = self.levels(trial)
+        if levels[0].shape[-1] * STRIDE != trial.shape[-1]:
+            raise ConfigError(
+                f"PSANet needs a backbone with features at stride {STRIDE} before its last two stages, "
+                f"{backbone.name!r} has {trial.shape[-1] // levels[0].shape[-1]}; use a CNN such as a ResNet"
+            )
+        self.reduce = nn.ModuleList(
+            nn.Conv2d(level.shape[1], width, 1, bias=False)
+            for level, width in zip(levels, WIDTHS, strict=True)
+        )
+        self.mix = nn.Conv2d(sum(WIDTHS), sum(WIDTHS), 1, bias=False)
+
+    @torch.no_grad()
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> the outputs of the trunk and the last two stages."""
+        found = []
+        for stage in self.backbone.stages:
+            images = stage(images)
+            found.append(images)
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 448, ceil(H/8), ceil(W/8))."""
+        return self.mix(torch.cat(self._reduced(self.levels(images)), 1)).relu()
+
+    def _reduced(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        size = levels[0].shape[-2:]
+        return [
+            F.interpolate(F.elu(layer(level)), size, mode="bilinear", align_corners=False)
+            for layer, level in zip(self.reduce, levels, strict=True)
+        ]
+
+    @torch.no_grad()
+    def predict(self, views: Tensor, crop_size: int = 448) -> Tensor:
+        """Features of one image.
+
+        Args:
+            views: (1 or 2, 3, H, W), the normalised image first.
+            crop_size: images are padded with zeros, right and below, to this size; larger ones to a multiple
+                of 32.
+
+        Returns:
+            (448, ceil(H/8), ceil(W/8)).
+        """
+        height, width = views.shape[-2:]
+        padded = F.pad(views[:1], (0, padding(width, crop_size), 0, padding(height, crop_size)))
+        return self(padded)[0, :, : -(-height // STRIDE), : -(-width // STRIDE)]
+
+    def train(self, mode: bool = True) -> "PSANet":
+        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self

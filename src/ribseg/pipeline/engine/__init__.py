@@ -1,0 +1,1 @@
+"""Stages, the store, and what runs them."""

@@ -1,0 +1,245 @@
+"""What the stages of one run share: settings, data, store, processes."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from ribseg.errors import ConfigError, RibsegError
+from ribseg.modules.data_module import WSSSDataModule
+from ribseg.pipeline.engine.console import make_console
+from ribseg.pipeline.engine.digest import plain
+from ribseg.pipeline.engine.disk import Weights
+from ribseg.pipeline.engine.loggers import logger_settings
+from ribseg.pipeline.engine.store import Artefact, Store, check_writable
+
+T = TypeVar("T")
+MADE = ("labels", "classes")  # settings of the data that stay open where `prepare` makes them
+STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+class Context:
+    """One run.
+
+    Args:
+        cfg: the composed configuration.
+        output: the run's own folder, for results and report.
+
+    Attributes:
+        data: the DataModule.
+        store: where artefacts lie.
+        console: prints on the first process only.
+        skipped: split -> image id -> what is wrong with it, of images that were taken off the lists.
+        rerun: stages that are computed again although the store holds their results.
+        data_facts: what stands under "data" in `results.json`; known after `preflight`.
+        weights: "classifier", "affinity", "segmenter" -> size of the network; of those that are still to be
+            trained, known after `preflight` has built them once.
+    """
+
+    def __init__(self, cfg: DictConfig, output: Path) -> None:
+        self.cfg, self.output = cfg, output
+        check_writable(output, "hydra.run.dir")
+        self.store = Store(cfg.store.root)
+        self.console = make_console(quiet=not self.is_first)
+        self.artefacts: dict[str, Artefact] = {}
+        self.rerun: set[str] = set()
+        self.skipped: dict[str, dict[str, str]] = {}
+        self.data_facts: dict[str, Any] = {}
+        self.weights: dict[str, Weights] = {}
+
+    @cached_property
+    def prepared(self) -> dict[str, Any]:
+        """Settings of the data, once the demo's images or COCO's masks are there."""
+        made = build(self.cfg.prepare) if self.cfg.prepare else None
+        return made if isinstance(made, dict) else {}
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What made the data, and how, for results; empty where nothing did."""
+        if not self.cfg.prepare:
+            return {}
+        return plain(self.cfg.prepare) | getattr(self.prepared, "facts", {})
+
+    @cached_property
+    def data(self) -> WSSSDataModule:
+        """Opened on first use.
+
+        Raises:
+            ConfigError: a setting would have no effect.
+        """
+        idle = [name for name in MADE if name in self.prepared and self.cfg.data[name] is not None]
+        if idle:
+            raise ConfigError(
+                f"data.{idle[0]}={self.cfg.data[idle[0]]} would have no effect: these data are made by "
+                f"`prepare` ({self.cfg.prepare._target_}). Leave it out, and see the settings of prepare"
+            )
+        return build(self.cfg.data, seed=self.cfg.seed, _convert_="all", **self.prepared)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that decides, writes tables and talks."""
+        return cast(int, getattr(rank_zero_only, "rank", 0)) == 0
+
+    def agree(self, value: T) -> T:
+        """The first process's value in all processes, once these talk to each other."""
+        if not dist.is_initialized():
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_first(self, work: Callable[[], object]) -> None:
+        """Does something in the first process; the others wait."""
+        if self.is_first:
+            work()
+        self.wait()
+
+    def is_ready(self, stage: str) -> bool:
+        """Whether the result of a stage is in the store, and not about to be outdated."""
+        return self.artefacts[stage].finished and stage not in self.rerun
+
+    def will_run(self, stage: str) -> bool:
+        """Whether this run computes a stage."""
+        return stage in self.cfg.run and not self.is_ready(stage)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if dist.is_initialized():
+            dist.barrier()
+
+    @property
+    def processes(self) -> int:
+        """How many processes the configured Trainer has."""
+        return build(self.cfg.trainer, logger=False).world_size
+
+    def loggers(self, stage: str) -> list[Logger]:
+        """The configured loggers for one stage; none with logger=none."""
+        settings = logger_settings(self.cfg.logger, stage, self.output)
+        loggers = [build(OmegaConf.create(each)) for each in settings]
+        for logger, each in zip(loggers, settings, strict=True):
+            if not isinstance(logger, Logger):
+                raise ConfigError(f"{each['_target_']} gives {type(logger).__name__}, no logger of Lightning")
+        return loggers
+
+    @cached_property
+    def result_loggers(self) -> list[Logger]:
+        """The loggers of the results, made once."""
+        return self.loggers("results")
+
+    def trainer(
+        self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
+    ) -> pl.Trainer:
+        """A Trainer for one stage, with the configured devices and logger.
+
+        Args:
+            stage: names the logger's run.
+            folder: for files of the Trainer's own.
+            callbacks: of the stage.
+            kwargs: settings that the stage decides; `check_trainer` refuses them in the configuration.
+        """
+        shown = {"enable_model_summary": self.cfg.trainer.get("enable_model_summary", False)}
+        return build(
+            self.cfg.trainer,
+            logger=self.loggers(stage) or False,
+            callbacks=list(callbacks),
+            default_root_dir=str(folder),
+            **shown,
+            **kwargs,
+        )
+
+    def callbacks(self, part: str) -> dict[str, Callback]:
+        """Name -> callback of a training: those of `callbacks`, and those of its part of the configuration.
+
+        Args:
+            part: "classifier", "affinity", "segmenter" or "bottleneck".
+        """
+        chosen = named_callbacks({name: plain(self.cfg[name]) for name in ("callbacks", part)}, part)
+        callbacks = {name: build(OmegaConf.create(node)) for name, node in chosen.items()}
+        for name, callback in callbacks.items():
+            if not isinstance(callback, Callback):
+                raise ConfigError(f"{name} gives {type(callback).__name__}, no callback of Lightning")
+        return callbacks
+
+
+# Settings of the Trainer that ribseg decides itself, and which setting to use instead.
+DECIDED = {
+    "callbacks": "callbacks.NAME._target_=... for every training, or classifier.callbacks and so on for one",
+    "logger": "logger=csv, or logger.NAME._target_=...",
+    "default_root_dir": "store.root and hydra.run.dir",
+    "max_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
+    "min_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
+    "max_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
+    "min_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
+    "accumulate_grad_batches": "segmenter.accumulate; other trainings take a whole batch at once",
+    "check_val_every_n_epoch": "segmenter.check_every",
+    "val_check_interval": "segmenter.check_every",
+    "enable_checkpointing": "nothing: checkpoints are what an interrupted training goes on from",
+    "inference_mode": "nothing: each stage knows whether it needs gradients",
+    "use_distributed_sampler": "nothing: the loaders know their process",
+    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only whole results",
+    "barebones": "logger=none progress=false",
+}
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuses settings of the Trainer that ribseg decides itself, instead of ignoring them.
+
+    Raises:
+        ConfigError: names the setting to use.
+    """
+    for name, instead in DECIDED.items():
+        if name in cfg.trainer:
+            raise ConfigError(f"trainer.{name} is decided by ribseg; use {instead}")
+
+
+def named_callbacks(cfg: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Name -> configuration of the callbacks of a training; null takes one out."""
+    named = {**(cfg["callbacks"] or {}), **(cfg[part].get("callbacks") or {})}
+    return {name: node for name, node in named.items() if node}
+
+
+class separate_processes:  # noqa: N801 - reads as a statement
+    """Ends the process group of a run and forgets its addresses, so that a sweep can start its next run."""
+
+    def __enter__(self) -> None:
+        self.before = {name: os.environ.get(name) for name in STATE}
+
+    def __exit__(self, *_: object) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in self.before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def build(node: DictConfig, **replaced: Any) -> Any:
+    """What a configuration's `_target_` names, with keyword arguments that replace settings.
+
+    Raises:
+        ConfigError: the target refuses its arguments; says which part of the configuration it was.
+    """
+    try:
+        return instantiate(node, **replaced)
+    except MissingMandatoryValue as error:
+        name = error.full_key
+        raise ConfigError(f"the setting {name} has no default; give it: {name}=...") from error
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, RibsegError):
+            raise cause from error
+        if isinstance(cause, ValueError | TypeError | ImportError | MisconfigurationException):
+            raise ConfigError(f"{node.get('_target_')}: {cause}") from error
+        raise

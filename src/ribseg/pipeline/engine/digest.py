@@ -1,0 +1,134 @@
+"""What of a configuration a stage's result depends on: everything but a named list of neutral settings.
+
+A setting that is not known to be neutral counts, also one that a user has added. So does the content of every
+file that a setting names, and the source of every `_target_` that is not of this package.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ribseg.models.weights import resolve_weights
+from ribseg.pipeline.engine.sources import foreign_targets, is_foreign, source_digest
+
+PLACE = "the fingerprint of the data covers what lies there"
+SHOWN = "changes what is shown, not what is computed"
+DEVICE = "says where it is computed; batches count all processes together"
+SPEED = "changes the speed, and results by rounding at most"
+# Whole parts of the configuration that no result depends on, and why.
+NEUTRAL_PARTS = {
+    "name": SHOWN,
+    "run": "says which stages run",
+    "rerun": "says which stages run",
+    "objective": "is read from the results",
+    "progress": SHOWN,
+    "check_files": "broken files end the run, or are off the lists",
+    "store": PLACE,
+    "logger": SHOWN,
+    "report": SHOWN,
+    "prepare": "the fingerprint of the data covers what it makes",
+}
+# Settings inside the parts that count. They are neutral for the classes of this package: under a user's own
+# `_target_` all but those of ALWAYS_NEUTRAL count, because the same name may mean something else there.
+NEUTRAL = {
+    "data.root": PLACE,
+    "data.train_split": PLACE,
+    "data.labels": PLACE,
+    "data.classes": PLACE,
+    "data.masks_dir": PLACE,
+    "data.images_dir": PLACE,
+    "data.lists_dir": PLACE,
+    "data.on_error": "what it takes off the lists is not in the fingerprint",
+    "data.num_workers": "samples are functions of seed, epoch and image id",
+    "data.pin_memory": SPEED,
+    "trainer.accelerator": DEVICE,
+    "trainer.devices": DEVICE,
+    "trainer.strategy": DEVICE,
+    "trainer.num_nodes": DEVICE,
+    "trainer.enable_progress_bar": SHOWN,
+    "trainer.enable_model_summary": SHOWN,
+    "trainer.log_every_n_steps": SHOWN,
+    "trainer.num_sanity_val_steps": "is looked at before the training begins",
+    "trainer.profiler": SHOWN,
+    "maps.threads": SPEED,
+    "maps.pool_gib": SPEED,
+    "maps.crop_on_gpu": SPEED,
+    "rib.reference_chunk": SPEED,
+    "rib.compile": SPEED,
+    "evaluate.workers": SPEED,
+    "refine.workers": SPEED,
+    "refine.maps": "names an input, which has a digest of its own",
+    "segmenter.workers": SPEED,
+    "segmenter.sources": "says which segmenters there are; each has an artefact of its own",
+    "segmenter.masks_dir": PLACE,
+    "segmenter.expected": SHOWN,
+    "bottleneck.workers": SPEED,
+    "bottleneck.mnist_root": PLACE,
+    "imported.folder": "the digest of its files counts instead",
+    "imported.trust": "says what may be read",
+}
+ALWAYS_NEUTRAL = ("data.root", "data.num_workers", "data.pin_memory")
+CRF_BACKEND = "backend"
+
+
+def settings_of(cfg: Mapping[str, Any], parts: Iterable[str], neutral: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings of some parts of a configuration that count, as plain values, for a digest.
+
+    Args:
+        cfg: the composed configuration, or the same as plain values.
+        parts: top-level names of what a stage depends on; those that the configuration lacks are left out.
+        neutral: dotted names of settings in them that this stage does not depend on, besides `NEUTRAL`.
+
+    Returns:
+        Part -> settings without the neutral ones; names of files replaced by digests of their content. Under
+        "sources" the digests of all foreign `_target_`s.
+    """
+    dropped = {*NEUTRAL, *neutral}
+    settings = {part: _counting(plain(cfg[part]), part, dropped) for part in parts if part in cfg}
+    sources = {target: source_digest(target) for target in sorted(set(foreign_targets(settings)))}
+    return settings | ({"sources": sources} if sources else {})
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as dictionaries, lists and numbers, all interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _counting(node: Any, path: str, dropped: set[str]) -> Any:
+    if isinstance(node, dict):
+        if is_foreign(str(node.get("_target_", "ribseg"))):
+            dropped = dropped & set(ALWAYS_NEUTRAL)
+        children = {name: f"{path}.{name}" for name in node}
+        return {n: _counting(node[n], p, dropped) for n, p in children.items() if p not in dropped}
+    if isinstance(node, list):
+        return [_counting(value, path, dropped) for value in node]
+    return _content(node, path.rpartition(".")[2]) if isinstance(node, str) else node
+
+
+def _content(value: str, name: str) -> str:
+    """What a text setting stands for: of a file its content, of a choice "auto" what is chosen here."""
+    if name == CRF_BACKEND and value == "auto":
+        return "torch" if find_spec("pydensecrf") is None else "pydensecrf"
+    path = resolve_weights(value) if name == "weights" else Path(value)
+    looks_like_file = path.suffix or len(path.parts) > 1
+    return f"file:{_file_digest(path)}" if looks_like_file and path.is_file() else value
+
+
+def _file_digest(path: Path) -> str:
+    state = path.stat()
+    return _cached_digest(os.fspath(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _cached_digest(path: str, size: int, changed: int) -> str:
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

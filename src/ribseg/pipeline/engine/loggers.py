@@ -1,0 +1,184 @@
+"""Lightning's loggers for the stages of a run: any of them, by `_target_`, one or several at once.
+
+`logger` is the configuration of one logger, or a mapping of names to such configurations. Each stage that
+logs, and the results at the end, get loggers of their own.
+"""
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_warn
+
+from ribseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ribseg.pipeline.engine.context import Context
+
+FOLDER = "logs"
+EXAMPLE = "pytorch_lightning.loggers.CSVLogger"
+Settings = dict[str, Any]
+
+
+def logger_settings(node: Any, stage: str, output: Path) -> list[Settings]:
+    """The settings of each configured logger, `_target_` included, for one stage.
+
+    What the user gives is kept, with "{stage}", "{output}" and "{run}" filled in wherever a text has them.
+    What is not given, and the logger takes, is set: `save_dir` and `name`, so that each stage has a folder
+    `logs/<stage>` in the run's own; for W&B see `wandb_defaults`.
+
+    Args:
+        node: `cfg.logger`.
+        stage: names the logs.
+        output: the run's folder.
+
+    Raises:
+        ConfigError: it is no configuration of loggers, or a logger does not take these settings.
+    """
+    texts = {"{stage}": stage, "{output}": str(output), "{run}": run_name(output)}
+    found = []
+    for place, given in _configured(node).items():
+        target = _target(place, given)
+        try:
+            signature = inspect.signature(target)
+            chosen = _defaults(target, given, stage, output) | _filled_in(given, texts)
+            arguments = {key: value for key, value in chosen.items() if not _is_hydras(key)}
+            signature.bind(*chosen.get("_args_", ()), **arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{place}: {given['_target_']} cannot be made with {given}: {error}") from error
+        found.append({"_convert_": "all"} | chosen)
+    return found
+
+
+def run_name(output: Path) -> str:
+    """What tells a run from others: the last two parts of its folder."""
+    return " ".join(output.resolve().parts[-2:])
+
+
+def _configured(node: Any) -> dict[str, Settings]:
+    """Place in the configuration -> settings; a name that is set to null is left out."""
+    settings: Any = node or {}
+    try:
+        if OmegaConf.is_config(settings):
+            settings = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"the setting {error.full_key} has no default; give it a value") from error
+    named = settings if isinstance(settings, dict) else {}
+    if "_target_" in named:
+        return {"logger": named}
+    loggers = {f"logger.{name}": value for name, value in named.items() if value is not None}
+    for place, value in loggers.items() if named or not settings else [("logger", settings)]:
+        if not isinstance(value, dict) or "_target_" not in value:
+            raise ConfigError(
+                f"expected {place} to be a logger's settings, got {value!r}; a logger has a _target_, as "
+                f"+logger.NAME._target_={EXAMPLE}"
+            )
+    return loggers
+
+
+def _target(place: str, given: Settings) -> Callable[..., Any]:
+    try:
+        target = get_object(given["_target_"])
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{place}._target_={given['_target_']} cannot be imported: {error}") from error
+    if not callable(target):
+        raise ConfigError(f"{place}._target_={given['_target_']} is no class or function")
+    return target
+
+
+def _is_hydras(key: str) -> bool:
+    return key.startswith("_") and key.endswith("_")
+
+
+def _filled_in(value: Any, texts: Mapping[str, str]) -> Any:
+    """The same value with the placeholders of all its texts replaced."""
+    if isinstance(value, dict):
+        return {key: _filled_in(part, texts) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(part, texts) for part in value]
+    if isinstance(value, str):
+        return functools.reduce(lambda text, item: text.replace(*item), texts.items(), value)
+    return value
+
+
+def _defaults(target: Callable[..., Any], given: Settings, stage: str, output: Path) -> Settings:
+    """What is set where the user has not set it, of what a logger takes."""
+    if isinstance(target, type) and issubclass(target, WandbLogger):
+        return wandb_defaults(given, stage, output)
+    folders = {"save_dir": str(output / FOLDER), "name": stage}
+    if isinstance(target, type) and issubclass(target, CSVLogger | TensorBoardLogger) and "name" not in given:
+        folders["version"] = ""  # under a name of the user's they count versions, one per stage
+    accepted = inspect.signature(target).parameters
+    return {key: value for key, value in folders.items() if key in accepted}
+
+
+def wandb_defaults(given: Settings, stage: str, output: Path) -> Settings:
+    """One group per run, one run and job type per stage, below the run's folder; offline without a key.
+
+    Args:
+        given: what the user has set: with `offline`, `mode` or WANDB_MODE nothing is asked.
+        stage: the job type.
+        output: the run's folder; `wandb/` is made in it.
+    """
+    group = run_name(output)
+    settings = {"save_dir": str(output), "name": f"{group} {stage}", "group": group, "job_type": stage}
+    if {"mode", "experiment"} & set(given):
+        return settings
+    # As the mode of wandb.init. Lightning's `offline` sets WANDB_MODE, which wandb may have read by now.
+    if "offline" in given:
+        return settings | ({"mode": "offline"} if given["offline"] else {})
+    if "WANDB_MODE" in os.environ:
+        return settings | {"mode": os.environ["WANDB_MODE"]}
+    return settings if wandb_login() else settings | {"mode": "offline"}
+
+
+@functools.cache
+def wandb_login() -> bool:
+    """Whether W&B has credentials, and its server accepts them; warns where it does not."""
+    import wandb
+
+    try:
+        return bool(wandb.login(prompt=False))
+    except wandb.errors.CommError as error:  # refused, or no network
+        rank_zero_warn(f"{error}. The logs of this run stay offline; `wandb sync` uploads them later.")
+        return False
+
+
+def finish_loggers() -> None:
+    """Closes W&B's run, or the next stage would write into it."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
+
+
+LOGGED = ("localization", "adaptation", "bottleneck", "segmenter")
+
+
+def log_results(context: "Context", results: dict[str, Any]) -> None:
+    """Hands the numbers of `results.json` to the loggers, as `localization/rib/best_miou` and so on."""
+    for logger in context.result_loggers:
+        logger.log_metrics(numbers({key: results[key] for key in LOGGED if key in results}))
+        logger.finalize("success")
+    finish_loggers()
+
+
+def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers in nested dictionaries by path; lists are left out.
+
+    >>> numbers({"a": {"b": 1, "c": None, "d": [2]}})
+    {'a/b': 1.0}
+    """
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            flat[f"{prefix}{key}"] = float(value)
+    return flat

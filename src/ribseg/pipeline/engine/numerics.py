@@ -1,0 +1,77 @@
+"""Whether number formats and pixels fit: precision with the optimizer, normalization with the weights."""
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ribseg.errors import ConfigError
+from ribseg.models.packages import PACKAGED, STATISTICS
+from ribseg.pipeline.engine.context import build, plain
+
+ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
+USABLE = ("32-true", "64-true", "bf16-mixed")
+HALF = ("16-true", "bf16-true")
+ON_GPU = "16-mixed"
+
+
+def check_precision(cfg: DictConfig) -> None:
+    """Checks the precision of the Trainer, and that of the segmenter.
+
+    Raises:
+        ConfigError: training or adaptation cannot work in it; names the one to use.
+    """
+    given = {
+        "trainer.precision": cfg.trainer.get("precision"),
+        "segmenter.precision": cfg.segmenter.precision,
+    }
+    for setting, value in given.items():
+        precision = ALIASES.get(str(value), str(value))
+        if precision in USABLE or (setting == "segmenter.precision" and value is None):
+            continue
+        if precision == ON_GPU and _on_gpu(cfg):
+            continue
+        raise ConfigError(f"{setting}={value} cannot work: {_why(precision)}")
+
+
+def _why(precision: str) -> str:
+    instead = "use bf16-mixed for half the memory, or 32-true"
+    if precision in HALF:
+        return (
+            "it keeps the weights themselves in half precision, where the small steps of optimizers and of "
+            f"RIB are rounded away or overflow; {instead}"
+        )
+    if precision == ON_GPU:
+        return f"it needs a GPU, on a CPU Lightning takes another precision without asking; {instead}"
+    if precision.startswith("transformer-engine"):
+        return f"it is for linear layers in float8, not for convolutions; {instead}"
+    return f"there is no such precision; expected one of {', '.join((*USABLE, ON_GPU))}"
+
+
+def _on_gpu(cfg: DictConfig) -> bool:
+    trainer = build(cfg.trainer, logger=False, precision="32-true")
+    return bool(trainer.strategy.root_device.type == "cuda")
+
+
+def check_normalization(classifier: Any, cfg: DictConfig) -> None:
+    """Checks that pixels are normalised as the weights expect, where it is known how.
+
+    Raises:
+        ConfigError: they are not; gives the settings.
+    """
+    model, backbone = cfg.classifier.model, getattr(classifier, "backbone", None)
+    known = getattr(backbone, "pretrained_cfg", {}) if model.get("pretrained") else {}
+    if model.get("weights") in PACKAGED:
+        known = STATISTICS
+    for name in ("mean", "std"):
+        found, expected = plain(cfg.data[name]), known.get(name)
+        if expected and not all(map(_near, found, expected)):
+            values = ",".join(f"{value:g}" for value in expected)
+            raise ConfigError(
+                f"the weights of {model.get('weights') or model.backbone} expect pixels normalised with "
+                f"data.{name}=[{values}], got {found}; with others the network sees nothing that it knows"
+            )
+
+
+def _near(one: float, other: float) -> bool:
+    return math.isclose(one, other, abs_tol=1e-3)

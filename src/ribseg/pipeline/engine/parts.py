@@ -1,0 +1,119 @@
+"""Parts of the configuration that name what they build: whether they can be built, and what it takes."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from ribseg.checks import within
+from ribseg.errors import ConfigError, reason
+from ribseg.pipeline.engine.context import build, plain
+
+
+def takes(node: DictConfig, name: str) -> bool:
+    """Whether what a `_target_` names has a keyword argument of that name."""
+    parameters = signature(located(node["_target_"])).parameters.values()
+    return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def check_targets(path: str, node: Any) -> None:
+    """Imports every `_target_` at or below a place of the configuration.
+
+    Raises:
+        ConfigError: one cannot be imported; says which, and why.
+    """
+    if not isinstance(node, dict | list):
+        return
+    if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+        with within(f"{path}._target_={node['_target_']}"):
+            located(node["_target_"])
+    for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+        check_targets(f"{path}.{name}", child)
+
+
+def check_arguments(check: Callable[..., None], settings: DictConfig | None) -> None:
+    """Calls a check of a function's arguments with a section of the configuration.
+
+    Raises:
+        ConfigError: one is unknown, or out of range.
+    """
+    given = plain(settings) or {}
+    check_known(check, given)
+    check(**given)
+
+
+def check_known(function: Callable[..., Any], given: dict[str, Any]) -> None:
+    """Raises a ConfigError if a function does not know one of these keyword arguments."""
+    try:
+        signature(function).bind_partial(**given)
+    except TypeError as error:
+        known = ", ".join(signature(function).parameters)
+        raise ConfigError(f"{error}; it knows {known}") from error
+
+
+def check_training(path: str, node: DictConfig, **replaced: Any) -> Any:
+    """Builds a LightningModule that trains, and its optimizer once; returns the module.
+
+    Args:
+        path: in the configuration.
+        node: the part there.
+        replaced: arguments in the place of settings, e.g. the network.
+
+    Raises:
+        ConfigError: an argument is unknown or out of range.
+    """
+    with within(path):
+        module = build(node, **replaced)
+    with within(f"{path}.optimizer"):
+        check_optimizer(module, node)
+    return module
+
+
+def check_optimizer(module: Any, node: DictConfig) -> None:
+    """Makes a module's optimizer once: by its `new_optimizer` (as ours have), or its setting `optimizer`.
+
+    Raises:
+        ConfigError: it refuses its arguments.
+    """
+    make = getattr(module, "new_optimizer", None)
+    if make is None:
+        optimizer = node.get("optimizer")
+        learning = [weight for weight in module.parameters() if weight.requires_grad]
+        if not learning or not OmegaConf.is_dict(optimizer) or not optimizer.get("_partial_"):
+            return
+
+        def make() -> Any:
+            return build(optimizer)([{"params": learning, "lr": 1e-3}])
+
+    try:
+        make()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(reason(error)) from error
+
+
+def located(target: str) -> Callable[..., Any]:
+    """What a `_target_` names.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    try:
+        return instantiate({"_target_": target, "_partial_": True}).func
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConfigError(
+            f"expected what can be imported and called, as package.module.Name, but: {reason(cause)}"
+        ) from error
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature, or one that takes everything where Python knows none (of functions written in C)."""
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return inspect.signature(lambda *args, **kwargs: None)

@@ -1,0 +1,96 @@
+"""Ranges of the settings that the stages themselves read.
+
+What an object or a function takes is checked there; see `preflight`, which builds what a run will need.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ribseg.checks import SettingError, check_number, check_switch
+from ribseg.pipeline.stages.thresholds import CHOICES
+
+COUNT = partial(check_number, low=1, whole=True)
+COUNT_OR_AUTO = partial(COUNT, words=("auto",))
+SHARE = partial(check_number, low=0, high=1)
+SCORE = partial(SHARE, words=tuple(CHOICES))
+CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "seed": partial(check_number, low=0, high=2**32 - 1, whole=True),
+    "store.margin": partial(check_number, low=0, words=(None,)),
+    "maps.threads": COUNT,
+    "maps.pool_gib": partial(check_number, low=0),
+    "rate_search.images": COUNT,
+    "rate_search.low": partial(check_number, above=0),
+    "rate_search.high": partial(check_number, above=0),
+    "rate_search.completed": SHARE,
+    "evaluate.thresholds": partial(check_number, low=2, whole=True),
+    "evaluate.fixed_threshold": partial(SHARE, words=(None,)),
+    "evaluate.bootstrap": COUNT,
+    "evaluate.workers": COUNT,
+    "report.examples": COUNT,
+    "classifier.epochs": COUNT,
+    "affinity.epochs": COUNT,
+    "affinity.batch_size": COUNT,
+    "affinity.crop_size": COUNT,
+    "refine.labels.foreground": partial(SHARE, words=("auto",)),
+    "refine.labels.background": partial(SHARE, words=("auto",)),
+    "refine.maps_threshold": SCORE,
+    "refine.walk_threshold": SCORE,
+    "refine.saliency_threshold": SHARE,
+    "refine.workers": COUNT_OR_AUTO,
+    "segmenter.max_steps": COUNT,
+    "segmenter.batch_size": COUNT,
+    "segmenter.accumulate": COUNT,
+    "segmenter.crop_size": COUNT,
+    "segmenter.check_every": COUNT,
+    "segmenter.average": partial(SHARE, words=(None,)),
+    "segmenter.workers": partial(check_number, low=0, whole=True, words=("auto",)),
+    "bottleneck.seeds": COUNT,
+    "bottleneck.marked": SHARE,
+    "bottleneck.images.train": COUNT,
+    "bottleneck.images.measured": COUNT,
+    "bottleneck.images.scored": COUNT,
+    "bottleneck.training.epochs": COUNT,
+    "bottleneck.training.batch_size": COUNT,
+    "bottleneck.training.margin": partial(check_number, words=(None,)),
+    "bottleneck.saturation": partial(check_number, low=0),
+    "bottleneck.information_bins": partial(COUNT, words=(None,)),
+    "bottleneck.examples": COUNT,
+    "bottleneck.workers": COUNT_OR_AUTO,
+}
+# May be left out of a configuration, and are false then.
+SWITCHES = (
+    "tf32",
+    "progress",
+    "check_files",
+    "imported.trust",
+    "maps.crop_on_gpu",
+    "maps.full",
+    "export.program",
+    "affinity.backbone.pretrained",
+    "refine.labels.crf",
+    "segmenter.sync_batchnorm",
+    "segmenter.validate",
+    "bottleneck.wrong_class",
+)
+
+
+def check_ranges(cfg: DictConfig) -> None:
+    """Checks the settings that the stages read, of the sections that the configuration has.
+
+    Raises:
+        ConfigError: names all that are out of range, with what was expected and found.
+    """
+    there = [name for name in CHECKS if "." not in name or cfg.get(name.split(".")[0]) is not None]
+    values = {name: OmegaConf.select(cfg, name) for name in there}
+    values |= {name: OmegaConf.select(cfg, name, default=False) for name in SWITCHES}
+    wrong = []
+    for name, value in values.items():
+        try:
+            CHECKS.get(name, check_switch)(name, value)
+        except SettingError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise SettingError("\n  ".join(wrong))

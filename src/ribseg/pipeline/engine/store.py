@@ -1,0 +1,252 @@
+"""The artefact store: a stage's folder is named by what went into it, and says when it is complete.
+
+`<root>/<stage>-<digest>/`, where the digest covers the stage's version, its settings, the digests of its
+inputs and the data. `manifest.json` is written last; a folder without it belongs to a run that is not over or
+was killed, and is completed by the next run with the same settings.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ribseg.data.io.files import atomic_write
+from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
+
+MANIFEST = "manifest.json"
+REPLACEMENT = ".new"  # ending of the folder in which a stage is computed again, beside the old one
+PACKAGES = (
+    "ribseg",
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "albumentations",
+    "numpy",
+    "pillow",
+)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a stage with certain settings leaves, finished or not.
+
+    Attributes:
+        stage: name of the stage.
+        folder: where its files are.
+        key: what the digest is made of: version of the stage, settings, inputs, data.
+        inputs: the artefacts that it is computed from.
+    """
+
+    stage: str
+    folder: Path
+    key: Mapping[str, Any]
+    inputs: "Mapping[str, Artefact]" = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits."""
+        return self.folder.name.removeprefix(f"{self.stage}-").removesuffix(REPLACEMENT)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest is there; its inputs may have been computed again since."""
+        return (self.folder / MANIFEST).is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest is there, and none of the inputs has been computed again since."""
+        return self.complete and not self.outdated_by
+
+    @property
+    def outdated_by(self) -> list[str]:
+        """Names of the inputs that were computed again (`rerun`) after this was computed from them."""
+        if not self.complete:
+            return []
+        seen = self.manifest.get("input_reruns", {})
+        there = {name: artefact for name, artefact in self.inputs.items() if artefact.complete}
+        return [name for name, artefact in there.items() if artefact.reruns != seen.get(name, 0)]
+
+    @property
+    def reruns(self) -> int:
+        """How often it was computed again on request."""
+        return int(self.manifest.get("reruns", 0)) if self.complete else 0
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was written when the stage finished.
+
+        Raises:
+            DataError: it has not finished, or its manifest is broken.
+        """
+        path = self.folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+            if isinstance(manifest["facts"], dict):
+                return manifest
+            problem = "its facts are no dictionary"
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            problem = str(error)
+        raise DataError(f"no readable manifest {path} ({problem}); delete {self.folder} and run again")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stage said of its result when it finished; raises as `manifest`."""
+        return self.manifest["facts"]
+
+    @property
+    def other_versions(self) -> str:
+        """Versions and commit that computed it, where they are others than those of this process."""
+        made, now = self.manifest.get("environment", {}), environment()
+        names = [name for name in now if name in made and made[name] != now[name]]
+        return ", ".join(f"{name} {made[name]}" for name in names)
+
+    def replacement(self) -> "Artefact":
+        """The same in another folder, to be computed there while the old result stays."""
+        return dataclasses.replace(self, folder=self.folder.with_name(self.folder.name + REPLACEMENT))
+
+    def finish(self, facts: Mapping[str, Any], seconds: float) -> None:
+        """Writes the manifest: from now on the stage is not run again."""
+        self._write_manifest(facts, seconds, reruns=0)
+
+    def replace(self, facts: Mapping[str, Any], seconds: float) -> None:
+        """Puts the finished `replacement` in the place of the old result, which is deleted."""
+        new, old = self.replacement(), self.folder.with_name(self.folder.name + ".old")
+        new._write_manifest(facts, seconds, reruns=self.reruns + 1)
+        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed here
+        if self.folder.is_dir():
+            self.folder.rename(old)
+        new.folder.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _write_manifest(self, facts: Mapping[str, Any], seconds: float, reruns: int) -> None:
+        manifest = {
+            "stage": self.stage,
+            **self.key,
+            "facts": dict(facts),
+            "seconds": round(seconds, 2),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "reruns": reruns,
+            "input_reruns": {name: artefact.reruns for name, artefact in self.inputs.items()},
+            "environment": environment(),
+        }
+        atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+
+
+class Store:
+    """A folder of artefacts.
+
+    Args:
+        root: is made if it is not there.
+
+    Raises:
+        ConfigError: it cannot be written to.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        check_writable(self.root, "store.root")
+
+    def artefact(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Artefact],
+        data: str,
+        version: int = 1,
+    ) -> Artefact:
+        """The place for the result of a stage; its folder is not made yet.
+
+        Args:
+            stage: name, first part of the folder's name.
+            settings: everything that changes the result, as plain values.
+            inputs: artefacts that the stage reads.
+            data: fingerprint of the images, labels and masks that it reads.
+            version: of the stage's code; another one gives another result for equal settings.
+        """
+        key = {
+            "version": version,
+            "settings": dict(settings),
+            "inputs": {name: artefact.folder.name for name, artefact in inputs.items()},
+            "data": data,
+        }
+        text = json.dumps([stage, key], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return Artefact(stage, self.root / f"{stage}-{digest}", key, dict(inputs))
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Makes a folder and tries to write into it, so that this fails now and not after the training.
+
+    Raises:
+        ConfigError: names the folder and the setting.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {folder} ({error.strerror}); choose another place with {setting}=DIR"
+        ) from error
+
+
+def folder_digest(folder: str | Path) -> str:
+    """sha256 over names, sizes and times of all files below a folder that a setting names.
+
+    Follows their content without reading it all; does not depend on where the folder is.
+
+    Raises:
+        DatasetNotFoundError: there is no such folder, or nothing in it.
+    """
+    root, digest, number = Path(folder), hashlib.sha256(), 0
+    for place, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            state = Path(place, name).stat()
+            inside = os.path.relpath(place, root)
+            digest.update(f"{inside}/{name}:{state.st_size}:{state.st_mtime_ns}\n".encode())
+            number += 1
+    if number == 0:
+        raise DatasetNotFoundError(f"no files in {root}; check the path")
+    return digest.hexdigest()
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Versions of what computes, the kind of machine, and the commit where the package lies in git."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    commit = source_commit()
+    return found | ({"commit": commit} if commit else {})
+
+
+def source_commit() -> str | None:
+    """The commit of the package's files, with "+" where they were changed since; None outside git."""
+    package = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # not if a repository merely holds the environment
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed from a wheel, or no git here: the version says what there is to say

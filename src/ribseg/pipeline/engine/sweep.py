@@ -1,0 +1,152 @@
+"""A multirun: every job runs, and tables at the end show what was measured and what failed."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from ribseg.data.io.files import atomic_write
+from ribseg.errors import RibsegError
+from ribseg.pipeline.engine.console import make_console
+from ribseg.pipeline.report.tables import CONTROL, NAMES, mask_name
+
+FAILURE, RESULTS = "failure.json", "results.json"
+Job = dict[str, Any]
+
+
+@contextmanager
+def recorded_failure() -> Iterator[None]:
+    """Writes why a job of a sweep has failed into its folder; the other jobs run, and the table says it.
+
+    Outside of a sweep errors pass. Other sweepers than Hydra's basic one are told of the failure: they choose
+    what comes next by it.
+    """
+    job = HydraConfig.get()
+    if job.mode != RunMode.MULTIRUN:
+        yield
+        return
+    folder = Path(job.runtime.output_dir)
+    (folder / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, RibsegError):
+            traceback.print_exc()
+        reason = str(error) if isinstance(error, RibsegError) else f"{type(error).__name__}: {error}"
+        print(f"\nribseg: this job of the sweep failed: {reason}", file=sys.stderr)
+        atomic_write(folder / FAILURE, json.dumps({"reason": reason}).encode())
+        if "BasicSweeper" not in str(job.sweeper.get("_target_")):
+            raise
+
+
+class SweepTable(Callback):
+    """Hydra callback: prints the results of all jobs and writes `sweep.json` into the sweep's folder.
+
+    The program's exit status is 1 if a job has failed.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """After the last job."""
+        folder = Path(config.hydra.sweep.dir)
+        places = {path.parent for name in (RESULTS, FAILURE) for path in folder.glob(f"*/{name}")}
+        jobs = [read_job(place) for place in sorted(places, key=_job_number)]
+        if not jobs:
+            return
+        atomic_write(folder / "sweep.json", json.dumps(jobs, indent=1).encode())
+        make_console().print(*sweep_tables(jobs))
+        if any("failure" in job for job in jobs):
+            sys.exit(1)
+
+
+def read_job(folder: Path) -> Job:
+    """The overrides of one job, and its results or why it failed."""
+    overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    failure = folder / FAILURE
+    if failure.is_file():
+        return {"overrides": overrides, "failure": json.loads(failure.read_text())["reason"]}
+    return {"overrides": overrides, "results": json.loads((folder / RESULTS).read_text())}
+
+
+def sweep_tables(jobs: list[Job]) -> list[Table]:
+    """A table for each kind of result, with a row per job: its overrides that differ, and what was measured.
+
+    A failed job has a row in each of them; its reason stands below.
+    """
+    rows = [measures(job["results"]) if "results" in job else {} for job in jobs]
+    common = set.intersection(*(set(job["overrides"]) for job in jobs))
+    names = [" ".join(o for o in job["overrides"] if o not in common) for job in jobs]
+    named = list(zip(names, jobs, strict=True))
+    failures = [f"{name} failed: {job['failure']}" for name, job in named if "failure" in job]
+    tables = []
+    for kind in dict.fromkeys(kind for row in rows for kind in row) or ["Sweep"]:
+        notes = [*([RATIO_NOTE] if kind == RATIO_TITLE else []), *failures]
+        table = Table(title=kind, title_justify="left", caption="\n".join(notes), caption_justify="left")
+        columns = list(dict.fromkeys(column for row in rows for column in row.get(kind, {})))
+        table.add_column("overrides", no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, job, row in zip(names, jobs, rows, strict=True):
+            missing = "failed" if "failure" in job else "-"
+            table.add_row(name, *(row.get(kind, {}).get(column, missing) for column in columns))
+        tables.append(table)
+    return tables
+
+
+def measures(results: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Kind of result -> what -> its value in a run: mIoU in percent, and the toy experiment's ratios.
+
+    Localization maps at the best and at the fixed threshold (controls stand in the run's report), the last
+    variant of pseudo masks, every segmenter.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for source, scores in results.get("localization", {}).items():
+        name = NAMES.get(source, source)
+        for split, values in scores["split"].items() if not name.endswith(CONTROL) else ():
+            kind = found.setdefault(f"Localization maps on {split}, mIoU in percent", {})
+            kind |= {f"{name}\nbest": values["best_miou"], f"{name}\nfixed": values["miou_at_fixed"]}
+    masks = results.get("pseudo_masks", {"variant": None, "variants": {None: {}}})
+    for split, values in masks["variants"][masks["variant"]].items():
+        if isinstance(values, dict):
+            kind = found.setdefault(f"Pseudo masks ({mask_name(masks['variant'])}), mIoU in percent", {})
+            kind[split] = values["miou"]
+    for source, scores in results.get("segmenter", {}).items():
+        for split, values in scores["split"].items():
+            found.setdefault("Segmenters, mIoU in percent", {})[f"{source}, {split}"] = values["miou"]
+    cells = {kind: {name: _cell(v, 100, 1) for name, v in values.items()} for kind, values in found.items()}
+    if results.get("bottleneck"):
+        cells[RATIO_TITLE] = {name: _cell(v(results["bottleneck"]), 1, 2) for name, v in RATIOS.items()}
+    return cells
+
+
+def _cell(value: float | None, factor: int, digits: int) -> str:
+    return "-" if value is None else f"{factor * value:.{digits}f}"
+
+
+RATIO_TITLE = "High gradient ratios"
+RATIO_NOTE = (
+    "Accuracy, share of seeds diverged, share of images saturated. High gradient ratio of the mark at the "
+    "last convolution and at the class prediction; of mark, digit and rest at the latter after RIB."
+)
+RATIOS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "acc.": lambda result: result["accuracy"],
+    "div.": lambda result: result["diverged"] / result["seeds"],
+    "sat.": lambda result: result["saturation"],
+    "mark\nconv": lambda result: result["before"]["non_discriminative"][-2],
+    "mark\nfinal": lambda result: result["before"]["non_discriminative"][-1],
+    "mark\nRIB": lambda result: result["after"]["non_discriminative"][-1],
+    "digit\nRIB": lambda result: result["after"]["discriminative"][-1],
+    "rest\nRIB": lambda result: result["after"]["irrelevant"][-1],
+}
+
+
+def _job_number(folder: Path) -> tuple[int, str]:
+    return (int(folder.name) if folder.name.isdigit() else 0, folder.name)

@@ -1,0 +1,157 @@
+"""Tables and the figure of the toy experiment."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ribseg.analysis.summary import PHASES
+from ribseg.data.demo.digits import REGIONS
+from ribseg.errors import DataError
+
+NAMES = {"discriminative": "digit", "non_discriminative": "mark", "irrelevant": "rest"}
+COLOURS = {"discriminative": "#1f77b4", "non_discriminative": "#d62728", "irrelevant": "#7f7f7f"}
+TARGETS = {
+    "background_before": "rest before RIB, largest from the second layer on",
+    "distance_at_last_conv": "distance of mark and digit at the last convolution",
+    "collapse_at_final": "mark: class prediction over last convolution, before RIB",
+    "recovery_at_final": "mark: class prediction after RIB over before",
+    "background_after": "rest after RIB at the class prediction",
+}
+RATIO_NOTE = (
+    "High gradient ratio: the share of a region's pixels whose input gradient, smoothed and divided by the "
+    "image's maximum, exceeds the threshold (bottleneck.gradient). G1 to the last but one are the "
+    "convolutions, the last is the class prediction. Mean and standard deviation over seeds. Without "
+    "smoothing the decay over the layers is more gradual; with normalise=percentile the collapse is weaker."
+)
+
+
+def gradient_header(result: dict[str, Any]) -> list[str]:
+    """Column names of the table of ratios."""
+    return ["RIB", "region", *(f"G{n + 1}" for n in range(len(result["before"][REGIONS[0]])))]
+
+
+def gradient_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Cells: before and after, region, mean and deviation per layer."""
+    return [
+        [phase, NAMES[region]]
+        + [
+            "-" if mean is None else f"{mean:.2f} ± {deviation:.2f}"
+            for mean, deviation in zip(result[phase][region], result["std"][phase][region], strict=True)
+        ]
+        for phase in PHASES
+        for region in REGIONS
+    ]
+
+
+TARGET_HEADER = ["target", "bound", "measured", "met"]
+
+
+def target_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Cells: what should be seen, its bound, what was measured."""
+    rows = []
+    for name, target in result["targets"].items():
+        bound = f"< {target['below']:g}" if "below" in target else f">= {target['above']:g}"
+        value = "-" if target["value"] is None else f"{target['value']:.3f}"
+        rows.append([TARGETS[name], bound, value, "yes" if target["met"] else "no"])
+    return rows
+
+
+def network_line(result: dict[str, Any]) -> str:
+    """One line on the networks and the adaptation."""
+    records = result["by_seed"]
+    accuracy = "-" if result["accuracy"] is None else f"{100 * result['accuracy']:.1f} %"
+    steps = np.mean([record["steps_mean"] for record in records])
+    broken = sum(record["stopped"].get("not_finite", 0) for record in records)
+    return (
+        f"Networks: {result['seeds']}, images: {sum(record['images'] for record in records)}; accuracy "
+        f"{accuracy}, diverged {result['diverged']}; last activation saturated for "
+        f"{100 * result['saturation']:.0f} % of the images; RIB took {steps:.1f} steps, not finite {broken}."
+    )
+
+
+def bottleneck_tables(result: dict[str, Any]) -> list[Table]:
+    """The tables for the terminal."""
+    ratios = Table(title=f"High gradient ratio, mean ± std, seeds: {result['seeds']}", title_justify="left")
+    for column in gradient_header(result):
+        ratios.add_column(column, justify="left" if column in ("RIB", "region") else "right")
+    for row in gradient_rows(result):
+        ratios.add_row(*row)
+    found = Table(title="What should be seen", title_justify="left")
+    for column in TARGET_HEADER:
+        found.add_column(column, justify="left" if column == "target" else "right")
+    for row in target_rows(result):
+        found.add_row(*row)
+    return [ratios, found]
+
+
+def bottleneck_figure(result: dict[str, Any], examples: Path) -> bytes:
+    """A PNG: example images, their gradients per layer before and after RIB, and the ratios over the layers.
+
+    Args:
+        result: "bottleneck" of `results.json`.
+        examples: the file that the stage wrote.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    from matplotlib.figure import Figure
+
+    try:
+        with np.load(examples, allow_pickle=False) as arrays:
+            images, regions, maps = arrays["images"], arrays["regions"], arrays["maps"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot read {examples} ({error}); delete {examples.parent}, run again") from error
+    height = 1.35 * 2 * len(images)
+    figure = Figure(figsize=(1.35 * (maps.shape[2] + 1), height + 3.2), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(height, 3.2))
+    top, bottom = parts
+    _draw_examples(top, images, regions, maps)
+    _draw_curves(bottom, result)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return buffer.getvalue()
+
+
+def _draw_examples(figure: Any, images: np.ndarray, regions: np.ndarray, maps: np.ndarray) -> None:
+    axes = figure.subplots(2 * len(images), maps.shape[2] + 1, squeeze=False)
+    for index, (image, region, phases) in enumerate(zip(images, regions, maps, strict=True)):
+        coloured = sum(
+            part[..., None] * _rgb(COLOURS[name]) for part, name in zip(region[:2], REGIONS, strict=False)
+        )
+        for phase, (first, layers) in enumerate(zip((image, coloured), phases, strict=True)):
+            row = axes[2 * index + phase]
+            row[0].imshow(first, cmap="gray", vmin=0, vmax=1)
+            row[0].set_ylabel(f"{PHASES[phase]} RIB", fontsize=8)
+            for layer, (axis, values) in enumerate(zip(row[1:], layers, strict=True)):
+                axis.imshow(
+                    values / max(float(np.nan_to_num(values).max()), 1e-30), cmap="magma", vmin=0, vmax=1
+                )
+                if index == phase == 0:
+                    axis.set_title(f"$G_{layer + 1}$", fontsize=9)
+            for axis in row:
+                axis.set_xticks([])
+                axis.set_yticks([])
+
+
+def _draw_curves(figure: Any, result: dict[str, Any]) -> None:
+    for axis, phase in zip(figure.subplots(1, 2, sharey=True), PHASES, strict=True):
+        for region in REGIONS:
+            means = np.array(result[phase][region], dtype=float)
+            deviations = np.array(result["std"][phase][region], dtype=float)
+            axis.errorbar(
+                np.arange(1, len(means) + 1), means, deviations,
+                color=COLOURS[region], label=NAMES[region], capsize=3, marker="o", markersize=3,
+            )  # fmt: skip
+        axis.set_title(f"{phase} RIB, seeds: {result['seeds']}", fontsize=9)
+        axis.set_xlabel("layer; the last is the class prediction", fontsize=8)
+        axis.set_ylim(-0.03, 1.05)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.axes[0].set_ylabel("high gradient ratio", fontsize=8)
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])

@@ -1,0 +1,122 @@
+"""`run=[check_data]`: a report on the data, and exit status 1 if something is wrong with it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
+from ribseg.data.io.files import atomic_write
+from ribseg.errors import DataError, list_problems
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.report.data_notes import data_results, print_notes
+from ribseg.pipeline.report.mask_notes import unusable_masks
+from ribseg.pipeline.report.tables import policy_line
+
+CHECK_DATA = "check_data"
+RIB = "rib"  # the stage that draws reference images
+RESULT = "check_data.json"
+WITHIN = "lists within another"
+SHOW = 5  # examples of each kind; all are in the file
+# Beginning of a kind of finding -> what to do about it.
+SUGGESTIONS = {
+    "labels differ from": "data.labels=xml|mask|FILE.csv chooses the source; say which one beside results",
+    "the same image in": "take it off one of the lists: scores on images that were trained on say nothing",
+    WITHIN: "meant where what was trained on is evaluated, too; else take them off one of the lists",
+    "rare classes": "expect poor maps for them; look at the table per class, not at the mean alone",
+    "classes without an image": "take them out of classes.txt, or expect no IoU for them",
+    "shorter side below": "maps of so small images are coarse; data.scales=[2,1,3,4] enlarges them",
+    "one side more than": "training crops see a small part of such images",
+}
+
+
+def report_data(context: Context) -> dict[str, Any]:
+    """Surveys all splits, prints what was found, writes `check_data.json` into the run's folder.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: something is wrong; the message lists it.
+    """
+    data, quiet = context.data, not context.cfg.progress
+    surveys = [survey(folder, folder.split in data.eval_splits, progress=not quiet) for folder in data.served]
+    leaks, within = overlaps({folder.split: folder.ids for folder in data.served})
+    same = duplicates(surveys)
+    for kind, ids in leaks.items():
+        same[kind] = [*same.get(kind, []), *ids]
+    for table in (split_table(surveys), class_table(surveys)):
+        context.console.print(table)
+    for title, groups in [*((one.split, one.oddities) for one in surveys), ("splits", same)]:
+        print_groups(context, title, groups)
+    if within:
+        print_groups(context, "splits", {WITHIN: within})
+    values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
+    chosen = set(context.cfg.run) - {CHECK_DATA}
+    context.data_facts = data_results(context, values, adapts=not chosen or RIB in chosen)
+    print_notes(context)
+    errors = {f"{one.split}: {kind}": items for one in surveys for kind, items in one.problems.items()}
+    errors |= {kind: items for kind, items in same.items() if " and " in kind}
+    unusable = [unusable_masks(split, facts, data.classes) for split, facts in values.items()]
+    if any(unusable):
+        errors["masks that cannot be scored"] = [text for text in unusable if text]
+    written = {
+        "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
+        "duplicates": same,
+        "within": within,
+        "prepared": context.preparation,
+        "data": context.data_facts,
+        "errors": sum(map(len, errors.values())),
+    }
+    if "policy" in context.preparation:
+        context.console.print(policy_line(context.preparation), soft_wrap=True)
+    path = context.output / RESULT
+    atomic_write(path, json.dumps(written, indent=1).encode())
+    if errors:
+        advice = f"All of them are in {path}. Mend or unlist these files and call it again."
+        raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))
+    context.console.print(f"no errors; all findings are in {path}")
+    return written
+
+
+def split_table(surveys: Sequence[Survey]) -> Table:
+    """A column per split."""
+    table = Table(title="Data", title_justify="left")
+    table.add_column("")
+    for one in surveys:
+        table.add_column(one.split, justify="right")
+    rows = {
+        "images": [str(one.images) for one in surveys],
+        "with a mask": [str(one.masks) for one in surveys],
+        "without a label": [str(one.unlabelled) for one in surveys],
+        "classes an image": [f"{sum(one.class_images.values()) / one.images:.2f}" for one in surveys],
+    }
+    for name in ("smallest", "median", "largest"):
+        sizes = [one.sizes.get(name) for one in surveys]
+        rows[f"{name} height x width"] = ["-" if size is None else f"{size[0]} x {size[1]}" for size in sizes]
+    rows["files"] = [", ".join(f"{n} {kind}" for kind, n in one.kinds.items()) for one in surveys]
+    rows["errors"] = [str(sum(map(len, one.problems.values()))) for one in surveys]
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def class_table(surveys: Sequence[Survey]) -> Table:
+    """Images per class and split."""
+    table = Table(title="Images per class", title_justify="left")
+    table.add_column("class")
+    for one in surveys:
+        table.add_column(one.split, justify="right")
+    for name in surveys[0].class_images:
+        table.add_row(escape(name), *(str(one.class_images[name]) for one in surveys))
+    return table
+
+
+def print_groups(context: Context, title: str, groups: Mapping[str, Sequence[str]]) -> None:
+    """Prints oddities with what to do about them."""
+    for kind, items in groups.items():
+        advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")
+        context.console.print(list_problems(f"{title}:", {kind: items}, advice, SHOW), markup=False)

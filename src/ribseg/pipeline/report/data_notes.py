@@ -1,0 +1,165 @@
+"""What is unusual about legal data and changes what a run's numbers mean: said before the first stage."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+
+from ribseg.data.check.mask_facts import MaskFacts
+from ribseg.data.feed.references import ReferenceSampler
+from ribseg.data.voc import VOCFolder
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.report.mask_notes import mask_notes
+from ribseg.pipeline.report.notes import Note, names_and_counts
+
+FEW = 20  # masks that are opened for a message
+
+
+def data_results(context: Context, values: Mapping[str, MaskFacts], adapts: bool) -> dict[str, Any]:
+    """What stands under "data" in `results.json`.
+
+    Args:
+        context: of the run.
+        values: evaluated split -> what its masks hold; empty where nobody decoded them.
+        adapts: whether RIB is among the stages.
+
+    Returns:
+        "notes": rows of "key", "found", "means", "helps"; and, where RIB draws reference images,
+        "without_references": "images" that have a class, how many of them are "without" any reference image,
+        these by split in "splits", and in "train" those of the training images, on which `rib.lr=auto`
+        searches.
+    """
+    counts = without_references(context) if adapts and context.cfg.rib.get("references") else {}
+    notes = [*reference_notes(context, counts), *class_notes(context), *split_notes(context)]
+    for split, facts in values.items():
+        notes += mask_notes(split, facts, context.data.classes)
+    result: dict[str, Any] = {"notes": [asdict(note) for note in notes]}
+    return result | ({"without_references": counts} if counts else {})
+
+
+def print_notes(context: Context) -> None:
+    """Prints the notes of `context.data_facts`."""
+    for row in context.data_facts.get("notes", []):
+        context.console.print(f"[yellow]data[/]: {escape(str(Note(**row)))}", soft_wrap=True)
+
+
+def without_references(context: Context) -> dict[str, Any]:
+    """How many images RIB adapts to without reference images; see `data_results`."""
+    data, seen = context.data, set[str]()
+    sampler = ReferenceSampler(data.train.ids, data.train.labels)
+    splits, images, train = {}, 0, 0
+    for folder in data.served:
+        lacking = folder.labels.any(1) & ~sampler.has_references(folder.labels)
+        new = np.array([image_id not in seen for image_id in folder.ids], dtype=bool)
+        seen.update(folder.ids)
+        images += int((folder.labels.any(1) & new).sum())
+        train = int(lacking.sum()) if folder is data.train else train
+        splits[folder.split] = int((lacking & new).sum())
+    return {"images": images, "without": sum(splits.values()), "splits": splits, "train": train}
+
+
+def reference_notes(context: Context, counts: Mapping[str, Any]) -> Iterator[Note]:
+    """Images that RIB adapts to alone."""
+    if not counts.get("without"):
+        return
+    data, searched = context.data, ""
+    labelled = int(data.train.labels.any(1).sum())
+    if context.cfg.rib.get("lr") == "auto" and counts["train"]:
+        searched = (
+            f" So does the search of rib.lr=auto: of the {labelled} training images that it draws from, "
+            f"{counts['train']} have none."
+        )
+    by_split = ", ".join(f"{split} {number}" for split, number in counts["splits"].items() if number)
+    yield Note(
+        "no_reference_image",
+        f"{counts['without']} of {counts['images']} images with a class have no reference image "
+        f"({by_split}): every image of {data.train_split} shares a class with them",
+        "RIB adapts to them alone, without the other images of the batch that the method wants." + searched,
+        "Images without a label are references to all: add some to the list (an empty row in a CSV), or set "
+        "rib.references=0 to do without everywhere.",
+    )
+
+
+def class_notes(context: Context) -> Iterator[Note]:
+    """Classes that cannot be learnt as such, or that no image has."""
+    data = context.data
+    train = data.train.labels.sum(0)
+    others = {s: folder.labels.sum(0) for s, folder in data.evals.items() if s != data.train_split}
+    anywhere = train + sum(others.values(), np.zeros_like(train))
+    trained = not context.cfg.classifier.official_checkpoint
+    for split, counts in others.items():
+        only = (
+            {int(c): int(counts[c]) for c in np.flatnonzero((train == 0) & (counts > 0))} if trained else {}
+        )
+        if only:
+            yield Note(
+                "class_without_training_image",
+                f"{names_and_counts(data.classes, only)} of {split}, but no image of {data.train_split}",
+                "The class is never learnt, its maps are accidental (a segmenter never finds it), and its "
+                f"IoU counts in the mIoU of {split}.",
+                f"Put images of it into {data.train_split}, or take it out of classes.txt, labels and masks.",
+            )
+    absent = {int(c): 0 for c in np.flatnonzero(anywhere == 0)}
+    if absent:
+        yield Note(
+            "class_without_image",
+            f"no image of any split has {names_and_counts(data.classes, absent, counted=False)}",
+            "The classifier only learns to deny the class; it has no IoU and is in no mean, unless a "
+            "segmenter predicts it somewhere.",
+            "If images show it, compare the spelling in labels and classes.txt; else take it out of "
+            "classes.txt.",
+        )
+    always = {int(c): int(train[c]) for c in np.flatnonzero(train == len(data.train))}
+    if always and trained:
+        yield Note(
+            "class_in_every_image",
+            f"{names_and_counts(data.classes, always)}: every image of {data.train_split}",
+            "The classifier can answer yes without looking, so that its maps need not lie on the class.",
+            f"Add images without the class to {data.train_split}; they may be without any label.",
+        )
+
+
+def split_notes(context: Context) -> Iterator[Note]:
+    """Splits that say less than they seem to."""
+    data = context.data
+    for split, folder in data.evals.items():
+        if not folder.labels.any():
+            yield Note(
+                "split_without_labels",
+                f"none of the {len(folder)} images of {split} has a label",
+                "No localization map is made for them: they count as background altogether, and a threshold "
+                "chosen on them is arbitrary.",
+                "Give their classes in the label file, or take the split out of data.eval_splits.",
+            )
+    ids = {folder.split: set(folder.ids) for folder in data.served}
+    for one, other in combinations(ids, 2):
+        common = len(ids[one] & ids[other])
+        # Maps of training images are what pseudo masks are made of: a list within the training's is meant.
+        meant = data.train_split in (one, other) and not {one, other} <= set(data.eval_splits)
+        if common and not (meant and common == min(len(ids[one]), len(ids[other]))):
+            yield Note(
+                "splits_overlap",
+                f"{common} images are both in {one} ({len(ids[one])}) and in {other} ({len(ids[other])})",
+                "A score on one of them is no score on unseen images, and a threshold that was chosen on "
+                "the other one is not held out.",
+                "Take them off one of the lists.",
+            )
+
+
+def nothing_to_learn(folder: VOCFolder, labels: str) -> str:
+    """Says that no training image has a class, and where the labels come from the masks, what these hold."""
+    text = (
+        f"no image of {folder.split} has a class: there is nothing to learn; check the class names and "
+        f"data.labels={labels}"
+    )
+    masks = [image_id for image_id in folder.ids if folder.has_mask(image_id)][:FEW]
+    if labels not in ("auto", "mask") or not masks:
+        return text
+    found = sorted({int(value) for image_id in masks for value in np.unique(folder.mask(image_id))})
+    return (
+        f"{text}. The first {len(masks)} masks hold the ids {found}; expected 0 for background, 1 for the "
+        "first name in classes.txt, and 255 only where a pixel is to be ignored"
+    )

@@ -1,0 +1,99 @@
+"""The picture grid of a run: images, their maps, their masks."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.io.masks import read_mask
+from ribseg.functional.cam import argmax_labels
+from ribseg.methods.evaluation import full_size
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.report.segmenter_report import pictured_segmentations
+from ribseg.pipeline.report.tables import NAMES
+from ribseg.types import LocalizationMaps
+
+PICTURED = ("cam", "rib", "imported", "random_walk")
+
+
+def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
+    """A PNG: per row an image, its maps, its masks, and its true mask where there is one.
+
+    Of the last evaluated split, else of the training images. Maps are drawn over the image; the contour is
+    the mask at the source's fixed (else best) threshold, where the maps were evaluated.
+    """
+    from matplotlib.figure import Figure
+
+    folder = list(context.data.evals.values())[-1] if context.data.evals else context.data.train
+    step = max(1, len(folder.ids) // context.cfg.report.examples)
+    ids = folder.ids[::step][: context.cfg.report.examples]
+    thresholds = pictured_maps(context, results, folder.split)
+    masks = pictured_masks(results) | pictured_segmentations(results, folder.split)
+    truth = all(folder.has_mask(image_id) for image_id in ids)
+    width = 1 + len(thresholds) + len(masks) + truth
+    figure = Figure(figsize=(2.4 * width, 2.4 * len(ids)), layout="constrained")
+    for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
+        image, axes = folder.image(image_id), iter(row)
+        names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
+        _show(next(axes), image, f"{image_id}: {', '.join(names)}")
+        for source, threshold in thresholds.items():
+            maps = load_maps(map_path(context.artefacts[source].folder, image_id))
+            _show_maps(next(axes), image, maps, threshold, NAMES[source])
+        for title, place in masks.items():
+            _show(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
+        if truth:
+            _show(next(axes), folder.palette[folder.mask(image_id)], "true mask")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
+
+
+def pictured_maps(
+    context: Context, results: dict[str, Any], split: str | None = None
+) -> dict[str, float | None]:
+    """Source of maps -> the threshold at which they are shown on a split; None without an evaluation."""
+    finished = [s for s in PICTURED if s in context.artefacts and context.artefacts[s].finished]
+    thresholds: dict[str, float | None] = {}
+    for source in finished:
+        score = results.get("localization", {}).get(source, {}).get("split", {}).get(split)
+        fixed = None if score is None else score["fixed_threshold"]
+        thresholds[source] = score["best_threshold"] if score is not None and fixed is None else fixed
+    return thresholds
+
+
+def pictured_masks(results: dict[str, Any]) -> dict[str, Path]:
+    """Title and folder of the pseudo masks to train on, where there are any."""
+    if "pseudo_masks" not in results:
+        return {}
+    variant = results["pseudo_masks"]["variant"]
+    return {f"pseudo mask ({variant})": Path(results["store"]["pseudo_masks"]) / variant}
+
+
+def _show_maps(
+    axis: Any, image: np.ndarray, maps: LocalizationMaps, threshold: float | None, title: str
+) -> None:
+    full = full_size(maps, (image.shape[0], image.shape[1]))
+    _show(axis, overlay(image, full), title)
+    if threshold is None:
+        return
+    labels = argmax_labels(full, maps.classes, threshold).numpy()
+    if min(labels.shape) > 1:  # no contour lies in a line of pixels
+        axis.contour(labels > 0, levels=[0.5], colors="white", linewidths=1)
+
+
+def overlay(image: np.ndarray, maps: torch.Tensor) -> np.ndarray:
+    """(H, W, 3) uint8 image under the strongest of its (K, H, W) maps, as float in [0, 1]."""
+    from matplotlib import colormaps
+
+    strongest = maps.amax(0).numpy() if len(maps) else np.zeros(image.shape[:2])
+    heat = colormaps["jet"](strongest)[..., :3]
+    return 0.5 * image / 255 + 0.5 * heat
+
+
+def _show(axis: Any, image: np.ndarray, title: str) -> None:
+    axis.imshow(image)
+    axis.set_title(title, fontsize=8, parse_math=False)  # an id may hold dollar signs
+    axis.axis("off")

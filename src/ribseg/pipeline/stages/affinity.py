@@ -1,0 +1,268 @@
+"""The stages around affinities: confident labels, training, random walk (docs/method.md, section 5)."""
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+
+from ribseg.data.augment.segmentation import (
+    SegmentationDataset,
+    segmentation_eval_transform,
+    segmentation_train_transform,
+)
+from ribseg.data.io.images import read_image
+from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.io.masks import write_mask
+from ribseg.errors import ConfigError
+from ribseg.functional import dense_crf
+from ribseg.methods.refine import confident_labels
+from ribseg.models import Backbone, IRNet, PSANet, load_weights, read_state_dict
+from ribseg.modules.segmentation_data import CropDataModule
+from ribseg.modules.walk import RandomWalkModule
+from ribseg.pipeline.engine.context import Context, build, plain
+from ribseg.pipeline.engine.disk import ImageSizes
+from ribseg.pipeline.engine.parts import takes
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.workers import Job, run_pool
+from ribseg.pipeline.stages.maps import (
+    CROPS,
+    NOT_FOR_MAPS,
+    TRAINING,
+    VIEWS,
+    MapStage,
+    Stage,
+    fit,
+    save_state,
+    trained_classifier,
+)
+from ribseg.pipeline.stages.thresholds import SCORES_ONLY, choose_threshold, needs_masks
+
+WEIGHTS = "affinity.pt"
+MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", around the background score of the maps
+# Settings of `refine` that neither the confident labels nor the walk depend on.
+MASKS = ("refine.variants", "refine.walk_threshold", "refine.saliency", "refine.saliency_threshold")
+AFTER_LABELS = ("refine.walk", "refine.pixel_adaptive", *MASKS)
+NOT_FOR_WALK = (
+    *("refine.labels", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),
+    *MASKS,
+)
+REFINABLE = ("rib", "cam", "imported", "feature_norm", "wrong_class")
+
+
+def maps_to_refine(context: Context) -> str:
+    """The stage whose maps are refined.
+
+    Raises:
+        ConfigError: it makes no maps.
+    """
+    stage = str(context.cfg.refine.maps)
+    if stage not in REFINABLE:
+        raise ConfigError(f"expected refine.maps out of {', '.join(REFINABLE)}, got {stage!r}")
+    return stage
+
+
+class AffinityLabelsStage(Stage):
+    """Confident labels of the training images, from which affinities are learnt."""
+
+    name = "affinity_labels"
+    parts = ("refine", "evaluate", "data")
+    neutral = (*AFTER_LABELS, *SCORES_ONLY, *CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The maps."""
+        return (maps_to_refine(context),)
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """What "auto" scores are chosen by, and the CRF, count only where they are used."""
+        settings = super().settings(cfg)
+        if "auto" not in settings["refine"]["labels"].values():
+            del settings["evaluate"], settings["refine"]["maps_threshold"]
+            settings["data"].pop("eval_splits", None)
+        if not settings["refine"]["labels"].get("crf"):
+            del settings["refine"]["crf"]
+        return settings
+
+    def data(self, context: Context) -> str:
+        """All images; the masks where a score is chosen on them."""
+        refine = context.cfg.refine
+        automatic = "auto" in plain(refine.labels).values()
+        return context.data.fingerprint(masks=automatic and needs_masks(refine.maps_threshold))
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """A PNG for each training image."""
+        return sizes.mask_files(len(context.data.train))
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Labels what is not labelled yet, in a pool of the first process."""
+        scores = {"foreground": 0.0, "background": 0.0}
+
+        def label() -> None:
+            scores.update(confidence(context))
+            source, folder = context.artefacts[maps_to_refine(context)].folder, context.data.train
+            crf = plain(context.cfg.refine.crf) if context.cfg.refine.labels.crf else None
+            work = partial(write_confident_labels, scores, crf)
+            jobs = [
+                (folder.image_path(i), map_path(source, i), label_path(artefact.folder, i))
+                for i in folder.ids
+            ]
+            run_pool(context, work, jobs, "Confident labels")
+
+        context.on_first(label)
+        return dict(scores)
+
+
+class AffinityStage(Stage):
+    """Trains IRNet, or PSA's network, on the confident labels."""
+
+    name = "affinity"
+    parts = ("affinity", "callbacks", *TRAINING)
+    neutral = (*CROPS, *VIEWS, *NOT_FOR_MAPS)
+    needs = ("classifier", "affinity_labels")
+
+    def data(self, context: Context) -> str:
+        """The training images."""
+        return context.data.train.fingerprint(masks=False)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the weights are there."""
+        return (artefact.folder / WEIGHTS).is_file()
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The weights, and a checkpoint."""
+        return context.weights[AffinityStage.name].all + context.weights[AffinityStage.name].checkpoint
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Trains, and saves the network."""
+        cfg = context.cfg.affinity
+        pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
+        network = new_network(context)
+        module = new_training(context, network)
+        # The mean displacement is measured by the validation after the last epoch.
+        facts = fit(
+            context,
+            artefact,
+            "affinity",
+            module,
+            cfg.epochs,
+            affinity_data(context),
+            check_val_every_n_epoch=cfg.epochs,
+        )
+        context.on_first(lambda: save_state(network, artefact.folder / WEIGHTS))
+        return facts
+
+
+class RandomWalkStage(MapStage):
+    """Walks the maps of all images along the affinities that the network sees."""
+
+    name = "random_walk"
+    parts = ("refine", "affinity", *MapStage.parts)
+    neutral = (*NOT_FOR_WALK, *CROPS, "data.scales", *NOT_FOR_MAPS)
+    needs = ("classifier", "affinity")
+    scales: ClassVar[tuple[float, ...] | None] = (1.0,)
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The maps, and the network."""
+        return (maps_to_refine(context), *self.needs)
+
+    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
+        """See `RandomWalkModule`."""
+        network = new_network(context)
+        network.load_state_dict(read_state_dict(context.artefacts["affinity"].folder / WEIGHTS))
+        source = context.artefacts[maps_to_refine(context)].folder
+        return RandomWalkModule(
+            network,
+            lambda image_id: load_maps(map_path(source, image_id)),
+            context.cfg.affinity.crop_size,
+            **plain(context.cfg.refine.walk),
+        )
+
+
+def confidence(context: Context) -> dict[str, float]:
+    """The two background scores of the confident labels."""
+    labels = context.cfg.refine.labels
+    scores = {name: labels[name] for name in MARGINS}
+    if "auto" in scores.values():
+        best = choose_threshold(context, maps_to_refine(context), context.cfg.refine.maps_threshold)
+        scores = {
+            name: min(max(best + MARGINS[name], 0.01), 0.99) if value == "auto" else value
+            for name, value in scores.items()
+        }
+    return {name: float(value) for name, value in scores.items()}
+
+
+def new_network(context: Context, backbone: Backbone | None = None) -> IRNet | PSANet:
+    """The configured network over its backbone.
+
+    Args:
+        context: of the run.
+        backbone: in the place of the configured one, whose weights of "classifier" are those of the trained
+            classifier. A network of the user's own need not take one.
+    """
+    cfg = context.cfg.affinity
+    if not takes(cfg.network, "backbone"):
+        return build(cfg.network)
+    return build(cfg.network, backbone=new_backbone(context) if backbone is None else backbone)
+
+
+def new_training(context: Context, network: IRNet | PSANet) -> pl.LightningModule:
+    """The configured module that trains the network.
+
+    Raises:
+        ConfigError: crops are too small for the pairs that it looks at.
+    """
+    cfg = context.cfg.affinity
+    module = build(cfg.module, network=network)
+    smallest = getattr(module, "smallest_crop", 1)
+    if cfg.crop_size < smallest:
+        raise ConfigError(
+            f"expected affinity.crop_size of at least {smallest // module.radius} * affinity.module.radius = "
+            f"{smallest} pixels, got {cfg.crop_size}"
+        )
+    return module
+
+
+def backbone_weights(context: Context) -> str | None:
+    """The setting of where the backbone's weights come from; None without one."""
+    return OmegaConf.select(context.cfg, "affinity.backbone.weights")
+
+
+def new_backbone(context: Context) -> Backbone:
+    """The backbone that affinities are learnt over."""
+    cfg = context.cfg.affinity.backbone
+    if cfg.weights == "classifier":
+        return copy.deepcopy(trained_classifier(context).backbone)
+    backbone = Backbone(cfg.name, cfg.pretrained, cfg.output_stride, kwargs=plain(cfg.kwargs))
+    if cfg.weights is not None:
+        load_weights(backbone, cfg.weights)
+    return backbone
+
+
+def affinity_data(context: Context) -> CropDataModule:
+    """Augmented crops with confident labels for training, plain crops to measure the mean displacement."""
+    cfg, data = context.cfg.affinity, context.data
+    labels = context.artefacts["affinity_labels"].folder
+    augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
+    middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
+    train, val = (
+        SegmentationDataset(data.train.ids, data.train.image_path, partial(label_path, labels), transform)
+        for transform in (augmented, middle)
+    )
+    return CropDataModule(
+        train, val, cfg.batch_size, data.num_workers, context.cfg.seed, "affinity.batch_size"
+    )
+
+
+def label_path(folder: Path, image_id: str) -> Path:
+    """Where the confident labels of an image lie."""
+    return folder / "labels" / f"{image_id}.png"
+
+
+def write_confident_labels(scores: dict[str, float], crf: dict[str, Any] | None, job: Job) -> None:
+    """Makes and writes the confident labels of one image."""
+    image, maps, target = job
+    refine = None if crf is None else partial(dense_crf, **crf)
+    write_mask(target, confident_labels(read_image(image), load_maps(maps), **scores, crf=refine))

@@ -1,0 +1,208 @@
+"""The stage of the toy experiment: gradients of every network before and after RIB."""
+
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ribseg.analysis import binned_information, saturation
+from ribseg.analysis.regions import check_gradient
+from ribseg.analysis.summary import summarize_seeds, targets
+from ribseg.checks import within
+from ribseg.data.demo.digits import (
+    REGIONS,
+    SPLITS,
+    ToyBatches,
+    ToyImages,
+    digits_fingerprint,
+    split_digits,
+    toy_images,
+)
+from ribseg.data.io.files import atomic_write
+from ribseg.errors import ConfigError
+from ribseg.functional.activations import last_activation
+from ribseg.methods.pooling import Activated
+from ribseg.models import ToyNet, read_state_dict
+from ribseg.modules.toy import BottleneckModule, Measured, ToyModule
+from ribseg.pipeline.engine.context import Context, build, plain
+from ribseg.pipeline.engine.loggers import finish_loggers
+from ribseg.pipeline.engine.parts import check_arguments
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.stages.maps import Stage
+from ribseg.pipeline.stages.toy_networks import (
+    for_seeds,
+    network_path,
+    seeds,
+    single_trainer,
+    toy_digits,
+    training_loss,
+)
+
+RESULT, EXAMPLES = "bottleneck.json", "examples.npz"
+FINALS = ("logit", "activation")
+
+
+class BottleneckStage(Stage):
+    """Measures the gradients of every network before and after RIB, on unseen images."""
+
+    name = "bottleneck"
+    parts = ("bottleneck", "pooling", "trainer", "seed", "tf32")
+    reads_data = False
+    needs: ClassVar[tuple[str, ...]] = ("toy_networks",)
+
+    def data(self, context: Context) -> str:
+        """The digits."""
+        return digits_fingerprint(toy_digits(context))
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the result and the examples are there."""
+        return (artefact.folder / RESULT).is_file() and (artefact.folder / EXAMPLES).is_file()
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Measures the seeds that are not done yet, in the first process, and puts them together."""
+        context.on_first(lambda: self._measure(context, artefact))
+        return {}
+
+    def _measure(self, context: Context, artefact: Artefact) -> None:
+        paths = {seed: record_path(artefact, seed) for seed in seeds(context)}
+        missing = [seed for seed, path in paths.items() if not path.is_file()]
+        if context.cfg.seed not in missing and not (artefact.folder / EXAMPLES).is_file():
+            missing.append(context.cfg.seed)
+        for_seeds(context, artefact, measure_seed, missing)
+        records = [json.loads(path.read_text()) for path in paths.values()]
+        atomic_write(artefact.folder / RESULT, json.dumps(put_together(records), indent=1).encode())
+
+
+def check_bottleneck(context: Context) -> None:
+    """Finds out before the training whether the settings of the toy experiment can work.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    cfg = context.cfg.bottleneck
+    if cfg.split not in SPLITS:
+        raise ConfigError(f"expected bottleneck.split {' | '.join(SPLITS)}, got {cfg.split!r}")
+    if cfg.final not in FINALS:
+        raise ConfigError(f"expected bottleneck.final {' | '.join(FINALS)}, got {cfg.final!r}")
+    for split in ("train", cfg.split):
+        split_digits(toy_digits(context), split)
+    with within("bottleneck.training"):
+        ToyModule(ToyNet(), training_loss(context), cfg.training.lr).new_optimizer()
+    with within("bottleneck.gradient"):
+        check_arguments(check_gradient, cfg.gradient)
+    with within("pooling"):
+        build(context.cfg.pooling)
+    with within("bottleneck.rib"):
+        bottleneck_module(context, ToyNet())
+
+
+def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:
+    """RIB and what is measured, as configured."""
+    cfg = context.cfg.bottleneck
+    looked_at = None if cfg.final == "logit" else last_activation(cfg.training.activation)
+    return build(
+        cfg.rib,
+        network=network,
+        pooling=Activated(build(context.cfg.pooling), cfg.activation),
+        activation=looked_at,
+        gradient=plain(cfg.gradient),
+        wrong_class=cfg.wrong_class,
+        _convert_="all",
+    )
+
+
+def record_path(artefact: Artefact, seed: int) -> Path:
+    """Where the measurements of a seed lie."""
+    return artefact.folder / f"seed-{seed}.json"
+
+
+def measure_seed(context: Context, artefact: Artefact, seed: int) -> None:
+    """Everything about one network: high gradient ratios before and after RIB, accuracy, saturation."""
+    cfg = context.cfg.bottleneck
+    digits = split_digits(toy_digits(context), cfg.split)
+    network = ToyNet()
+    network.load_state_dict(read_state_dict(network_path(context.artefacts["toy_networks"], seed)))
+    measured = toy_images(digits, cfg.images.measured, 1.0, seed, f"{cfg.split} measured")
+    scored = toy_images(digits, cfg.images.scored, cfg.marked, seed, f"{cfg.split} scored")
+    trainer = single_trainer(context, f"bottleneck-{seed}", artefact, inference_mode=False)
+    predictions = trainer.predict(bottleneck_module(context, network), ToyBatches(measured, 1))
+    finish_loggers()
+    items = cast(list[Measured], predictions)
+    if seed == context.cfg.seed:
+        save_examples(artefact.folder / EXAMPLES, measured, items[: cfg.examples])
+    record = {
+        "seed": seed,
+        "images": len(items),
+        "steps_mean": float(np.mean([item.steps for item in items])),
+        "stopped": dict(Counter(item.stopped for item in items if item.stopped)),
+        "before": by_region(item.before for item in items),
+        "after": by_region(item.after for item in items),
+        "network": score_network(context, network.cpu(), scored),
+    }
+    atomic_write(record_path(artefact, seed), json.dumps(record, indent=1).encode())
+
+
+def by_region(ratios: Iterable[Tensor]) -> dict[str, list[float | None]]:
+    """(L + 1, R) ratios per image -> region -> mean ratio per layer, over the images that have one."""
+    mean = torch.stack(list(ratios)).nanmean(0).T
+    return {name: [number(v) for v in row.tolist()] for name, row in zip(REGIONS, mean, strict=True)}
+
+
+def number(value: float) -> float | None:
+    """The value, or None if JSON has no word for it."""
+    return value if math.isfinite(value) else None
+
+
+@torch.no_grad()
+def score_network(context: Context, network: ToyNet, toy: ToyImages) -> dict[str, Any]:
+    """Accuracy, logits and saturation of a network on (N, ..) images."""
+    cfg = context.cfg.bottleneck
+    features = network.features(toy.images).mean((-2, -1))
+    logits = network.head(features)
+    truth = toy.labels.argmax(1)
+    finite = bool(logits.isfinite().all())
+    activation = last_activation(cfg.training.activation)
+    facts: dict[str, Any] = {
+        "finite": finite,
+        "accuracy": float((logits.argmax(1) == truth).float().mean()) if finite else None,
+        "logit_of_class": number(float((logits * toy.labels).sum(1).mean())),
+        "logit_of_other": number(float((logits * (1 - toy.labels)).sum(1).mean())),
+        "saturation": saturation(logits, activation, cfg.saturation, toy.labels),
+    }
+    if cfg.information_bins is not None and finite:
+        layers = {"pooled_features": features, "logits": logits, "activations": activation(logits)}
+        facts["information_bits"] = {
+            name: binned_information(values, truth, cfg.information_bins)._asdict()
+            for name, values in layers.items()
+        }
+    return facts
+
+
+def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None:
+    """Images (E, H, W), regions (E, R, H, W) and gradient maps (E, 2, L + 1, H, W) for the figure."""
+    maps = np.stack([item.maps.numpy() for item in items])
+    buffer = io.BytesIO()
+    arrays = {"images": toy.images[: len(maps), 0].numpy(), "regions": toy.regions[: len(maps)].numpy()}
+    np.savez_compressed(buffer, allow_pickle=False, maps=maps.astype(np.float32), **arrays)
+    atomic_write(path, buffer.getvalue())
+
+
+def put_together(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """As "bottleneck" in `results.json`: means and deviations over seeds, targets, all records."""
+    summary = summarize_seeds(records)
+    accuracies = [record["network"]["accuracy"] for record in records]
+    there = [value for value in accuracies if value is not None]
+    return summary | {
+        "accuracy": float(np.mean(there)) if there else None,
+        "diverged": sum(not record["network"]["finite"] for record in records),
+        "saturation": float(np.mean([record["network"]["saturation"] for record in records])),
+        "targets": targets(summary),
+        "by_seed": records,
+    }

@@ -1,0 +1,162 @@
+"""The evaluation stage: all sources of maps on all splits, with the controls beside them."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from rich.progress import track
+
+from ribseg.data.io.files import atomic_write
+from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError
+from ribseg.methods.controls import centre_prior, whole_image
+from ribseg.methods.evaluation import ImageCounts, MapEvaluator
+from ribseg.metrics import bootstrap_miou, interval
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.workers import ordered_map
+from ribseg.pipeline.stages.maps import CROPS, VIEWS, Stage
+from ribseg.types import LocalizationMaps
+
+# Source -> the stage whose maps it reads, and what becomes of them.
+SOURCES: dict[str, tuple[str, Callable[[LocalizationMaps], LocalizationMaps] | None]] = {
+    "cam": ("cam", None),
+    "rib": ("rib", None),
+    "imported": ("imported", None),
+    "random_walk": ("random_walk", None),
+    "wrong_class": ("wrong_class", None),
+    "feature_norm": ("feature_norm", None),
+    "centre_prior": ("cam", centre_prior),
+    "whole_image": ("cam", whole_image),
+}
+RESULT = "evaluation.json"
+# What of the first split stands one level up, too.
+HEADLINE = ("best_miou", "best_threshold", "miou_at_fixed", "fixed_threshold")
+T = TypeVar("T")
+
+
+class EvaluateStage(Stage):
+    """Scores every source whose maps are in the store, each at thresholds of its own."""
+
+    name = "evaluate"
+    parts = ("evaluate", "data", "seed")
+    neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The stages whose maps there are, or will be.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        ready = ready_sources(context)
+        if not ready:
+            raise ConfigError(
+                "nothing to evaluate: the store holds no localization maps for these settings; "
+                "add stages to run=[...], for instance run=[classifier,cam,rib,evaluate]"
+            )
+        return tuple(ready)
+
+    def data(self, context: Context) -> str:
+        """All images and masks."""
+        return context.data.fingerprint(masks=True)
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Runs in the first process; the others wait."""
+        context.on_first(lambda: self._evaluate(context, artefact))
+        return {}
+
+    def _evaluate(self, context: Context, artefact: Artefact) -> None:
+        ready = self.required(context)
+        sources = [name for name, (stage, _) in SOURCES.items() if stage in ready]
+        sweeps = {
+            split: sweep_split(context, folder, sources) for split, folder in context.data.evals.items()
+        }
+        settings = context.cfg.evaluate
+        result = score(sweeps, settings.fixed_threshold, settings.bootstrap, context.cfg.seed)
+        atomic_write(artefact.folder / RESULT, json.dumps(result, indent=1).encode())
+
+
+def ready_sources(context: Context) -> list[str]:
+    """Map stages that are finished, or will be when the evaluation starts."""
+    wanted = dict.fromkeys(stage for stage, _ in SOURCES.values())
+    return [s for s in wanted if s in context.cfg.run or context.is_ready(s)]
+
+
+def sweep_split(
+    context: Context, folder: VOCFolder, sources: Iterable[str], title: str = "Evaluating"
+) -> dict[str, MapEvaluator]:
+    """Reads the maps and masks of a split once, and counts for every source at all thresholds."""
+    settings = context.cfg.evaluate
+    chosen = {source: SOURCES[source] for source in sources}
+    thresholds = torch.linspace(0, 1, settings.thresholds)
+    evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in chosen}
+
+    def count(image_id: str) -> dict[str, ImageCounts]:
+        target = torch.from_numpy(folder.mask(image_id)).long()
+        stages = {stage for stage, _ in chosen.values()}
+        read = {stage: load_maps(map_path(context.artefacts[stage].folder, image_id)) for stage in stages}
+        return {
+            source: evaluators[source].count(change(read[stage]) if change else read[stage], target)
+            for source, (stage, change) in chosen.items()
+        }
+
+    results = ordered_map(count, folder.ids, settings.workers)
+    quiet = not context.cfg.progress
+    for counts in track(
+        results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console
+    ):
+        for source, one in counts.items():
+            evaluators[source].add(one)
+    return evaluators
+
+
+def score(
+    sweeps: Mapping[str, Mapping[str, MapEvaluator]], fixed_threshold: float | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Scores of every source on every split, as "localization" in `results.json`.
+
+    The fixed threshold of a split is the best one of the next split, for each source its own: CAM's and
+    RIB's differ.
+
+    Args:
+        sweeps: split -> source -> evaluator.
+        fixed_threshold: for a single split, which has no other to choose on; None leaves it out.
+        resamples: of the bootstrap over images.
+        seed: of the bootstrap.
+    """
+    splits = list(sweeps)
+    result: dict[str, Any] = {}
+    for source in sweeps[splits[0]]:
+        best = {split: round(float(sweeps[split][source].sweep()["best_threshold"]), 6) for split in splits}
+        by_split = {}
+        for split, other in zip(splits, splits[1:] + splits[:1], strict=True):
+            fixed = best[other] if other != split else fixed_threshold
+            by_split[split] = sweeps[split][source].summary(fixed, resamples, seed)
+            by_split[split]["fixed_threshold_from"] = other if other != split else None
+        first = by_split[splits[0]]
+        result[source] = {key: first[key] for key in HEADLINE} | {"split": by_split}
+    if "cam" in result:
+        add_gains(result, sweeps, resamples, seed)
+    return result
+
+
+def add_gains(
+    result: dict[str, Any], sweeps: Mapping[str, Mapping[str, MapEvaluator]], resamples: int, seed: int
+) -> None:
+    """Adds "gain_over_cam" at fixed thresholds, with its paired 95 % bootstrap interval over images."""
+    for source, scores in result.items():
+        for split, values in scores["split"].items():
+            reference = result["cam"]["split"][split]
+            if source == "cam" or values["miou_at_fixed"] is None:
+                continue
+            draws = [
+                bootstrap_miou(sweeps[split][name].counts(threshold), resamples, seed)
+                for name, threshold in (
+                    (source, values["fixed_threshold"]),
+                    ("cam", reference["fixed_threshold"]),
+                )
+            ]
+            values["gain_over_cam"] = values["miou_at_fixed"] - reference["miou_at_fixed"]
+            values["gain_interval"] = interval(draws[0] - draws[1])

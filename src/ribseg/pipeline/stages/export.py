@@ -1,0 +1,108 @@
+"""The stage for what leaves the house: the VOC server's archive, and the segmenter as a program."""
+
+from pathlib import Path
+from typing import Any
+
+from ribseg.data.check.dataset import check_dataset
+from ribseg.data.io.images import read_header
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError
+from ribseg.interop.voc_server import check_voc_archive, write_voc_archive
+from ribseg.models.program import export_program, save_program
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.disk import ImageSizes
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.stages.chains import SOURCES, segmenter_name, tested_name
+from ribseg.pipeline.stages.maps import Stage
+from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
+from ribseg.pipeline.stages.segmenter_test import tested_segmenter, write_masks
+
+PROGRAM = "segmenter.pt2"
+SERVER_SPLITS = ("val", "test")  # of which the server has a folder
+
+
+class ExportStage(Stage):
+    """Segments a split that may have neither labels nor masks, packs the masks, and checks the archive."""
+
+    name = "export"
+    parts = ("export", "segmenter", "trainer", "tf32")
+
+    def wanted(self, context: Context) -> bool:
+        """Only where the run names it: the split need not be there otherwise."""
+        return self.name in context.cfg.run
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The segmenter."""
+        return (segmenter_name(context.cfg.export.source),)
+
+    def data(self, context: Context) -> str:
+        """The exported images."""
+        return exported_folder(context).fingerprint(masks=False)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether archive and program are there."""
+        program = not context.cfg.export.program or (artefact.folder / PROGRAM).is_file()
+        return archive_path(context, artefact).is_file() and program
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The masks and the archive of them, and the program, which holds the segmenter's weights."""
+        trained = context.artefacts[segmenter_name(context.cfg.export.source)]
+        program = 0.0
+        if context.cfg.export.program:
+            ready = trained.finished
+            program = (trained.folder / WEIGHTS).stat().st_size if ready else context.weights["segmenter"].all
+        return 2 * sizes.mask_files(len(exported_folder(context))) + program
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Segments what is missing, then packs and checks in the first process."""
+        cfg, folder = context.cfg.export, exported_folder(context)
+        segmenter = tested_segmenter(context, cfg.source)
+        place = tested_masks(context) or artefact.folder / "masks"
+        write_masks(context, artefact, segmenter, folder, place)
+        archive = archive_path(context, artefact)
+
+        def pack() -> None:
+            write_voc_archive(archive, place, folder.ids, cfg.split)
+            sizes = {image_id: read_header(folder.image_path(image_id)).size for image_id in folder.ids}
+            check_voc_archive(archive, sizes, cfg.split, folder.num_classes)
+            context.console.print(f"  {len(sizes)} masks, looked at one by one: {archive}")
+            if cfg.program:
+                save_program(artefact.folder / PROGRAM, export_program(segmenter))
+                context.console.print(f"  the segmenter as a program of torch: {artefact.folder / PROGRAM}")
+
+        context.on_first(pack)
+        return {"archive": str(archive), "split": cfg.split, "source": cfg.source, "images": len(folder)}
+
+
+def archive_path(context: Context, artefact: Artefact) -> Path:
+    """Where the archive lies."""
+    return artefact.folder / f"comp6_{context.cfg.export.split}_cls.tar.gz"
+
+
+def exported_folder(context: Context) -> VOCFolder:
+    """The images; nothing is asked of labels."""
+    return context.data.open(context.cfg.export.split, labels="none")
+
+
+def tested_masks(context: Context) -> Path | None:
+    """The masks of the test, if that was made with these settings on this split."""
+    cfg = context.cfg
+    artefact = context.artefacts.get(tested_name(cfg.export.source))
+    if artefact is None or not artefact.finished or cfg.export.split not in tested_folders(context):
+        return None
+    return artefact.folder / cfg.export.split
+
+
+def check_export(context: Context) -> None:
+    """Finds before the training what would fail after it.
+
+    Raises:
+        RibsegError: an unknown source or split, or images that cannot be read.
+    """
+    cfg = context.cfg.export
+    if cfg.split not in SERVER_SPLITS or cfg.source not in SOURCES:
+        raise ConfigError(
+            f"expected export.split out of {', '.join(SERVER_SPLITS)}, as VOC's server has them, and "
+            f"export.source out of {', '.join(SOURCES)}; got {cfg.split} and {cfg.source}"
+        )
+    context.on_first(lambda: check_dataset(exported_folder(context), progress=context.cfg.progress))

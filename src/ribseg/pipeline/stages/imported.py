@@ -1,0 +1,65 @@
+"""Maps or masks of another program as a source beside CAM and RIB, to be refined and evaluated here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ribseg.data.io.files import scan_folder
+from ribseg.errors import ConfigError
+from ribseg.interop import convert_maps, map_reader
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.disk import ImageSizes
+from ribseg.pipeline.engine.store import Artefact, folder_digest
+from ribseg.pipeline.stages.maps import Stage
+
+
+class ImportedStage(Stage):
+    """Turns the files of another program into localization maps of all images."""
+
+    name = "imported"
+    parts = ("imported",)
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """The files count by their content; where they lie does not."""
+        folder = cfg["imported"]["folder"]
+        return super().settings(cfg) | {"files": None if folder is None else folder_digest(folder)}
+
+    def data(self, context: Context) -> str:
+        """All images."""
+        return context.data.fingerprint(masks=False)
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether all maps are there."""
+        folder = artefact.folder / "maps"
+        there = scan_folder(folder, (".npz",)) if folder.is_dir() else {}
+        return set(context.data.all_ids) <= set(there)
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The maps of all images, at full size as most programs leave them."""
+        return sizes.map_files(full=True)
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Reads what is not there yet, in the first process."""
+        cfg = context.cfg.imported
+
+        def convert() -> None:
+            for folder in context.data.served:
+                target = artefact.folder / "maps"
+                convert_maps(cfg.folder, target, folder, cfg.layout, cfg.trust, context.cfg.progress)
+
+        context.on_first(convert)
+        return {"images": len(context.data.all_ids)}
+
+
+def check_imported(context: Context) -> None:
+    """Whether the files are there, as far as a listing tells.
+
+    Raises:
+        RibsegError: a setting is missing, or files are.
+    """
+    cfg = context.cfg.imported
+    if not context.will_run(ImportedStage.name):
+        return
+    if cfg.folder is None:
+        raise ConfigError("run=[imported,...] needs imported.folder=PATH with the maps of another program")
+    for folder in context.data.served:
+        map_reader(cfg.folder, folder, cfg.layout, cfg.trust)

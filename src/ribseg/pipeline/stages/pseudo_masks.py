@@ -1,0 +1,300 @@
+"""Pseudo masks from maps: palette PNGs, their background scores, and what they are worth."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.images import read_image
+from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.io.masks import read_mask, write_mask
+from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive
+from ribseg.interop import read_saliency
+from ribseg.methods.evaluation import NOTHING_SCORED, full_size
+from ribseg.metrics import label_counts, pooled_scores
+from ribseg.pipeline.engine.context import Context, plain
+from ribseg.pipeline.engine.disk import ImageSizes
+from ribseg.pipeline.engine.store import Artefact, folder_digest
+from ribseg.pipeline.engine.workers import Job, run_pool
+from ribseg.pipeline.stages.affinity import maps_to_refine
+from ribseg.pipeline.stages.maps import CROPS, VIEWS, Stage
+from ribseg.pipeline.stages.thresholds import SCORES_ONLY, THRESHOLDS, check_thresholds, choose_threshold
+
+SCORES = "scores.json"
+PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
+
+
+class Variant(NamedTuple):
+    """A way from maps to masks.
+
+    Attributes:
+        walk: start from the maps after the random walk.
+        saliency: saliency maps supply the background, not a score.
+        refinement: what looks at the image at the end: "crf", "pixel_adaptive", or nothing.
+    """
+
+    walk: bool
+    saliency: bool
+    refinement: str
+
+    @classmethod
+    def parse(cls, name: str) -> "Variant":
+        """From its name: parts in this order, joined by "_"; "none" if there is none.
+
+        Raises:
+            ConfigError: no such name.
+        """
+        if name not in VARIANTS:
+            raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
+        refinement = next((part for part in PARTS[2] if name.endswith(part)), "")
+        return cls(name.startswith("random_walk"), "saliency" in name, refinement)
+
+
+VARIANTS = tuple(
+    "_".join(filter(None, parts)) or "none" for parts in product(*(("", *names) for names in PARTS))
+)
+
+
+class Recipe(NamedTuple):
+    """Everything that one mask is made with.
+
+    Attributes:
+        threshold: background score; with saliency, above which a pixel is salient.
+        saliency: whether jobs hold a saliency map.
+        crf: settings of `dense_crf`, or None.
+        pixel_adaptive: settings of `pixel_adaptive`, or None.
+    """
+
+    threshold: float
+    saliency: bool
+    crf: dict[str, Any] | None
+    pixel_adaptive: dict[str, Any] | None
+
+
+class PseudoMasksStage(Stage):
+    """Palette PNGs of all images, for each of the chosen variants; the last is the one to train on."""
+
+    name = "pseudo_masks"
+    parts = ("refine", "evaluate", "data")
+    neutral = (
+        *("refine.labels", "refine.walk", *SCORES_ONLY, *CROPS, *VIEWS),
+        *("data.batch_size", "data.mean", "data.std"),
+    )
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The maps that the variants start from."""
+        return tuple(dict.fromkeys(map_source(context, variant) for variant in variants(context)))
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Saliency maps count by their content."""
+        settings, folder = super().settings(cfg), cfg["refine"]["saliency"]
+        if folder is not None and any(Variant.parse(name).saliency for name in cfg["refine"]["variants"]):
+            settings["refine"]["saliency"] = folder_digest(folder)
+        return settings
+
+    def data(self, context: Context) -> str:
+        """All images, and the masks, which give thresholds and scores."""
+        return context.data.fingerprint(masks=bool(context.data.eval_splits))
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether all masks and their scores are there."""
+        folders = [artefact.folder / variant for variant in variants(context)]
+        if not (artefact.folder / SCORES).is_file() or not all(folder.is_dir() for folder in folders):
+            return False
+        return all(set(context.data.all_ids) <= set(scan_folder(folder, (".png",))) for folder in folders)
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """A PNG for each image and variant."""
+        return sizes.mask_files(len(context.data.folders) * len(variants(context)))
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Writes the masks that are not there yet, in a pool of the first process, and scores them."""
+        context.on_first(lambda: self._masks(context, artefact))
+        return {"variants": list(variants(context))}
+
+    def _masks(self, context: Context, artefact: Artefact) -> None:
+        thresholds = background_scores(context)
+        for name, threshold in thresholds.items():
+            work = partial(write_pseudo_mask, recipe(context, Variant.parse(name), threshold))
+            run_pool(context, work, jobs(context, artefact, name), f"Pseudo masks ({name})")
+        scores = {
+            variant: {split: self._score(context, artefact, variant, split) for split in context.data.evals}
+            | {"threshold": threshold}
+            for variant, threshold in thresholds.items()
+        }
+        for variant, by_split in scores.items():
+            if any(isinstance(s, dict) and s["foreground"] == 0 for s in by_split.values()):
+                context.console.print(
+                    f"  [yellow]warning[/]: the masks of {variant!r} hold only background; its score "
+                    f"{thresholds[variant]:.2f} is too high, or the maps are empty"
+                )
+        atomic_write(artefact.folder / SCORES, json.dumps(scores, indent=1).encode())
+
+    def _score(self, context: Context, artefact: Artefact, variant: str, split: str) -> dict[str, Any]:
+        folder = context.data.evals[split]
+        counts = []
+        for image_id in folder.ids:
+            mask = torch.from_numpy(read_mask(mask_path(artefact.folder, variant, image_id)))
+            counts.append(label_counts(mask, torch.from_numpy(folder.mask(image_id)), folder.num_classes))
+        return mask_scores(torch.stack(counts))
+
+
+def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
+    """VOC's scores of masks from (N, 3, C+1) `label_counts`: one confusion matrix over all images.
+
+    Returns:
+        "miou", "iou" per label, "precision", "recall"; "false_positive" and "false_negative": the share of
+        predicted object pixels that are background, and of object pixels that were called background;
+        "foreground": the share of object pixels in the masks. Fractions.
+
+    Raises:
+        DataError: the ground truth has no object pixel.
+    """
+    scores = pooled_scores(counts)
+    if scores.miou.isnan():
+        raise DataError(NOTHING_SCORED)
+    hit, predicted, true = counts.sum(0).double()
+    objects, truth, total = predicted[1:].sum(), true[1:].sum(), true.sum()
+    return {
+        "miou": float(scores.miou),
+        "iou": [None if np.isnan(value) else value for value in scores.iou.tolist()],
+        "precision": float(scores.precision),
+        "recall": float(scores.recall),
+        "false_positive": float((true[0] - hit[0]) / objects.clamp(min=1)),
+        "false_negative": float((predicted[0] - hit[0]) / truth.clamp(min=1)),
+        "foreground": float(objects / total.clamp(min=1)),
+        "images": len(counts),
+    }
+
+
+def variants(context: Context) -> tuple[str, ...]:
+    """The chosen variants.
+
+    Raises:
+        ConfigError: one is unknown, or there is none.
+    """
+    chosen = tuple(context.cfg.refine.variants)
+    if not chosen:
+        raise ConfigError(f"expected refine.variants=[...] with some of {', '.join(VARIANTS)}, got none")
+    for name in chosen:
+        Variant.parse(name)
+    return chosen
+
+
+def map_source(context: Context, variant: str) -> str:
+    """The stage whose maps a variant cuts."""
+    return "random_walk" if Variant.parse(variant).walk else maps_to_refine(context)
+
+
+def threshold_setting(variant: Variant) -> str:
+    """The setting of `refine` that holds its background score."""
+    return THRESHOLDS[variant.walk]
+
+
+def background_scores(context: Context) -> dict[str, float]:
+    """The background score of each variant, each source's chosen once; with saliency, its threshold."""
+    cfg, scores = context.cfg.refine, {}
+    chosen: dict[str, float] = {}
+    for name in variants(context):
+        variant, source = Variant.parse(name), map_source(context, name)
+        if variant.saliency:
+            scores[name] = float(cfg.saliency_threshold)
+            continue
+        if source not in chosen:
+            chosen[source] = choose_threshold(context, source, cfg[threshold_setting(variant)])
+        scores[name] = chosen[source]
+    return scores
+
+
+def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
+    """The settings of a variant."""
+    cfg = context.cfg.refine
+    settings = {name: plain(cfg[name]) if variant.refinement == name else None for name in PARTS[2]}
+    return Recipe(threshold, variant.saliency, **settings)
+
+
+def jobs(context: Context, artefact: Artefact, name: str) -> list[Job]:
+    """Image, maps, saliency map where the variant wants it, and mask, for all images."""
+    source, salient = context.artefacts[map_source(context, name)].folder, Variant.parse(name).saliency
+    found: list[Job] = []
+    for i, folder in context.data.folders.items():
+        # An image without a class is background whatever a saliency map says, so it needs none.
+        extra = [saliency_folder(context) / f"{i}.png"] if salient and has_class(context, i) else []
+        target = mask_path(artefact.folder, name, i)
+        found.append((folder.image_path(i), map_path(source, i), *extra, target))
+    return found
+
+
+def saliency_folder(context: Context) -> Path:
+    """Where the saliency maps are.
+
+    Raises:
+        ConfigError: the setting is missing.
+    """
+    if context.cfg.refine.saliency is None:
+        raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
+    return Path(context.cfg.refine.saliency)
+
+
+def check_refinement(context: Context) -> None:
+    """Whether the data has what the chosen variants want: masks for the scores, saliency maps.
+
+    Raises:
+        RibsegError: something is absent.
+    """
+    chosen = [Variant.parse(name) for name in variants(context)]
+    used = {threshold_setting(variant) for variant in chosen if not variant.saliency}
+    if "auto" in plain(context.cfg.refine.labels).values():
+        used.add(THRESHOLDS[0])
+    check_thresholds(context.cfg, sorted(used))
+    if any(variant.saliency for variant in chosen):
+        check_saliency(context)
+
+
+def check_saliency(context: Context) -> None:
+    """Whether every image with a class has a saliency map; raises a DataError that lists those without."""
+    folder = saliency_folder(context)
+    there = scan_folder(folder, (".png",))
+    absent = [i for i in context.data.folders if has_class(context, i) and i not in there]
+    if absent:
+        problems = {"images without one": absent}
+        advice = "Expected a gray PNG <image id>.png for every image with a class."
+        raise DataError(list_problems(f"the saliency maps in {folder} cannot be used", problems, advice))
+
+
+def has_class(context: Context, image_id: str) -> bool:
+    """Whether an image has a label."""
+    folder = context.data.folders[image_id]
+    return bool(folder.labels[folder.index(image_id)].any())
+
+
+def mask_path(folder: Path, variant: str, image_id: str) -> Path:
+    """Where the pseudo mask of an image lies."""
+    return folder / variant / f"{image_id}.png"
+
+
+def write_pseudo_mask(recipe: Recipe, job: Job) -> None:
+    """Makes and writes the mask of one image: refines the maps or the labels, as the recipe says."""
+    image_path, maps_path, *saliency_path, target = job
+    maps, image = load_maps(maps_path), read_image(image_path)
+    size = (image.shape[0], image.shape[1])
+    full = full_size(maps, size)
+    if recipe.pixel_adaptive is not None:
+        full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **recipe.pixel_adaptive)
+    if saliency_path:
+        labels = labels_with_saliency(
+            full, maps.classes, read_saliency(saliency_path[0], size), recipe.threshold
+        )
+    else:
+        labels = argmax_labels(full, maps.classes, recipe.threshold)
+    result = labels.numpy().astype(np.uint8)
+    if recipe.crf is not None and len(maps.classes):
+        result = dense_crf(image, result, **recipe.crf)
+    write_mask(target, result)

@@ -1,0 +1,310 @@
+"""The segmenter's training on pseudo masks or, as the bound, on the truth (docs/method.md, section 6)."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import nn
+
+from ribseg.checks import within
+from ribseg.data.augment.segmentation import (
+    PathOf,
+    SegmentationDataset,
+    segmentation_train_transform,
+    whole_image_transform,
+)
+from ribseg.data.io.masks import voc_palette
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError
+from ribseg.models import Classifier, Segmenter, save_segmenter
+from ribseg.modules.callbacks import MovingAverage
+from ribseg.modules.segmentation_data import SegmentationDataModule
+from ribseg.pipeline.engine.context import Context, build, named_callbacks, plain
+from ribseg.pipeline.engine.disk import ImageSizes, weights_of
+from ribseg.pipeline.engine.parts import check_training
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
+from ribseg.pipeline.stages.maps import (
+    CROPS,
+    TRAINING,
+    VIEWS,
+    Stage,
+    given_checkpoint,
+    new_classifier,
+    readable,
+    trained_classifier,
+)
+from ribseg.pipeline.stages.pseudo_masks import mask_path, variants
+
+WEIGHTS = "segmenter.pt"
+
+
+class SegmenterStage(Stage):
+    """Trains a segmenter.
+
+    Args:
+        source: the maps whose pseudo masks it learns from, or "full" for the ground truth.
+    """
+
+    parts = ("segmenter", "callbacks", *TRAINING)
+    neutral = (*CROPS, *VIEWS, "data.batch_size")
+
+    def __init__(self, source: str) -> None:
+        self.source, self.name = source, segmenter_name(source)
+
+    def wanted(self, context: Context) -> bool:
+        """Whether the run trains or reports it."""
+        return self.source in sources_in_play(context)
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The pseudo masks, and the classifier where its backbone is the start."""
+        masks = () if self.source == FULL else (masks_stage(context, self.source),)
+        starts = ("classifier",) if context.cfg.segmenter.model.get("weights") == "classifier" else ()
+        return (*masks, *starts)
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """What is validated counts only where it decides: with select=best, or with callbacks."""
+        settings = super().settings(cfg)
+        segmenter = settings["segmenter"]
+        if not validation_decides(cfg):
+            for name in ("check_every", "splits", "test"):
+                segmenter.pop(name, None)
+            settings["data"].pop("eval_splits", None)
+        return settings
+
+    def data(self, context: Context) -> str:
+        """The images and masks that it learns from, and those that decide when it is best."""
+        data = training_folder(context, self.source).fingerprint(masks=self.source == FULL)
+        watch = validation_folder(context)
+        if watch is not None and validation_decides(context.cfg):
+            data += watch.fingerprint(masks=True)
+        return data
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the segmenter is there."""
+        return (artefact.folder / WEIGHTS).is_file()
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """The weights, the last checkpoint and, with a watch, the best; with their averages if wanted."""
+        weights, watched = context.weights["segmenter"], validation_folder(context) is not None
+        averages = 0 if context.cfg.segmenter.average is None else weights.all
+        return weights.all + (1 + watched) * (weights.checkpoint + averages)
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Trains from the last checkpoint on, and saves the last or the best weights."""
+        cfg = context.cfg.segmenter
+        pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
+        model = new_segmenter(context)
+        module = build(cfg.module, model=model)
+        # As in the test; no settings of the module, which are what the training depends on.
+        module.tile, module.margin = cfg.test.tile, cfg.test.margin
+        facts = train(context, artefact, module, segmentation_data(context, self.source))
+        chosen = torch.load(checkpoint(artefact, cfg.select), map_location="cpu", weights_only=True)
+        prefix = "model."
+        state = {k.removeprefix(prefix): v for k, v in chosen["state_dict"].items() if k.startswith(prefix)}
+        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+            raise ConfigError(
+                f"the weights of {self.name} are no longer finite: its training has diverged. Lower "
+                f"segmenter.module.lr={cfg.module.get('lr')}; {artefact.folder} can be deleted"
+            )
+        model.load_state_dict(state)
+        context.on_first(lambda: save_segmenter(artefact.folder / WEIGHTS, described(context, model)))
+        return facts | {"selected": cfg.select, "selected_at": chosen["global_step"]}
+
+
+def validation_decides(cfg: Mapping[str, Any]) -> bool:
+    """Whether what is learnt depends on validation scores."""
+    return cfg["segmenter"]["select"] == "best" or bool(named_callbacks(cfg, "segmenter"))
+
+
+def training_folder(context: Context, source: str) -> VOCFolder:
+    """The images that it learns from; for "full" with the folder of masks that has all of them."""
+    if source == FULL and context.cfg.segmenter.masks_dir is not None:
+        return context.data.train.with_masks(context.cfg.segmenter.masks_dir)
+    return context.data.train
+
+
+def tested_folders(context: Context) -> dict[str, VOCFolder]:
+    """Split -> images and masks.
+
+    Raises:
+        ConfigError: there is none, or one that is not among those with masks.
+    """
+    known = context.data.evals
+    chosen = context.cfg.segmenter.splits
+    splits = list(known)[-1:] if chosen is None else list(chosen)
+    if not splits or not set(splits) <= set(known):
+        raise ConfigError(
+            f"expected segmenter.splits=[...] with some of data.eval_splits={list(known)}, got {splits}; "
+            "without masks name the training alone: run=[...,segmenter_rib]"
+        )
+    return {split: known[split] for split in splits}
+
+
+def validation_folder(context: Context) -> VOCFolder | None:
+    """Where the training is watched: the first tested split; None if it is not to be, or without masks."""
+    if not context.cfg.segmenter.validate or not context.data.eval_splits:
+        return None
+    return next(iter(tested_folders(context).values()))
+
+
+def new_segmenter(context: Context, classifier: Classifier | None = None) -> nn.Module:
+    """The configured network for the classes of the data, with the weights that it starts from.
+
+    Args:
+        context: of the run.
+        classifier: whose backbone it starts from with `segmenter.model.weights=classifier`; None for the one
+            that the classifier stage has trained.
+    """
+    cfg = context.cfg.segmenter.model
+    shared = cfg.get("weights") == "classifier"
+    extra = {"weights": None} if shared else {}
+    # Plain values, because they go into the segmenter's file.
+    model = build(cfg, num_classes=context.data.num_classes + 1, _convert_="all", **extra)
+    if shared:
+        take_backbone(model, trained_classifier(context) if classifier is None else classifier)
+    return model
+
+
+def take_backbone(model: Any, classifier: Classifier) -> None:
+    """Copies the classifier's backbone.
+
+    Raises:
+        ConfigError: the segmenter's is another one.
+    """
+    try:
+        model.backbone.load_state_dict(classifier.backbone.state_dict())
+    except (AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            "segmenter.model.weights=classifier needs a DeepLab-v2 over the classifier's backbone; set "
+            "segmenter.model.backbone and backbone_kwargs to those of classifier.model, or give it "
+            f"weights of its own: {error}"
+        ) from error
+
+
+def described(context: Context, model: nn.Module) -> Segmenter:
+    """A network with what belongs to it."""
+    data, test = context.data, plain(context.cfg.segmenter.test)
+    return Segmenter(model, data.classes, data.mean, data.std, voc_palette(), test)
+
+
+def masks_of(context: Context, source: str) -> PathOf:
+    """Image id -> the mask to learn from."""
+    if source == FULL:
+        return training_folder(context, source).mask_path
+    folder, variant = context.artefacts[masks_stage(context, source)].folder, variants(context)[-1]
+    return partial(mask_path, folder, variant)
+
+
+def segmentation_data(context: Context, source: str) -> SegmentationDataModule:
+    """Crops to learn from, and whole images for the watch where it is wanted."""
+    cfg, data = context.cfg.segmenter, context.data
+    transform = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
+    train = SegmentationDataset(
+        data.train.ids, data.train.image_path, masks_of(context, source), transform, data.num_classes
+    )
+    val, folder = None, validation_folder(context)
+    if folder is not None:
+        val = SegmentationDataset(
+            folder.ids, folder.image_path, folder.mask_path, whole_image_transform(data.mean, data.std)
+        )
+    return SegmentationDataModule(
+        train, val, cfg.batch_size, cfg.accumulate, data.num_workers, context.cfg.seed
+    )
+
+
+def checkpoint(artefact: Artefact, which: str) -> Path:
+    """Where the last and the best checkpoint lie."""
+    return artefact.folder / "checkpoints" / f"{which}.ckpt"
+
+
+def train(
+    context: Context, artefact: Artefact, module: pl.LightningModule, data: SegmentationDataModule
+) -> dict[str, Any]:
+    """Trains to the configured number of iterations, from the last checkpoint on if there is one."""
+    cfg = context.cfg.segmenter
+    trainer = context.trainer(
+        artefact.stage,
+        artefact.folder,
+        training_callbacks(context, artefact, watched=data.val is not None),
+        max_steps=cfg.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=cfg.accumulate,
+        sync_batchnorm=cfg.sync_batchnorm or context.cfg.trainer.get("sync_batchnorm", False),
+        precision=cfg.precision or context.cfg.trainer.precision,
+        use_distributed_sampler=False,  # the batches know their process
+        check_val_every_n_epoch=None,
+        val_check_interval=cfg.check_every * cfg.accumulate,
+        limit_val_batches=None if data.val is not None else 0,
+    )
+    last = checkpoint(artefact, "last")
+    resume = context.agree(str(last) if readable(last, context) else None)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    stopped = trainer.should_stop and bool(context.callbacks("segmenter"))  # by a callback, as was asked for
+    if trainer.global_step < cfg.max_steps and not stopped:
+        raise ConfigError(
+            f"{artefact.stage} stopped at iteration {trainer.global_step} of {cfg.max_steps}: does the "
+            "Trainer stop early (trainer.max_time, trainer.limit_train_batches, trainer.fast_dev_run)?"
+        )
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def training_callbacks(context: Context, artefact: Artefact, watched: bool) -> list[Callback]:
+    """The last checkpoint, the best one where there is a watch, and the moving average if wanted."""
+    cfg = context.cfg.segmenter
+    folder = artefact.folder / "checkpoints"
+    # With a watch the last state is saved after it, so that a training which goes on has seen the same.
+    every = None if watched else cfg.check_every
+    common: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
+    callbacks: list[Callback] = []
+    if watched:
+        # Before the last state, which must hold the score of its own watch for a training that goes on.
+        callbacks.append(ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", **common))
+    callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
+    if cfg.average is not None:
+        callbacks.append(MovingAverage(decay=cfg.average))
+    return [*callbacks, *context.callbacks("segmenter").values()]
+
+
+def check_segmenter(context: Context, source: str) -> None:
+    """Finds before the training what would fail in or after it.
+
+    Raises:
+        RibsegError: a setting cannot work, or masks are absent.
+    """
+    cfg = context.cfg.segmenter
+    if cfg.max_steps % cfg.check_every:
+        raise ConfigError(
+            f"expected segmenter.max_steps={cfg.max_steps} as a multiple of segmenter.check_every="
+            f"{cfg.check_every}, so that the last checkpoint is the end of the training"
+        )
+    if cfg.select not in ("last", "best") or (cfg.select == "best" and validation_folder(context) is None):
+        raise ConfigError(
+            f"expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits with "
+            f"masks; got {cfg.select} with validate={cfg.validate}"
+        )
+    if source == FULL:
+        folder = training_folder(context, source)
+        absent = [image_id for image_id in folder.ids if not folder.has_mask(image_id)]
+        if absent:
+            raise ConfigError(
+                f"segmenter.sources=[full] learns from the ground truth, but {len(absent)} of {len(folder)} "
+                f"training images have no mask in {folder.masks_dir}, first {absent[:3]}; name the folder "
+                "that has all of them with segmenter.masks_dir (VOC: SegmentationClassAug)"
+            )
+    if context.is_ready(segmenter_name(source)):
+        return
+    # The classifier need not be trained yet, but an untrained one has the same shapes.
+    given = given_checkpoint(context)
+    classifier = trained_classifier(context) if given else new_classifier(context, pretrained=False)
+    with within("segmenter.model"):
+        model = new_segmenter(context, classifier)
+    context.weights["segmenter"] = weights_of(model)
+    check_training("segmenter.module", cfg.module, model=model)
+    with within("segmenter.precision"):
+        build(context.cfg.trainer, logger=False, precision=cfg.precision or context.cfg.trainer.precision)
+    segmentation_data(context, source).check(context.processes)

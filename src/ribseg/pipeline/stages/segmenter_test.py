@@ -1,0 +1,194 @@
+"""The test of a segmenter: masks as files, and one confusion matrix over all their pixels."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ribseg.data.feed.iterations import ImageDataset, only_item
+from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.masks import read_mask
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import ConfigError
+from ribseg.metrics import confusion_matrix, counts_of
+from ribseg.models import Segmenter, load_segmenter
+from ribseg.modules.callbacks import MaskWriter, Threads
+from ribseg.modules.mask_prediction import MaskPredictionModule
+from ribseg.pipeline.engine.context import Context, plain
+from ribseg.pipeline.engine.disk import ImageSizes
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.workers import ordered_map
+from ribseg.pipeline.stages.chains import (
+    FULL,
+    SOURCES,
+    masks_stage,
+    segmenter_name,
+    sources_in_play,
+    tested_name,
+)
+from ribseg.pipeline.stages.maps import CROPS, VIEWS, Stage
+from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores, variants
+from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
+
+
+class SegmenterTestStage(Stage):
+    """Segments the tested splits and scores the masks that were written.
+
+    Args:
+        source: as in `SegmenterStage`.
+    """
+
+    parts = ("segmenter", "data", "trainer", "tf32")
+    neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
+
+    def __init__(self, source: str) -> None:
+        self.source, self.name = source, tested_name(source)
+
+    def wanted(self, context: Context) -> bool:
+        """As its segmenter, where there are masks to score with."""
+        possible = bool(context.data.eval_splits) and self.source in sources_in_play(context)
+        return possible or self.name in context.cfg.run
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The segmenter."""
+        return (segmenter_name(self.source),)
+
+    def data(self, context: Context) -> str:
+        """The tested images and masks."""
+        return " ".join(folder.fingerprint(masks=True) for folder in tested_folders(context).values())
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether scores and masks are there."""
+        folders = tested_folders(context).values()
+        return (artefact.folder / SCORES).is_file() and not any(
+            missing_masks(artefact.folder / folder.split, folder) for folder in folders
+        )
+
+    def disk(self, context: Context, sizes: ImageSizes) -> float:
+        """A PNG for each image of the tested splits."""
+        return sizes.mask_files(sum(map(len, tested_folders(context).values())))
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Segments what is missing, then counts all pixels from the files."""
+        segmenter = tested_segmenter(context, self.source)
+        for folder in tested_folders(context).values():
+            write_masks(context, artefact, segmenter, folder, artefact.folder / folder.split)
+        context.on_first(lambda: self._score(context, artefact))
+        return {"splits": list(tested_folders(context))}
+
+    def _score(self, context: Context, artefact: Artefact) -> None:
+        scores = {
+            split: score_masks(context, artefact.folder / split, folder)
+            for split, folder in tested_folders(context).items()
+        }
+        atomic_write(artefact.folder / SCORES, json.dumps(scores, indent=1).encode())
+
+
+def tested_segmenter(context: Context, source: str) -> Segmenter:
+    """The trained segmenter under the configured test."""
+    segmenter = load_segmenter(context.artefacts[segmenter_name(source)].folder / WEIGHTS)
+    return dataclasses.replace(segmenter, inference=plain(context.cfg.segmenter.test))
+
+
+def missing_masks(place: Path, folder: VOCFolder) -> list[str]:
+    """Ids of the images without a mask in a folder."""
+    there = scan_folder(place, (".png",)) if place.is_dir() else {}
+    return [image_id for image_id in folder.ids if image_id not in there]
+
+
+def write_masks(
+    context: Context, artefact: Artefact, segmenter: Segmenter, folder: VOCFolder, place: Path
+) -> None:
+    """Segments the images that have no mask yet.
+
+    Args:
+        context: of the run.
+        artefact: of the stage that does it.
+        segmenter: with its settings.
+        folder: the images.
+        place: gets `<image id>.png`.
+    """
+    missing = context.agree(missing_masks(place, folder))
+    if not missing:
+        return
+    if len(missing) < len(folder):
+        context.console.print(f"  going on: {len(folder) - len(missing)} of {len(folder)} masks are there")
+    workers, crf = crf_workers(context), segmenter.inference.get("crf")
+    module = MaskPredictionModule(segmenter, defer_crf=workers > 0)
+    callbacks = [
+        MaskWriter(place, segmenter.palette, crf, max(workers, 1)),
+        Threads(context.cfg.maps.threads),
+    ]
+    trainer = context.trainer(artefact.stage, artefact.folder, callbacks)
+    trainer.predict(module, image_loader(context, missing, folder), return_predictions=False)
+    context.wait()
+    left = missing_masks(place, folder)
+    if left:
+        raise ConfigError(
+            f"{len(left)} of {len(folder)} images still have no mask in {place}: does the Trainer stop early "
+            "(trainer.limit_predict_batches, trainer.fast_dev_run)?"
+        )
+
+
+def image_loader(context: Context, ids: Sequence[str], folder: VOCFolder) -> DataLoader:
+    """Images one by one; with fewer images than processes some come twice, as Lightning lets none be idle."""
+    number = max(len(ids), context.processes)
+    dataset = ImageDataset(islice(cycle(ids), number), folder.image_path)
+    return DataLoader(dataset, batch_size=1, collate_fn=only_item, num_workers=context.data.num_workers)
+
+
+def crf_workers(context: Context) -> int:
+    """Processes for the CRF on this machine, shared among those that segment."""
+    number = context.cfg.segmenter.workers
+    return max(1, (os.cpu_count() or 1) // context.processes) if number == "auto" else int(number)
+
+
+def score_masks(context: Context, place: Path, folder: VOCFolder) -> dict[str, Any]:
+    """Scores of the mask files of a split, from one confusion matrix over all their pixels."""
+
+    def count(image_id: str) -> torch.Tensor:
+        mask = torch.from_numpy(read_mask(place / f"{image_id}.png", folder.num_classes))
+        return confusion_matrix(mask, torch.from_numpy(folder.mask(image_id)), folder.num_classes)
+
+    size = folder.num_classes + 1
+    total = torch.zeros(size, size, dtype=torch.int64)
+    for matrix in ordered_map(count, folder.ids, context.cfg.evaluate.workers):
+        total += matrix
+    scores = mask_scores(counts_of(total)[None]) | {"images": len(folder), "confusion": total.tolist()}
+    if scores["foreground"] == 0:
+        context.console.print(f"  [yellow]warning[/]: the segmenter finds only background on {folder.split}")
+    return scores
+
+
+def segmenter_results(context: Context) -> dict[str, Any]:
+    """Scores by source, those of the first tested split one level up; with those of the masks learnt from."""
+    results: dict[str, Any] = {}
+    for source in SOURCES:
+        artefact = context.artefacts.get(tested_name(source))
+        if artefact is None or not artefact.finished:
+            continue
+        splits = json.loads((artefact.folder / SCORES).read_text())
+        first = next(iter(splits.values()))
+        results[source] = {"miou": first["miou"], "iou": first["iou"], "split": splits}
+        results[source]["masks"] = learnt_masks(context, source)
+        results[source]["expected"] = (plain(context.cfg.segmenter.expected) or {}).get(source)
+    return results
+
+
+def learnt_masks(context: Context, source: str) -> dict[str, Any] | None:
+    """The mIoU of the pseudo masks on the first evaluated split; None for ground truth."""
+    if source == FULL:
+        return None
+    path = context.artefacts[masks_stage(context, source)].folder / SCORES
+    if not path.is_file():
+        return None
+    variant = variants(context)[-1]
+    by_split = json.loads(path.read_text())[variant]
+    split = next((name for name, value in by_split.items() if isinstance(value, dict)), None)
+    return None if split is None else {"split": split, "variant": variant, "miou": by_split[split]["miou"]}

@@ -1,0 +1,85 @@
+"""The background score of a stage's maps: a number, the oracle's, held-out, or without ground truth."""
+
+from collections.abc import Iterable
+
+import torch
+from omegaconf import DictConfig
+from rich.progress import track
+
+from ribseg.data.io.maps import load_maps, map_path
+from ribseg.errors import ConfigError, DataError
+from ribseg.functional.threshold import otsu, score_histogram
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.workers import ordered_map
+from ribseg.pipeline.stages.evaluate import sweep_split
+
+# How many splits with masks each way to choose needs; the last of them is the one that it chooses on.
+CHOICES = {"oracle": 1, "held_out": 2, "unsupervised": 0}
+# Settings of `evaluate` that background scores do not depend on.
+SCORES_ONLY = ("evaluate.fixed_threshold", "evaluate.bootstrap")
+THRESHOLDS = ("maps_threshold", "walk_threshold")  # settings of `refine`: before and after the random walk
+
+
+def check_thresholds(cfg: DictConfig, settings: Iterable[str]) -> None:
+    """Whether the data can give background scores.
+
+    Args:
+        cfg: the composed configuration.
+        settings: those of `THRESHOLDS` that will be used.
+
+    Raises:
+        ConfigError: a score is to be chosen on masks that there are not.
+    """
+    splits = list(cfg.data.eval_splits or ())
+    for setting in settings:
+        needed = CHOICES.get(cfg.refine[setting], 0)
+        if needed > len(splits):
+            raise ConfigError(
+                f"refine.{setting}={cfg.refine[setting]} needs {needed} of data.eval_splits with masks, got "
+                f"{splits}; give a number, or unsupervised, which needs none"
+            )
+
+
+def needs_masks(setting: float | str) -> bool:
+    """Whether a background score depends on ground truth."""
+    return isinstance(setting, str) and CHOICES[setting] > 0
+
+
+def choose_threshold(context: Context, stage: str, setting: float | str) -> float:
+    """The background score of a stage's maps.
+
+    Args:
+        context: of the run.
+        stage: whose maps are meant.
+        setting: a number; "oracle": the best on the first of data.eval_splits; "held_out": the best on the
+            second; "unsupervised": Otsu's criterion on the maps of the training images.
+    """
+    if not isinstance(setting, str):
+        return float(setting)
+    if setting == "unsupervised":
+        return unsupervised_threshold(context, stage)
+    folder = list(context.data.evals.values())[CHOICES[setting] - 1]
+    sweep = sweep_split(context, folder, [stage], "Threshold on")[stage].sweep()
+    return round(float(sweep["best_threshold"]), 6)
+
+
+def unsupervised_threshold(context: Context, stage: str) -> float:
+    """Otsu's threshold over the maps of all training images."""
+    settings, folder = context.cfg.evaluate, context.data.train
+    thresholds = torch.linspace(0, 1, settings.thresholds)
+
+    def count(image_id: str) -> torch.Tensor:
+        maps = load_maps(map_path(context.artefacts[stage].folder, image_id))
+        return score_histogram(maps.strided if maps.full is None else maps.full, thresholds)
+
+    counts = track(
+        ordered_map(count, folder.ids, settings.workers),
+        "Threshold without masks",
+        len(folder),
+        disable=not context.cfg.progress,
+        console=context.console,
+    )
+    total = sum(counts, torch.zeros(len(thresholds) + 1, dtype=torch.int64))
+    if not total.any():
+        raise DataError(f"the maps of {stage} hold no class on {folder.split}: no background score fits")
+    return round(float(thresholds[otsu(total, thresholds)]), 6)

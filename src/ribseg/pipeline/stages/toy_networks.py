@@ -1,0 +1,191 @@
+"""The networks of the toy experiment, one per seed."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ribseg.data.demo.digits import (
+    Digits,
+    ToyBatches,
+    digits_fingerprint,
+    read_digits,
+    split_digits,
+    toy_images,
+)
+from ribseg.errors import ConfigError
+from ribseg.functional.activations import last_activation
+from ribseg.functional.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
+from ribseg.models import ToyNet
+from ribseg.modules.callbacks import Threads
+from ribseg.modules.toy import ToyModule
+from ribseg.pipeline.engine.console import quiet_lightning
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.loggers import finish_loggers
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.workers import one_thread
+from ribseg.pipeline.stages.maps import Stage, save_state
+
+WEIGHTS = "network.pt"
+Loss = Callable[[Tensor, Tensor], Tensor]
+SeedWork = Callable[[Context, Artefact, int], None]
+
+
+class ToyNetworksStage(Stage):
+    """Trains the toy network once per seed."""
+
+    name = "toy_networks"
+    parts = ("bottleneck", "callbacks", "trainer", "seed", "tf32")
+    neutral = tuple(
+        f"bottleneck.{name}"
+        for name in (
+            *("split", "images.measured", "images.scored", "rib", "activation", "wrong_class", "gradient"),
+            *("final", "saturation", "information_bins", "examples"),
+        )
+    )
+    reads_data = False
+
+    def data(self, context: Context) -> str:
+        """The digits; nothing of the data set of the other stages."""
+        return digits_fingerprint(toy_digits(context))
+
+    def complete(self, context: Context, artefact: Artefact) -> bool:
+        """Whether the weights of all seeds are there."""
+        return all(network_path(artefact, seed).is_file() for seed in seeds(context))
+
+    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+        """Trains the networks that are not there yet."""
+        missing = [seed for seed in seeds(context) if not network_path(artefact, seed).is_file()]
+        context.on_first(lambda: for_seeds(context, artefact, train_network, missing))
+        return {}
+
+
+def seeds(context: Context) -> range:
+    """The seeds of the networks."""
+    return range(context.cfg.seed, context.cfg.seed + context.cfg.bottleneck.seeds)
+
+
+def toy_digits(context: Context) -> Digits:
+    """The configured handwritten digits."""
+    return read_digits(context.cfg.bottleneck.mnist_root)
+
+
+def network_path(artefact: Artefact, seed: int) -> Path:
+    """Where the weights of a seed lie."""
+    return artefact.folder / f"seed-{seed}" / WEIGHTS
+
+
+def training_loss(context: Context) -> Loss:
+    """The configured loss of the training.
+
+    Raises:
+        ConfigError: unknown, or its activation does not belong to it.
+    """
+    cfg = context.cfg.bottleneck.training
+    losses: dict[str, tuple[Loss, tuple[str, ...]]] = {
+        "cross_entropy": (cross_entropy, ("sigmoid",)),
+        "squared_error": (partial(squared_error, activation=cfg.activation), (cfg.activation,)),
+        "rib": (partial(rib_loss, margin=cfg.margin), ("none",)),
+        "rib_signed": (partial(signed_rib_loss, margin=cfg.margin), ("none",)),
+    }
+    if cfg.loss not in losses:
+        raise ConfigError(f"expected bottleneck.training.loss {' | '.join(losses)}, got {cfg.loss!r}")
+    last_activation(cfg.activation)
+    loss, activations = losses[cfg.loss]
+    if cfg.activation not in activations:
+        raise ConfigError(
+            f"bottleneck.training.loss={cfg.loss} has the last activation {activations[0]}, got "
+            f"bottleneck.training.activation={cfg.activation}; squared_error takes any"
+        )
+    return loss
+
+
+def for_seeds(context: Context, artefact: Artefact, work: SeedWork, chosen: Sequence[int]) -> None:
+    """Does the work of some seeds, in `bottleneck.workers` processes.
+
+    Each seed has one thread: the numbers do not depend on how many cores there are, and networks so small
+    gain more from a core of their own than from two that wait for each other.
+    """
+    setting = context.cfg.bottleneck.workers
+    workers = min((os.cpu_count() or 1) if setting == "auto" else int(setting), len(chosen))
+    if workers <= 1:
+        for seed in chosen:
+            _say(context, seed, _timed(work, context, artefact, seed))
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
+        shared = (context.cfg, context.output, context.artefacts, artefact, work)
+        jobs = {pool.submit(_in_process, *shared, seed): seed for seed in chosen}
+        for job in as_completed(jobs):
+            _say(context, jobs[job], job.result())
+
+
+def _in_process(
+    cfg: DictConfig,
+    output: Path,
+    artefacts: dict[str, Artefact],
+    artefact: Artefact,
+    work: SeedWork,
+    seed: int,
+) -> float:
+    """One seed in a fresh process, without a progress bar: there would be one per process."""
+    quiet_lightning()
+    cfg.progress = False
+    context = Context(cfg, output)
+    context.artefacts = artefacts
+    return _timed(work, context, artefact, seed)
+
+
+def _timed(work: SeedWork, context: Context, artefact: Artefact, seed: int) -> float:
+    start = time.perf_counter()
+    work(context, artefact, seed)
+    return time.perf_counter() - start
+
+
+def _say(context: Context, seed: int, seconds: float) -> None:
+    context.console.print(f"  seed {seed}: {seconds:.0f} s")
+
+
+def train_network(context: Context, artefact: Artefact, seed: int) -> None:
+    """One network on its seed's images; one that diverges is kept as it is, it counts as diverged."""
+    cfg = context.cfg.bottleneck
+    digits = split_digits(toy_digits(context), "train")
+    pl.seed_everything(seed, workers=True, verbose=False)
+    toy = toy_images(digits, cfg.images.train, cfg.marked, seed, "train")
+    network = ToyNet()
+    trainer = single_trainer(
+        context,
+        f"toy_networks-{seed}",
+        artefact,
+        tuple(context.callbacks("bottleneck").values()),
+        max_epochs=cfg.training.epochs,
+        enable_checkpointing=False,
+    )
+    module = ToyModule(network, training_loss(context), cfg.training.lr)
+    trainer.fit(module, ToyBatches(toy, cfg.training.batch_size, seed))
+    finish_loggers()  # a run per seed
+    save_state(network, network_path(artefact, seed))
+
+
+def single_trainer(
+    context: Context, name: str, artefact: Artefact, callbacks: Sequence[Callback] = (), **kwargs: Any
+) -> pl.Trainer:
+    """The configured Trainer on one device and one thread: the networks are too small to be shared out."""
+    return context.trainer(
+        name,
+        artefact.folder,
+        [Threads(1), *callbacks],
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        log_every_n_steps=1,
+        **kwargs,
+    )
