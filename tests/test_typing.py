@@ -103,10 +103,8 @@ def mypy_output(tmp_path_factory, request):
 def test_right_calls_have_no_error_and_the_class_is_the_class(mypy_output):
     said = [line for line in mypy_output.splitlines() if "right.py" in line]
     assert len(said) == 1, "\n".join(said)
-    assert re.search(
-        revealed = r"Revealed type is .*preset: Literal\['official'\].*-> ribseg\.methods\.rib\.RIB"
-        assert re.search(revealed, said[0])
-    )
+    revealed = r"Revealed type is .*preset: Literal\['official'\].*-> ribseg\.methods\.rib\.RIB"
+    assert re.search(revealed, said[0])
 
 
 @pytest.mark.slow
