@@ -38,7 +38,6 @@ SWITCH = ("yes", "false", 1, 0, None)
 
 STAGE_SETTINGS = {  # what the stages themselves read
     "seed": (*AT_LEAST_0, 2**32),
-    "store.margin": (-1, *OPEN),
     "classifier.epochs": AT_LEAST_1,
     "maps.threads": AT_LEAST_1,
     "maps.pool_gib": RATE,
@@ -248,7 +247,7 @@ def test_quick_runs_and_their_edges_are_accepted(whole, toy, place):
     checked(whole, place)
     checked(toy, place)
     edges = {
-        "store.margin": None, "rib.margin": None, "rib.area_limit": 1, "rib.references": 0, "rib.lr": 0,
+        "rib.margin": None, "rib.area_limit": 1, "rib.references": 0, "rib.lr": 0,
         "evaluate.fixed_threshold": 0, "refine.maps_threshold": "unsupervised", "refine.walk.steps": 0,
         "refine.labels.foreground": 1.0, "refine.labels.background": 1.0, "segmenter.average": 0.9,
         "segmenter.workers": 0, "segmenter.test.tile": None, "data.max_side": None, "rib.reference_chunk": 1,

@@ -25,10 +25,6 @@ class DeviceMemoryError(RibsegError, RuntimeError):
     """A GPU's memory does not suffice for what was asked at once."""
 
 
-class DiskSpaceError(RibsegError, OSError):
-    """A file system has less room than a run is going to need."""
-
-
 def list_problems(headline: str, problems: Mapping[str, Sequence[str]], advice: str, show: int = 5) -> str:
     """Formats problems by kind: the count and the first few of each, then what to do.
 

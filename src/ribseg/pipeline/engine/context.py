@@ -21,7 +21,6 @@ from ribseg.errors import ConfigError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.disk import Weights
 from ribseg.pipeline.engine.loggers import logger_settings
 from ribseg.pipeline.engine.store import Artefact, Store, check_writable
 
@@ -44,8 +43,6 @@ class Context:
         skipped: split -> image id -> what is wrong with it, of images that were taken off the lists.
         rerun: stages that are computed again although the store holds their results.
         data_facts: what stands under "data" in `results.json`; known after `preflight`.
-        weights: "classifier", "affinity", "segmenter" -> size of the network; of those that are still to be
-            trained, known after `preflight` has built them once.
     """
 
     def __init__(self, cfg: DictConfig, output: Path) -> None:
@@ -57,7 +54,6 @@ class Context:
         self.rerun: set[str] = set()
         self.skipped: dict[str, dict[str, str]] = {}
         self.data_facts: dict[str, Any] = {}
-        self.weights: dict[str, Weights] = {}
 
     @cached_property
     def prepared(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from ribseg.methods.trial import check_network
 from ribseg.models import Classifier
 from ribseg.modules import ClassifierModule, WrongClassModule
 from ribseg.pipeline.engine.context import Context, build, check_trainer, plain
-from ribseg.pipeline.engine.disk import check_space, weights_of
 from ribseg.pipeline.engine.numerics import check_normalization, check_precision
 from ribseg.pipeline.engine.parts import (
     check_arguments,
@@ -112,7 +111,8 @@ def preflight_data(context: Context) -> None:
     if not skips:
         context.on_first(lambda: check_data(context))
         note_data(context)
-    context.on_first(lambda: check_space(context, stages))
+    if any(context.will_run(stage.name) for stage in stages):
+        context.console.print(f"[bold]disk[/]: {context.store.free_space} free in {context.store.root}")
 
 
 def plan_stages(context: Context, stages: Sequence[Stage]) -> None:
@@ -349,7 +349,6 @@ def check_classifier(context: Context) -> Classifier:
         trains = context.will_run("classifier")
         with within("classifier.model"):
             classifier = new_classifier(context, pretrained=None if trains else False)
-    context.weights["classifier"] = weights_of(classifier)
     check_normalization(classifier, cfg)
     module = check_training("classifier.module", cfg.classifier.module, classifier=classifier)
     learns = isinstance(module, ClassifierModule) and "classifier" in cfg.run and not given
@@ -396,7 +395,6 @@ def check_affinity(context: Context, classifier: Classifier) -> None:
     shared = backbone_weights(context) == "classifier"
     with within("affinity.network"):
         network = new_network(context, classifier.backbone if shared else None)
-    context.weights["affinity"] = weights_of(network)
     with within("affinity.module"):
         module = new_training(context, network)
     with within("affinity.module.optimizer"):

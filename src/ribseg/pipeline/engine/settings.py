@@ -18,7 +18,6 @@ SHARE = partial(check_number, low=0, high=1)
 SCORE = partial(SHARE, words=tuple(CHOICES))
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "seed": partial(check_number, low=0, high=2**32 - 1, whole=True),
-    "store.margin": partial(check_number, low=0, words=(None,)),
     "maps.threads": COUNT,
     "maps.pool_gib": partial(check_number, low=0),
     "rate_search.images": COUNT,

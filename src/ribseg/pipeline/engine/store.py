@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 
@@ -156,6 +158,11 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         check_writable(self.root, "store.root")
+
+    @property
+    def free_space(self) -> str:
+        """Room left on its file system, as "41.3 GB"."""
+        return decimal(shutil.disk_usage(self.root).free)
 
     def artefact(
         self,

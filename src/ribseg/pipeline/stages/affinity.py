@@ -24,7 +24,6 @@ from ribseg.models import Backbone, IRNet, PSANet, load_weights, read_state_dict
 from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.engine.context import Context, build, plain
-from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.parts import takes
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.workers import Job, run_pool
@@ -92,10 +91,6 @@ class AffinityLabelsStage(Stage):
         automatic = "auto" in plain(refine.labels).values()
         return context.data.fingerprint(masks=automatic and needs_masks(refine.maps_threshold))
 
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """A PNG for each training image."""
-        return sizes.mask_files(len(context.data.train))
-
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Labels what is not labelled yet, in a pool of the first process."""
         scores = {"foreground": 0.0, "background": 0.0}
@@ -130,10 +125,6 @@ class AffinityStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
         return (artefact.folder / WEIGHTS).is_file()
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The weights, and a checkpoint."""
-        return context.weights[AffinityStage.name].all + context.weights[AffinityStage.name].checkpoint
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Trains, and saves the network."""

@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ribseg.pipeline.engine.context import Context, plain
-from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.stages.maps import Stage
 
@@ -47,10 +46,6 @@ class ChainStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """As the stage."""
         return self.stage.complete(over(context, self.maps), artefact)
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """As the stage."""
-        return self.stage.disk(over(context, self.maps), sizes)
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """As the stage."""

@@ -10,11 +10,10 @@ from ribseg.errors import ConfigError
 from ribseg.interop.voc_server import check_voc_archive, write_voc_archive
 from ribseg.models.program import export_program, save_program
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.stages.chains import SOURCES, segmenter_name, tested_name
 from ribseg.pipeline.stages.maps import Stage
-from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
+from ribseg.pipeline.stages.segmenter import tested_folders
 from ribseg.pipeline.stages.segmenter_test import tested_segmenter, write_masks
 
 PROGRAM = "segmenter.pt2"
@@ -43,15 +42,6 @@ class ExportStage(Stage):
         """Whether archive and program are there."""
         program = not context.cfg.export.program or (artefact.folder / PROGRAM).is_file()
         return archive_path(context, artefact).is_file() and program
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The masks and the archive of them, and the program, which holds the segmenter's weights."""
-        trained = context.artefacts[segmenter_name(context.cfg.export.source)]
-        program = 0.0
-        if context.cfg.export.program:
-            ready = trained.finished
-            program = (trained.folder / WEIGHTS).stat().st_size if ready else context.weights["segmenter"].all
-        return 2 * sizes.mask_files(len(exported_folder(context))) + program
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Segments what is missing, then packs and checks in the first process."""

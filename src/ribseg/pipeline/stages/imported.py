@@ -7,7 +7,6 @@ from ribseg.data.io.files import scan_folder
 from ribseg.errors import ConfigError
 from ribseg.interop import convert_maps, map_reader
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.stages.maps import Stage
 
@@ -32,10 +31,6 @@ class ImportedStage(Stage):
         folder = artefact.folder / "maps"
         there = scan_folder(folder, (".npz",)) if folder.is_dir() else {}
         return set(context.data.all_ids) <= set(there)
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The maps of all images, at full size as most programs leave them."""
-        return sizes.map_files(full=True)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Reads what is not there yet, in the first process."""

@@ -32,7 +32,6 @@ from ribseg.modules.callbacks import MapWriter, Threads
 from ribseg.modules.data_module import SamplesCheck
 from ribseg.pipeline.engine.context import Context, build, named_callbacks
 from ribseg.pipeline.engine.digest import settings_of
-from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.parts import takes
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.types import Adaptation, Stop
@@ -82,10 +81,6 @@ class Stage(ABC):
         """Whether a finished artefact still holds what other stages read."""
         return True
 
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """Bytes that its files will take; tables count as nothing."""
-        return 0.0
-
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """What of the configuration its result depends on, as plain values."""
         return settings_of(cfg, self.parts, self.neutral)
@@ -119,11 +114,6 @@ class ClassifierStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
         return (artefact.folder / WEIGHTS).is_file()
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The weights, and a checkpoint where it trains."""
-        weights = context.weights[self.name]
-        return weights.all + (0 if given_checkpoint(context) else weights.checkpoint)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
@@ -161,10 +151,6 @@ class MapStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps are there."""
         return not self.missing(context, artefact)
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The maps of all images."""
-        return sizes.map_files(context.cfg.maps.full)
 
     def missing(self, context: Context, artefact: Artefact) -> list[str]:
         """Ids of the images that have no maps yet."""
@@ -232,12 +218,6 @@ class RIBStage(MapStage):
             del settings["rate_search"]
         return settings
 
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The maps, and the pool of decoded images where there is to be one."""
-        limit, artefact = pool_limit(context), pool_artefact(context)
-        pool = sizes.decoded(len(context.data.train)) if limit and not artefact.finished else 0.0
-        return super().disk(context, sizes) + (pool if pool <= limit else 0.0)
-
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RIBModule`; a rate of "auto" is searched first, once."""
         make = rib_builder(context, trained_classifier(context), reference_pool(context))
@@ -251,10 +231,6 @@ class WrongClassStage(RIBStage):
 
     name = "wrong_class"
     needs = ("classifier", "rib")
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The maps; the pool is RIB's."""
-        return MapStage.disk(self, context, sizes)
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `WrongClassModule`."""

@@ -20,7 +20,6 @@ from ribseg.interop import read_saliency
 from ribseg.methods.evaluation import NOTHING_SCORED, full_size
 from ribseg.metrics import label_counts, pooled_scores
 from ribseg.pipeline.engine.context import Context, plain
-from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
 from ribseg.pipeline.stages.affinity import maps_to_refine
@@ -109,10 +108,6 @@ class PseudoMasksStage(Stage):
         if not (artefact.folder / SCORES).is_file() or not all(folder.is_dir() for folder in folders):
             return False
         return all(set(context.data.all_ids) <= set(scan_folder(folder, (".png",))) for folder in folders)
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """A PNG for each image and variant."""
-        return sizes.mask_files(len(context.data.folders) * len(variants(context)))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Writes the masks that are not there yet, in a pool of the first process, and scores them."""

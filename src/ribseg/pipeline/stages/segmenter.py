@@ -24,7 +24,6 @@ from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.engine.context import Context, build, named_callbacks, plain
-from ribseg.pipeline.engine.disk import ImageSizes, weights_of
 from ribseg.pipeline.engine.parts import check_training
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
@@ -87,12 +86,6 @@ class SegmenterStage(Stage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the segmenter is there."""
         return (artefact.folder / WEIGHTS).is_file()
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """The weights, the last checkpoint and, with a watch, the best; with their averages if wanted."""
-        weights, watched = context.weights["segmenter"], validation_folder(context) is not None
-        averages = 0 if context.cfg.segmenter.average is None else weights.all
-        return weights.all + (1 + watched) * (weights.checkpoint + averages)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Trains from the last checkpoint on, and saves the last or the best weights."""
@@ -303,7 +296,6 @@ def check_segmenter(context: Context, source: str) -> None:
     classifier = trained_classifier(context) if given else new_classifier(context, pretrained=False)
     with within("segmenter.model"):
         model = new_segmenter(context, classifier)
-    context.weights["segmenter"] = weights_of(model)
     check_training("segmenter.module", cfg.module, model=model)
     with within("segmenter.precision"):
         build(context.cfg.trainer, logger=False, precision=cfg.precision or context.cfg.trainer.precision)

@@ -21,7 +21,6 @@ from ribseg.models import Segmenter, load_segmenter
 from ribseg.modules.callbacks import MaskWriter, Threads
 from ribseg.modules.mask_prediction import MaskPredictionModule
 from ribseg.pipeline.engine.context import Context, plain
-from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.workers import ordered_map
 from ribseg.pipeline.stages.chains import (
@@ -69,10 +68,6 @@ class SegmenterTestStage(Stage):
         return (artefact.folder / SCORES).is_file() and not any(
             missing_masks(artefact.folder / folder.split, folder) for folder in folders
         )
-
-    def disk(self, context: Context, sizes: ImageSizes) -> float:
-        """A PNG for each image of the tested splits."""
-        return sizes.mask_files(sum(map(len, tested_folders(context).values())))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Segments what is missing, then counts all pixels from the files."""
