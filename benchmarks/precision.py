@@ -24,8 +24,11 @@ import ribseg
 from ribseg.methods.cam import merge_maps
 from ribseg.modules import LocalizationModule
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import entries
 from ribseg.pipeline.engine.runner import run
-from ribseg.pipeline.stages.maps import read_rate, rib_builder, trained_classifier
+from ribseg.pipeline.stages.classifier import trained_classifier
+from ribseg.pipeline.stages.learning_rate import rate_artefact
+from ribseg.pipeline.stages.maps import localization_module, references_of
 from ribseg.types import LocalizationMaps
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -103,15 +106,14 @@ def measure(context: Context, options: Any) -> list[dict[str, Any]]:
 
 def rib_module(context: Context) -> LocalizationModule:
     """The experiment's RIB with its trained classifier, and its searched rate."""
-    from ribseg.pipeline.engine.plan import STAGES
+    from ribseg.pipeline.engine.plan import stages_of
 
-    for stage in STAGES:
+    for stage in stages_of(context.cfg):
         if stage.name in ("classifier", "rib"):
             context.artefacts[stage.name] = stage.artefact(context)
-    make = rib_builder(context, trained_classifier(context))
-    if context.cfg.rib.lr != "auto":
-        return make()
-    return make(lr=read_rate(context.artefacts["rib"].folder))
+    entry, classifier = entries(context.cfg)["rib"], trained_classifier(context)
+    rate = float(rate_artefact(context, entry).facts["lr"]) if entry.searches_rate else None
+    return localization_module(context, entry, classifier, references_of(context, entry), rate)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from torch import Tensor
 import ribseg
 from ribseg.data.feed.image_pool import build_pool, image_sizes, pool_bytes
 from ribseg.data.io.maps import load_maps, map_path
-from ribseg.modules import RIBModule
+from ribseg.modules import LocalizationModule
 from ribseg.modules.callbacks import MapWriter
 from ribseg.modules.data_module import WSSSDataModule
 
@@ -95,7 +95,7 @@ def our_stage(data: WSSSDataModule, state: dict[str, Tensor], folder: Path, opti
     module = make_module(data, state, options, pool)
     clock = Clock(torch.device(options.device) if options.parts else None)
     references = module.references
-    module.rib.clock = clock
+    module.method.clock = clock
     module.references = lambda *asked: timed(references(*asked), clock)
     trainer = make_trainer(folder, options, clock)
     if options.device == "cuda":
@@ -107,16 +107,17 @@ def our_stage(data: WSSSDataModule, state: dict[str, Tensor], folder: Path, opti
     return found | {"pool": pooled / len(data.train), "pool bytes": pool_bytes(sizes) / len(data.train)}
 
 
-def make_module(data: WSSSDataModule, state: dict[str, Tensor], options: Any, pool: Any) -> RIBModule:
+def make_module(
+    data: WSSSDataModule, state: dict[str, Tensor], options: Any, pool: Any
+) -> LocalizationModule:
     """The module with a clock in it."""
     model = ribseg.Classifier(options.backbone)
     model.load_state_dict(state)
     references = data.references(options.references, options.workers, pool, options.crop_on_gpu)
-    module = RIBModule(model, references=references)
     recipe = {name: value for name, value in asdict(settings(options)).items() if name != "threshold"}
     pooling = ribseg.GNDRP(settings(options).threshold)
-    module.rib = TimedRIB(model, pooling, trainable=options.trainable, compile=options.compile, **recipe)
-    return module
+    rib = TimedRIB(model, pooling, trainable=options.trainable, compile=options.compile, **recipe)
+    return LocalizationModule(model, rib, references, "rib")
 
 
 def settings(options: Any) -> plain_rib.Settings:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import open_dict
@@ -11,7 +12,7 @@ from quick_run import settings
 
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError, DatasetNotFoundError
-from ribseg.pipeline.engine.plan import chosen_stages
+from ribseg.pipeline.engine.plan import chosen_stages, stages_of
 from ribseg.pipeline.engine.preflight import reads_data
 from ribseg.pipeline.engine.runner import run
 from ribseg.pipeline.engine.sweep import SweepTable
@@ -106,16 +107,16 @@ def test_the_wrong_class_is_adapted_as_a_control(tmp_path):
 
 
 def test_no_stage_on_data_is_planned(tmp_path):
-    assert chosen_stages(["bottleneck"]) == ["toy_networks", "bottleneck"]
-    assert chosen_stages(chosen_stages(["bottleneck"])) == ["toy_networks", "bottleneck"]
     cfg = settings("toy_bottleneck", tmp_path)
+    assert chosen_stages(cfg, ["bottleneck"]) == ["toy_networks", "bottleneck"]
+    assert chosen_stages(cfg, chosen_stages(cfg, ["bottleneck"])) == ["toy_networks", "bottleneck"]
     for names, needs in (
         (["bottleneck", "report"], False),
         (["report"], True),
         (["bottleneck", "cam"], True),
     ):
-        cfg.run = chosen_stages(names)
-        assert reads_data(cfg) == needs
+        cfg.run = chosen_stages(cfg, names)
+        assert reads_data(SimpleNamespace(cfg=cfg), stages_of(cfg)) == needs
     results = toy_run(tmp_path, "run=[bottleneck]")
     assert set(results["store"]) == {"toy_networks", "bottleneck"}
     assert not (tmp_path / "out" / "report.html").exists()

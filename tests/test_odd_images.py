@@ -9,7 +9,8 @@ from PIL import Image
 
 import ribseg
 from ribseg.data.io.maps import load_maps, save_maps
-from ribseg.modules import CAMModule, RIBModule
+from ribseg.methods.base import bind
+from ribseg.modules import LocalizationModule
 from ribseg.modules.data_module import WSSSDataModule
 from ribseg.types import LocalizationMaps
 
@@ -100,13 +101,19 @@ def check(maps, size, classes, folder):
     assert (read.strided - maps.strided).abs().max() <= 2**-12
 
 
+def plain_cam(classifier):
+    """The module that makes plain CAMs."""
+    return LocalizationModule(classifier, bind(ribseg.cam, classifier))
+
+
 @pytest.mark.parametrize("image_id", EXPECTED)
 def test_cam_and_rib_of_odd_images(data, classifier, tmp_path, image_id):
     item = data.predict_dataset([image_id])[0]
     assert item["size"] == EXPECTED[image_id]
     classes = int(item["labels"].sum())
-    rib = RIBModule(classifier, references=data.references(2), steps=2, margin=1e6, area_limit=None)
-    for module in (CAMModule(classifier), rib):
+    rib = ribseg.RIB(classifier, steps=2, margin=1e6, area_limit=None)
+    modules = plain_cam(classifier), LocalizationModule(classifier, rib, data.references(2), "rib")
+    for module in modules:
         prediction = module.predict_step(item, 0)
         check(prediction.maps, item["size"], classes, tmp_path)
     assert prediction.record["steps"] == 2
@@ -126,7 +133,7 @@ def test_a_cap_on_the_longer_side_leaves_the_size_of_the_maps(data, classifier, 
     capped.max_side = 100
     item = capped[0]
     assert max(item["views"][0].shape[2:]) == 100
-    maps = CAMModule(classifier).predict_step(item, 0).maps
+    maps = plain_cam(classifier).predict_step(item, 0).maps
     check(maps, EXPECTED[image_id], len(maps.classes), tmp_path)
 
 

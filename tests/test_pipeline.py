@@ -17,12 +17,12 @@ from quick_run import CONF, folder_run, settings
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.plan import STAGES, chosen_stages
-from ribseg.pipeline.engine.preflight import check_settings
+from ribseg.pipeline.engine.part_checks import check_settings
+from ribseg.pipeline.engine.plan import chosen_stages, stages_of
 from ribseg.pipeline.engine.runner import gather, run
 from ribseg.pipeline.engine.store import Store
 from ribseg.pipeline.engine.sweep import SweepTable, read_job, sweep_tables
-from ribseg.pipeline.stages.maps import device_of, read_rate
+from ribseg.pipeline.stages.learning_rate import device_of
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Those that need other data have tests of their own: test_bottleneck.py, test_coco.py.
@@ -81,7 +81,7 @@ def test_published_settings_are_what_the_specification_says(experiment, tmp_path
         cfg = compose("config", [f"experiment={experiment}"])
     assert cfg.name == experiment
     # The dry runs replace some of these; as they stand they must fit together, too.
-    cfg.run = chosen_stages([*cfg.run, "refine"])
+    cfg.run = chosen_stages(cfg, [*cfg.run, "refine"])
     check_settings(cfg)
     if experiment != "rib_voc":
         return
@@ -156,8 +156,10 @@ def test_classifier_training_goes_on_from_the_last_epoch(tmp_path, tree):
 
 def test_the_rate_is_searched_once_and_shared_with_the_control(tmp_path, tree):
     results = folder_run(tmp_path, tree, "rib.lr=auto")
-    rate = read_rate(Path(results["store"]["rib"]))
-    assert rate == pytest.approx(1e-4)
+    assert results["adaptation"]["steps_mean"] > 0
+    rates = list((tmp_path / "store").glob("rate-*"))
+    assert len(rates) == 1
+    assert json.loads((rates[0] / "manifest.json").read_text())["facts"]["lr"] == pytest.approx(1e-4)
 
 
 def save_odd_images(tree):
@@ -334,14 +336,16 @@ def test_devices_and_loggers_do_not_change_the_digest(tmp_path, tree):
     for overrides in ([], ["logger=csv", "data.num_workers=1", "progress=true"]):
         cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *overrides)
         context = Context(cfg, tmp_path / "out")
-        for stage in STAGES[:5]:
+        for stage in stages_of(cfg)[:5]:
             context.artefacts[stage.name] = stage.artefact(context)
         stores.append({name: artefact.digest for name, artefact in context.artefacts.items()})
     assert stores[0] == stores[1]
 
 
-def test_run_names():
-    assert chosen_stages(["controls", "report"]) == ["wrong_class", "feature_norm", "report"]
+def test_run_names(tmp_path):
+    cfg = settings("rib_folder", tmp_path)
+    assert chosen_stages(cfg, ["methods"]) == ["cam", "rib"]
+    assert chosen_stages(cfg, ["controls", "report"]) == ["wrong_class", "feature_norm", "report"]
 
 
 def test_gather_tells_what_is_there(tmp_path, tree):

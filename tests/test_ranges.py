@@ -17,14 +17,15 @@ from ribseg.methods.inference import check_inference, predict_labels
 from ribseg.methods.refine import check_confidence, walk_maps
 from ribseg.metrics import bootstrap_miou
 from ribseg.models import Backbone, DeepLabV2, IRNet, PSANet
-from ribseg.modules import ClassifierModule, RIBModule, SegmentationModule, WrongClassModule
+from ribseg.modules import ClassifierModule, SegmentationModule
 from ribseg.modules.irn import IRNModule
 from ribseg.modules.psa import PSAModule
 from ribseg.modules.toy import BottleneckModule, ToyModule
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.plan import STAGES, chosen_stages
-from ribseg.pipeline.engine.preflight import check_settings, preflight
+from ribseg.pipeline.engine.part_checks import check_settings
+from ribseg.pipeline.engine.plan import chosen_stages, stages_of
+from ribseg.pipeline.engine.preflight import preflight
 from ribseg.types import LocalizationMaps
 
 WHOLE_RUN = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
@@ -193,9 +194,9 @@ def put(cfg, name, value):
 def checked(cfg, place, values=()):
     """Everything that comes before the first stage."""
     cfg = changed(cfg, dict(values))
-    cfg.run = chosen_stages(cfg.run, cfg.segmenter.sources, cfg.refine.maps)
+    cfg.run = chosen_stages(cfg, cfg.run)
     context = Context(cfg, place / "out")
-    preflight(context)
+    preflight(context, stages_of(cfg))
     return context
 
 
@@ -203,7 +204,7 @@ def refused(cfg, place, values, message=""):
     with pytest.raises(ConfigError, match=message) as caught:
         checked(cfg, place, values)
     made = {path.name.rsplit("-", 1)[0] for path in (place / "store").iterdir()}
-    assert not made & {stage.name for stage in STAGES}
+    assert not made & {stage.kind for stage in stages_of(cfg)}
     return str(caught.value)
 
 
@@ -364,11 +365,15 @@ def test_a_run_with_own_parts(tmp_path, tree, whole, place):
 
 
 def test_an_own_method_gets_what_it_takes(whole, place):
-    node = {"_target_": "own_parts.PooledMethod", "references": 2}
-    checked(whole, place, {"rib": node})
-    refused(whole, place, {"rib": {"_target_": "own_parts.Method", "references": 2}}, r"rib: .*references")
-    refused(whole, place, {"rib": {"_target_": "own_parts.BareMethod"}}, "controls out of run")
-    checked(whole, place, {"rib": {"_target_": "own_parts.BareMethod"}, "run": ["classifier", "cam", "rib"]})
+    pooling = {"_target_": "ribseg.GAP"}
+    checked(
+        whole, place, {"rib": {"_target_": "own_parts.PooledMethod", "references": 2, "pooling": pooling}}
+    )
+    refused(
+        whole, place, {"rib": {"_target_": "own_parts.Method", "references": 2}}, r"rib\.references=2 would"
+    )
+    refused(whole, place, {"rib": {"_target_": "own_parts.Method", "power": 2}}, r"rib: .*power")
+    refused(whole, place, {"rib": {"_target_": "own_parts.NoMethod"}}, r"rib: expected what takes views=")
 
 
 def test_the_optimizer_of_an_own_module_is_made_once(whole, place):
@@ -468,7 +473,6 @@ BY_CALL = {
         {"balanced": SWITCH, "at": ("here", None, 1)},
     ),
     "bootstrap": (lambda **k: bootstrap_miou(torch.ones(2, 3, 2), **k), {"resamples": AT_LEAST_1}),
-    "wrong classes": (lambda **k: WrongClassModule(RIBModule(CLASSIFIER), **k), {"seed": AT_LEAST_0}),
 }  # fmt: skip
 
 

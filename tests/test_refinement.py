@@ -106,7 +106,7 @@ def test_changed_files_are_imported_anew(tmp_path, tree):
         (["imported.folder={tree}/JPEGImages"], r"without a map: 6"),
         (["imported.folder={tree}/SegmentationClass", "imported.layout=irn"], r"imported\.trust=true"),
         (["imported.folder={tree}/SegmentationClass", "imported.layout=pgn"], "expected a layout out of"),
-        (["imported.folder={tree}/SegmentationClass", "refine.maps=imports"], r"refine\.maps out of rib"),
+        (["imported.folder={tree}/SegmentationClass", "refine.maps=imports"], r"refine\.maps out of cam"),
     ],
 )
 def test_imports_that_cannot_work(tmp_path, tree, overrides, message):

@@ -16,7 +16,7 @@ import ribseg
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 from ribseg.interop.voc_server import archive_folder, check_voc_archive, read_indexed_png, write_voc_archive
-from ribseg.pipeline.engine.plan import STAGES, chosen_stages
+from ribseg.pipeline.engine.plan import chosen_stages, stages_of
 from ribseg.pipeline.engine.runner import run
 
 WHOLE = "run=[classifier,cam,rib,refine,segmenter,report]"
@@ -81,8 +81,14 @@ def test_the_other_chain_is_what_a_run_over_its_maps_makes(tmp_path, tree):
     assert first["store"]["pseudo_masks"] == second["store"]["pseudo_masks_rib"]
 
 
-def test_run_names():
-    both = chosen_stages(["refine", "segmenter"], ["cam", "full"], "rib")
+def run_names(tmp_path, names, sources, maps):
+    """The stages of a run."""
+    cfg = settings("rib_folder", tmp_path, f"segmenter.sources=[{sources}]", f"refine.maps={maps}")
+    return chosen_stages(cfg, names)
+
+
+def test_run_names(tmp_path):
+    both = run_names(tmp_path, ["refine", "segmenter"], "cam,full", "rib")
     assert {
         "pseudo_masks",
         "pseudo_masks_cam",
@@ -90,14 +96,14 @@ def test_run_names():
         "segmenter_full",
         "segmenter_test_cam",
     } <= set(both)
-    assert chosen_stages(["refine"], ["cam"], "rib") == [
+    assert run_names(tmp_path, ["refine"], "cam", "rib") == [
         "affinity_labels",
         "affinity",
         "random_walk",
         "pseudo_masks",
     ]
-    assert "pseudo_masks_cam" not in chosen_stages(["refine", "segmenter"], ["cam"], "cam")
-    names = [stage.name for stage in STAGES]
+    assert "pseudo_masks_cam" not in run_names(tmp_path, ["refine", "segmenter"], "cam", "cam")
+    names = [stage.name for stage in stages_of(settings("rib_folder", tmp_path))]
     assert len(set(names)) == len(names)
 
 

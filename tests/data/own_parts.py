@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from ribseg.methods.cam import cam
-from ribseg.modules import LocalizationModule
 
 
 class Pooling:
@@ -16,30 +15,36 @@ class Pooling:
         return maps.mean((-2, -1)) ** self.exponent
 
 
-class Method(LocalizationModule):
+class Method:
     """CAMs, made sharper."""
 
-    def __init__(self, classifier, strength):
-        super().__init__(classifier)
-        self.strength = strength
+    def __init__(self, classifier, strength=1):
+        self.classifier, self.strength = classifier, strength
 
-    def localize(self, image_id, views, labels):
+    def __call__(self, views, labels):
         result = cam(self.classifier, views, labels)
         maps = [view**self.strength for view in result.maps]
         return result._replace(maps=type(result.maps)(maps, result.classes))
 
 
 class PooledMethod(Method):
-    def __init__(self, classifier, pooling, references, strength=1):
+    """Draws references and random numbers, too."""
+
+    def __init__(self, classifier, pooling, strength=1):
         super().__init__(classifier, strength)
-        self.pooling, self.references = pooling, references
+        self.pooling = pooling
+
+    def __call__(self, views, labels, references, generator):
+        images, others = next(iter(references))
+        assert images is None or len(images) == len(others)
+        generator.random()
+        return super().__call__(views, labels)
 
 
-class BareMethod(pl.LightningModule):
-    """Without `localize`."""
+class NoMethod:
+    """Cannot be called."""
 
     def __init__(self, classifier):
-        super().__init__()
         self.classifier = classifier
 
 

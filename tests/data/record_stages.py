@@ -20,7 +20,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from quick_run import make_learnable_tree, settings
 
 from ribseg.data.io.masks import read_mask
-from ribseg.pipeline.engine.plan import STAGES
+from ribseg.pipeline.engine.plan import stages_of
 from ribseg.pipeline.engine.runner import run
 
 RECORD = Path(__file__).with_name("stage_outputs.json")
@@ -47,17 +47,26 @@ def outputs(place):
         ("rib_folder", (f"data.root={tree}", DATA, *SETTINGS)),
         ("toy_bottleneck", ("run=[bottleneck]",)),
     ):
-        results = run(settings(experiment, place, *overrides), place / experiment)
-        for stage in STAGES:
+        cfg = settings(experiment, place, *overrides)
+        results = run(cfg, place / experiment)
+        for stage in stages_of(cfg):
             if stage.name in results["store"]:
                 folder = Path(results["store"][stage.name])
                 manifest = json.loads((folder / "manifest.json").read_text())
                 found[stage.name] = {
+                    "kind": stage.kind,
                     "version": stage.version,
                     "inputs": sorted(manifest["inputs"]),
                     "values": summary(folder),
                 }
     return found
+
+
+def kinds():
+    """The kinds of all stages, of the segmenters those that are recorded."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = {stage.kind for stage in stages_of(settings("rib_folder", Path(folder)))}
+    return {name for name in names if not name.startswith("segmenter") or name.endswith(("_rib", "_full"))}
 
 
 def summary(folder):

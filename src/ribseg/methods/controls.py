@@ -4,7 +4,8 @@ Each keeps the labels of CAM where it can, so that only the region differs. A ga
 centre prior reaches as well is a matter of shape, not of the class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.functional.state import evaluating
+from ribseg.methods.base import bind, takes
 from ribseg.methods.cam import check_views, features_of, head_of, present_classes
 from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
 
@@ -46,6 +48,39 @@ def relabel(adaptation: Adaptation, labels: Tensor) -> Adaptation:
     """
     classes = present_classes(labels)[: len(adaptation.classes)]
     return adaptation._replace(maps=ViewMaps(adaptation.maps, classes), classes=classes)
+
+
+class WrongClass:
+    """A method towards classes that are not in the image, their maps taken for those that are: a control.
+
+    Args:
+        classifier: a module with `features(x)` and `weight`.
+        method: makes the method of a classifier, see `ribseg.methods.base.bind`.
+    """
+
+    def __init__(self, classifier: nn.Module, method: Callable[..., Any]) -> None:
+        self.method = bind(method, classifier)
+
+    @property
+    def updates(self) -> int | None:
+        """How many batches of references the method takes; None if it does not say."""
+        return getattr(self.method, "updates", None)
+
+    def targets(self, labels: Tensor, generator: np.random.Generator) -> Tensor:
+        """The absent classes, (C,)."""
+        return wrong_labels(labels, generator)
+
+    def __call__(
+        self,
+        views: Sequence[Tensor],
+        labels: Tensor,
+        generator: np.random.Generator,
+        references: Iterable[Any] = (),
+    ) -> Adaptation:
+        """Maps of the present classes; see `ribseg.methods.base.Method`."""
+        given = {"references": references} if takes(self.method, "references") else {}
+        wrong = self.targets(labels, generator)
+        return relabel(self.method(views=views, labels=wrong, **given), labels)
 
 
 @torch.no_grad()

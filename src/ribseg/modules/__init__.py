@@ -2,24 +2,13 @@
 
 from ribseg.modules.classification import ClassifierModule
 from ribseg.modules.data_module import WSSSDataModule
-from ribseg.modules.localization import (
-    CAMModule,
-    FeatureNormModule,
-    LocalizationModule,
-    Prediction,
-    RIBModule,
-    WrongClassModule,
-)
+from ribseg.modules.localization import LocalizationModule, Prediction
 from ribseg.modules.segmentation import SegmentationModule
 
 __all__ = [
-    "CAMModule",
     "ClassifierModule",
-    "FeatureNormModule",
     "LocalizationModule",
     "Prediction",
-    "RIBModule",
     "SegmentationModule",
     "WSSSDataModule",
-    "WrongClassModule",
 ]

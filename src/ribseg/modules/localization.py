@@ -1,4 +1,4 @@
-"""The stages that make localization maps, as `Trainer.predict`: one image a step, processes independent.
+"""The stage that makes localization maps, as `Trainer.predict`: one image a step, processes independent.
 
 Never `fit` with manual optimization: DDP would average gradients of different images and wait for steps that
 other processes do not take.
@@ -6,21 +6,20 @@ other processes do not take.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from ribseg.checks import check_number
 from ribseg.data.feed.references import Batch
-from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
-from ribseg.methods.cam import cam, merge_maps
-from ribseg.methods.controls import feature_norm, relabel, wrong_labels
-from ribseg.methods.rib import RIB
+from ribseg.methods.base import Method, takes
+from ribseg.methods.cam import merge_maps
 from ribseg.types import Adaptation, LocalizationMaps
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]
+ENDLESS = 10**9  # batches for a method that does not say how many it takes
 
 
 class Prediction(NamedTuple):
@@ -38,19 +37,39 @@ class Prediction(NamedTuple):
 
 
 class LocalizationModule(pl.LightningModule):
-    """Base of the map stages: `localize` makes the maps of one image, `predict_step` merges them.
+    """Makes the localization maps of one image after the other, each from the same classifier.
 
     Args:
-        classifier: a module with `features(x)` and `weight`.
+        classifier: a module with `features(x)` and `weight`; goes to the Trainer's device.
+        method: of this classifier, see `ribseg.methods.base.Method`.
+        references: (image id, labels, number) -> batches of reference images; None leaves methods without.
+        name: of the method; its generators are functions of seed, name and image id.
+        seed: of these generators.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        method: Method,
+        references: References | None = None,
+        name: str = "",
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.method, self.references = classifier, method, references
+        self.name, self.seed = name, seed
+        self.given = [name for name in ("references", "generator") if takes(method, name)]
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """Maps of one image; see `ribseg.cam` for views and labels."""
-        raise NotImplementedError
+        """Maps of one image, not normalised; see `ribseg.methods.base.Method` for views and labels."""
+        generator = partial(rng, self.seed, self.name.replace("_", " "), image_id)
+        given: dict[str, Any] = {"generator": generator()} if "generator" in self.given else {}
+        if "references" in self.given and self.references is not None:
+            targets = getattr(self.method, "targets", None)
+            chosen = labels if targets is None else targets(labels, generator())
+            number = getattr(self.method, "updates", None)
+            given["references"] = self.references(image_id, chosen, ENDLESS if number is None else number)
+        return self.method(views=views, labels=labels, **given)
 
     def predict_step(self, item: dict[str, Any], batch_idx: int) -> Prediction:
         """An item of `WSSSDataModule.predict_dataset` -> its maps and a record."""
@@ -65,74 +84,3 @@ class LocalizationModule(pl.LightningModule):
             "seconds": round(time.perf_counter() - start, 4),
         }
         return Prediction(item["id"], maps, record)
-
-
-class CAMModule(LocalizationModule):
-    """Plain class activation maps."""
-
-    def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """See `ribseg.cam`."""
-        return cam(self.classifier, views, labels)
-
-
-class FeatureNormModule(LocalizationModule):
-    """The norm of the features, with the class of CAM's argmax: a control."""
-
-    def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """See `ribseg.methods.controls.feature_norm`."""
-        return feature_norm(self.classifier, views, labels)
-
-
-class RIBModule(LocalizationModule):
-    """RIB on one image after the other; each starts from the same classifier.
-
-    Args:
-        classifier: see `ribseg.RIB`.
-        pooling: see `ribseg.RIB`.
-        references: (image id, labels, number) -> batches of reference images; None adapts to the image alone.
-        kwargs: all other arguments of `ribseg.RIB`.
-    """
-
-    def __init__(
-        self,
-        classifier: nn.Module,
-        pooling: Callable[[Tensor, Tensor], Tensor] | None = None,
-        references: References | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(classifier)
-        self.rib = RIB(classifier, pooling, **kwargs)
-        self.references = references
-
-    def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """See `ribseg.RIB`."""
-        references = self.references(image_id, labels, self.rib.updates) if self.references else iter(())
-        return self.rib(views, labels, references)
-
-
-class WrongClassModule(LocalizationModule):
-    """A method towards classes that are not in the image, their maps taken for those that are: a control.
-
-    Args:
-        method: makes the maps; `RIBModule`, or any other with `localize` and `classifier`.
-        seed: the absent classes are a function of seed and image id.
-
-    Raises:
-        ConfigError: the method has no `localize`, or the seed is no integer >= 0.
-    """
-
-    def __init__(self, method: LocalizationModule, seed: int = 0) -> None:
-        if not callable(getattr(method, "localize", None)):
-            raise ConfigError(
-                f"the control of wrong classes needs a method with localize(image_id, views, labels), as "
-                f"ribseg.modules.LocalizationModule has it; {type(method).__name__} has none. Leave "
-                "wrong_class and controls out of run=[...]"
-            )
-        super().__init__(method.classifier)
-        check_number("seed", seed, low=0, whole=True)
-        self.method, self.seed = method, seed
-
-    def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """See `ribseg.methods.controls`."""
-        wrong = wrong_labels(labels, rng(self.seed, "wrong class", image_id))
-        return relabel(self.method.localize(image_id, views, wrong), labels)

@@ -59,8 +59,6 @@ NEUTRAL = {
     "maps.threads": SPEED,
     "maps.pool_gib": SPEED,
     "maps.crop_on_gpu": SPEED,
-    "rib.reference_chunk": SPEED,
-    "rib.compile": SPEED,
     "evaluate.workers": SPEED,
     "refine.workers": SPEED,
     "refine.maps": "names an input, which has a digest of its own",
@@ -90,9 +88,18 @@ def settings_of(cfg: Mapping[str, Any], parts: Iterable[str], neutral: Iterable[
         "sources" the digests of all foreign `_target_`s.
     """
     dropped = {*NEUTRAL, *neutral}
-    settings = {part: _counting(plain(cfg[part]), part, dropped) for part in parts if part in cfg}
+    return with_sources({part: _counting(plain(cfg[part]), part, dropped) for part in parts if part in cfg})
+
+
+def with_sources(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, and under "sources" the digests of all `_target_`s in them that are of a user's code."""
     sources = {target: source_digest(target) for target in sorted(set(foreign_targets(settings)))}
     return settings | ({"sources": sources} if sources else {})
+
+
+def contents(node: Any) -> Any:
+    """Nested settings with the names of files replaced by digests of their content."""
+    return _counting(node, "", set())
 
 
 def plain(node: Any) -> Any:

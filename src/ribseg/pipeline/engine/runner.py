@@ -14,15 +14,16 @@ from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context, separate_processes
 from ribseg.pipeline.engine.loggers import finish_loggers, log_results
-from ribseg.pipeline.engine.plan import REPORT, STAGES, chosen_stages, rerun_stages
+from ribseg.pipeline.engine.methods import entries, map_sources
+from ribseg.pipeline.engine.plan import REPORT, chosen_stages, rerun_stages, stages_of
 from ribseg.pipeline.engine.preflight import preflight
+from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
 from ribseg.pipeline.report.check_data import CHECK_DATA, report_data
 from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import print_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.stages.evaluate import RESULT
-from ribseg.pipeline.stages.maps import Stage
 from ribseg.pipeline.stages.pseudo_masks import SCORES
 from ribseg.pipeline.stages.segmenter_test import segmenter_results
 
@@ -37,7 +38,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     Raises:
         RibsegError: settings or data cannot work; said before anything long begins.
     """
-    cfg.run = chosen_stages(cfg.run, cfg.segmenter.sources, cfg.refine.maps)
+    cfg.run = chosen_stages(cfg, cfg.run)
     cfg.rerun = rerun_stages(cfg)
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(cfg.tf32)
@@ -48,8 +49,9 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
             cfg.run = [name for name in cfg.run if name != CHECK_DATA]
             if not cfg.run:
                 return {}
-        preflight(context)
-        for stage in STAGES:
+        stages = stages_of(cfg)
+        preflight(context, stages)
+        for stage in stages:
             run_stage(context, stage)
         results = gather(context)
         if context.is_first:
@@ -125,9 +127,14 @@ def gather(context: Context) -> dict[str, Any]:
     if "classifier" in finished:
         results["classifier"] = finished["classifier"].facts
     if "evaluate" in finished:
-        results["localization"] = json.loads((finished["evaluate"].folder / RESULT).read_text())
-    if "rib" in finished:
-        results["adaptation"] = finished["rib"].facts
+        results["localization"] = localization_results(context, finished["evaluate"])
+    made = {name: finished[name].facts for name in entries(context.cfg) if name in finished}
+    if made:
+        results["methods"] = {
+            name: facts | {"label": entries(context.cfg)[name].label} for name, facts in made.items()
+        }
+    if "rib" in made:
+        results["adaptation"] = made["rib"]
     if "pseudo_masks" in finished:
         results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
     segmenters = segmenter_results(context)
@@ -142,6 +149,13 @@ def gather(context: Context) -> dict[str, Any]:
     results["store"] = {name: str(artefact.folder) for name, artefact in finished.items()}
     results["environment"] = environment()
     return results
+
+
+def localization_results(context: Context, artefact: Artefact) -> dict[str, Any]:
+    """Scores of all sources of maps, with what tables call them."""
+    scores, sources = json.loads((artefact.folder / RESULT).read_text()), map_sources(context.cfg)
+    named = {name: {"label": sources[name].label, "control": sources[name].control} for name in scores}
+    return {name: scores[name] | named[name] for name in sources if name in scores}
 
 
 def pseudo_mask_results(artefact: Artefact) -> dict[str, Any]:

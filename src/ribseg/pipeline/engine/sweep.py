@@ -17,7 +17,7 @@ from rich.table import Table
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import RibsegError
 from ribseg.pipeline.engine.console import make_console
-from ribseg.pipeline.report.tables import CONTROL, NAMES, mask_name
+from ribseg.pipeline.report.tables import mask_name
 
 FAILURE, RESULTS = "failure.json", "results.json"
 Job = dict[str, Any]
@@ -109,8 +109,8 @@ def measures(results: dict[str, Any]) -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, float | None]] = {}
     for source, scores in results.get("localization", {}).items():
-        name = NAMES.get(source, source)
-        for split, values in scores["split"].items() if not name.endswith(CONTROL) else ():
+        name = scores.get("label", source)
+        for split, values in scores["split"].items() if not scores.get("control") else ():
             kind = found.setdefault(f"Localization maps on {split}, mIoU in percent", {})
             kind |= {f"{name}\nbest": values["best_miou"], f"{name}\nfixed": values["miou_at_fixed"]}
     masks = results.get("pseudo_masks", {"variant": None, "variants": {None: {}}})

@@ -12,12 +12,12 @@ from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import DataError, list_problems
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import drawing_methods, entries
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
 from ribseg.pipeline.report.tables import policy_line
 
 CHECK_DATA = "check_data"
-RIB = "rib"  # the stage that draws reference images
 RESULT = "check_data.json"
 WITHIN = "lists within another"
 SHOW = 5  # examples of each kind; all are in the file
@@ -56,7 +56,8 @@ def report_data(context: Context) -> dict[str, Any]:
         print_groups(context, "splits", {WITHIN: within})
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
     chosen = set(context.cfg.run) - {CHECK_DATA}
-    context.data_facts = data_results(context, values, adapts=not chosen or RIB in chosen)
+    drawing = drawing_methods(context.cfg, chosen or entries(context.cfg))
+    context.data_facts = data_results(context, values, drawing)
     print_notes(context)
     errors = {f"{one.split}: {kind}": items for one in surveys for kind, items in one.problems.items()}
     errors |= {kind: items for kind, items in same.items() if " and " in kind}

@@ -1,6 +1,6 @@
 """What is unusual about legal data and changes what a run's numbers mean: said before the first stage."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -12,28 +12,31 @@ from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.feed.references import ReferenceSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.report.mask_notes import mask_notes
 from ribseg.pipeline.report.notes import Note, names_and_counts
 
 FEW = 20  # masks that are opened for a message
 
 
-def data_results(context: Context, values: Mapping[str, MaskFacts], adapts: bool) -> dict[str, Any]:
+def data_results(
+    context: Context, values: Mapping[str, MaskFacts], drawing: Sequence[Entry]
+) -> dict[str, Any]:
     """What stands under "data" in `results.json`.
 
     Args:
         context: of the run.
         values: evaluated split -> what its masks hold; empty where nobody decoded them.
-        adapts: whether RIB is among the stages.
+        drawing: methods of the run that draw reference images.
 
     Returns:
-        "notes": rows of "key", "found", "means", "helps"; and, where RIB draws reference images,
+        "notes": rows of "key", "found", "means", "helps"; and, where a method draws reference images,
         "without_references": "images" that have a class, how many of them are "without" any reference image,
         these by split in "splits", and in "train" those of the training images, on which `rib.lr=auto`
         searches.
     """
-    counts = without_references(context) if adapts and context.cfg.rib.get("references") else {}
-    notes = [*reference_notes(context, counts), *class_notes(context), *split_notes(context)]
+    counts = without_references(context) if drawing else {}
+    notes = [*reference_notes(context, counts, drawing), *class_notes(context), *split_notes(context)]
     for split, facts in values.items():
         notes += mask_notes(split, facts, context.data.classes)
     result: dict[str, Any] = {"notes": [asdict(note) for note in notes]}
@@ -47,7 +50,7 @@ def print_notes(context: Context) -> None:
 
 
 def without_references(context: Context) -> dict[str, Any]:
-    """How many images RIB adapts to without reference images; see `data_results`."""
+    """How many images are adapted to without reference images; see `data_results`."""
     data, seen = context.data, set[str]()
     sampler = ReferenceSampler(data.train.ids, data.train.labels)
     splits, images, train = {}, 0, 0
@@ -61,13 +64,13 @@ def without_references(context: Context) -> dict[str, Any]:
     return {"images": images, "without": sum(splits.values()), "splits": splits, "train": train}
 
 
-def reference_notes(context: Context, counts: Mapping[str, Any]) -> Iterator[Note]:
+def reference_notes(context: Context, counts: Mapping[str, Any], drawing: Sequence[Entry]) -> Iterator[Note]:
     """Images that RIB adapts to alone."""
     if not counts.get("without"):
         return
     data, searched = context.data, ""
     labelled = int(data.train.labels.any(1).sum())
-    if context.cfg.rib.get("lr") == "auto" and counts["train"]:
+    if any(entry.searches_rate for entry in drawing) and counts["train"]:
         searched = (
             f" So does the search of rib.lr=auto: of the {labelled} training images that it draws from, "
             f"{counts['train']} have none."
@@ -89,7 +92,7 @@ def class_notes(context: Context) -> Iterator[Note]:
     train = data.train.labels.sum(0)
     others = {s: folder.labels.sum(0) for s, folder in data.evals.items() if s != data.train_split}
     anywhere = train + sum(others.values(), np.zeros_like(train))
-    trained = not context.cfg.classifier.official_checkpoint
+    trained = not any(context.cfg.classifier.get(name) for name in ("checkpoint", "official_checkpoint"))
     for split, counts in others.items():
         only = (
             {int(c): int(counts[c]) for c in np.flatnonzero((train == 0) & (counts > 0))} if trained else {}

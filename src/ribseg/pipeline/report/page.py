@@ -59,8 +59,9 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
     if "segmenter" in results:
         parts += ["<h2>Segmenter</h2>", _html_table(list(HEADER), segmenter_rows(results["segmenter"]))]
         parts.append(_per_class(context, segmenter_columns(results["segmenter"])))
-    if "adaptation" in results:
-        parts.append(f"<p>{html.escape(adaptation_line(results['adaptation']))}</p>")
+    for facts in results.get("methods", {}).values():
+        if facts["steps_mean"] > 0:
+            parts.append(f"<p>{html.escape(adaptation_line(facts))}</p>")
     if "policy" in results.get("prepared", {}):
         parts.append(f"<p>{html.escape(policy_line(results['prepared']))}</p>")
     if "skipped" in results:

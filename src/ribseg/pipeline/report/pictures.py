@@ -12,11 +12,9 @@ from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
 from ribseg.methods.evaluation import full_size
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
-from ribseg.pipeline.report.tables import NAMES
 from ribseg.types import LocalizationMaps
-
-PICTURED = ("cam", "rib", "imported", "random_walk")
 
 
 def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
@@ -31,6 +29,7 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
     step = max(1, len(folder.ids) // context.cfg.report.examples)
     ids = folder.ids[::step][: context.cfg.report.examples]
     thresholds = pictured_maps(context, results, folder.split)
+    labels = {name: source.label for name, source in map_sources(context.cfg).items()}
     masks = pictured_masks(results) | pictured_segmentations(results, folder.split)
     truth = all(folder.has_mask(image_id) for image_id in ids)
     width = 1 + len(thresholds) + len(masks) + truth
@@ -41,7 +40,7 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
         _show(next(axes), image, f"{image_id}: {', '.join(names)}")
         for source, threshold in thresholds.items():
             maps = load_maps(map_path(context.artefacts[source].folder, image_id))
-            _show_maps(next(axes), image, maps, threshold, NAMES[source])
+            _show_maps(next(axes), image, maps, threshold, labels[source])
         for title, place in masks.items():
             _show(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
         if truth:
@@ -55,7 +54,8 @@ def pictured_maps(
     context: Context, results: dict[str, Any], split: str | None = None
 ) -> dict[str, float | None]:
     """Source of maps -> the threshold at which they are shown on a split; None without an evaluation."""
-    finished = [s for s in PICTURED if s in context.artefacts and context.artefacts[s].finished]
+    shown = [name for name, source in map_sources(context.cfg).items() if not source.control]
+    finished = [name for name in shown if name in context.artefacts and context.is_ready(name)]
     thresholds: dict[str, float | None] = {}
     for source in finished:
         score = results.get("localization", {}).get(source, {}).get("split", {}).get(split)

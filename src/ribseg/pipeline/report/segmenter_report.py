@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ribseg.pipeline.stages.chains import FULL, tested_name
+from ribseg.pipeline.stages.chains import tested_name
 
 HEADER = (
     "segmenter trained on",
@@ -17,25 +17,19 @@ HEADER = (
     "recall",
     "published",
 )
-NAMES = {
-    "rib": "pseudo masks of RIB",
-    "cam": "pseudo masks of CAM",
-    "imported": "pseudo masks of imported maps",
-    FULL: "ground truth (bound)",
-}
 LEFT = (HEADER[0], "split")
 
 
 def segmenter_rows(segmenter: dict[str, Any]) -> list[list[str]]:
     """Cells of the table, in percent: a row per source and split."""
     rows = []
-    for source, values in segmenter.items():
+    for values in segmenter.values():
         masks = values["masks"]
         learnt = "-" if masks is None else f"{100 * masks['miou']:.1f} ({masks['split']})"
         published = "-" if values["expected"] is None else f"{100 * values['expected']:.1f}"
         for split, scores in values["split"].items():
             quality = [f"{100 * scores[key]:.1f}" for key in ("miou", "precision", "recall")]
-            rows.append([NAMES[source], learnt, split, str(scores["images"]), *quality, published])
+            rows.append([values["label"], learnt, split, str(scores["images"]), *quality, published])
     return rows
 
 
@@ -52,8 +46,8 @@ def segmenter_table(segmenter: dict[str, Any]) -> Table:
 def segmenter_columns(segmenter: dict[str, Any]) -> dict[str, list[float | None]]:
     """The IoU of background and each class by source and split."""
     return {
-        f"{NAMES[source]}, {split}": scores["iou"]
-        for source, values in segmenter.items()
+        f"{values['label']}, {split}": scores["iou"]
+        for values in segmenter.values()
         for split, scores in values["split"].items()
     }
 

@@ -10,19 +10,7 @@ from ribseg.pipeline.report.bottleneck_report import bottleneck_tables, network_
 from ribseg.pipeline.report.segmenter_report import segmenter_table
 
 CONTROL = "*"  # marks the names of controls
-NAMES = {
-    "cam": "CAM",
-    "rib": "RIB",
-    "imported": "imported",
-    "random_walk": "+ random walk",
-    "wrong_class": "wrong class *",
-    "feature_norm": "feature norm *",
-    "centre_prior": "centre prior *",
-    "whole_image": "whole image *",
-}
 MAP_HEADER = ("best (at)", "at fixed", "interval", "gain over CAM", "no masks (at)", "precision", "recall")
-# Rows that are left out where there is nothing, because not every run wants them.
-OPTIONAL = ("imported", "random_walk")
 MASK_NAMES = {
     "random_walk": "random walk",
     "saliency": "saliency",
@@ -48,17 +36,16 @@ def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for split in splits:
         header += [f"{split}: {MAP_HEADER[0]}", *MAP_HEADER[1:]]
     cells = []
-    for source, name in NAMES.items():
-        values = localization.get(source)
-        if values is None and source in OPTIONAL:
-            continue
-        if values is None:
-            cells.append([name, "absent", *[""] * (len(header) - 2)])
-            continue
-        cells.append([name])
+    for values in localization.values():
+        cells.append([source_name(values)])
         for split in splits:
             cells[-1] += _cells(values["split"][split])
     return header, cells
+
+
+def source_name(values: Mapping[str, Any]) -> str:
+    """What tables call a source of maps: its label, and a mark for controls."""
+    return f"{values['label']} {CONTROL}" if values["control"] else str(values["label"])
 
 
 def _cells(score: dict[str, Any]) -> list[str]:
@@ -94,8 +81,9 @@ def print_tables(context: Context, results: dict[str, Any]) -> None:
         context.console.print(mask_table(results["pseudo_masks"]))
     if "segmenter" in results:
         context.console.print(segmenter_table(results["segmenter"]))
-    if "adaptation" in results:
-        context.console.print(adaptation_line(results["adaptation"]))
+    for facts in results.get("methods", {}).values():
+        if facts["steps_mean"] > 0:
+            context.console.print(adaptation_line(facts))
     if "policy" in results.get("prepared", {}):
         context.console.print(policy_line(results["prepared"]), soft_wrap=True)
     if "skipped" in results:
@@ -116,14 +104,14 @@ NOTE = (
 
 
 def _split_table(localization: dict[str, Any], split: str) -> Table:
-    one = {source: {"split": {split: values["split"][split]}} for source, values in localization.items()}
+    one = {name: values | {"split": {split: values["split"][split]}} for name, values in localization.items()}
     header, cells = rows(one)
     images = next(iter(one.values()))["split"][split]["images"]
     table = Table(title=f"Localization maps on {split}, {images} images", title_justify="left")
     for column in header:
         table.add_column(column.removeprefix(f"{split}: "), justify="left" if column == "maps" else "right")
     for row in cells:
-        table.add_row(*row, style="bold" if row[0] == "RIB" else None)
+        table.add_row(*row, style=None if row[0].endswith(CONTROL) else "bold")
     return table
 
 
@@ -176,10 +164,11 @@ def skipped_line(skipped: dict[str, dict[str, str]]) -> str:
 
 
 def adaptation_line(adaptation: dict[str, Any]) -> str:
-    """One line on how RIB's adaptation went."""
+    """One line on how the adaptation of a method went."""
+    number = adaptation["images"] - adaptation["without_class"]
     stopped = ", ".join(f"{rule.replace('_', ' ')} {count}" for rule, count in adaptation["stopped"].items())
     return (
-        f"RIB adapted {adaptation['images'] - adaptation['without_class']} of {adaptation['images']} images, "
+        f"{adaptation['label']} adapted {number} of {adaptation['images']} images, "
         f"{adaptation['steps_mean']:.1f} steps and {adaptation['seconds_per_image']:.2f} s each; "
         f"stopped early: {stopped}."
     )
@@ -190,7 +179,7 @@ Columns = dict[str, list[float | None]]  # title -> IoU of background and each c
 
 def map_columns(localization: dict[str, Any]) -> Columns:
     """The IoU of each source of maps on the first split, at its best threshold."""
-    found = {NAMES[source]: localization[source]["split"] for source in NAMES if source in localization}
+    found = {source_name(values): values["split"] for values in localization.values()}
     return {f"{name}, {split}": by[split]["iou"] for name, by in found.items() for split in list(by)[:1]}
 
 

@@ -25,19 +25,13 @@ from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.engine.context import Context, build, plain
 from ribseg.pipeline.engine.parts import takes
+from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS, TRAINING, VIEWS
 from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.training import fit, save_state
 from ribseg.pipeline.engine.workers import Job, run_pool
-from ribseg.pipeline.stages.maps import (
-    CROPS,
-    NOT_FOR_MAPS,
-    TRAINING,
-    VIEWS,
-    MapStage,
-    Stage,
-    fit,
-    save_state,
-    trained_classifier,
-)
+from ribseg.pipeline.stages.chains import RefinementStage
+from ribseg.pipeline.stages.classifier import trained_classifier
+from ribseg.pipeline.stages.maps import MapStage
 from ribseg.pipeline.stages.thresholds import SCORES_ONLY, choose_threshold, needs_masks
 
 WEIGHTS = "affinity.pt"
@@ -49,31 +43,18 @@ NOT_FOR_WALK = (
     *("refine.labels", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),
     *MASKS,
 )
-REFINABLE = ("rib", "cam", "imported", "feature_norm", "wrong_class")
 
 
-def maps_to_refine(context: Context) -> str:
-    """The stage whose maps are refined.
-
-    Raises:
-        ConfigError: it makes no maps.
-    """
-    stage = str(context.cfg.refine.maps)
-    if stage not in REFINABLE:
-        raise ConfigError(f"expected refine.maps out of {', '.join(REFINABLE)}, got {stage!r}")
-    return stage
-
-
-class AffinityLabelsStage(Stage):
+class AffinityLabelsStage(RefinementStage):
     """Confident labels of the training images, from which affinities are learnt."""
 
-    name = "affinity_labels"
+    kind = "affinity_labels"
     parts = ("refine", "evaluate", "data")
     neutral = (*AFTER_LABELS, *SCORES_ONLY, *CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The maps."""
-        return (maps_to_refine(context),)
+        return (self.chain.maps,)
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """What "auto" scores are chosen by, and the CRF, count only where they are used."""
@@ -96,8 +77,8 @@ class AffinityLabelsStage(Stage):
         scores = {"foreground": 0.0, "background": 0.0}
 
         def label() -> None:
-            scores.update(confidence(context))
-            source, folder = context.artefacts[maps_to_refine(context)].folder, context.data.train
+            scores.update(confidence(context, self.chain.maps))
+            source, folder = context.artefacts[self.chain.maps].folder, context.data.train
             crf = plain(context.cfg.refine.crf) if context.cfg.refine.labels.crf else None
             work = partial(write_confident_labels, scores, crf)
             jobs = [
@@ -110,13 +91,16 @@ class AffinityLabelsStage(Stage):
         return dict(scores)
 
 
-class AffinityStage(Stage):
+class AffinityStage(RefinementStage):
     """Trains IRNet, or PSA's network, on the confident labels."""
 
-    name = "affinity"
+    kind = "affinity"
     parts = ("affinity", "callbacks", *TRAINING)
     neutral = (*CROPS, *VIEWS, *NOT_FOR_MAPS)
-    needs = ("classifier", "affinity_labels")
+
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The classifier, whose backbone may be shared, and the labels."""
+        return ("classifier", self.chain.name("affinity_labels"))
 
     def data(self, context: Context) -> str:
         """The training images."""
@@ -139,31 +123,32 @@ class AffinityStage(Stage):
             "affinity",
             module,
             cfg.epochs,
-            affinity_data(context),
+            affinity_data(context, context.artefacts[self.chain.name("affinity_labels")].folder),
             check_val_every_n_epoch=cfg.epochs,
         )
         context.on_first(lambda: save_state(network, artefact.folder / WEIGHTS))
         return facts
 
 
-class RandomWalkStage(MapStage):
+class RandomWalkStage(RefinementStage, MapStage):
     """Walks the maps of all images along the affinities that the network sees."""
 
-    name = "random_walk"
+    kind = "random_walk"
     parts = ("refine", "affinity", *MapStage.parts)
     neutral = (*NOT_FOR_WALK, *CROPS, "data.scales", *NOT_FOR_MAPS)
-    needs = ("classifier", "affinity")
     scales: ClassVar[tuple[float, ...] | None] = (1.0,)
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The maps, and the network."""
-        return (maps_to_refine(context), *self.needs)
+        return (self.chain.maps, "classifier", self.chain.name("affinity"))
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RandomWalkModule`."""
         network = new_network(context)
-        network.load_state_dict(read_state_dict(context.artefacts["affinity"].folder / WEIGHTS))
-        source = context.artefacts[maps_to_refine(context)].folder
+        network.load_state_dict(
+            read_state_dict(context.artefacts[self.chain.name("affinity")].folder / WEIGHTS)
+        )
+        source = context.artefacts[self.chain.maps].folder
         return RandomWalkModule(
             network,
             lambda image_id: load_maps(map_path(source, image_id)),
@@ -172,12 +157,12 @@ class RandomWalkStage(MapStage):
         )
 
 
-def confidence(context: Context) -> dict[str, float]:
-    """The two background scores of the confident labels."""
+def confidence(context: Context, maps: str) -> dict[str, float]:
+    """The two background scores of the confident labels of a stage's maps."""
     labels = context.cfg.refine.labels
     scores = {name: labels[name] for name in MARGINS}
     if "auto" in scores.values():
-        best = choose_threshold(context, maps_to_refine(context), context.cfg.refine.maps_threshold)
+        best = choose_threshold(context, maps, context.cfg.refine.maps_threshold)
         scores = {
             name: min(max(best + MARGINS[name], 0.01), 0.99) if value == "auto" else value
             for name, value in scores.items()
@@ -232,10 +217,14 @@ def new_backbone(context: Context) -> Backbone:
     return backbone
 
 
-def affinity_data(context: Context) -> CropDataModule:
-    """Augmented crops with confident labels for training, plain crops to measure the mean displacement."""
+def affinity_data(context: Context, labels: Path) -> CropDataModule:
+    """Augmented crops with confident labels for training, plain crops to measure the mean displacement.
+
+    Args:
+        context: of the run.
+        labels: folder of the stage that made them.
+    """
     cfg, data = context.cfg.affinity, context.data
-    labels = context.artefacts["affinity_labels"].folder
     augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
     middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
     train, val = (

@@ -34,8 +34,8 @@ from ribseg.modules.toy import BottleneckModule, Measured, ToyModule
 from ribseg.pipeline.engine.context import Context, build, plain
 from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.parts import check_arguments
+from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.stages.maps import Stage
 from ribseg.pipeline.stages.toy_networks import (
     for_seeds,
     network_path,

@@ -1,67 +1,88 @@
-"""The refinement a second time, over the maps of another stage, in the same run.
+"""Chains of refinement: from the maps of one stage to pseudo masks, and on to a segmenter.
 
-So a segmenter on the masks of CAM can stand beside the one on the masks of RIB. The stages are the same; they
-see the run under another `refine.maps`, and their artefacts have names of their own: `pseudo_masks_cam`.
+The maps of `refine.maps` are refined by the stages affinity_labels, affinity, random_walk and pseudo_masks. A
+run may refine other maps beside them, so that a segmenter on the masks of CAM can stand beside the one on the
+masks of RIB: the stages of that chain have names of their own, as pseudo_masks_cam.
 """
 
-import copy
+from abc import ABC
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from ribseg.pipeline.engine.context import Context, plain
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.stages.maps import Stage
+from ribseg.errors import ConfigError
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import refinable
+from ribseg.pipeline.engine.stage import Stage
 
 FULL = "full"  # the ground truth, as a segmenter's source
-SOURCES = ("rib", "cam", "imported", FULL)  # of a segmenter: the maps behind its masks
 REFINEMENT = ("affinity_labels", "affinity", "random_walk", "pseudo_masks")
 
 
-class ChainStage(Stage):
-    """A stage of the refinement over given maps.
+@dataclass(frozen=True)
+class Chain:
+    """The refinement of the maps of a stage.
 
-    Args:
-        stage: of the refinement.
-        maps: the stage whose maps are refined.
+    Attributes:
+        maps: the stage.
+        main: whether it is that of `refine.maps`; the others make only the last of `refine.variants`.
     """
 
-    def __init__(self, stage: Stage, maps: str) -> None:
-        self.stage, self.maps = stage, maps
-        self.parts, self.neutral = stage.parts, stage.neutral
-        self.name = chain_name(stage.name, maps)
+    maps: str
+    main: bool
+
+    def name(self, kind: str) -> str:
+        """The name of a stage of this chain."""
+        return kind if self.main else f"{kind}_{self.maps}"
+
+    def variants(self, cfg: Mapping[str, Any]) -> tuple[str, ...]:
+        """The variants of pseudo masks that it makes; the last is the one to train on."""
+        chosen = tuple(cfg["refine"]["variants"])
+        return chosen if self.main else chosen[-1:]
+
+
+class RefinementStage(Stage, ABC):
+    """A stage of a chain.
+
+    Args:
+        chain: what is refined.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.name = chain, chain.name(self.kind)
 
     def wanted(self, context: Context) -> bool:
-        """Whether a segmenter of this run learns from it, or the run names a stage of this chain."""
-        named = {chain_name(name, self.maps) for name in REFINEMENT} & set(context.cfg.run)
-        other = self.maps in sources_in_play(context) and self.maps != context.cfg.refine.maps
-        return bool(named) or other
+        """Whether the chain is the main one, a segmenter learns from it, or the run names a stage of it."""
+        names = {self.chain.name(kind) for kind in REFINEMENT}
+        named = names & set(context.cfg.run)
+        return self.chain.main or bool(named) or self.chain.maps in sources_in_play(context.cfg)
 
-    def required(self, context: Context) -> tuple[str, ...]:
-        """As the stage, by the names of this chain."""
-        needs = self.stage.required(over(context, self.maps))
-        return tuple(chain_name(name, self.maps) if name in REFINEMENT else name for name in needs)
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
-        """As the stage."""
-        return self.stage.complete(over(context, self.maps), artefact)
+def chains(cfg: Mapping[str, Any]) -> list[Chain]:
+    """The main chain, and one for every other stage that makes maps.
 
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """As the stage."""
-        return self.stage.settings(cfg)
+    Raises:
+        ConfigError: `refine.maps` names no such stage.
+    """
+    known, main = refinable(cfg), cfg["refine"]["maps"]
+    if main not in known:
+        raise ConfigError(f"expected refine.maps out of {', '.join(known)}, got {main!r}")
+    return [Chain(main, True), *(Chain(name, False) for name in known if name != main)]
 
-    def data(self, context: Context) -> str:
-        """As the stage."""
-        return self.stage.data(over(context, self.maps))
 
-    def artefact(self, context: Context) -> Artefact:
-        """As the stage; a run with `refine.maps` set so shares what it makes."""
-        return self.stage.artefact(over(context, self.maps))
+def chain_of(cfg: Mapping[str, Any], maps: str) -> Chain:
+    """The chain that refines the maps of a stage."""
+    return Chain(maps, maps == cfg["refine"]["maps"])
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """As the stage."""
-        return self.stage.work(over(context, self.maps), artefact)
+
+def masks_stage(cfg: Mapping[str, Any], maps: str) -> str:
+    """The stage that makes pseudo masks of given maps."""
+    return chain_of(cfg, maps).name("pseudo_masks")
+
+
+def segmenter_sources(cfg: Mapping[str, Any]) -> list[str]:
+    """What segmenters can learn from: the masks of every stage that makes maps, and the ground truth."""
+    return [*refinable(cfg), FULL]
 
 
 def segmenter_name(source: str) -> str:
@@ -74,31 +95,9 @@ def tested_name(source: str) -> str:
     return f"segmenter_test_{source}"
 
 
-def sources_in_play(context: Context) -> set[str]:
+def sources_in_play(cfg: Mapping[str, Any]) -> set[str]:
     """Sources of the configured segmenters, and of those that the run names or exports."""
-    cfg = context.cfg
-    named = {s for s in SOURCES if {segmenter_name(s), tested_name(s)} & set(cfg.run)}
-    exported = {cfg.export.source} if "export" in cfg.run else set()
-    return {*cfg.segmenter.sources, *named, *exported}
-
-
-def chain_name(stage: str, maps: str) -> str:
-    """The name of a refinement stage over given maps."""
-    return f"{stage}_{maps}"
-
-
-def masks_stage(context: Context, maps: str) -> str:
-    """The stage that makes pseudo masks of given maps."""
-    return "pseudo_masks" if maps == context.cfg.refine.maps else chain_name("pseudo_masks", maps)
-
-
-def over(context: Context, maps: str) -> Context:
-    """The run as the stages of a chain see it; of the variants of masks they make only the last."""
-    other = copy.copy(context)
-    refine = {"maps": maps, "variants": plain(context.cfg.refine.variants)[-1:]}
-    other.cfg = OmegaConf.merge(context.cfg, {"refine": refine})  # type: ignore[assignment]
-    own = {name: chain_name(name, maps) for name in REFINEMENT}
-    other.artefacts = context.artefacts | {
-        name: context.artefacts[place] for name, place in own.items() if place in context.artefacts
-    }
-    return other
+    run = set(cfg["run"])
+    named = {s for s in segmenter_sources(cfg) if {segmenter_name(s), tested_name(s)} & run}
+    exported = {cfg["export"]["source"]} if "export" in run else set()
+    return {*cfg["segmenter"]["sources"], *named, *exported}

@@ -5,32 +5,23 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
+from omegaconf import OmegaConf
 from rich.progress import track
 
 from ribseg.data.io.files import atomic_write
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
-from ribseg.methods.controls import centre_prior, whole_image
 from ribseg.methods.evaluation import ImageCounts, MapEvaluator
 from ribseg.metrics import bootstrap_miou, interval
-from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.context import Context, build
+from ribseg.pipeline.engine.digest import contents, with_sources
+from ribseg.pipeline.engine.methods import MapSource, entries, map_sources
+from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.workers import ordered_map
-from ribseg.pipeline.stages.maps import CROPS, VIEWS, Stage
 from ribseg.types import LocalizationMaps
 
-# Source -> the stage whose maps it reads, and what becomes of them.
-SOURCES: dict[str, tuple[str, Callable[[LocalizationMaps], LocalizationMaps] | None]] = {
-    "cam": ("cam", None),
-    "rib": ("rib", None),
-    "imported": ("imported", None),
-    "random_walk": ("random_walk", None),
-    "wrong_class": ("wrong_class", None),
-    "feature_norm": ("feature_norm", None),
-    "centre_prior": ("cam", centre_prior),
-    "whole_image": ("cam", whole_image),
-}
 RESULT = "evaluation.json"
 # What of the first split stands one level up, too.
 HEADLINE = ("best_miou", "best_threshold", "miou_at_fixed", "fixed_threshold")
@@ -50,13 +41,18 @@ class EvaluateStage(Stage):
         Raises:
             ConfigError: there are none.
         """
-        ready = ready_sources(context)
+        ready = tuple(dict.fromkeys(source.stage for source in ready_sources(context)))
         if not ready:
             raise ConfigError(
                 "nothing to evaluate: the store holds no localization maps for these settings; "
                 "add stages to run=[...], for instance run=[classifier,cam,rib,evaluate]"
             )
-        return tuple(ready)
+        return ready
+
+    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """With the methods that change maps when they are scored."""
+        changing = {name: contents(e.settings) for name, e in entries(cfg).items() if e.maps_of is not None}
+        return with_sources(super().settings(cfg) | {"methods": changing})
 
     def data(self, context: Context) -> str:
         """All images and masks."""
@@ -68,8 +64,7 @@ class EvaluateStage(Stage):
         return {}
 
     def _evaluate(self, context: Context, artefact: Artefact) -> None:
-        ready = self.required(context)
-        sources = [name for name, (stage, _) in SOURCES.items() if stage in ready]
+        sources = ready_sources(context)
         sweeps = {
             split: sweep_split(context, folder, sources) for split, folder in context.data.evals.items()
         }
@@ -78,18 +73,18 @@ class EvaluateStage(Stage):
         atomic_write(artefact.folder / RESULT, json.dumps(result, indent=1).encode())
 
 
-def ready_sources(context: Context) -> list[str]:
-    """Map stages that are finished, or will be when the evaluation starts."""
-    wanted = dict.fromkeys(stage for stage, _ in SOURCES.values())
-    return [s for s in wanted if s in context.cfg.run or context.is_ready(s)]
+def ready_sources(context: Context) -> list[MapSource]:
+    """Sources of maps that are there, or will be when the evaluation starts."""
+    there = (s for s in map_sources(context.cfg).values() if s.stage in context.artefacts)
+    return [s for s in there if s.stage in context.cfg.run or context.is_ready(s.stage)]
 
 
 def sweep_split(
-    context: Context, folder: VOCFolder, sources: Iterable[str], title: str = "Evaluating"
+    context: Context, folder: VOCFolder, sources: Iterable[MapSource], title: str = "Evaluating"
 ) -> dict[str, MapEvaluator]:
     """Reads the maps and masks of a split once, and counts for every source at all thresholds."""
     settings = context.cfg.evaluate
-    chosen = {source: SOURCES[source] for source in sources}
+    chosen = {source.name: (source.stage, changed_by(source)) for source in sources}
     thresholds = torch.linspace(0, 1, settings.thresholds)
     evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in chosen}
 
@@ -110,6 +105,11 @@ def sweep_split(
         for source, one in counts.items():
             evaluators[source].add(one)
     return evaluators
+
+
+def changed_by(source: MapSource) -> Callable[[LocalizationMaps], LocalizationMaps] | None:
+    """What becomes of a source's maps when they are read; None leaves them."""
+    return None if source.entry is None else build(OmegaConf.create(source.entry.arguments()))
 
 
 def score(

@@ -10,9 +10,9 @@ from ribseg.errors import ConfigError
 from ribseg.interop.voc_server import check_voc_archive, write_voc_archive
 from ribseg.models.program import export_program, save_program
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.stages.chains import SOURCES, segmenter_name, tested_name
-from ribseg.pipeline.stages.maps import Stage
+from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, tested_name
 from ribseg.pipeline.stages.segmenter import tested_folders
 from ribseg.pipeline.stages.segmenter_test import tested_segmenter, write_masks
 
@@ -89,10 +89,10 @@ def check_export(context: Context) -> None:
     Raises:
         RibsegError: an unknown source or split, or images that cannot be read.
     """
-    cfg = context.cfg.export
-    if cfg.split not in SERVER_SPLITS or cfg.source not in SOURCES:
+    cfg, sources = context.cfg.export, segmenter_sources(context.cfg)
+    if cfg.split not in SERVER_SPLITS or cfg.source not in sources:
         raise ConfigError(
             f"expected export.split out of {', '.join(SERVER_SPLITS)}, as VOC's server has them, and "
-            f"export.source out of {', '.join(SOURCES)}; got {cfg.split} and {cfg.source}"
+            f"export.source out of {', '.join(sources)}; got {cfg.split} and {cfg.source}"
         )
     context.on_first(lambda: check_dataset(exported_folder(context), progress=context.cfg.progress))

@@ -7,8 +7,8 @@ from ribseg.data.io.files import scan_folder
 from ribseg.errors import ConfigError
 from ribseg.interop import convert_maps, map_reader
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, folder_digest
-from ribseg.pipeline.stages.maps import Stage
 
 
 class ImportedStage(Stage):

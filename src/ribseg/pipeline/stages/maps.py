@@ -1,139 +1,30 @@
-"""The stages up to the localization maps. Each has a name, needs, a place in the store, and work to do."""
+"""The stages that make localization maps: one for each method of the configuration."""
 
-import io
-import json
-import shutil
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
 
 import pytorch_lightning as pl
-import torch
-import torch.distributed as dist
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from ribseg.checks import SettingError, check_number
-from ribseg.data.feed.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
+from ribseg.checks import SettingError
 from ribseg.data.feed.references import ReferenceBatches
-from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.files import scan_folder
 from ribseg.data.io.maps import read_records
-from ribseg.errors import ConfigError, DataError
-from ribseg.functional.random import rng
-from ribseg.methods.rate import check_search, find_rate
-from ribseg.models import Classifier, load_classifier, load_official_classifier
-from ribseg.models.weights import BROKEN
-from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule, RIBModule, WrongClassModule
+from ribseg.errors import ConfigError
+from ribseg.methods.base import takes
+from ribseg.modules import LocalizationModule
 from ribseg.modules.callbacks import MapWriter, Threads
-from ribseg.modules.data_module import SamplesCheck
-from ribseg.pipeline.engine.context import Context, build, named_callbacks
-from ribseg.pipeline.engine.digest import settings_of
-from ribseg.pipeline.engine.parts import takes
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import contents, with_sources
+from ribseg.pipeline.engine.methods import Entry, entries
+from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.types import Adaptation, Stop
-
-GIB = 1024**3
-CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
-WEIGHTS, RATE = "classifier.pt", "rate.json"
-# Parts of the configuration that every training depends on, besides its own and `callbacks`.
-TRAINING = ("data", "trainer", "seed", "tf32")
-# Settings of the data that are about crops to learn from, about views, and about batches and scores.
-CROPS, VIEWS = ("data.crop_size", "data.resize_long"), ("data.scales", "data.max_side")
-NOT_FOR_MAPS = ("data.batch_size", "data.eval_splits")
-
-
-class Stage(ABC):
-    """A step of the chain.
-
-    Attributes:
-        name: as in `run=[...]`.
-        version: raise it when a change of the code makes the result differ for equal settings.
-        parts: of the configuration, on which the result depends; see `ribseg.pipeline.engine.digest`.
-        neutral: settings in them that cannot change the result, as "data.batch_size".
-        needs: stages whose artefacts it reads.
-        reads_data: whether it, or a stage that it needs, reads the configured data set.
-    """
-
-    name: str
-    version: int = 1
-    parts: tuple[str, ...]
-    neutral: tuple[str, ...] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
-    reads_data: ClassVar[bool] = True
-
-    def wanted(self, context: Context) -> bool:
-        """Whether it has a place in this run; else it is neither run nor reported."""
-        return True
-
-    def required(self, context: Context) -> tuple[str, ...]:
-        """Names of the stages whose artefacts it reads with these settings."""
-        return self.needs
-
-    def inputs(self, context: Context) -> dict[str, Artefact]:
-        """The artefacts that it reads."""
-        return {name: context.artefacts[name] for name in self.required(context)}
-
-    def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether a finished artefact still holds what other stages read."""
-        return True
-
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """What of the configuration its result depends on, as plain values."""
-        return settings_of(cfg, self.parts, self.neutral)
-
-    @abstractmethod
-    def data(self, context: Context) -> str:
-        """Fingerprint of the images, labels and masks that it reads."""
-
-    def artefact(self, context: Context) -> Artefact:
-        """Its place in the store, from version, settings, inputs and data; nothing is computed."""
-        settings, inputs = self.settings(context.cfg), self.inputs(context)
-        return context.store.artefact(self.name, settings, inputs, self.data(context), self.version)
-
-    @abstractmethod
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Does what is missing in the artefact's folder and returns facts for its manifest."""
-
-
-class ClassifierStage(Stage):
-    """Trains the classifier, or takes over a released one."""
-
-    name = "classifier"
-    parts = ("classifier", "callbacks", *TRAINING)
-    neutral = (*VIEWS, "data.eval_splits")
-
-    def data(self, context: Context) -> str:
-        """The training images and labels; with callbacks the others, too, as they may act on their scores."""
-        acting = named_callbacks(context.cfg, self.name)
-        return (context.data if acting else context.data.train).fingerprint(masks=False)
-
-    def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether the weights are there."""
-        return (artefact.folder / WEIGHTS).is_file()
-
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Goes on from the last finished epoch if there is one."""
-        given = given_checkpoint(context)
-        if given:
-            classifier, left_out = loaded_checkpoint(context)
-            context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
-            return {given: Path(context.cfg.classifier[given]).name, "left_out": left_out}
-        pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
-        classifier = new_classifier(context)
-        module = build(context.cfg.classifier.module, classifier=classifier)
-        facts = fit(context, artefact, self.name, module, context.cfg.classifier.epochs, context.data)
-        if not all(bool(torch.isfinite(weight).all()) for weight in classifier.parameters()):
-            raise ConfigError(
-                "the classifier's weights are no longer finite: its training has diverged. Lower "
-                f"classifier.module.lr={context.cfg.classifier.module.get('lr')}; {artefact.folder} can be "
-                "deleted"
-            )
-        context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
-        return facts
+from ribseg.pipeline.stages.classifier import trained_classifier
+from ribseg.pipeline.stages.decoded_images import decoded_images
+from ribseg.pipeline.stages.learning_rate import searched_rate
+from ribseg.types import Stop
 
 
 class MapStage(Stage):
@@ -184,294 +75,84 @@ class MapStage(Stage):
         """The LightningModule that makes the maps."""
 
 
-class CAMStage(MapStage):
-    """Plain CAMs: what RIB is compared with."""
+class MethodStage(MapStage):
+    """Makes the maps of a method of the configuration.
 
-    name = "cam"
+    Args:
+        entry: of `methods`.
+    """
 
-    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """See `CAMModule`."""
-        return CAMModule(trained_classifier(context))
+    parts = (*MapStage.parts, "seed", "rate_search")
 
-
-class FeatureNormStage(CAMStage):
-    """A control, see `ribseg.methods.controls`."""
-
-    name = "feature_norm"
-
-    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """See `FeatureNormModule`."""
-        return FeatureNormModule(trained_classifier(context))
-
-
-class RIBStage(MapStage):
-    """RIB on every image."""
-
-    name = "rib"
-    parts = ("rib", "pooling", "rate_search", "seed", *MapStage.parts)
-    neutral = NOT_FOR_MAPS  # reference images are cropped as in training
+    def __init__(self, entry: Entry) -> None:
+        self.entry, self.name, self.kind = entry, entry.name, entry.name
+        # Reference images are cropped as in training.
+        self.neutral = NOT_FOR_MAPS if entry.references else MapStage.neutral
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """The search for a learning rate counts only where there is one."""
-        settings = super().settings(cfg)
-        if settings["rib"].get("lr") != "auto":
+        entry = entries(cfg)[self.name]
+        settings = super().settings(cfg) | {"method": contents(entry.settings)}
+        if not entry.searches_rate:
             del settings["rate_search"]
-        return settings
+        return with_sources(settings)
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """See `RIBModule`; a rate of "auto" is searched first, once."""
-        make = rib_builder(context, trained_classifier(context), reference_pool(context))
-        if not searches_rate(context):
+        """See `LocalizationModule`; a rate of "auto" is searched first, once."""
+        classifier = trained_classifier(context)
+        references = references_of(context, self.entry)
+
+        def make(lr: float | None = None, inner: bool = False) -> LocalizationModule:
+            return localization_module(context, self.entry, classifier, references, lr, inner)
+
+        if not self.entry.searches_rate:
             return make()
-        return make(lr=searched_rate(context, make, artefact.folder))
+        return make(searched_rate(context, self.entry, lambda lr: make(lr, inner=True)))
 
 
-class WrongClassStage(RIBStage):
-    """A control, see `ribseg.methods.controls`. Takes RIB's learning rate as it is."""
-
-    name = "wrong_class"
-    needs = ("classifier", "rib")
-
-    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """See `WrongClassModule`."""
-        make = rib_builder(context, trained_classifier(context), reference_pool(context))
-        rate = {"lr": read_rate(context.artefacts["rib"].folder)} if searches_rate(context) else {}
-        return WrongClassModule(make(**rate), context.cfg.seed)
-
-
-def searches_rate(context: Context) -> bool:
-    """Whether RIB's learning rate is to be searched."""
-    return context.cfg.rib.get("lr") == "auto"
-
-
-def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
-    """The configured classifier for the classes of the data.
-
-    Args:
-        context: of the run.
-        pretrained: False leaves weights that would be loaded out, for one that gets its own at once.
-    """
-    cfg = context.cfg.classifier.model
-    known = {"pretrained": pretrained, "weights": None}
-    # A network of the user's own need not have such settings.
-    extra = {} if pretrained is None else {name: known[name] for name in known if name in cfg}
-    return build(cfg, num_classes=context.data.num_classes, **extra)
-
-
-def trained_classifier(context: Context) -> Classifier:
-    """The classifier that the classifier stage left."""
-    if given_checkpoint(context):
-        return loaded_checkpoint(context)[0]
-    classifier = new_classifier(context, pretrained=False)
-    load_classifier(classifier, context.artefacts["classifier"].folder / WEIGHTS)
-    return classifier
-
-
-def given_checkpoint(context: Context) -> str | None:
-    """The setting that names a classifier which is taken instead of training; None where none does.
-
-    Raises:
-        ConfigError: both do.
-    """
-    given = [name for name in CHECKPOINTS if context.cfg.classifier.get(name)]
-    if len(given) > 1:
-        raise ConfigError(f"classifier.{' and classifier.'.join(given)} exclude each other; give one of them")
-    return given[0] if given else None
-
-
-def loaded_checkpoint(context: Context) -> tuple[Classifier, list[str]]:
-    """The classifier that was given instead of a training, and the names of what was left out of its file.
-
-    Raises:
-        ConfigError: it cannot be read, or does not fit network or classes.
-    """
-    cfg, number = context.cfg.classifier, context.data.num_classes
-    if given_checkpoint(context) == "checkpoint":
-        classifier = new_classifier(context, pretrained=False)
-        return classifier, load_classifier(classifier, cfg.checkpoint)
-    classifier = load_official_classifier(cfg.official_checkpoint)
-    if classifier.num_classes != number:
-        raise ConfigError(
-            f"{cfg.official_checkpoint} knows {classifier.num_classes} classes, but the data has {number}"
-        )
-    return classifier, []
-
-
-def fit(
+def localization_module(
     context: Context,
-    artefact: Artefact,
-    part: str,
-    module: pl.LightningModule,
-    epochs: int,
-    data: pl.LightningDataModule,
-    **kwargs: Any,
-) -> dict[str, Any]:
-    """Trains a module, from its last finished epoch on if there is one.
+    entry: Entry,
+    classifier: nn.Module,
+    references: ReferenceBatches | None = None,
+    lr: float | None = None,
+    inner: bool = False,
+) -> LocalizationModule:
+    """The module that makes the maps of a method.
 
     Args:
         context: of the run.
-        artefact: gets the checkpoints.
-        part: of the configuration, whose callbacks there are.
-        module: what is trained.
-        epochs: in all.
-        data: the batches of training and validation.
-        kwargs: settings of the Trainer.
-
-    Returns:
-        The last metrics.
+        entry: of `methods`.
+        classifier: that the method starts from.
+        references: for methods that take some.
+        lr: in the place of `lr=auto`.
+        inner: of the method that it wraps, alone.
     """
-    checkpoints = artefact.folder / "checkpoints"
-    keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-    callbacks = [keep, SamplesCheck(), *context.callbacks(part).values()]
-    trainer = context.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
-    last = checkpoints / "last.ckpt"
-    resume = context.agree(str(last) if readable(last, context) else None)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def readable(checkpoint: Path, context: Context) -> bool:
-    """Whether there is a checkpoint to go on from; one that a kill left torn is passed over, and said so."""
-    if not checkpoint.is_file():
-        return False
-    try:
-        return "pytorch-lightning_version" in torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except BROKEN as error:
-        context.console.print(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
-        return False
-
-
-def save_state(module: nn.Module, path: Path) -> None:
-    """Writes a module's weights atomically."""
-    buffer = io.BytesIO()
-    torch.save({name: value.cpu() for name, value in module.state_dict().items()}, buffer)
-    atomic_write(path, buffer.getvalue())
-
-
-def rib_builder(
-    context: Context, classifier: Classifier, pool: ImagePool | None = None
-) -> Callable[..., LocalizationModule]:
-    """Makes the configured RIB module; keyword arguments replace settings.
-
-    A method of the user's own gets the classifier; the pooling if its constructor has such an argument, and
-    references if its configuration has such a setting.
-    """
-    cfg = context.cfg
-
-    def make(**replaced: Any) -> LocalizationModule:
-        parts: dict[str, Any] = {"classifier": classifier}
-        if takes(cfg.rib, "pooling"):
-            parts["pooling"] = build(cfg.pooling)
-        if "references" in cfg.rib:
-            parts["references"] = references_of(context, pool)
-        module = build(cfg.rib, **(parts | replaced))
-        check_loss_views(module, len(cfg.data.scales))
-        return module
-
-    return make
-
-
-def references_of(context: Context, pool: ImagePool | None) -> ReferenceBatches | None:
-    """Batches of as many reference images as the configuration says; None for none."""
-    number = context.cfg.rib.references
-    check_number("references", number, low=0, whole=True)
-    on_gpu = context.cfg.maps.crop_on_gpu
-    return context.data.references(number, pool=pool, on_device=on_gpu) if number else None
-
-
-def check_loss_views(module: LocalizationModule, views: int) -> None:
-    """Raises a SettingError if the loss looks at a view that the data do not have."""
-    if isinstance(module, RIBModule) and max(module.rib.loss_views) >= views:
-        raise SettingError(
-            f"loss_views: expected places below {views}, as many as data.scales has, got "
-            f"{list(module.rib.loss_views)}"
-        )
-
-
-def check_rate_search(context: Context, module: LocalizationModule) -> None:
-    """Raises a ConfigError if a rate cannot be searched for this module."""
-    settings = context.cfg.rate_search
-    check_search(settings.low, settings.high, settings.completed)
-    if isinstance(module, RIBModule) and not module.rib.has_stop_rule:
+    method = entry.build(classifier, lr, inner)
+    check_loss_views(entry, method, len(context.cfg.data.scales))
+    if entry.references and not takes(method, "references"):
         raise ConfigError(
-            "rib.lr=auto goes by the stop rules; give rib.area_limit a number, or rib.margin (which stops "
-            "nothing with rib.preset=paper)"
+            f"{entry.path}.references={entry.references} would have no effect: the method takes no references"
         )
+    return LocalizationModule(classifier, method, references, entry.name, context.cfg.seed)
 
 
-def reference_pool(context: Context) -> ImagePool | None:
-    """The training images, decoded, in the store; None where there are too many, or nothing is drawn."""
-    limit, train, artefact = pool_limit(context), context.data.train, pool_artefact(context)
-    if not limit:
+def references_of(context: Context, entry: Entry) -> ReferenceBatches | None:
+    """Batches of as many reference images as an entry says; None for none."""
+    if not entry.references:
         return None
-    if not artefact.finished and (context.is_first or not dist.is_initialized()):
-        sizes = image_sizes(train)
-        need, free = pool_bytes(sizes), shutil.disk_usage(context.store.root).free
-        reason = "maps.pool_gib allows" if need > limit else "the store's disk has" if need > free else None
-        amount = f"{len(train)} decoded training images for RIB's references: {need / GIB:.2f} GiB"
-        if reason:
-            context.console.print(
-                f"  {amount}; {reason} {min(limit, free) / GIB:.2f}: decoding at each draw instead"
-            )
-        else:
-            context.console.print(f"  {amount} in {artefact.folder}")
-            start = time.perf_counter()
-            build_pool(artefact.folder, train, sizes, progress=context.cfg.progress)
-            artefact.finish({"images": len(train), "bytes": need}, time.perf_counter() - start)
-    context.wait()
-    return ImagePool(artefact.folder) if artefact.finished else None
+    pool = decoded_images(context)
+    return context.data.references(entry.references, pool=pool, on_device=context.cfg.maps.crop_on_gpu)
 
 
-def pool_limit(context: Context) -> float:
-    """Bytes that a pool of decoded images may have; 0 if there is to be none."""
-    return context.cfg.maps.pool_gib * GIB if context.cfg.rib.get("references") else 0.0
-
-
-def pool_artefact(context: Context) -> Artefact:
-    """Where the pool lies in the store."""
-    return context.store.artefact("pool", {}, {}, context.data.train.fingerprint(masks=False))
-
-
-def searched_rate(context: Context, make: Callable[..., LocalizationModule], folder: Path) -> float:
-    """The learning rate that `find_rate` chose; searched once, then read."""
-    if not (folder / RATE).is_file() and (context.is_first or not dist.is_initialized()):
-        settings = context.cfg.rate_search
-        labelled = context.data.train.labels.any(1).nonzero()[0]
-        chosen = rng(context.cfg.seed, "rate").permutation(labelled)[: settings.images]
-        items = [context.data.predict_dataset([context.data.train.ids[i]])[0] for i in chosen]
-        context.console.print(f"  searching the learning rate on {len(items)} training images")
-        adapt = partial(adapt_all, make, items, device_of(context))
-        found = find_rate(adapt, settings.low, settings.high, settings.completed)
-        for trial in found.trials:
-            context.console.print(f"    lr {trial.lr:<8g} {trial.completed:.0%} of the images took all steps")
-        context.console.print(f"  lr {found.lr:g} is taken")
-        rates = {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
-        atomic_write(folder / RATE, json.dumps(rates, indent=2).encode())
-    context.wait()
-    return read_rate(folder)
-
-
-def adapt_all(
-    make: Callable[..., LocalizationModule], items: list[dict[str, Any]], device: torch.device, lr: float
-) -> list[Adaptation]:
-    """Adapts to a few images at one learning rate."""
-    module = make(lr=lr).to(device)
-    return [module.localize(item["id"], item["views"], item["labels"]) for item in items]
-
-
-def device_of(context: Context) -> torch.device:
-    """Where the configured Trainer computes."""
-    return build(context.cfg.trainer, logger=False).strategy.root_device
-
-
-def read_rate(folder: Path) -> float:
-    """The rate in a stage's folder."""
-    try:
-        return float(json.loads((folder / RATE).read_text())["lr"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder / RATE} holds no learning rate ({error}); delete {folder}, run again"
-        ) from error
+def check_loss_views(entry: Entry, method: Any, views: int) -> None:
+    """Raises a SettingError if the loss looks at a view that the data do not have."""
+    looked_at = getattr(getattr(method, "method", method), "loss_views", ())
+    if max(looked_at, default=0) >= views:
+        raise SettingError(
+            f"{entry.path}.loss_views: expected places below {views}, as many as data.scales has, got "
+            f"{list(looked_at)}"
+        )
 
 
 def summarize(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 
 from ribseg.data.io.files import atomic_write, scan_folder
 from ribseg.data.io.images import read_image
@@ -20,10 +21,10 @@ from ribseg.interop import read_saliency
 from ribseg.methods.evaluation import NOTHING_SCORED, full_size
 from ribseg.metrics import label_counts, pooled_scores
 from ribseg.pipeline.engine.context import Context, plain
+from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
-from ribseg.pipeline.stages.affinity import maps_to_refine
-from ribseg.pipeline.stages.maps import CROPS, VIEWS, Stage
+from ribseg.pipeline.stages.chains import Chain, RefinementStage
 from ribseg.pipeline.stages.thresholds import SCORES_ONLY, THRESHOLDS, check_thresholds, choose_threshold
 
 SCORES = "scores.json"
@@ -77,10 +78,10 @@ class Recipe(NamedTuple):
     pixel_adaptive: dict[str, Any] | None
 
 
-class PseudoMasksStage(Stage):
+class PseudoMasksStage(RefinementStage):
     """Palette PNGs of all images, for each of the chosen variants; the last is the one to train on."""
 
-    name = "pseudo_masks"
+    kind = "pseudo_masks"
     parts = ("refine", "evaluate", "data")
     neutral = (
         *("refine.labels", "refine.walk", *SCORES_ONLY, *CROPS, *VIEWS),
@@ -89,12 +90,15 @@ class PseudoMasksStage(Stage):
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The maps that the variants start from."""
-        return tuple(dict.fromkeys(map_source(context, variant) for variant in variants(context)))
+        chosen = self.chain.variants(context.cfg)
+        return tuple(dict.fromkeys(map_source(self.chain, variant) for variant in chosen))
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """Saliency maps count by their content."""
         settings, folder = super().settings(cfg), cfg["refine"]["saliency"]
-        if folder is not None and any(Variant.parse(name).saliency for name in cfg["refine"]["variants"]):
+        variants = list(self.chain.variants(cfg))
+        settings["refine"]["variants"] = variants
+        if folder is not None and any(Variant.parse(name).saliency for name in variants):
             settings["refine"]["saliency"] = folder_digest(folder)
         return settings
 
@@ -104,7 +108,7 @@ class PseudoMasksStage(Stage):
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all masks and their scores are there."""
-        folders = [artefact.folder / variant for variant in variants(context)]
+        folders = [artefact.folder / variant for variant in self.chain.variants(context.cfg)]
         if not (artefact.folder / SCORES).is_file() or not all(folder.is_dir() for folder in folders):
             return False
         return all(set(context.data.all_ids) <= set(scan_folder(folder, (".png",))) for folder in folders)
@@ -112,13 +116,13 @@ class PseudoMasksStage(Stage):
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Writes the masks that are not there yet, in a pool of the first process, and scores them."""
         context.on_first(lambda: self._masks(context, artefact))
-        return {"variants": list(variants(context))}
+        return {"variants": list(self.chain.variants(context.cfg))}
 
     def _masks(self, context: Context, artefact: Artefact) -> None:
-        thresholds = background_scores(context)
+        thresholds = background_scores(context, self.chain)
         for name, threshold in thresholds.items():
             work = partial(write_pseudo_mask, recipe(context, Variant.parse(name), threshold))
-            run_pool(context, work, jobs(context, artefact, name), f"Pseudo masks ({name})")
+            run_pool(context, work, jobs(context, self.chain, artefact, name), f"Pseudo masks ({name})")
         scores = {
             variant: {split: self._score(context, artefact, variant, split) for split in context.data.evals}
             | {"threshold": threshold}
@@ -169,23 +173,17 @@ def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def variants(context: Context) -> tuple[str, ...]:
-    """The chosen variants.
-
-    Raises:
-        ConfigError: one is unknown, or there is none.
-    """
-    chosen = tuple(context.cfg.refine.variants)
-    if not chosen:
+def check_variants(cfg: DictConfig) -> None:
+    """Raises a ConfigError if a variant of `refine.variants` is unknown, or there is none."""
+    if not cfg.refine.variants:
         raise ConfigError(f"expected refine.variants=[...] with some of {', '.join(VARIANTS)}, got none")
-    for name in chosen:
+    for name in cfg.refine.variants:
         Variant.parse(name)
-    return chosen
 
 
-def map_source(context: Context, variant: str) -> str:
+def map_source(chain: Chain, variant: str) -> str:
     """The stage whose maps a variant cuts."""
-    return "random_walk" if Variant.parse(variant).walk else maps_to_refine(context)
+    return chain.name("random_walk") if Variant.parse(variant).walk else chain.maps
 
 
 def threshold_setting(variant: Variant) -> str:
@@ -193,12 +191,12 @@ def threshold_setting(variant: Variant) -> str:
     return THRESHOLDS[variant.walk]
 
 
-def background_scores(context: Context) -> dict[str, float]:
+def background_scores(context: Context, chain: Chain) -> dict[str, float]:
     """The background score of each variant, each source's chosen once; with saliency, its threshold."""
     cfg, scores = context.cfg.refine, {}
     chosen: dict[str, float] = {}
-    for name in variants(context):
-        variant, source = Variant.parse(name), map_source(context, name)
+    for name in chain.variants(context.cfg):
+        variant, source = Variant.parse(name), map_source(chain, name)
         if variant.saliency:
             scores[name] = float(cfg.saliency_threshold)
             continue
@@ -215,9 +213,9 @@ def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
     return Recipe(threshold, variant.saliency, **settings)
 
 
-def jobs(context: Context, artefact: Artefact, name: str) -> list[Job]:
+def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
     """Image, maps, saliency map where the variant wants it, and mask, for all images."""
-    source, salient = context.artefacts[map_source(context, name)].folder, Variant.parse(name).saliency
+    source, salient = context.artefacts[map_source(chain, name)].folder, Variant.parse(name).saliency
     found: list[Job] = []
     for i, folder in context.data.folders.items():
         # An image without a class is background whatever a saliency map says, so it needs none.
@@ -238,13 +236,14 @@ def saliency_folder(context: Context) -> Path:
     return Path(context.cfg.refine.saliency)
 
 
-def check_refinement(context: Context) -> None:
-    """Whether the data has what the chosen variants want: masks for the scores, saliency maps.
+def check_refinement(context: Context, chain: Chain) -> None:
+    """Whether the data has what the variants of a chain want: masks for the scores, saliency maps.
 
     Raises:
         RibsegError: something is absent.
     """
-    chosen = [Variant.parse(name) for name in variants(context)]
+    check_variants(context.cfg)
+    chosen = [Variant.parse(name) for name in chain.variants(context.cfg)]
     used = {threshold_setting(variant) for variant in chosen if not variant.saliency}
     if "auto" in plain(context.cfg.refine.labels).values():
         used.add(THRESHOLDS[0])

@@ -25,19 +25,12 @@ from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.engine.context import Context, build, named_callbacks, plain
 from ribseg.pipeline.engine.parts import check_training
+from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.training import readable
 from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
-from ribseg.pipeline.stages.maps import (
-    CROPS,
-    TRAINING,
-    VIEWS,
-    Stage,
-    given_checkpoint,
-    new_classifier,
-    readable,
-    trained_classifier,
-)
-from ribseg.pipeline.stages.pseudo_masks import mask_path, variants
+from ribseg.pipeline.stages.classifier import given_checkpoint, new_classifier, trained_classifier
+from ribseg.pipeline.stages.pseudo_masks import mask_path
 
 WEIGHTS = "segmenter.pt"
 
@@ -54,14 +47,15 @@ class SegmenterStage(Stage):
 
     def __init__(self, source: str) -> None:
         self.source, self.name = source, segmenter_name(source)
+        self.kind = self.name
 
     def wanted(self, context: Context) -> bool:
         """Whether the run trains or reports it."""
-        return self.source in sources_in_play(context)
+        return self.source in sources_in_play(context.cfg)
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The pseudo masks, and the classifier where its backbone is the start."""
-        masks = () if self.source == FULL else (masks_stage(context, self.source),)
+        masks = () if self.source == FULL else (masks_stage(context.cfg, self.source),)
         starts = ("classifier",) if context.cfg.segmenter.model.get("weights") == "classifier" else ()
         return (*masks, *starts)
 
@@ -189,7 +183,10 @@ def masks_of(context: Context, source: str) -> PathOf:
     """Image id -> the mask to learn from."""
     if source == FULL:
         return training_folder(context, source).mask_path
-    folder, variant = context.artefacts[masks_stage(context, source)].folder, variants(context)[-1]
+    folder, variant = (
+        context.artefacts[masks_stage(context.cfg, source)].folder,
+        context.cfg.refine.variants[-1],
+    )
     return partial(mask_path, folder, variant)
 
 

@@ -21,18 +21,19 @@ from ribseg.models import Segmenter, load_segmenter
 from ribseg.modules.callbacks import MaskWriter, Threads
 from ribseg.modules.mask_prediction import MaskPredictionModule
 from ribseg.pipeline.engine.context import Context, plain
+from ribseg.pipeline.engine.methods import map_sources
+from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.workers import ordered_map
 from ribseg.pipeline.stages.chains import (
     FULL,
-    SOURCES,
     masks_stage,
     segmenter_name,
+    segmenter_sources,
     sources_in_play,
     tested_name,
 )
-from ribseg.pipeline.stages.maps import CROPS, VIEWS, Stage
-from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores, variants
+from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores
 from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
 
 
@@ -48,10 +49,11 @@ class SegmenterTestStage(Stage):
 
     def __init__(self, source: str) -> None:
         self.source, self.name = source, tested_name(source)
+        self.kind = self.name
 
     def wanted(self, context: Context) -> bool:
         """As its segmenter, where there are masks to score with."""
-        possible = bool(context.data.eval_splits) and self.source in sources_in_play(context)
+        possible = bool(context.data.eval_splits) and self.source in sources_in_play(context.cfg)
         return possible or self.name in context.cfg.run
 
     def required(self, context: Context) -> tuple[str, ...]:
@@ -164,26 +166,34 @@ def score_masks(context: Context, place: Path, folder: VOCFolder) -> dict[str, A
 def segmenter_results(context: Context) -> dict[str, Any]:
     """Scores by source, those of the first tested split one level up; with those of the masks learnt from."""
     results: dict[str, Any] = {}
-    for source in SOURCES:
+    for source in segmenter_sources(context.cfg):
         artefact = context.artefacts.get(tested_name(source))
         if artefact is None or not artefact.finished:
             continue
         splits = json.loads((artefact.folder / SCORES).read_text())
         first = next(iter(splits.values()))
         results[source] = {"miou": first["miou"], "iou": first["iou"], "split": splits}
+        results[source]["label"] = source_label(context, source)
         results[source]["masks"] = learnt_masks(context, source)
         results[source]["expected"] = (plain(context.cfg.segmenter.expected) or {}).get(source)
     return results
+
+
+def source_label(context: Context, source: str) -> str:
+    """What tables call the masks that a segmenter has learnt from."""
+    if source == FULL:
+        return "ground truth (bound)"
+    return f"pseudo masks of {map_sources(context.cfg)[source].label}"
 
 
 def learnt_masks(context: Context, source: str) -> dict[str, Any] | None:
     """The mIoU of the pseudo masks on the first evaluated split; None for ground truth."""
     if source == FULL:
         return None
-    path = context.artefacts[masks_stage(context, source)].folder / SCORES
+    path = context.artefacts[masks_stage(context.cfg, source)].folder / SCORES
     if not path.is_file():
         return None
-    variant = variants(context)[-1]
+    variant = context.cfg.refine.variants[-1]
     by_split = json.loads(path.read_text())[variant]
     split = next((name for name, value in by_split.items() if isinstance(value, dict)), None)
     return None if split is None else {"split": split, "variant": variant, "miou": by_split[split]["miou"]}

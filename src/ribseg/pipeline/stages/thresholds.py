@@ -10,6 +10,7 @@ from ribseg.data.io.maps import load_maps, map_path
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import MapSource
 from ribseg.pipeline.engine.workers import ordered_map
 from ribseg.pipeline.stages.evaluate import sweep_split
 
@@ -59,7 +60,8 @@ def choose_threshold(context: Context, stage: str, setting: float | str) -> floa
     if setting == "unsupervised":
         return unsupervised_threshold(context, stage)
     folder = list(context.data.evals.values())[CHOICES[setting] - 1]
-    sweep = sweep_split(context, folder, [stage], "Threshold on")[stage].sweep()
+    source = MapSource(stage, stage, stage)
+    sweep = sweep_split(context, folder, [source], "Threshold on")[stage].sweep()
     return round(float(sweep["best_threshold"]), 6)
 
 

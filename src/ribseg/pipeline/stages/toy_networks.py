@@ -31,9 +31,10 @@ from ribseg.modules.toy import ToyModule
 from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.loggers import finish_loggers
+from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.training import save_state
 from ribseg.pipeline.engine.workers import one_thread
-from ribseg.pipeline.stages.maps import Stage, save_state
 
 WEIGHTS = "network.pt"
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -1,0 +1,109 @@
+"""Checks of the data before the first stage: every file is opened once, and what is unusual is said."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from ribseg.data.check.dataset import check_dataset
+from ribseg.data.check.mask_facts import MaskFacts
+from ribseg.errors import DataError
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import drawing_methods
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.report.data_notes import data_results, print_notes
+from ribseg.pipeline.report.mask_notes import unusable_masks
+from ribseg.pipeline.stages.chains import (
+    FULL,
+)
+from ribseg.pipeline.stages.evaluate import EvaluateStage
+from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
+from ribseg.pipeline.stages.segmenter import training_folder
+
+
+def check_truth(context: Context) -> None:
+    """Opens every mask that the bound learns from; remembered in the store."""
+    folder, full = training_folder(context, FULL), context.cfg.check_files
+    settings = {"masks": [folder.split], "full": full, "values": True}
+    artefact = context.store.artefact("data", settings, {}, folder.fingerprint(masks=True))
+    if not artefact.finished:
+        start = time.perf_counter()
+        report = check_dataset(folder, masks=True, full=full, progress=context.cfg.progress)
+        artefact.finish({folder.split: asdict(report)}, time.perf_counter() - start)
+    refuse_unusable(context, mask_values(artefact))
+
+
+def mask_values(artefact: Artefact) -> dict[str, MaskFacts]:
+    """Split -> what its masks hold, where the check has decoded them."""
+    facts = artefact.facts if artefact.finished else {}
+    return {split: MaskFacts(**one["values"]) for split, one in facts.items() if one.get("values")}
+
+
+def refuse_unusable(context: Context, values: Mapping[str, MaskFacts]) -> None:
+    """Raises a DataError if masks hold nothing that can be scored or learnt."""
+    found = [unusable_masks(split, facts, context.data.classes) for split, facts in values.items()]
+    if any(found):
+        raise DataError("\n".join(filter(None, found)))
+
+
+def note_data(context: Context) -> None:
+    """Says what is unusual about the data, before the first stage.
+
+    Raises:
+        DataError: masks are to be scored that no score can mean anything on.
+    """
+    values = mask_values(data_artefact(context))
+    refuse_unusable(context, values)
+    said = context.data_facts
+    context.data_facts = data_results(context, values, drawing_methods(context.cfg, context.cfg.run))
+    if context.data_facts != said:
+        print_notes(context)
+
+
+def check_data(context: Context) -> None:
+    """Opens every file once; what was found is remembered in the store."""
+    artefact = data_artefact(context)
+    if artefact.finished:
+        return
+    context.console.print("[bold]data[/]: checking all files")
+    start = time.perf_counter()
+    reports = context.data.check(context.cfg.check_files, needs_masks(context), progress=context.cfg.progress)
+    facts = {split: asdict(report) for split, report in reports.items()}
+    artefact.finish(facts, time.perf_counter() - start)
+
+
+def data_artefact(context: Context) -> Artefact:
+    """Where the check of the data is remembered."""
+    masks = needs_masks(context)
+    settings = {
+        "masks": list(context.data.eval_splits) if masks else [],
+        "full": context.cfg.check_files,
+        "values": True,
+        "on_error": context.data.on_error,
+    }
+    return context.store.artefact("data", settings, {}, context.data.fingerprint(masks=masks))
+
+
+def needs_masks(context: Context) -> bool:
+    """Whether the masks of the evaluated splits are looked at.
+
+    Where broken images are skipped, always if there are any: what a stage trains on must not depend on
+    whether the evaluation is among the stages of this run.
+    """
+    run = context.cfg.run
+    masks = [name for name in run if name.startswith(PseudoMasksStage.kind)]  # of all chains
+    if EvaluateStage.name in run or masks or any(name.startswith("segmenter_test_") for name in run):
+        return True
+    evals = context.data.evals.values()
+    return context.data.on_error == "skip" and any(folder.has_mask(i) for folder in evals for i in folder.ids)
+
+
+def drop_skipped(context: Context) -> None:
+    """Takes images off the lists that the check has found broken, and says so; in every process."""
+    artefact = data_artefact(context)
+    context.skipped = {split: facts["skipped"] for split, facts in artefact.facts.items()}
+    for split, broken in context.skipped.items():
+        if broken:
+            context.console.print(
+                f"[yellow]skipped[/]: {len(broken)} images of {split}; why is said in {artefact.folder}"
+            )
+    context.data.drop({image_id for broken in context.skipped.values() for image_id in broken})

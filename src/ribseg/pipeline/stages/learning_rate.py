@@ -1,0 +1,85 @@
+"""The search for a method's learning rate on a few training images, and where its result is kept."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ribseg.errors import ConfigError
+from ribseg.functional.random import rng
+from ribseg.methods.rate import check_search, find_rate
+from ribseg.modules import LocalizationModule
+from ribseg.pipeline.engine.context import Context, build
+from ribseg.pipeline.engine.digest import settings_of
+from ribseg.pipeline.engine.methods import Entry
+from ribseg.pipeline.engine.stage import NOT_FOR_MAPS
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.types import Adaptation
+
+VERSION = 1
+PARTS = ("data", "trainer", "tf32", "seed", "rate_search")
+Make = Callable[[float], LocalizationModule]
+
+
+def rate_artefact(context: Context, entry: Entry) -> Artefact:
+    """Where a found rate lies; a method and the control that wraps it share it."""
+    settings = settings_of(context.cfg, PARTS, NOT_FOR_MAPS) | {"method": entry.inner_settings}
+    inputs = {"classifier": context.artefacts["classifier"]}
+    data = context.data.train.fingerprint(masks=False)
+    return context.store.artefact("rate", settings, inputs, data, VERSION)
+
+
+def searched_rate(context: Context, entry: Entry, make: Make) -> float:
+    """The learning rate that `find_rate` chooses; searched once, then read from the store.
+
+    Args:
+        context: of the run.
+        entry: whose rate is searched.
+        make: learning rate -> module of its method.
+    """
+    artefact = rate_artefact(context, entry)
+    if not artefact.finished and (context.is_first or not dist.is_initialized()):
+        start = time.perf_counter()
+        artefact.finish(search(context, make), time.perf_counter() - start)
+    context.wait()
+    return float(artefact.facts["lr"])
+
+
+def search(context: Context, make: Make) -> dict[str, Any]:
+    """The chosen rate and what was tried, for the manifest."""
+    settings = context.cfg.rate_search
+    labelled = context.data.train.labels.any(1).nonzero()[0]
+    chosen = rng(context.cfg.seed, "rate").permutation(labelled)[: settings.images]
+    items = [context.data.predict_dataset([context.data.train.ids[i]])[0] for i in chosen]
+    context.console.print(f"  searching the learning rate on {len(items)} training images")
+    adapt = partial(adapt_all, make, items, device_of(context))
+    found = find_rate(adapt, settings.low, settings.high, settings.completed)
+    for trial in found.trials:
+        context.console.print(f"    lr {trial.lr:<8g} {trial.completed:.0%} of the images took all steps")
+    context.console.print(f"  lr {found.lr:g} is taken")
+    return {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
+
+
+def adapt_all(make: Make, items: list[dict[str, Any]], device: torch.device, lr: float) -> list[Adaptation]:
+    """Adapts to a few images at one learning rate."""
+    module = make(lr).to(device)
+    return [module.localize(item["id"], item["views"], item["labels"]) for item in items]
+
+
+def device_of(context: Context) -> torch.device:
+    """Where the configured Trainer computes."""
+    return build(context.cfg.trainer, logger=False).strategy.root_device
+
+
+def check_rate_search(context: Context, method: Any) -> None:
+    """Raises a ConfigError if a rate cannot be searched for a method."""
+    settings = context.cfg.rate_search
+    check_search(settings.low, settings.high, settings.completed)
+    if not getattr(method, "has_stop_rule", True):
+        raise ConfigError(
+            "lr=auto goes by the stop rules; give rib.area_limit a number, or rib.margin (which stops "
+            "nothing with rib.preset=paper)"
+        )
