@@ -1,11 +1,11 @@
-"""A method of your own: CAMs summed over random views of the image, added from outside the package.
+r"""A method of your own: CAMs summed over random views of the image, added from outside the package.
 
     PYTHONPATH=examples python train.py experiment=demo \
         +methods.jittered._target_=own_method.JitteredCAM +methods.jittered.noise=0.1
 
 It takes part in everything: tables, pictures, reports, refinement (refine.maps=jittered), segmenters
-(segmenter.sources=[jittered]), sweeps (-m methods.jittered.noise=0.05,0.1). Its source is in the digest, so an
-edit of this file makes its maps again.
+(segmenter.sources=[jittered]), sweeps (-m methods.jittered.noise=0.05,0.1). Its source is in the digest, so
+an edit of this file makes its maps again.
 """
 
 from collections.abc import Sequence

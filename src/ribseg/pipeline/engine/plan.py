@@ -121,7 +121,8 @@ def rerun_stages(cfg: DictConfig) -> list[str]:
 def check_sources(cfg: Mapping[str, Any]) -> None:
     """Raises a ConfigError if segmenters cannot learn from what the configuration names."""
     known, named = segmenter_sources(cfg), [*cfg["segmenter"]["sources"], cfg["export"]["source"]]
-    if not set(named) <= set(known):
+    left_out = {name for name, entry in cfg["methods"].items() if not entry}  # `run` names no stages of these
+    if not set(named) <= {*known, *left_out}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "
             f"{', '.join(named)}"
