@@ -58,7 +58,6 @@ NEUTRAL = {
     "trainer.profiler": SHOWN,
     "maps.threads": SPEED,
     "maps.pool_gib": SPEED,
-    "maps.crop_on_gpu": SPEED,
     "rib.reference_chunk": SPEED,
     "rib.compile": SPEED,
     "evaluate.workers": SPEED,

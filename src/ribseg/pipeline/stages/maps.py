@@ -399,8 +399,7 @@ def references_of(context: Context, pool: ImagePool | None) -> ReferenceBatches 
     """Batches of as many reference images as the configuration says; None for none."""
     number = context.cfg.rib.references
     check_number("references", number, low=0, whole=True)
-    on_gpu = context.cfg.maps.crop_on_gpu
-    return context.data.references(number, pool=pool, on_device=on_gpu) if number else None
+    return context.data.references(number, pool=pool) if number else None
 
 
 def check_loss_views(module: LocalizationModule, views: int) -> None:
