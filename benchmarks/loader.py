@@ -1,7 +1,6 @@
 """Times what feeds RIB: reference batches decoded at each draw or from the pool, and the views of the images.
 
-The steps of RIB wait for their references only where these come slower than a step computes. Where a GPU
-augments them, the CPU has only to copy the image out of the pool and to draw numbers.
+The steps of RIB wait for their references only where these come slower than a step computes.
 
     python benchmarks/loader.py                                   # 40 images of 375 x 500, about a minute
     python benchmarks/loader.py --threads 0 8 16 --json outputs/loader.json
@@ -15,11 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from measuring import make_tree, show, write_json
 
-from ribseg.data.feed.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
-from ribseg.data.feed.reference_crops import DeviceCrops, PerThread
+from ribseg.data.feed.image_pool import build_pool, image_sizes, pool_bytes
 from ribseg.modules.data_module import WSSSDataModule
 
 
@@ -33,33 +30,6 @@ def seconds(work: Callable[[], Any]) -> float:
 def consume(batches: Iterator[Any]) -> None:
     """Takes batches and lets them go, as RIB does."""
     deque(batches, maxlen=0)
-
-
-def gpu_batch(data: WSSSDataModule, pool: ImagePool, device: torch.device) -> DeviceCrops:
-    """A batch of the pool's images for a GPU: what the CPU does for it, on one thread."""
-    crops = DeviceCrops(PerThread(data.train_transform), len(pool), device)
-    for number in range(len(pool)):
-        crops.put(number, pool[number], seed=number)
-    return crops
-
-
-def on_gpu(data: WSSSDataModule, pool: ImagePool) -> dict[str, float]:
-    """Milliseconds per crop that a GPU makes: of the CPU, and of the GPU where there is one."""
-    there = torch.cuda.is_available()
-    device = torch.device("cuda" if there else "cpu")
-    crops = gpu_batch(data, pool, device)
-    if there:
-        crops.take()  # loads what the first call loads
-    start = time.perf_counter()
-    crops = gpu_batch(data, pool, device)
-    found = {"left to the CPU, ms": 1000 * (time.perf_counter() - start) / len(pool)}
-    if there:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        crops.take()
-        torch.cuda.synchronize()
-        found["by the GPU, ms"] = 1000 * (time.perf_counter() - start) / len(pool)
-    return found
 
 
 def main() -> None:
@@ -79,7 +49,6 @@ def main() -> None:
         data.setup()
         found = measure(data, Path(temporary) / "pool", options)
     show("reference batches", found["references"])
-    show("reference batches by a GPU", [found["on GPU"]])
     show("once per image", [found["images"]])
     write_json(options.json, found)
 
@@ -106,7 +75,7 @@ def measure(data: WSSSDataModule, folder: Path, options: Any) -> dict[str, Any]:
         "decoding into the pool, ms": 1000 * built / len(data.train),
         "pool, bytes": pool_bytes(sizes) / len(data.train),
     }
-    return {"references": rows, "on GPU": on_gpu(data, pool), "images": images}
+    return {"references": rows, "images": images}
 
 
 if __name__ == "__main__":

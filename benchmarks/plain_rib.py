@@ -71,7 +71,7 @@ def adapt(
         disjoint = scan_labels(dataset.labels, index)
         host = torch.from_numpy(dataset.labels[index]).float()[None]
         labels = host.to(device)
-    assert disjoint == references.sampler.pool(image_id, dataset.labels[index]).tolist()
+    assert disjoint == references.sampler.candidates(image_id, dataset.labels[index]).tolist()
     tail = [weight for stage in model.tail for weight in stage.parameters()]
     groups = [{"params": tail}, {"params": [model.weight]}]
     optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=1e-4, weight_decay=1e-4)

@@ -1,7 +1,7 @@
 """Reference images share no class with the image and depend on (seed, image id, step) alone."""
 
-import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -46,15 +46,15 @@ def test_rng_tells_keys_apart():
 
 def test_pool_shares_no_class_and_leaves_itself_out(sampler, labels):
     for index in range(100):
-        pool = sampler.pool(f"i{index}", labels[index])
+        pool = sampler.candidates(f"i{index}", labels[index])
         expected = [j for j in range(100) if j != index and not (labels[j] & labels[index]).any()]
         assert pool.tolist() == expected
-    assert len(sampler.pool("i7", labels[7])) == 99  # without labels nothing is shared
-    assert 7 in sampler.pool("i0", labels[0])
+    assert len(sampler.candidates("i7", labels[7])) == 99  # without labels nothing is shared
+    assert 7 in sampler.candidates("i0", labels[0])
 
 
 def test_steps_deal_out_a_permutation(sampler, labels):
-    pool = sampler.pool("i0", labels[0])
+    pool = sampler.candidates("i0", labels[0])
     count = len(pool) // 3
     dealt = np.concatenate([sampler.indices("i0", labels[0], step, count) for step in range(3)])
     assert len(set(dealt)) == len(dealt) == 3 * count
@@ -92,7 +92,7 @@ def test_empty_pool(sampler):
 
 def test_wrong_shapes(sampler):
     with pytest.raises(DataError, match=r"labels \(5,\) of i0, found \(4,\)"):
-        sampler.pool("i0", np.ones(4))
+        sampler.candidates("i0", np.ones(4))
     with pytest.raises(DataError, match=r"labels \(2, C\)"):
         ReferenceSampler(["a", "b"], np.ones((3, 4)))
 
@@ -141,7 +141,7 @@ def test_batches_are_lazy(voc_tree, threads):
     assert list(references(data.ids[2], data.labels[2], 0)) == []
 
 
-def test_threads_begin_at_once_and_serve_all_images(voc_tree):
+def test_threads_begin_at_once_and_are_as_many_as_asked_for(voc_tree):
     data, references = batches(voc_tree, threads=2)
     seen, image = [], data.image
 
@@ -150,16 +150,27 @@ def test_threads_begin_at_once_and_serve_all_images(voc_tree):
         return image(image_id)
 
     data.image = spy
-    first = references(data.ids[2], data.labels[2], 1)
+    first = references(data.ids[2], data.labels[2], 3)
     while len(seen) < references.batch_size:  # nobody has asked for a batch yet
         time.sleep(0.001)
-    for row in (0, 1, 3):
-        assert len(list(references(data.ids[row], data.labels[row], 2))) == 2
+    assert len(list(first)) == 3
+    assert len(seen) == 3 * references.batch_size
     assert len(set(seen)) <= 2
-    assert len(list(first)) == 1
+    assert threading.current_thread() not in seen
 
 
-def test_batches_that_nobody_takes_are_given_up(voc_tree):
+def test_threads_end_with_their_image(voc_tree):
+    data, references = batches(voc_tree, threads=2)
+    for row in (0, 1, 3):
+        next(references(data.ids[row], data.labels[row], 2))
+    deadline = time.monotonic() + 10
+    while any(thread.name.startswith("references") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("way", ["closed", "dropped"])
+def test_batches_that_nobody_takes_are_given_up(voc_tree, way):
     data, references = batches(voc_tree, threads=1, batch_size=50)
     seen, image = [], data.image
     begun, go_on = threading.Event(), threading.Event()
@@ -173,7 +184,10 @@ def test_batches_that_nobody_takes_are_given_up(voc_tree):
     data.image = held
     dropped = references(data.ids[2], data.labels[2], 3)
     assert begun.wait(10)
-    dropped.close()
+    if way == "closed":
+        dropped.close()
+        assert list(dropped) == []
+    del dropped
     go_on.set()
     taken = next(references(data.ids[0], data.labels[0], 1))
     assert len(seen) == 1 + 50  # one was under way
@@ -198,7 +212,7 @@ def test_a_forked_process_makes_its_own_threads(voc_tree):
 def test_another_process_makes_its_own_threads(voc_tree):
     data, references = batches(voc_tree, threads=2)
     expected = list(references(data.ids[2], data.labels[2], 2))
-    again = copy.deepcopy(references)
+    again = pickle.loads(pickle.dumps(references))  # noqa: S301
     for (images, _), (same, _) in zip(expected, again(data.ids[2], data.labels[2], 2), strict=True):
         assert torch.equal(images, same)
 

@@ -76,7 +76,9 @@ def test_images_without_references_are_those_with_an_empty_pool():
         sampler = ReferenceSampler([f"t{row}" for row in range(30)], train)
         for names, labels in (([f"t{row}" for row in range(30)], train), (["x"] * 50, others)):
             expected = [
-                len(sampler.pool(name, row)) > 0 for name, row in zip(names, labels, strict=True) if row.any()
+                len(sampler.candidates(name, row)) > 0
+                for name, row in zip(names, labels, strict=True)
+                if row.any()
             ]
             assert sampler.has_references(labels)[labels.any(1)].tolist() == expected
 

@@ -85,7 +85,6 @@ STAGE_SETTINGS = {  # what the stages themselves read
             "progress",
             "check_files",
             "imported.trust",
-            "maps.crop_on_gpu",
             "maps.full",
             "export.program",
             "affinity.backbone.pretrained",

@@ -326,7 +326,6 @@ class WSSSDataModule(EpochDataModule):
         batch_size: int = 20,
         threads: int | None = None,
         pool: ImagePool | None = None,
-        on_device: bool = True,
     ) -> ReferenceBatches:
         """Reference images for RIB from train_split, augmented as in training.
 
@@ -334,14 +333,11 @@ class WSSSDataModule(EpochDataModule):
             batch_size: B, per step.
             threads: see `ReferenceBatches`; None for num_workers.
             pool: see `ReferenceBatches`.
-            on_device: see `ReferenceBatches`.
         """
         sampler = ReferenceSampler(self.train.ids, self.train.labels, self.seed)
         threads = self.num_workers if threads is None else threads
         pin = torch.cuda.is_available()
-        return ReferenceBatches(
-            self.train, sampler, self.train_transform, batch_size, threads, pool, pin, on_device
-        )
+        return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads, pool, pin)
 
     @property
     def served(self) -> list[VOCFolder]:

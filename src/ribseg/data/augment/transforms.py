@@ -8,14 +8,14 @@ is, on the mean colour.
 
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import albumentations as A
 import cv2
 import numpy as np
 from albumentations.pytorch import ToTensorV2
 
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, rescale, rescaled_size
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, rescale
 from ribseg.errors import ConfigError
 
 Channels = tuple[float, float, float]
@@ -66,59 +66,6 @@ def train_transform(
             ToTensorV2(),
         ]
     )
-
-
-class Crop(NamedTuple):
-    """What `train_transform` does to one image.
-
-    Attributes:
-        height: of the image when resized, in pixels.
-        width: the same.
-        mirrored: left and right are exchanged.
-        top: row of the resized image that is the crop's first; negative where that lies above the image.
-        left: the same of its columns, mirrored if so.
-    """
-
-    height: int
-    width: int
-    mirrored: bool
-    top: int
-    left: int
-
-
-def is_train_transform(transform: A.BaseCompose) -> bool:
-    """Whether a transform has the steps of `train_transform`, so that `draw_crop` can tell its crops."""
-    steps = (LongestSide, A.HorizontalFlip, A.Normalize, A.PadIfNeeded, A.RandomCrop, ToTensorV2)
-    return tuple(map(type, transform.transforms)) == steps
-
-
-def draw_crop(transform: A.Compose, height: int, width: int) -> Crop:
-    """Draws what a call would draw, from the transform's random stream, and leaves the pixels to others.
-
-    Args:
-        transform: what `train_transform` returns.
-        height: of an image in pixels.
-        width: the same.
-
-    Raises:
-        ConfigError: it is another transform.
-    """
-    if not is_train_transform(transform):
-        raise ConfigError(f"expected the steps of train_transform, found {transform}.")
-    resize, flip, _, pad, cut, _ = transform.transforms
-    transform.py_random.random()  # a Compose asks first whether it is to do anything
-    size = rescaled_size((height, width), _drawn(resize, height, width)["scale"])
-    mirrored = flip.should_apply()
-    pads = _drawn(pad, *size)
-    padded = size[0] + pads["pad_top"] + pads["pad_bottom"], size[1] + pads["pad_left"] + pads["pad_right"]
-    left, top, _, _ = _drawn(cut, *padded)["crop_coords"]
-    return Crop(*size, mirrored, top - pads["pad_top"], left - pads["pad_left"])
-
-
-def _drawn(step: A.BasicTransform, height: int, width: int) -> dict[str, Any]:
-    data = {"image": np.broadcast_to(np.uint8(0), (height, width, 3))}  # a size; no memory is behind it
-    params = step.update_transform_params(step.get_params(), data)
-    return params | step.get_params_dependent_on_data(params, data)
 
 
 def eval_transform(

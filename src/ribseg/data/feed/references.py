@@ -3,10 +3,9 @@
 docs/method.md, section 3.3.
 """
 
-import os
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ribseg.data.augment.transforms import is_train_transform
+from ribseg.data.augment.transforms import seeded
 from ribseg.data.feed.image_pool import ImagePool
-from ribseg.data.feed.reference_crops import Crops, DeviceCrops, HostCrops, PerThread
 from ribseg.data.ids import Ids
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
@@ -49,7 +47,7 @@ class ReferenceSampler:
         self._images = np.ascontiguousarray((labels > 0).T)
         self._last: tuple[str, int, np.ndarray, np.ndarray] | None = None
 
-    def pool(self, image_id: str, labels: np.ndarray | Tensor) -> np.ndarray:
+    def candidates(self, image_id: str, labels: np.ndarray | Tensor) -> np.ndarray:
         """The images that share no class with `labels` (C,), never itself: (M,) int64, ascending."""
         target = torch.as_tensor(labels).cpu().numpy().astype(np.float32)
         if target.shape != self._images.shape[:1]:
@@ -81,8 +79,8 @@ class ReferenceSampler:
     def indices(self, image_id: str, labels: np.ndarray | Tensor, step: int, count: int) -> np.ndarray:
         """The references of one step, a function of (seed, image id, step).
 
-        The pool is shuffled once per image and dealt out in turn, so that no image comes twice before all
-        have come; then it is shuffled anew.
+        The candidates are shuffled once per image and dealt out in turn, so that none comes twice before all
+        have come; then they are shuffled again.
 
         Args:
             image_id: the image that is adapted; need not be among the ids.
@@ -93,23 +91,23 @@ class ReferenceSampler:
         Returns:
             (count,) int64 indices into `ids`; empty if no image is free of the given classes.
         """
-        pool = self.pool(image_id, labels)
-        if len(pool) == 0:
-            return pool
+        candidates = self.candidates(image_id, labels)
+        if len(candidates) == 0:
+            return candidates
         places = np.arange(step * count, (step + 1) * count)
-        rounds = places // len(pool)
+        rounds = places // len(candidates)
         chosen = np.empty(count, dtype=np.int64)
         for number in np.unique(rounds):
-            shuffled = self._shuffled(image_id, int(number), pool)
-            chosen[rounds == number] = shuffled[places[rounds == number] % len(pool)]
+            shuffled = self._shuffled(image_id, int(number), candidates)
+            chosen[rounds == number] = shuffled[places[rounds == number] % len(candidates)]
         return chosen
 
-    def _shuffled(self, image_id: str, number: int, pool: np.ndarray) -> np.ndarray:
-        """The pool in the order of a round; kept, because the next steps deal out of the same round."""
+    def _shuffled(self, image_id: str, number: int, candidates: np.ndarray) -> np.ndarray:
+        """The candidates in the order of a round; kept, as the next steps deal out of the same round."""
         last = self._last
-        if last is None or last[:2] != (image_id, number) or not np.array_equal(last[2], pool):
-            order = rng(self.seed, "references", image_id, number).permutation(pool)
-            self._last = last = (image_id, number, pool, order)
+        if last is None or last[:2] != (image_id, number) or not np.array_equal(last[2], candidates):
+            order = rng(self.seed, "references", image_id, number).permutation(candidates)
+            self._last = last = (image_id, number, candidates, order)
         return last[3]
 
 
@@ -121,12 +119,65 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[first], inverse.ravel()
 
 
-class Started(NamedTuple):
-    """A batch that is being made: rows of the data set, their crops, and the threads that make them."""
+class PerThread(threading.local):
+    """A copy of a transform for each thread: a transform holds its random stream."""
 
-    chosen: np.ndarray
-    crops: Crops
-    jobs: list[Future[None]]
+    def __init__(self, transform: A.Compose) -> None:
+        self.transform = deepcopy(transform)
+
+
+class Begun(NamedTuple):
+    """A batch that is being made.
+
+    Attributes:
+        images: (B, 3, S, S) float32, whose rows are being written.
+        labels: (B, C) float32; B is 0 if no image is free of the given classes.
+        rows: one item for each row, once that is written; or the error that it ended in.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Iterator[None]
+
+    def finished(self) -> Batch:
+        """The batch, as soon as all rows are written."""
+        for _ in self.rows:
+            pass
+        return (self.images, self.labels) if len(self.labels) else (None, None)
+
+
+class Ahead(Iterator[Batch]):
+    """Batches made by threads while their consumer computes: each is begun one step early, the first at once.
+
+    The threads end with the iterator, also where it is dropped before its end; the rows that none of them has
+    begun by then are given up.
+
+    Args:
+        begin: step, and what applies a function to many items (as `map` does) -> the batch of that step.
+        steps: how many batches there are, at least one.
+        threads: how many work on the rows of a batch.
+    """
+
+    def __init__(self, begin: Callable[..., Begun], steps: int, threads: int) -> None:
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="references")
+        self._begin = partial(begin, apply=self._workers.map)
+        self._step, self._steps = 0, steps
+        self._begun = self._begin(0)
+
+    def __next__(self) -> Batch:
+        if self._step == self._steps:
+            raise StopIteration
+        current, self._step = self._begun, self._step + 1
+        if self._step < self._steps:
+            self._begun = self._begin(self._step)
+        return current.finished()
+
+    def close(self) -> None:
+        """Ends the threads as soon as they have finished the images that they are at."""
+        self._step = self._steps
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    __del__ = close
 
 
 class ReferenceBatches:
@@ -135,14 +186,12 @@ class ReferenceBatches:
     Args:
         dataset: where the images come from; the sampler's ids are its ids.
         sampler: says which images.
-        transform: the training transform; its random stream is set anew for each image of a batch.
+        transform: the training transform; it is seeded for each image of a batch.
         batch_size: B, reference images per step.
         threads: 0 makes each batch when it is asked for; else that many threads decode and augment while the
             consumer computes, one step ahead. The batches are the same.
         pool: the dataset's images, decoded: by number, (H, W, 3) uint8. None decodes at each draw.
         pin: batches come in pinned memory, from where they travel to a GPU while it computes.
-        on_device: where an image's labels lie on a GPU, its batches are augmented there, with the same random
-            numbers. Other transforms than `train_transform` are left to the CPU.
 
     Raises:
         ConfigError: if batch_size is not positive, threads is negative, or the pool is another data set's.
@@ -157,7 +206,6 @@ class ReferenceBatches:
         threads: int = 0,
         pool: ImagePool | None = None,
         pin: bool = False,
-        on_device: bool = False,
     ) -> None:
         if batch_size < 1 or threads < 0:
             raise ConfigError(f"expected batch_size >= 1 and threads >= 0, found {batch_size} and {threads}.")
@@ -165,14 +213,10 @@ class ReferenceBatches:
             raise ConfigError(f"expected a pool of {len(dataset)} images, {pool.folder} has {len(pool)}.")
         self.dataset, self.sampler, self.transform = dataset, sampler, transform
         self.batch_size, self.threads, self.pool, self.pin = batch_size, threads, pool, pin
-        self.on_device = on_device and is_train_transform(transform)
-        self._transforms = PerThread(transform)
-        self._pool: ThreadPoolExecutor | None = None
-        self._threads_of: int | None = None  # the process that has them
         self._shape = tuple(deepcopy(transform)(image=np.zeros((8, 8, 3), np.uint8))["image"].shape)
 
     def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
-        """Yields, per step, (images (B, 3, S, S) float32, labels (B, C) float32), lazily.
+        """Yields, per step, (images (B, 3, S, S) float32, labels (B, C) float32) on the CPU, lazily.
 
         With threads the first batch is begun at once, the others one step ahead.
 
@@ -182,78 +226,30 @@ class ReferenceBatches:
             steps: how many batches there are at most.
 
         Yields:
-            A batch, or (None, None) if no image is free of the given classes. The labels lie on the CPU, the
-            images too, unless they were augmented on a GPU.
+            A batch, or (None, None) if no image is free of the given classes.
         """
-        start = partial(self._start, image_id, *self._prepare(labels))
-        if self.threads == 0 or steps == 0:
-            return (self._finish(start(step)) for step in range(steps))
-        if self._threads_of != os.getpid():  # threads do not survive a fork
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="references")
-            self._threads_of = os.getpid()
-        batches = self._ahead(partial(start, pool=self._pool), steps)
-        next(batches)  # begins the first; whoever drops it from now on cancels it
-        return batches
-
-    def _ahead(self, start: Callable[[int], Started], steps: int) -> Iterator[Batch]:
-        """Nothing, once the first batch is begun; then the batches, each begun while that before is used."""
-        begun = deque([start(0)])
-        try:
-            yield None, None
-            for step in range(steps):
-                if step + 1 < steps:
-                    begun.append(start(step + 1))
-                yield self._finish(begun[0])
-                begun.popleft()
-        finally:
-            for job in (job for batch in begun for job in batch.jobs):  # nobody asks for them any more
-                job.cancel()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What another process can take over: threads it makes itself."""
-        return self.__dict__ | {"_pool": None, "_threads_of": None, "_transforms": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._transforms = PerThread(self.transform)
+        begin = partial(self._begin, image_id, torch.as_tensor(labels).cpu(), PerThread(self.transform))
+        if self.threads and steps:
+            return Ahead(begin, steps, self.threads)
+        return (begin(step).finished() for step in range(steps))
 
     def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
         """The batch of one step; see `__call__`."""
-        return self._finish(self._start(image_id, *self._prepare(labels), step))
+        return self._begin(image_id, torch.as_tensor(labels), PerThread(self.transform), step).finished()
 
-    def _prepare(self, labels: np.ndarray | Tensor) -> tuple[Tensor, Callable[[int], Crops]]:
-        """The labels on the CPU, where no step has to wait for them, and what starts a batch of crops."""
-        labels, transforms = torch.as_tensor(labels), self._transforms
-        if self.on_device and labels.is_cuda:
-            device = labels.device
-            return labels.cpu(), lambda rows: DeviceCrops(transforms, rows, device)
-        return labels.cpu(), lambda rows: HostCrops(transforms, (rows, *self._shape), self.pin)
-
-    def _start(
-        self,
-        image_id: str,
-        labels: Tensor,
-        start: Callable[[int], Crops],
-        step: int,
-        pool: ThreadPoolExecutor | None = None,
-    ) -> Started:
+    def _begin(
+        self, image_id: str, labels: Tensor, own: PerThread, step: int, apply: Callable[..., Any] = map
+    ) -> Begun:
+        """Draws the images of a step and has `apply` write their crops, each to its row."""
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
-        crops = start(len(chosen))
-        tasks = [(crops, row, int(index), image_id, step) for row, index in enumerate(chosen)]
-        if pool is not None:
-            return Started(chosen, crops, [pool.submit(self._put, *task) for task in tasks])
-        for task in tasks:
-            self._put(*task)
-        return Started(chosen, crops, [])
+        images = torch.empty(len(chosen), *self._shape, pin_memory=self.pin and len(chosen) > 0)
 
-    def _put(self, crops: Crops, row: int, index: int, image_id: str, step: int) -> None:
-        seed = int(rng(self.sampler.seed, "augmentation", image_id, step, row).integers(2**63))
-        image = self.dataset.image(self.sampler.ids[index]) if self.pool is None else self.pool[index]
-        crops.put(row, image, seed)
+        def write(row: int) -> None:
+            index, seed = int(chosen[row]), rng(self.sampler.seed, "augmentation", image_id, step, row)
+            image = self.dataset.image(self.sampler.ids[index]) if self.pool is None else self.pool[index]
+            crop = seeded(own.transform, int(seed.integers(2**63)))(image=image)["image"]
+            # numpy copies without torch's thread pool, which several threads at once would fight over.
+            images[row].numpy()[...] = crop.numpy()
 
-    def _finish(self, started: Started) -> Batch:
-        for job in started.jobs:
-            job.result()
-        if len(started.chosen) == 0:
-            return None, None
-        return started.crops.take(), torch.from_numpy(self.dataset.labels[started.chosen]).float()
+        labels_of_chosen = torch.from_numpy(self.dataset.labels[chosen]).float()
+        return Begun(images, labels_of_chosen, apply(write, range(len(chosen))))

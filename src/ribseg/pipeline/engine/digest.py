@@ -58,7 +58,6 @@ NEUTRAL = {
     "trainer.profiler": SHOWN,
     "maps.threads": SPEED,
     "maps.pool_gib": SPEED,
-    "maps.crop_on_gpu": SPEED,
     "evaluate.workers": SPEED,
     "refine.workers": SPEED,
     "refine.maps": "names an input, which has a digest of its own",

@@ -65,7 +65,6 @@ SWITCHES = (
     "progress",
     "check_files",
     "imported.trust",
-    "maps.crop_on_gpu",
     "maps.full",
     "export.program",
     "affinity.backbone.pretrained",

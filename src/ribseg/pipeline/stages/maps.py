@@ -142,7 +142,7 @@ def references_of(context: Context, entry: Entry) -> ReferenceBatches | None:
     if not entry.references:
         return None
     pool = decoded_images(context)
-    return context.data.references(entry.references, pool=pool, on_device=context.cfg.maps.crop_on_gpu)
+    return context.data.references(entry.references, pool=pool)
 
 
 def check_loss_views(entry: Entry, method: Any, views: int) -> None:
