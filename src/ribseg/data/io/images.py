@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ribseg.data.io.png import has_all_rows
 from ribseg.errors import DataError, reason
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -72,17 +71,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def load_pixels(image: Image.Image, path: str | Path) -> None:
-    """Decodes an opened image, and makes sure that a PNG holds all the rows that its header promises.
+    """Decodes an opened image, after a look at the checksums of a PNG, which Pillow's decoder passes over.
 
-    Raises:
-        DataError: it does not. What the decoder raises is for `open_image`.
+    What Pillow raises is for `open_image`.
     """
+    if image.format == "PNG":
+        with Image.open(path) as unread:  # an image that was verified cannot be loaded any more
+            unread.verify()
     image.load()
-    if image.format == "PNG" and not has_all_rows(Path(path).read_bytes()):
-        raise DataError(
-            f"{path} is truncated or damaged: it holds fewer rows than its header says, or a checksum does "
-            "not fit. Fetch it again."
-        )
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -94,8 +90,9 @@ def read_image(path: str | Path) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB, writable and contiguous.
 
-    A JPEG that a program has cut and closed again (the end marker is there) is gray below the cut: no decoder
-    tells it from a whole one.
+    A JPEG that a program has cut and closed again (the end marker is there) is gray below the cut, and an
+    interlaced PNG that was written with fewer rows than its header says is black there: Pillow takes them for
+    whole.
 
     Raises:
         DataError: if the file is absent, truncated, no image, or larger than Pillow's limit against
