@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from quick_run import folder_run, settings
 
-from ribseg.data.feed.served import ServedImages
+from ribseg.data import base
 from ribseg.data.io.maps import save_maps
 from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
@@ -51,7 +51,7 @@ def test_a_run_writes_what_was_predicted(tmp_path, tree, monkeypatch, capsys):
     # Nothing is opened or asked for what is ready.
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "read_header", None)
+        patch.setattr(base, "read_header", None)
         patch.setattr(shutil, "disk_usage", None)
         assert predicted(checked(tmp_path, tree, ALL), ON_DATA) == {}
     assert "disk" not in capsys.readouterr().out
@@ -92,16 +92,17 @@ def smooth(number, size, detail):
 @pytest.mark.parametrize("full", [True, False])
 def test_map_files(tmp_path, monkeypatch, full):
     root = photographs(tmp_path / "data")
-    served = ServedImages([VOCFolder(root, "train"), VOCFolder(root, "val")])
+    train, val = VOCFolder(root, "train"), VOCFolder(root, "val")
+    folders = dict.fromkeys(train.ids, train) | {i: val for i in val.ids if i not in train.ids}
     read = []
-    header = disk.read_header
+    header = base.read_header
     monkeypatch.setattr(disk, "SAMPLE", 25)
-    monkeypatch.setattr(disk, "read_header", lambda path: read.append(path) or header(path))
-    sizes = ImageSizes(served)
+    monkeypatch.setattr(base, "read_header", lambda path: read.append(path) or header(path))
+    sizes = ImageSizes(folders)
     assert read == []
     guess = sizes.map_files(full)
     assert len(set(read)) == 25
-    for image_id, folder in served.items():
+    for image_id, folder in folders.items():
         height, width = header(folder.image_path(image_id)).size
         classes = torch.from_numpy(folder.labels[folder.index(image_id)].nonzero()[0])
         # The locations of a network's last layer are 16 pixels apart.
@@ -116,7 +117,8 @@ def test_map_files(tmp_path, monkeypatch, full):
 
 def test_mask_files(tmp_path):
     """Smooth regions of several classes, as maps give them."""
-    sizes = ImageSizes(ServedImages([VOCFolder(photographs(tmp_path / "data"), "train")]))
+    data = VOCFolder(photographs(tmp_path / "data"), "train")
+    sizes = ImageSizes(dict.fromkeys(data.ids, data))
     for place, (image_id, folder) in enumerate(sizes.images.items()):
         width, height = Image.open(folder.image_path(image_id)).size
         y, x = np.mgrid[:height, :width]

@@ -18,7 +18,7 @@ from ribseg.functional.random import rng
 from ribseg.methods.cam import cam, merge_maps
 from ribseg.methods.controls import feature_norm, relabel, wrong_labels
 from ribseg.methods.rib import RIB
-from ribseg.types import Adaptation, LocalizationMaps
+from ribseg.types import Adaptation, LocalizationMaps, PredictItem
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]
 
@@ -52,19 +52,19 @@ class LocalizationModule(pl.LightningModule):
         """Maps of one image; see `ribseg.cam` for views and labels."""
         raise NotImplementedError
 
-    def predict_step(self, item: dict[str, Any], batch_idx: int) -> Prediction:
+    def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
         """An item of `WSSSDataModule.predict_dataset` -> its maps and a record."""
         start = time.perf_counter()
-        result = self.localize(item["id"], item["views"], item["labels"])
-        maps = merge_maps(result.maps, item["size"])
+        result = self.localize(item.id, item.views, item.labels)
+        maps = merge_maps(result.maps, item.size)
         record = {
-            "id": item["id"],
+            "id": item.id,
             "classes": len(result.classes),
             "steps": result.steps,
             "stopped": result.stopped,
             "seconds": round(time.perf_counter() - start, 4),
         }
-        return Prediction(item["id"], maps, record)
+        return Prediction(item.id, maps, record)
 
 
 class CAMModule(LocalizationModule):

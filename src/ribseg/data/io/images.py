@@ -27,7 +27,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's decoders and its reader of EXIF data are known, or must be feared, to raise on damaged files.
-_BROKEN = (
+BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError,
     MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
@@ -63,7 +63,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         ) from error
     except FileNotFoundError as error:
         raise DataError(f"{path} is absent. Fetch it, or take it off the list.") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(
             f"{path} cannot be read as an image: {reason(error)}. Expected a complete JPEG"
             " or PNG; fetch it again."
@@ -124,6 +124,15 @@ def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
         gray = _to_8_bit(np.asarray(upright), name)
         return np.repeat(gray[..., None], 3, axis=2)
     return np.array(upright.convert("RGB"))
+
+
+def check_pixels(image: np.ndarray, name: str) -> np.ndarray:
+    """The image itself; raises a DataError unless it is (H, W, 3) uint8 and not empty."""
+    fits = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
+    if not fits or image.dtype != np.uint8 or image.size == 0:
+        found = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+        raise DataError(f"{name}: expected an array (H, W, 3) of uint8, found {found}.")
+    return image
 
 
 def read_header(path: str | Path) -> ImageHeader:

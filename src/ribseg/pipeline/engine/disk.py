@@ -5,7 +5,7 @@ many weights the networks have; nothing is decoded and no network is run. Tables
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import nn
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.feed.image_pool import CHANNELS
-from ribseg.data.feed.served import ServedImages
-from ribseg.data.io.images import read_header
 from ribseg.errors import DiskSpaceError
 from ribseg.methods.cam import STRIDE
 
@@ -54,18 +53,18 @@ class Weights(NamedTuple):
 
 
 class ImageSizes:
-    """How large the served images are, as a sample of them says; opened when first asked for.
+    """How large the images are, as a sample of them says; opened when first asked for.
 
     Args:
         images: all that maps and masks are made of.
     """
 
-    def __init__(self, images: ServedImages) -> None:
+    def __init__(self, images: Mapping[str, BaseDataset]) -> None:
         self.images = images
 
     def map_files(self, full: bool) -> float:
         """Bytes of the localization maps of all images; `full`: with those at full size."""
-        counts, pixels, strided = self.images.class_counts(), self._sample[:, 0], self._sample[:, 1]
+        counts, pixels, strided = self._class_counts, self._sample[:, 0], self._sample[:, 1]
         packed = np.average(STRIDED * strided + full * FULL * pixels, weights=self._sample[:, 2])
         return float(likely_room(MAP_HEADERS + counts * packed).sum()) + RECORD * len(counts)
 
@@ -78,12 +77,18 @@ class ImageSizes:
         return number * float(self._sample[:, 0].mean()) * CHANNELS
 
     @cached_property
+    def _class_counts(self) -> np.ndarray:
+        """(N,): how many labels each image has."""
+        rows = ((folder, folder.index(image_id)) for image_id, folder in self.images.items())
+        return np.array([folder.labels[row].sum() for folder, row in rows])
+
+    @cached_property
     def _sample(self) -> np.ndarray:
         """(S, 3): pixels at full size, at stride 4, and the weight in a mean over all maps; spread evenly."""
-        counts = self.images.class_counts()
+        counts = self._class_counts
         rows = np.unique(np.linspace(0, len(counts) - 1, min(SAMPLE, len(counts))).astype(int))
-        ids = [self.images.ids[row] for row in rows]
-        sizes = [read_header(self.images[i].image_path(i)).size for i in ids]
+        ids = list(self.images)
+        sizes = [self.images[ids[row]].size(ids[row]) for row in rows]
         small = [-(-height // STRIDE) * -(-width // STRIDE) for height, width in sizes]
         # An image counts as often as it has maps; a little more, so that the weights are never all zero.
         return np.stack([np.prod(sizes, axis=1), small, counts[rows] + 1e-6], axis=1).astype(float)

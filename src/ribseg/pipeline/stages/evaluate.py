@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import track
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write
 from ribseg.data.io.maps import load_maps, map_path
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
 from ribseg.methods.controls import centre_prior, whole_image
 from ribseg.methods.evaluation import ImageCounts, MapEvaluator
@@ -85,7 +85,7 @@ def ready_sources(context: Context) -> list[str]:
 
 
 def sweep_split(
-    context: Context, folder: VOCFolder, sources: Iterable[str], title: str = "Evaluating"
+    context: Context, folder: BaseDataset, sources: Iterable[str], title: str = "Evaluating"
 ) -> dict[str, MapEvaluator]:
     """Reads the maps and masks of a split once, and counts for every source at all thresholds."""
     settings = context.cfg.evaluate

@@ -29,13 +29,13 @@ from ribseg.models import Classifier, load_classifier, load_official_classifier
 from ribseg.models.weights import BROKEN
 from ribseg.modules import CAMModule, FeatureNormModule, LocalizationModule, RIBModule, WrongClassModule
 from ribseg.modules.callbacks import MapWriter, Threads
-from ribseg.modules.data_module import SamplesCheck
+from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.engine.context import Context, build, named_callbacks
 from ribseg.pipeline.engine.digest import settings_of
 from ribseg.pipeline.engine.disk import ImageSizes
 from ribseg.pipeline.engine.parts import takes
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.types import Adaptation, Stop
+from ribseg.types import Adaptation, PredictItem, Stop
 
 GIB = 1024**3
 CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
@@ -180,10 +180,10 @@ class MapStage(Stage):
             if len(missing) < number:
                 context.console.print(f"  going on: {number - len(missing)} of {number} images are done")
             module = self.module(context, artefact)
-            context.data.predict_ids, context.data.predict_scales = missing, self.scales
             callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
             trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
-            trainer.predict(module, datamodule=context.data, return_predictions=False)
+            loader = context.data.prediction_loader(missing, self.scales, context.processes)
+            trainer.predict(module, loader, return_predictions=False)
             context.wait()
             left = self.missing(context, artefact)
             if left:
@@ -476,11 +476,11 @@ def searched_rate(context: Context, make: Callable[..., LocalizationModule], fol
 
 
 def adapt_all(
-    make: Callable[..., LocalizationModule], items: list[dict[str, Any]], device: torch.device, lr: float
+    make: Callable[..., LocalizationModule], items: list[PredictItem], device: torch.device, lr: float
 ) -> list[Adaptation]:
     """Adapts to a few images at one learning rate."""
     module = make(lr=lr).to(device)
-    return [module.localize(item["id"], item["views"], item["labels"]) for item in items]
+    return [module.localize(item.id, item.views, item.labels) for item in items]
 
 
 def device_of(context: Context) -> torch.device:
