@@ -146,7 +146,7 @@ class ToyBatches:
     Args:
         toy: the data.
         batch_size: of all batches but the last.
-        seed: shuffles anew on every pass; None keeps the order.
+        seed: shuffles again on every pass; None keeps the order.
     """
 
     def __init__(self, toy: ToyImages, batch_size: int, seed: int | None = None) -> None:

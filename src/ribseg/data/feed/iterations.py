@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class IterationSampler(Sampler[list[Place]]):
-    """Endless batches; each pass over the images, an epoch, is shuffled anew, and batches go across its end.
+    """Endless batches; each pass over the images, an epoch, is shuffled again, and batches go across its end.
 
     For a `SeededDataset`.
 

@@ -27,7 +27,7 @@ class PerThread(threading.local):
         self.own = deepcopy(transform)
 
     def seeded(self, seed: int) -> A.Compose:
-        """This thread's, its stream started anew."""
+        """This thread's, its stream restarted."""
         return seeded(self.own, seed)
 
 

@@ -81,7 +81,7 @@ class ReferenceSampler:
         """The references of one step, a function of (seed, image id, step).
 
         The pool is shuffled once per image and dealt out in turn, so that no image comes twice before all
-        have come; then it is shuffled anew.
+        have come; then it is shuffled again.
 
         Args:
             image_id: the image that is adapted; need not be among the ids.
@@ -134,7 +134,7 @@ class ReferenceBatches:
     Args:
         dataset: where the images come from; the sampler's ids are its ids.
         sampler: says which images.
-        transform: the training transform; its random stream is set anew for each image of a batch.
+        transform: the training transform; its random stream is restarted for each image of a batch.
         batch_size: B, reference images per step.
         threads: 0 makes each batch when it is asked for; else that many threads decode and augment while the
             consumer computes, one step ahead. The batches are the same.

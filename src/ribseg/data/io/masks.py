@@ -125,7 +125,7 @@ def _cure(wrong: list[int]) -> str:
             "These are the gray values of VOC's colours: the mask was converted to gray. Take the palette's "
             "indices instead (PIL's Image.open without convert)."
         )
-    return "Mend the mask, or add the missing names to classes.txt."
+    return "Correct the mask, or add the missing names to classes.txt."
 
 
 def _check_mode(image: Image.Image, path: str | Path) -> None:
