@@ -96,7 +96,7 @@ def test_the_whole_chain_on_a_data_set_from_outside(outside):
     results = own_run(
         outside,
         "run=[check_data,classifier,rib,refine,segmenter,evaluate]",
-        "refine.variants=[none,crf]",
+        "refine.variants=[none]",
         "refine.workers=2",  # processes of their own, to which the data set travels
         "segmenter.sources=[rib,full]",
         "data.num_workers=1",

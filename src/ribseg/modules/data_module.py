@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ribseg.checks import check_number
+from ribseg.data.adapted import AdaptedDataset
 from ribseg.data.augment.transforms import eval_transform, train_transform
-from ribseg.data.base import AdaptedDataset, BaseDataset, ImageDataset
+from ribseg.data.base import BaseDataset, ImageDataset
 from ribseg.data.check.dataset import CheckReport, OnError, check_dataset
 from ribseg.data.feed.image_pool import ImagePool
 from ribseg.data.feed.iterations import only_item
