@@ -89,12 +89,12 @@ def train_classifier(root: Path, seed: int, epochs: int) -> tuple[ribseg.Classif
 
 def merged(adaptation: ribseg.Adaptation, item: dict[str, Any]) -> LocalizationMaps:
     """Normalised maps at the image's size."""
-    return ribseg.merge_maps(adaptation.maps, item["size"])
+    return ribseg.merge_maps(adaptation.maps, item.size)
 
 
 def adapted(rib: ribseg.RIB, item: dict[str, Any]) -> LocalizationMaps:
     """Maps of RIB on the image's own views."""
-    return merged(rib(item["views"], item["labels"]), item)
+    return merged(rib(item.views, item.labels), item)
 
 
 def full(maps: LocalizationMaps) -> Tensor:
@@ -108,14 +108,14 @@ def methods(classifier: ribseg.Classifier, seed: int, published: bool) -> dict[s
     rib = ribseg.RIB(classifier, **RIB)
 
     def wrong(item: dict[str, Any]) -> LocalizationMaps:
-        labels = wrong_labels(item["labels"], rng(seed, "wrong class", item["id"]))
-        return merged(relabel(rib(item["views"], labels), item["labels"]), item)
+        labels = wrong_labels(item.labels, rng(seed, "wrong class", item.id))
+        return merged(relabel(rib(item.views, labels), item.labels), item)
 
     chosen: dict[str, Method] = {
-        "cam": lambda item: merged(ribseg.cam(classifier, item["views"], item["labels"]), item),
+        "cam": lambda item: merged(ribseg.cam(classifier, item.views, item.labels), item),
         "rib": partial(adapted, rib),
         "wrong_class": wrong,
-        "feature_norm": lambda item: merged(feature_norm(classifier, item["views"], item["labels"]), item),
+        "feature_norm": lambda item: merged(feature_norm(classifier, item.views, item.labels), item),
     }
     for rate in PUBLISHED_RATES if published else ():
         official = ribseg.RIB(classifier, **(PUBLISHED | {"lr": rate}))
@@ -132,10 +132,10 @@ def localize(
     for item in items:
         for name, method in chosen.items():
             start = time.perf_counter()
-            maps[name][item["id"]] = method(item)
+            maps[name][item.id] = method(item)
             seconds[name] += time.perf_counter() - start
-        maps["centre_prior"][item["id"]] = centre_prior(maps["cam"][item["id"]])
-        maps["whole_image"][item["id"]] = whole_image(maps["cam"][item["id"]])
+        maps["centre_prior"][item.id] = centre_prior(maps["cam"][item.id])
+        maps["whole_image"][item.id] = whole_image(maps["cam"][item.id])
     return maps, {name: total / len(maps["cam"]) for name, total in seconds.items()}
 
 

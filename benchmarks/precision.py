@@ -47,8 +47,8 @@ def make_maps(module: LocalizationModule, items: Any) -> tuple[list[Localization
     maps, start = [], time.perf_counter()
     for number in track(range(len(items)), "Maps"):
         item = items[number]
-        adapted = module.localize(item["id"], item["views"], item["labels"])
-        merged = merge_maps(adapted.maps, item["size"])
+        adapted = module.localize(item.id, item.views, item.labels)
+        merged = merge_maps(adapted.maps, item.size)
         maps.append(LocalizationMaps(merged.classes, merged.strided.cpu(), merged.full.cpu(), merged.size))
     return maps, (time.perf_counter() - start) / len(items)
 

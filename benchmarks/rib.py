@@ -101,9 +101,10 @@ def our_stage(data: WSSSDataModule, state: dict[str, Tensor], folder: Path, opti
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    trainer.predict(module, datamodule=data, return_predictions=False)
+    ids = data.train.ids[: options.images]
+    trainer.predict(module, data.prediction_loader(ids), return_predictions=False)
     total = time.perf_counter() - start
-    found = parts(clock, total, len(data.predict_ids))
+    found = parts(clock, total, len(ids))
     return found | {"pool": pooled / len(data.train), "pool bytes": pool_bytes(sizes) / len(data.train)}
 
 
@@ -151,19 +152,17 @@ def plain_program(
     device = torch.device(options.device) if options.parts else None
     clock, maps = Clock(device), {}
     references = data.references(options.references, 0)
-    images = data.predict_dataset(data.predict_ids[: options.plain_images])
+    images = data.predict_dataset(data.train.ids[: min(options.images, options.plain_images)])
     if options.device == "cuda":  # what the device does once must not count for so few images
         item = images[0]
-        program(model, state, item["views"], item["id"], references, settings(options), Clock())
+        program(model, state, item.views, item.id, references, settings(options), Clock())
     start = time.perf_counter()
     for number in range(len(images)):
         with clock("data"):
             item = images[number]
-        maps[item["id"]] = program(
-            model, state, item["views"], item["id"], references, settings(options), clock
-        )
+        maps[item.id] = program(model, state, item.views, item.id, references, settings(options), clock)
         with clock("write"):
-            plain_rib.save(folder / f"{item['id']}.npz", maps[item["id"]], item["labels"], item["size"])
+            plain_rib.save(folder / f"{item.id}.npz", maps[item.id], item.labels, item.size)
     return parts(clock, time.perf_counter() - start, len(images)), maps
 
 
@@ -231,7 +230,6 @@ def main() -> None:
             root, eval_splits=[], crop_size=options.crop, resize_long=options.resize_long,
             num_workers=options.workers,
         )  # fmt: skip
-        data.predict_ids = list(data.train.ids[: options.images])
         state = example_weights(options.backbone)
         found: dict[str, Any] = {"options": {k: str(v) for k, v in vars(options).items()}}
         (folder / "plain").mkdir()

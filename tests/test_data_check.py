@@ -58,7 +58,7 @@ def test_full_check_lists_everything(damaged):
     assert "of another size than their image: 2" in message
     assert "41 x 3 (width x height), image 3 x 40" in message
     assert "before its EXIF rotation" in message
-    assert "Complete or mend the files" in message
+    assert "Complete or correct the files" in message
 
 
 def test_header_check_sees_what_headers_show(damaged):

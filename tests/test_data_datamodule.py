@@ -40,38 +40,38 @@ def test_overlapping_splits_serve_each_image_once(voc_tree):
 def test_train_batches(module):
     loader = module.train_dataloader()
     first, second = list(loader), list(loader)
-    assert [len(batch["id"]) for batch in first] == [3, 3]  # 8 images, the incomplete batch is dropped
-    assert first[0]["image"].shape == (3, 3, 24, 24)
-    assert first[0]["labels"].shape == (3, 3)
-    assert [batch["id"] for batch in first] != [batch["id"] for batch in second]
+    assert [len(batch.id) for batch in first] == [3, 3]  # 8 images, the incomplete batch is dropped
+    assert first[0].image.shape == (3, 3, 24, 24)
+    assert first[0].labels.shape == (3, 3)
+    assert [batch.id for batch in first] != [batch.id for batch in second]
     for again, before in zip(module.train_dataloader(), first, strict=True):
-        assert again["id"] == before["id"]
-        assert torch.equal(again["image"], before["image"])
+        assert again.id == before.id
+        assert torch.equal(again.image, before.image)
 
 
 def test_less_than_a_batch_is_kept(voc_tree):
     module = WSSSDataModule(voc_tree, **{**SMALL, "batch_size": 50})
-    assert [len(batch["id"]) for batch in module.train_dataloader()] == [8]
+    assert [len(batch.id) for batch in module.train_dataloader()] == [8]
 
 
 def test_val_batches(module, voc_tree):
     batches = list(module.val_dataloader())
-    assert [len(batch["id"]) for batch in batches] == [3, 1]
-    assert torch.equal(batches[0]["image"], next(iter(module.val_dataloader()))["image"])
+    assert [len(batch.id) for batch in batches] == [3, 1]
+    assert torch.equal(batches[0].image, next(iter(module.val_dataloader())).image)
     assert WSSSDataModule(voc_tree, eval_splits="train", **SMALL).val_dataloader() == []
 
 
 def test_prediction_items(module):
     ids = [module.evals["val"].ids[1], module.train.ids[0]]
-    items = list(module.predict_dataloader(ids))
-    assert [item["id"] for item in items] == ids
-    assert items[1]["size"] == (37, 50)
-    assert [view.shape[0] for view in items[1]["views"]] == [2, 2, 2, 2]
+    items = list(module.prediction_loader(ids))
+    assert [item.id for item in items] == ids
+    assert items[1].size == (37, 50)
+    assert [view.shape[0] for view in items[1].views] == [2, 2, 2, 2]
     assert len(module.predict_dataloader()) == 12
-    module.predict_ids = ids[:1]
-    assert len(module.predict_dataloader()) == 1
-    module.predict_ids = []
-    assert len(module.predict_dataloader()) == 0
+    assert len(module.prediction_loader(ids[:1])) == 1
+    assert [item.id for item in module.prediction_loader(ids, processes=5)] == [*ids, *ids, ids[0]]
+    assert len(module.prediction_loader([])) == 0
+    assert [len(item.views) for item in module.prediction_loader(ids, scales=(1.0,))] == [1, 1]
 
 
 def test_references_come_from_the_train_split(module):
@@ -86,8 +86,8 @@ def test_references_come_from_the_train_split(module):
 def test_workers_serve_the_same_and_everything_pickles(voc_tree, module):
     parallel = WSSSDataModule(voc_tree, **{**SMALL, "num_workers": 2})
     for one, two in zip(module.predict_dataloader(), parallel.predict_dataloader(), strict=True):
-        assert one["id"] == two["id"]
-        assert all(torch.equal(a, b) for a, b in zip(one["views"], two["views"], strict=True))
+        assert one.id == two.id
+        assert all(torch.equal(a, b) for a, b in zip(one.views, two.views, strict=True))
     batches = list(parallel.train_dataloader())
     assert len(batches) == 2
     loader = parallel.train_dataloader()
@@ -97,7 +97,7 @@ def test_workers_serve_the_same_and_everything_pickles(voc_tree, module):
         loader.collate_fn,
         parallel.predict_dataloader().collate_fn,
     )
-    assert pickle.loads(pickle.dumps(parts))[0][0]["image"].shape == (3, 24, 24)  # noqa: S301  (our own bytes)
+    assert pickle.loads(pickle.dumps(parts))[0][0].image.shape == (3, 24, 24)  # noqa: S301  (our own bytes)
 
 
 def test_check(module, voc_tree):
@@ -182,15 +182,13 @@ from ribseg.modules.data_module import WSSSDataModule
 
 class Touch(pl.LightningModule):
     def predict_step(self, batch, batch_idx):
-        with open(Path(sys.argv[2]) / f"{batch['id']}", "a") as file:
+        with open(Path(sys.argv[2]) / f"{batch.id}", "a") as file:
             file.write(str(self.global_rank))
 
 module = WSSSDataModule(sys.argv[1], crop_size=16, num_workers=0)
 trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
-module.predict_ids = module.all_ids[:5]
-trainer.predict(Touch(), datamodule=module, return_predictions=False)
-module.predict_ids = module.all_ids[5:6]
-trainer.predict(Touch(), datamodule=module, return_predictions=False)
+for ids in (module.all_ids[:5], module.all_ids[5:6]):
+    trainer.predict(Touch(), module.prediction_loader(ids, processes=2), return_predictions=False)
 torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort it now and then
 """
 

@@ -63,7 +63,7 @@ def test_voc_images_and_masks(labelled_voc):
 def test_data_module_on_voc(labelled_voc):
     module = WSSSDataModule(labelled_voc, eval_splits=["val"], crop_size=64, num_workers=0)
     assert module.check(full=True)["val"].masks == 9
-    assert next(iter(module.train_dataloader()))["image"].shape == (16, 3, 64, 64)
+    assert next(iter(module.train_dataloader())).image.shape == (16, 3, 64, 64)
     row = module.evals["val"].labels[0]
     _, labels = next(module.references(batch_size=5)(module.evals["val"].ids[0], row, 1))
     assert not (labels.numpy().astype(bool) & row).any()

@@ -73,9 +73,9 @@ def test_dataset(voc_tree):
     ids = [val.ids[1], train.ids[4]]
     data = ViewsDataset(folders, ids)
     item = data[1]
-    assert (len(data), item["id"], item["size"]) == (2, train.ids[4], (71, 33))
-    assert item["labels"].tolist() == [0, 1, 1]
-    assert [tuple(view.shape[2:]) for view in item["views"]] == [(71, 33), (36, 16), (106, 50), (142, 66)]
-    assert len(SCALES) == len(item["views"])
+    assert (len(data), item.id, item.size) == (2, train.ids[4], (71, 33))
+    assert item.labels.tolist() == [0, 1, 1]
+    assert [tuple(view.shape[2:]) for view in item.views] == [(71, 33), (36, 16), (106, 50), (142, 66)]
+    assert len(SCALES) == len(item.views)
     with pytest.raises(DataError, match="nobody"):
         ViewsDataset(folders, ["nobody"])

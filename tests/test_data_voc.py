@@ -28,9 +28,9 @@ def test_items(voc_tree):
     assert data.ids == IDS[:8]
     assert data.splits == ("train", "val")
     for item, size in zip((data[i] for i in range(8)), SIZES, strict=False):
-        assert item["image"].shape == (*size, 3)
-        assert item["labels"].dtype == torch.float32
-    assert data[4]["labels"].tolist() == [0, 1, 1]
+        assert item.image.shape == (*size, 3)
+        assert item.labels.dtype == torch.float32
+    assert data[4].labels.tolist() == [0, 1, 1]
     assert data.index(IDS[4]) == 4
     assert data.mask(IDS[2]).shape == SIZES[2]
     assert set(np.unique(data.mask(IDS[2]))) == {3, 255}
@@ -42,14 +42,14 @@ def test_png_images_and_upper_case(voc_tree):
     data = VOCFolder(voc_tree, "val")
     assert data.image_path(IDS[8]).suffix == ".JPG"
     assert data.image_path(IDS[9]).suffix == ".png"
-    assert data[1]["image"].shape == (*SIZES[9], 3)
+    assert data[1].image.shape == (*SIZES[9], 3)
 
 
 def test_transform(voc_tree):
     data = VOCFolder(voc_tree, "train", transform=lambda image: {"image": image.shape})
-    assert data[0]["image"] == (*SIZES[0], 3)
-    assert data.with_transform(None)[0]["image"].dtype == np.uint8
-    assert data[0]["image"] == (*SIZES[0], 3)
+    assert data[0].image == (*SIZES[0], 3)
+    assert data.with_transform(None)[0].image.dtype == np.uint8
+    assert data[0].image == (*SIZES[0], 3)
 
 
 def test_nested_roots(voc_tree, tmp_path):
@@ -180,7 +180,7 @@ def test_fingerprint(voc_tree, tmp_path):
 def test_plot(voc_tree):
     data = VOCFolder(voc_tree, "train")
     assert len(data.plot(data[0]).axes) == 2
-    sample = {**data[0], "image": torch.randn(3, 20, 30)}
+    sample = data[0]._replace(image=torch.randn(3, 20, 30))
     figure = data.plot(sample)
     assert "cat" in figure.get_suptitle()
     shutil.rmtree(voc_tree / "SegmentationClass")
@@ -190,7 +190,7 @@ def test_plot(voc_tree):
 
 def test_pickles(voc_tree):
     again = pickle.loads(pickle.dumps(VOCFolder(voc_tree, "train")))  # noqa: S301  (our own bytes, as workers do)
-    assert again[0]["id"] == IDS[0]
+    assert again[0].id == IDS[0]
 
 
 def test_long_lists_open_with_one_scan_per_folder(voc_tree, monkeypatch):

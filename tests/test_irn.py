@@ -230,7 +230,7 @@ def test_refuses_what_is_not_the_released_format(released, tmp_path, change, mes
 
 
 def loader(folder, transform, **settings):
-    dataset = SegmentationDataset(folder.ids, folder.image_path, folder.mask_path, transform)
+    dataset = SegmentationDataset(folder.ids, folder.image, folder.mask, transform)
     return DataLoader(dataset, **settings)
 
 
@@ -264,7 +264,7 @@ def test_training_learns_and_measures_the_mean_displacement(voc_tree, tmp_path):
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([0, 0])
     assert [group["initial_lr"] for group in trainer.optimizers[0].param_groups] == [0.1, 1.0]
     with torch.no_grad():
-        means = torch.cat([network(batch["image"]).displacement.mean((2, 3)) for batch in plain])
+        means = torch.cat([network(batch.image).displacement.mean((2, 3)) for batch in plain])
     torch.testing.assert_close(network.displacement_mean, means.mean(0), rtol=1e-4, atol=1e-5)
     assert "network.displacement_mean" in module.state_dict()
 

@@ -109,21 +109,21 @@ def plain_cam(classifier):
 @pytest.mark.parametrize("image_id", EXPECTED)
 def test_cam_and_rib_of_odd_images(data, classifier, tmp_path, image_id):
     item = data.predict_dataset([image_id])[0]
-    assert item["size"] == EXPECTED[image_id]
-    classes = int(item["labels"].sum())
+    assert item.size == EXPECTED[image_id]
+    classes = int(item.labels.sum())
     rib = ribseg.RIB(classifier, steps=2, margin=1e6, area_limit=None)
     modules = plain_cam(classifier), LocalizationModule(classifier, rib, data.references(2), "rib")
     for module in modules:
         prediction = module.predict_step(item, 0)
-        check(prediction.maps, item["size"], classes, tmp_path)
+        check(prediction.maps, item.size, classes, tmp_path)
     assert prediction.record["steps"] == 2
 
 
 @pytest.mark.parametrize("image_id", [name for name, same in SAME.items() if same])
 def test_the_same_picture_in_another_mode_gives_the_same_views(data, image_id):
     odd, plain = data.predict_dataset([image_id, SAME[image_id]])
-    assert odd["size"] == plain["size"]
-    for view, expected in zip(odd["views"], plain["views"], strict=True):
+    assert odd.size == plain.size
+    for view, expected in zip(odd.views, plain.views, strict=True):
         assert torch.equal(view, expected)
 
 
@@ -132,7 +132,7 @@ def test_a_cap_on_the_longer_side_leaves_the_size_of_the_maps(data, classifier, 
     capped = data.predict_dataset([image_id])
     capped.max_side = 100
     item = capped[0]
-    assert max(item["views"][0].shape[2:]) == 100
+    assert max(item.views[0].shape[2:]) == 100
     maps = plain_cam(classifier).predict_step(item, 0).maps
     check(maps, EXPECTED[image_id], len(maps.classes), tmp_path)
 
@@ -140,7 +140,7 @@ def test_a_cap_on_the_longer_side_leaves_the_size_of_the_maps(data, classifier, 
 def test_odd_images_can_be_learned_from(data):
     batches = list(data.train_dataloader())
     assert len(batches) == len(data.train) // 4
-    assert all(batch["image"].isfinite().all() for batch in batches)
+    assert all(batch.image.isfinite().all() for batch in batches)
 
 
 def test_files_of_maps_are_compressed_and_of_half_precision(tmp_path):

@@ -31,8 +31,10 @@ from ribseg.data.augment.transforms import train_transform
 from ribseg.data.feed.iterations import IterationSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
-from ribseg.modules.data_module import SamplesCheck, WSSSDataModule
+from ribseg.modules.data_module import WSSSDataModule
+from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.modules.segmentation_data import CropDataModule, SegmentationDataModule
+from ribseg.types import Sample
 
 SMALL = {"crop_size": 24, "resize_long": (16, 30), "eval_resize_long": 20, "batch_size": 4}
 WORKERS = (1, 2, 4)
@@ -48,12 +50,13 @@ class Tiny(pl.LightningModule):
         self.seen = []
 
     def training_step(self, batch, batch_idx):
-        self.seen += batch["id"]
-        target = batch["labels"][..., None, None] if "labels" in batch else batch["mask"].float().mean() / 255
-        return (self.network(batch["image"]) - target).square().mean()
+        self.seen += batch.id
+        labelled = isinstance(batch, Sample)
+        target = batch.labels[..., None, None] if labelled else batch.mask.float().mean() / 255
+        return (self.network(batch.image) - target).square().mean()
 
     def validation_step(self, batch, batch_idx):
-        self.log("val/mean", self.network(batch["image"]).mean(), batch_size=len(batch["image"]))
+        self.log("val/mean", self.network(batch.image).mean(), batch_size=len(batch.image))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -82,7 +85,7 @@ def classifier_data(tree, workers=0, **settings):
 
 def crops(tree, transform):
     folder = VOCFolder(tree, "train")
-    return SegmentationDataset(folder.ids, folder.image_path, folder.mask_path, transform)
+    return SegmentationDataset(folder.ids, folder.image, folder.mask, transform)
 
 
 def affinity_data(tree, workers=0):
@@ -112,7 +115,7 @@ class GlobalRandom(Dataset):
         drawn += torch.rand((), generator=self.torch).item()
         pixels = torch.from_numpy(crop).permute(2, 0, 1).float() / 300 + index / 11
         image = nn.functional.interpolate(pixels[None], (24, 24))[0] * drawn
-        return {"id": str(index), "image": image, "labels": torch.ones(3)}
+        return Sample(str(index), image, torch.ones(3))
 
 
 class OwnData(WSSSDataModule):
@@ -164,21 +167,21 @@ def test_the_seed_and_the_epoch_change_the_samples(voc_tree):
     module = classifier_data(voc_tree)
     first, second = list(module.train_dataloader()), list(module.train_dataloader())
     for one, two in zip(first, second, strict=True):
-        assert torch.equal(one["image"], two["image"])
+        assert torch.equal(one.image, two.image)
     other = list(classifier_data(voc_tree, seed=1).train_dataloader())
-    assert not torch.equal(first[0]["image"], other[0]["image"])
+    assert not torch.equal(first[0].image, other[0].image)
     dataset = module.train_dataloader().dataset
-    assert torch.equal(dataset[(2, 3)]["image"], dataset[(2, 3)]["image"])
-    assert not torch.equal(dataset[(2, 3)]["image"], dataset[(2, 4)]["image"])
-    assert torch.equal(dataset[2]["image"], dataset[(2, 0)]["image"])
+    assert torch.equal(dataset[(2, 3)].image, dataset[(2, 3)].image)
+    assert not torch.equal(dataset[(2, 3)].image, dataset[(2, 4)].image)
+    assert torch.equal(dataset[2].image, dataset[(2, 0)].image)
 
 
 def test_an_image_is_augmented_alike_wherever_it_is_listed(voc_tree):
     folder = VOCFolder(voc_tree, "train").with_transform(train_transform(16, (20, 30)))
     part = folder.without(folder.ids[:2])
     one, two = SeededDataset(folder)[(3, 7)], SeededDataset(part)[(1, 7)]
-    assert one["id"] == two["id"]
-    assert torch.equal(one["image"], two["image"])
+    assert one.id == two.id
+    assert torch.equal(one.image, two.image)
 
 
 def test_what_the_main_process_draws_is_left_alone():
@@ -187,14 +190,14 @@ def test_what_the_main_process_draws_is_left_alone():
     expected = torch.rand(1), random.random(), np.random.rand()
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     threads = torch.get_num_threads()
-    first = [dataset[(i, 0)]["image"] for i in range(3)]
+    first = [dataset[(i, 0)].image for i in range(3)]
     loader = training_loader(GlobalRandom(), 4)
     next(iter(loader)), next(iter(validation_loader(GlobalRandom(), 4)))
     assert (torch.rand(1), random.random(), np.random.rand()) == expected
     assert torch.get_num_threads() == threads
     again = SeededDataset(GlobalRandom())
     again[(5, 0)]
-    assert all(torch.equal(a, again[(i, 0)]["image"]) for i, a in enumerate(first))
+    assert all(torch.equal(a, again[(i, 0)].image) for i, a in enumerate(first))
 
 
 def test_an_error_in_an_item_leaves_the_streams_alone():
@@ -340,11 +343,11 @@ class Look(pl.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.rows = []
     def training_step(self, batch, batch_idx):
-        for name, image in zip(batch["id"], batch["image"]):
+        for name, image in zip(batch.id, batch.image):
             self.rows.append(f"train {self.current_epoch} {batch_idx} {name} {image.double().sum().item()}")
         return self.weight.sum()
     def validation_step(self, batch, batch_idx):
-        self.rows += [f"val {self.current_epoch} 0 {name} 0" for name in batch["id"]]
+        self.rows += [f"val {self.current_epoch} 0 {name} 0" for name in batch.id]
     def on_train_end(self):
         Path(sys.argv[2], f"{self.trainer.world_size}-{self.global_rank}").write_text("\\n".join(self.rows))
     def configure_optimizers(self):

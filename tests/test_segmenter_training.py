@@ -25,6 +25,7 @@ from ribseg.models import DeepLabV2
 from ribseg.modules.segmentation import SegmentationModule, multi_scale_logits
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.stages.segmenter import training_callbacks
+from ribseg.types import MaskSample
 
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": {"channels": [8, 16, 24, 32], "stem_width": 8}}
 
@@ -36,7 +37,7 @@ def small_model(num_classes=4, **settings):
 
 def data(tree, split="train", transform=None):
     folder = VOCFolder(tree, split)
-    return SegmentationDataset(folder.ids, folder.image_path, folder.mask_path, transform, folder.num_classes)
+    return SegmentationDataset(folder.ids, folder.image, folder.mask, transform)
 
 
 def data_module(tree, **settings):
@@ -81,8 +82,8 @@ def test_batches_do_not_depend_on_the_workers(voc_tree):
     workers = DataLoader(dataset, batch_sampler=IterationSampler(8, 3), num_workers=2)
     plain = DataLoader(dataset, batch_sampler=IterationSampler(8, 3))
     for one, two in itertools.islice(zip(workers, plain, strict=False), 5):
-        assert torch.equal(one["image"], two["image"])
-        assert torch.equal(one["mask"], two["mask"])
+        assert torch.equal(one.image, two.image)
+        assert torch.equal(one.mask, two.mask)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -91,7 +92,7 @@ def test_validation_counts_each_image_once(voc_tree, processes):
     shards = [list(PaddedShard(len(dataset), rank, processes)) for rank in range(processes)]
     assert len({len(shard) for shard in shards}) == 1
     items = [dataset[index] for shard in shards for index in shard]
-    counted = [item["id"] for item in items if item["counts"]]
+    counted = [item.id for item in items if item.counts]
     assert sorted(counted) == sorted(dataset.dataset.ids)
 
 
@@ -123,7 +124,7 @@ def test_multi_scale_loss():
     assert (parts[2] >= parts[0]).all()
     module = SegmentationModule(model, loss_scales=(1.0, 0.5)).eval()
     mask = torch.randint(0, 4, (1, 64, 64), dtype=torch.uint8)
-    loss = module.loss({"image": images, "mask": mask})
+    loss = module.loss(MaskSample("a", images, mask))
     expected = sum(segmentation_loss(part, mask, at="logits") for part in parts)
     torch.testing.assert_close(loss, expected)
 
@@ -241,7 +242,7 @@ def test_large_images_are_watched_in_tiles():
             sides.append(tuple(images.shape[-2:]))
             return images
 
-    item = {"image": torch.randn(3, 40, 21), "mask": torch.randint(0, 3, (40, 21)), "counts": True}
+    item = MaskSample("a", torch.randn(3, 40, 21), torch.randint(0, 3, (40, 21)))
     scores = []
     for tile in (None, 16, 64):
         module = SegmentationModule(Local(), tile=tile, margin=3)
@@ -254,7 +255,7 @@ def test_large_images_are_watched_in_tiles():
     with pytest.raises(ConfigError, match="tile > 2"):
         SegmentationModule(Local(), tile=16, margin=8)
     with pytest.raises(DataError, match=r"one size, got \(40, 21\) and \(80, 42\)"):
-        SegmentationModule(Local()).validation_step(item | {"mask": torch.zeros(80, 42)}, 0)
+        SegmentationModule(Local()).validation_step(item._replace(mask=torch.zeros(80, 42)), 0)
 
 
 def test_mixed_precision_trains(voc_tree, tmp_path):

@@ -101,12 +101,12 @@ def test_splits_share_no_digit(digits):
 def test_batches(toy):
     plain = ToyBatches(toy, 16)
     assert len(plain) == 3
-    assert torch.equal(torch.cat([batch["image"] for batch in plain]), toy.images)
+    assert torch.equal(torch.cat([batch.images for batch in plain]), toy.images)
     shuffled = ToyBatches(toy, 16, seed=0)
-    passes = [torch.cat([batch["image"] for batch in shuffled]) for _ in range(2)]
+    passes = [torch.cat([batch.images for batch in shuffled]) for _ in range(2)]
     assert not torch.equal(*passes)
     assert torch.equal(passes[0].sum(0), passes[1].sum(0)) or torch.allclose(*(p.sum(0) for p in passes))
-    again = torch.cat([batch["image"] for batch in ToyBatches(toy, 16, seed=0)])
+    again = torch.cat([batch.images for batch in ToyBatches(toy, 16, seed=0)])
     assert torch.equal(again, passes[0])
 
 

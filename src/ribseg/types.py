@@ -1,9 +1,10 @@
-"""Data that travels between the floors."""
+"""What travels between the packages: samples, maps, results."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 Stop = Literal["margin", "area", "not_finite"]
@@ -27,6 +28,64 @@ class LocalizationMaps:
     strided: Tensor
     full: Tensor | None
     size: tuple[int, int] | None = None
+
+
+class Sample(NamedTuple):
+    """An image with its image-level labels. Stacked to a batch, `id` is a tuple and the tensors have N rows.
+
+    Attributes:
+        id: of the image.
+        image: (3, S, S) float32 tensor once transformed, else (H, W, 3) uint8 array.
+        labels: (C,) float32 of zeros and ones.
+    """
+
+    id: str
+    image: Any
+    labels: Tensor
+
+
+class MaskSample(NamedTuple):
+    """An image with a label for each pixel. Stacked to a batch as `Sample`.
+
+    Attributes:
+        id: of the image.
+        image: (3, S, S) float32 tensor once transformed, else (H, W, 3) uint8 array.
+        mask: (S, S) or (H, W) uint8: 0 background, c + 1 class c, 255 ignore.
+        counts: whether it counts in validation; see `PaddedShard`.
+    """
+
+    id: str
+    image: Any
+    mask: Any
+    counts: bool = True
+
+
+class ImageItem(NamedTuple):
+    """An image as it is.
+
+    Attributes:
+        id: of the image.
+        image: (H, W, 3) uint8.
+    """
+
+    id: str
+    image: np.ndarray
+
+
+class PredictItem(NamedTuple):
+    """An image for which localization maps are made.
+
+    Attributes:
+        id: of the image.
+        views: one (2, 3, h, w) float32 tensor per scale: the image, and its mirror image.
+        labels: (C,) float32 of zeros and ones.
+        size: (H, W) of the image in pixels.
+    """
+
+    id: str
+    views: list[Tensor]
+    labels: Tensor
+    size: tuple[int, int]
 
 
 class ViewMaps(list[Tensor]):

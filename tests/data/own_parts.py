@@ -56,7 +56,7 @@ class Training(pl.LightningModule):
         self.network, self.pace, self.optimizer = classifier or network or model, pace, optimizer
 
     def training_step(self, batch, batch_idx):
-        return self.network(batch["image"]).square().mean()
+        return self.network(batch.image).square().mean()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.network.parameters(), lr=self.pace)

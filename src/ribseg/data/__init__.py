@@ -1,4 +1,4 @@
-"""Data sets in PASCAL VOC layout, image-level labels, transforms, views, reference images and map files.
+"""Data sets, image-level labels, transforms, views, reference images and map files.
 
 The names below are loaded on first use, so that `import ribseg.data` costs nothing. The LightningDataModule
 is in `ribseg.modules.data_module` and is not among them: this folder stays usable without Lightning.
@@ -11,11 +11,11 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "VOC_CLASSES",
+    "BaseDataset",
     "CheckReport",
-    "Ids",
+    "ImageDataset",
     "ReferenceBatches",
     "ReferenceSampler",
-    "ServedImages",
     "VOCFolder",
     "ViewsDataset",
     "check_dataset",
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from ribseg.data.augment.transforms import eval_transform as eval_transform
     from ribseg.data.augment.transforms import seeded as seeded
     from ribseg.data.augment.transforms import train_transform as train_transform
+    from ribseg.data.base import BaseDataset as BaseDataset
+    from ribseg.data.base import ImageDataset as ImageDataset
     from ribseg.data.check.dataset import CheckReport as CheckReport
     from ribseg.data.check.dataset import check_dataset as check_dataset
     from ribseg.data.feed.references import ReferenceBatches as ReferenceBatches
     from ribseg.data.feed.references import ReferenceSampler as ReferenceSampler
-    from ribseg.data.feed.served import ServedImages as ServedImages
     from ribseg.data.feed.views import ViewsDataset as ViewsDataset
     from ribseg.data.feed.views import multi_scale_views as multi_scale_views
-    from ribseg.data.ids import Ids as Ids
     from ribseg.data.io.images import IMAGENET_MEAN as IMAGENET_MEAN
     from ribseg.data.io.images import IMAGENET_STD as IMAGENET_STD
     from ribseg.data.io.images import read_image as read_image
@@ -82,8 +82,8 @@ else:
         "eval_transform": "augment.transforms",
         "seeded": "augment.transforms",
         "train_transform": "augment.transforms",
-        "Ids": "ids",
-        "ServedImages": "feed.served",
+        "BaseDataset": "base",
+        "ImageDataset": "base",
         "ViewsDataset": "feed.views",
         "multi_scale_views": "feed.views",
         "ReferenceBatches": "feed.references",

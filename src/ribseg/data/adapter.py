@@ -30,7 +30,7 @@ def write_voc_tree(
     """Writes a split of a data set where `data.root=TARGET experiment=rib_folder` finds it.
 
     Call it once per split with the same target. A call that was killed can be repeated: it writes all files
-    anew. Spaces in class names become underscores.
+    again. Spaces in class names become underscores.
 
     Args:
         samples: (image, labels) or (image, labels, mask). `image` is a PIL image of any mode (turned as its

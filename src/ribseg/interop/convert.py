@@ -7,11 +7,10 @@ from typing import Literal, get_args
 
 import torch
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import scan_folder
-from ribseg.data.io.images import read_header
 from ribseg.data.io.maps import load_maps, save_maps
 from ribseg.data.io.masks import read_mask
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.interop.batch import convert_missing
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
@@ -27,7 +26,7 @@ ENDINGS = {"npz": ".npz", "irn": ".npy", "masks": ".png"}
 def convert_maps(
     source_dir: str | Path,
     target_dir: str | Path,
-    dataset: VOCFolder,
+    dataset: BaseDataset,
     layout: Layout,
     allow_unpickling: bool = False,
     progress: bool = False,
@@ -60,7 +59,7 @@ def convert_maps(
 
 
 def map_reader(
-    source_dir: str | Path, dataset: VOCFolder, layout: Layout, allow_unpickling: bool = False
+    source_dir: str | Path, dataset: BaseDataset, layout: Layout, allow_unpickling: bool = False
 ) -> Reader:
     """A function from the ids of a data set to the maps in a folder.
 
@@ -105,9 +104,9 @@ def map_reader(
     return partial(_fitting, dataset, readers[layout], there)
 
 
-def _fitting(dataset: VOCFolder, read: Reader, there: set[str], image_id: str) -> LocalizationMaps:
+def _fitting(dataset: BaseDataset, read: Reader, there: set[str], image_id: str) -> LocalizationMaps:
     """The maps of an image, if they are of its size and of the data set's classes."""
-    size = read_header(dataset.image_path(image_id)).size
+    size = dataset.size(image_id)
     strided = (-(-size[0] // STRIDE), -(-size[1] // STRIDE))
     maps = read(image_id) if image_id in there else None
     if maps is None or len(maps.classes) == 0:

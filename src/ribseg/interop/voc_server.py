@@ -1,38 +1,22 @@
 """The archive that PASCAL VOC's evaluation server takes: `results/VOC2012/Segmentation/comp6_*_cls/<id>.png`.
 
 Indexed PNGs with VOC's palette, of the images' sizes; anything else scores zero there without a word. So what
-was written is opened again, by other means than it was written with.
+was written is opened again.
 """
 
 import gzip
 import io
-import struct
 import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from ribseg.data.io.files import atomic_write
-from ribseg.data.io.masks import voc_palette
-from ribseg.data.io.png import SIGNATURE, chunks
-from ribseg.errors import DataError, list_problems
-
-INDEXED = 3  # colour type of palette PNGs
-
-
-class IndexedPng(NamedTuple):
-    """What a palette PNG says of itself, and what it holds.
-
-    Attributes:
-        size: (height, width).
-        palette: RGB triples, one after the other.
-        values: the indices that occur.
-    """
-
-    size: tuple[int, int]
-    palette: bytes
-    values: frozenset[int]
+from ribseg.data.io.images import BROKEN
+from ribseg.data.io.masks import mask_ids, voc_palette
+from ribseg.errors import DataError, list_problems, reason
 
 
 def archive_folder(split: str) -> str:
@@ -99,76 +83,28 @@ def check_voc_archive(
     problems["absent masks"] += [name for name in names if name not in seen]
     found = {kind: what for kind, what in problems.items() if what}
     if found:
-        raise DataError(list_problems(f"{path} is not what VOC's server takes", found, "Make it anew."))
+        headline = f"{path} is not what VOC's server takes"
+        raise DataError(list_problems(headline, found, "Delete it and run again."))
 
 
 def _complaint(data: bytes, size: tuple[int, int], palette: bytes, num_classes: int) -> str:
     """What is wrong with a mask; nothing for a good one."""
     try:
-        png = read_indexed_png(data)
-    except DataError as error:
-        return str(error)
-    if png.size != size:
-        return f"is of size {png.size}, its image of {size} (height, width)"
-    if not palette.startswith(png.palette) or len(png.palette) <= 3 * max(png.values):
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.verify()  # checksums
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            stored, interlaced = image.tile[0][3], bool(image.info.get("interlace"))
+            values = mask_ids(np.asarray(image)).tolist() if image.mode == "P" else [0]
+            colours = bytes(image.getpalette("RGB") or ())
+            found = image.height, image.width
+    except BROKEN as error:
+        return f"cannot be read: {reason(error)}"
+    if stored != "P" or interlaced:
+        return f"is not indexed with 8 bit: {stored}{', interlaced' if interlaced else ''}"
+    if found != size:
+        return f"is of size {found}, its image of {size} (height, width)"
+    if not palette.startswith(colours) or len(colours) <= 3 * max(values):
         return "has not VOC's palette"
-    if max(png.values) > num_classes:
-        return f"holds the label {max(png.values)}, there are 0..{num_classes}"
+    if max(values) > num_classes:
+        return f"holds the label {max(values)}, there are 0..{num_classes}"
     return ""
-
-
-def read_indexed_png(data: bytes) -> IndexedPng:
-    """Reads an indexed PNG of 8 bit without interlacing, by its chunks (PNG specification, W3C 2003).
-
-    Raises:
-        DataError: it is none, or broken.
-    """
-    if not data.startswith(SIGNATURE):
-        raise DataError("is no PNG")
-    parts: dict[bytes, bytes] = {}
-    for kind, body, whole in chunks(data):
-        if not whole:
-            raise DataError(f"has a broken chunk {kind!r}")
-        parts[kind] = parts.get(kind, b"") + body
-    if not {b"IHDR", b"IDAT", b"IEND"} <= set(parts) or len(parts[b"IHDR"]) != 13:
-        raise DataError("is an incomplete PNG")
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", parts[b"IHDR"])
-    if (depth, colour, interlace) != (8, INDEXED, 0) or b"PLTE" not in parts:
-        raise DataError(
-            f"is not indexed with 8 bit: depth {depth}, colour type {colour}, interlace {interlace}"
-        )
-    try:
-        values = _values(zlib.decompress(parts[b"IDAT"]), width, height)
-    except zlib.error as error:
-        raise DataError(f"holds pixels that cannot be unpacked: {error}") from error
-    return IndexedPng((height, width), parts[b"PLTE"], values)
-
-
-def _values(raw: bytes, width: int, height: int) -> frozenset[int]:
-    """The indices that occur; undoes the filters of the rows, for one byte a pixel."""
-    if len(raw) != height * (width + 1):
-        raise DataError("holds another number of pixels than its header says")
-    above, found = bytearray(width), set[int]()
-    for start in range(0, len(raw), width + 1):
-        row = bytearray(raw[start + 1 : start + 1 + width])
-        _unfilter(raw[start], row, above)
-        found.update(row)
-        above = row
-    return frozenset(found)
-
-
-def _unfilter(kind: int, row: bytearray, above: bytearray) -> None:
-    if kind == 0:
-        return
-    for x in range(len(row)):
-        left, corner = (row[x - 1], above[x - 1]) if x else (0, 0)
-        row[x] = (row[x] + _predicted(kind, left, above[x], corner)) % 256
-
-
-def _predicted(kind: int, left: int, up: int, corner: int) -> int:
-    if kind == 4:  # Paeth: whichever neighbour is nearest to left + up - corner
-        guess = left + up - corner
-        return min((left, up, corner), key=lambda value: abs(guess - value))
-    if kind not in (1, 2, 3):
-        raise DataError(f"has a row filter {kind} that there is not")
-    return (left, up, (left + up) // 2)[kind - 1]

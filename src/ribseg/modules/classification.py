@@ -16,8 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ribseg.checks import check_number
 from ribseg.models.classifier import Classifier
-
-Batch = dict[str, Any]
+from ribseg.types import Sample
 
 
 def published_sgd(groups: list[dict[str, Any]]) -> Optimizer:
@@ -111,15 +110,15 @@ class ClassifierModule(pl.LightningModule):
         """(N, 3, H, W) -> (N, C) logits."""
         return self.classifier(images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """The multi-label soft-margin loss of a batch."""
-        loss = F.multilabel_soft_margin_loss(self(batch["image"]), batch["labels"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        loss = F.multilabel_soft_margin_loss(self(batch.image), batch.labels)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Gathers loss and mean average precision."""
-        logits, labels = self(batch["image"]), batch["labels"]
+        logits, labels = self(batch.image), batch.labels
         self.val_map.update(logits, labels.int())
         loss = F.multilabel_soft_margin_loss(logits, labels)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)

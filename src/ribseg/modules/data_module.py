@@ -3,117 +3,38 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Collection, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ribseg.checks import check_number
-from ribseg.data.augment.seeding import (
-    is_seeded,
-    rank_and_processes,
-    share_of,
-    training_loader,
-    validation_loader,
-)
+from ribseg.data.adapted import AdaptedDataset
 from ribseg.data.augment.transforms import eval_transform, train_transform
+from ribseg.data.base import BaseDataset, ImageDataset
 from ribseg.data.check.dataset import CheckReport, OnError, check_dataset
 from ribseg.data.feed.image_pool import ImagePool
 from ribseg.data.feed.iterations import only_item
 from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
-from ribseg.data.feed.served import ServedImages
 from ribseg.data.feed.views import SCALES, ViewsDataset, check_scales
-from ribseg.data.ids import Ids
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
+from ribseg.modules.epoch_data import EpochDataModule, rank_of
 
 Channels = tuple[float, float, float]
 
 
-class EpochDataModule(pl.LightningDataModule):
-    """Loaders for training by epochs that are a function of (seed, epoch), see `ribseg.data.augment.seeding`.
-
-    With them neither `num_workers` nor, for a given `batch_size`, the number of processes changes a sample. A
-    Trainer may have `use_distributed_sampler` either way.
-
-    Attributes:
-        batch_size: over all processes together; each gets its share.
-        num_workers: of each loader.
-        seed: of order and augmentation.
-        setting: the name of `batch_size`, for messages.
-    """
-
-    batch_size: int
-    num_workers: int
-    seed: int
-    setting: str = "batch_size"
-
-    def training_batches(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Batches of a data set with random augmentation, shuffled, from the Trainer's epoch on.
-
-        Args:
-            dataset: of items that `default_collate` can stack; see `SeededDataset` for what may be random.
-
-        Raises:
-            ConfigError: the batch does not divide among the processes.
-        """
-        rank, processes = self._check_share()
-        # What Lightning tells the sampler, too, but only after workers have begun to load.
-        loop = None if self.trainer is None else self.trainer.fit_loop
-        epoch = 0 if loop is None else loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        return training_loader(dataset, self.batch_size, self.seed, self.num_workers, epoch, rank, processes)
-
-    def validation_batches(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Batches of a data set in its order; each image once, whatever the number of processes.
-
-        Args:
-            dataset: of items that `default_collate` can stack.
-
-        Raises:
-            ConfigError: the batch does not divide among the processes.
-        """
-        rank, processes = self._check_share()
-        return validation_loader(dataset, self.batch_size, self.num_workers, rank, processes)
-
-    def _check_share(self) -> tuple[int, int]:
-        """Rank of this process and number of processes, among which the batch divides."""
-        rank, processes = rank_of(self.trainer)
-        share_of(self.batch_size, processes, self.setting)
-        return rank, processes
-
-
-def rank_of(trainer: pl.Trainer | None) -> tuple[int, int]:
-    """Rank of this process and number of processes."""
-    return rank_and_processes() if trainer is None else (trainer.global_rank, trainer.world_size)
-
-
-class SamplesCheck(pl.Callback):
-    """Warns before the training if a data module of one's own leaves its samples to chance."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Looks at the training batches."""
-        loader = trainer.train_dataloader
-        if not (isinstance(loader, DataLoader) and is_seeded(loader)):
-            rank_zero_warn(
-                "train_dataloader returned other batches than those of `training_batches(dataset)`: what they"
-                " hold may depend on data.num_workers and on the number of processes, which the store does "
-                "not tell apart"
-            )
-
-
 class WSSSDataModule(EpochDataModule):
-    """Data of weakly supervised semantic segmentation: images and image-level labels, in VOC layout.
+    """Data of weakly supervised semantic segmentation: images and image-level labels.
 
     Data sets are opened on first use, so every attribute can be used with or without a Trainer.
 
     Args:
-        root: see `VOCFolder`.
+        root: see `VOCFolder`; None with `dataset`.
         train_split: the classifier learns from it, and reference images come from it.
         eval_splits: localization maps are made and evaluated on these; may name train_split.
         labels: see `VOCFolder`.
@@ -132,13 +53,8 @@ class WSSSDataModule(EpochDataModule):
         seed: of shuffling, augmentation and reference images.
         max_side: see `ViewsDataset`.
         on_error: "raise" if a file is broken or absent, or "skip" such images, see `check` and `drop`.
-        predict_ids: what `predict_dataloader` serves; None for all. May be set anew before each prediction.
-
-    Attributes:
-        train: VOCFolder of train_split, without transform.
-        evals: dict, split -> VOCFolder, without transform.
-        classes: tuple of names; `num_classes` is their number. Without background.
-        all_ids: ids of train_split and eval_splits, each once, in this order.
+        dataset: makes a data set of one's own, called with `split=...`; see `ribseg.data.ImageDataset`. The
+            arguments for `VOCFolder` have no part in it. None for `VOCFolder`.
 
     Raises:
         ConfigError: if a setting cannot work.
@@ -146,7 +62,7 @@ class WSSSDataModule(EpochDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         train_split: str = "train",
         eval_splits: str | Sequence[str] = ("train", "val"),
         labels: str | Path = "auto",
@@ -165,7 +81,7 @@ class WSSSDataModule(EpochDataModule):
         seed: int = 0,
         max_side: int | None = None,
         on_error: OnError = "raise",
-        predict_ids: Sequence[str] | None = None,
+        dataset: Callable[..., ImageDataset] | None = None,
     ) -> None:
         super().__init__()
         if on_error not in get_args(OnError):
@@ -178,64 +94,75 @@ class WSSSDataModule(EpochDataModule):
         self.eval_splits = (eval_splits,) if isinstance(eval_splits, str) else tuple(eval_splits)
         check_scales(scales)
         self.scales, self.mean, self.std = tuple(scales), _channels(mean, "mean"), _channels(std, "std")
-        self.batch_size, self.seed, self.predict_ids = batch_size, seed, predict_ids
-        self.predict_scales: Sequence[float] | None = None  # None for `scales`
+        self.batch_size, self.seed = batch_size, seed
         self.num_workers = _workers(num_workers)
         self.train_transform = train_transform(crop_size, resize_long, self.mean, self.std)
         self.eval_transform = eval_transform(crop_size, eval_resize_long, self.mean, self.std)
-        self._open = partial(
+        self._own = _checked_source(root, dataset)
+        self._voc = partial(
             VOCFolder,
-            root,
+            str(root),
             classes=classes,
             labels=labels,
             masks_dir=masks_dir,
             images_dir=images_dir,
             lists_dir=lists_dir,
         )
+        self._opened: dict[str, BaseDataset] = {}
+        self._folders: dict[str, BaseDataset] | None = None
 
-    def open(self, split: str, **replaced: Any) -> VOCFolder:
-        """A split of the same data; keyword arguments of `VOCFolder` replace settings."""
-        return self._open(split, **replaced)
+    def open(self, split: str, **replaced: Any) -> BaseDataset:
+        """A split of the same data; keyword arguments of `VOCFolder` replace settings where that reads it."""
+        if self._own is None:
+            return self._voc(split=split, **replaced)
+        source = self._own(split=split)
+        return source if isinstance(source, VOCFolder) else AdaptedDataset(source, split)
 
-    @cached_property
-    def train(self) -> VOCFolder:
-        """The split that the classifier learns from."""
-        return self._open(self.train_split)
+    @property
+    def train(self) -> BaseDataset:
+        """The split that the classifier learns from, without transform."""
+        return self._split(self.train_split)
 
-    @cached_property
-    def evals(self) -> dict[str, VOCFolder]:
-        """The splits that are evaluated."""
-        return {
-            split: self.train if split == self.train_split else self._open(split)
-            for split in self.eval_splits
-        }
+    @property
+    def evals(self) -> dict[str, BaseDataset]:
+        """Split -> data set, without transform, of the splits that are evaluated."""
+        return {split: self._split(split) for split in self.eval_splits}
+
+    @property
+    def splits(self) -> list[BaseDataset]:
+        """Each split once, train_split first."""
+        return [self._split(split) for split in dict.fromkeys((self.train_split, *self.eval_splits))]
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, without background."""
-        return self.train.classes
+        return tuple(self.train.classes)
 
     @property
     def num_classes(self) -> int:
         """C, without background."""
         return self.train.num_classes
 
-    @cached_property
-    def folders(self) -> ServedImages:
+    @property
+    def folders(self) -> dict[str, BaseDataset]:
         """Image id -> the first split that holds it, train_split before eval_splits."""
-        return ServedImages(self.served)
+        if self._folders is None:
+            self._folders = {}
+            for dataset in self.splits:
+                self._folders |= {i: dataset for i in dataset.ids if i not in self._folders}
+        return self._folders
 
     @property
-    def all_ids(self) -> Ids:
-        """Ids of everything served, each once; reads as a list, see `Ids`."""
-        return self.folders.ids
+    def all_ids(self) -> list[str]:
+        """Ids of all splits, each once, in their order."""
+        return list(self.folders)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens all splits; a second call does nothing."""
         _ = self.folders
 
     def check(self, full: bool = False, masks: bool = True, progress: bool = False) -> dict[str, CheckReport]:
-        """Looks through everything that will be served; call it once, before the first stage.
+        """Looks through all splits; call it once, before the first stage.
 
         Args:
             full: decode every file; otherwise headers only.
@@ -249,7 +176,7 @@ class WSSSDataModule(EpochDataModule):
             DataError: lists what is wrong in all splits; with on_error="skip" only if nothing is good.
         """
         reports, errors = {}, []
-        for folder in self.served:
+        for folder in self.splits:
             try:
                 need = masks and folder.split in self.eval_splits
                 reports[folder.split] = check_dataset(
@@ -263,21 +190,16 @@ class WSSSDataModule(EpochDataModule):
 
     def drop(self, ids: Collection[str]) -> None:
         """Takes images off all lists, e.g. those that `check` has skipped."""
-        train, evals = self.train.without(ids), self.evals
-        self.evals = {s: train if s == self.train_split else f.without(ids) for s, f in evals.items()}
-        self.train = train
-        self.__dict__.pop("folders", None)  # made anew from what is left
+        self._opened = {dataset.split: dataset.without(ids) for dataset in self.splits}
+        self._folders = None
 
     def fingerprint(self, masks: bool) -> str:
-        """sha256 over all that is served: classes, ids, labels, sizes of the image (and mask) files in bytes.
-
-        Cheap: no file is opened. Does not depend on where the root is.
-        """
-        parts = [folder.fingerprint(masks) for folder in self.served]
+        """sha256 over the fingerprints of all splits; see `VOCFolder.fingerprint`."""
+        parts = [dataset.fingerprint(masks) for dataset in self.splits]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of dict(id, image (B,3,S,S), labels (B,C)), shuffled and augmented, for the classifier."""
+        """Shuffled and augmented batches: `Sample` of image (B, 3, S, S) and labels (B, C)."""
         return self.training_batches(self.train.with_transform(self.train_transform))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -285,41 +207,51 @@ class WSSSDataModule(EpochDataModule):
         held_out = [folder for split, folder in self.evals.items() if split != self.train_split]
         return self.validation_batches(held_out[0].with_transform(self.eval_transform)) if held_out else []
 
-    def predict_dataset(self, ids: Sequence[str] | None = None) -> ViewsDataset:
+    def predict_dataset(
+        self, ids: Sequence[str] | None = None, scales: Sequence[float] | None = None
+    ) -> ViewsDataset:
         """Images with their views, one an item; see `ViewsDataset`.
 
         Args:
             ids: from any of the splits, in any order; None for all.
+            scales: of the views; None for those of the data module.
         """
-        return ViewsDataset(
-            self.folders,
-            self.all_ids if ids is None else ids,
-            self.predict_scales or self.scales,
-            self.mean,
-            self.std,
-            self.max_side,
-        )
+        chosen = self.all_ids if ids is None else ids
+        return ViewsDataset(self.folders, chosen, scales or self.scales, self.mean, self.std, self.max_side)
 
-    def predict_dataloader(self, ids: Sequence[str] | None = None) -> DataLoader:
-        """Items of `predict_dataset` one by one, not stacked; ids: None for `predict_ids`.
+    def prediction_loader(
+        self,
+        ids: Sequence[str] | None = None,
+        scales: Sequence[float] | None = None,
+        processes: int = 1,
+    ) -> DataLoader:
+        """Items of `predict_dataset` one by one, not stacked, for `Trainer.predict`.
 
         With fewer images than processes some come twice, because Lightning lets no process be without any;
         the result of an image does not depend on who computes it.
+
+        Args:
+            ids: see `predict_dataset`.
+            scales: see `predict_dataset`.
+            processes: of the Trainer.
         """
-        ids = self.predict_ids if ids is None else ids
-        chosen = Ids.of(self.all_ids if ids is None else ids)
-        _, processes = rank_of(self.trainer)
+        chosen = self.all_ids if ids is None else list(ids)
         if 0 < len(chosen) < processes:
-            chosen = Ids(itertools.islice(itertools.cycle(chosen), processes))
+            chosen = list(itertools.islice(itertools.cycle(chosen), processes))
         # Large tensors of all sizes: two items in advance per worker are enough.
         return DataLoader(
-            self.predict_dataset(chosen),
+            self.predict_dataset(chosen, scales),
             batch_size=1,
             collate_fn=only_item,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it would draw from the global stream
         )
+
+    def predict_dataloader(self) -> DataLoader:
+        """The `prediction_loader` of all images."""
+        _, processes = rank_of(self.trainer)
+        return self.prediction_loader(processes=processes)
 
     def references(
         self,
@@ -339,10 +271,31 @@ class WSSSDataModule(EpochDataModule):
         pin = torch.cuda.is_available()
         return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads, pool, pin)
 
-    @property
-    def served(self) -> list[VOCFolder]:
-        """Each split once, train_split first."""
-        return [self.train, *(folder for split, folder in self.evals.items() if split != self.train_split)]
+    def _split(self, split: str) -> BaseDataset:
+        if split not in self._opened:
+            self._opened[split] = self.open(split)
+        return self._opened[split]
+
+
+def _checked_source(
+    root: str | Path | None, dataset: Callable[..., ImageDataset] | None
+) -> Callable[..., ImageDataset] | None:
+    """The dataset argument; raises a ConfigError unless either it or the root is given."""
+    if dataset is None:
+        if root is None:
+            raise ConfigError("the setting data.root has no default; give it: data.root=...")
+        return None
+    if root is not None:
+        raise ConfigError(
+            f"data.root={root} would have no effect: data.dataset makes the data sets. Give places as "
+            "settings of it: +data.dataset.NAME=..."
+        )
+    if not callable(dataset):
+        raise ConfigError(
+            f"data.dataset is a {type(dataset).__name__}; expected what makes one of each split: set "
+            "data.dataset._partial_=true"
+        )
+    return dataset
 
 
 def _channels(values: Sequence[float], name: str) -> Channels:

@@ -14,7 +14,8 @@ from torchmetrics.aggregation import MeanMetric
 
 from ribseg.functional.irn import affinity_losses, check_radius
 from ribseg.models.irn import STRIDE, IRNet
-from ribseg.modules.classification import Batch, check_rates, published_sgd, with_polynomial_decay
+from ribseg.modules.classification import check_rates, published_sgd, with_polynomial_decay
+from ribseg.types import MaskSample
 
 
 class IRNModule(pl.LightningModule):
@@ -60,11 +61,11 @@ class IRNModule(pl.LightningModule):
         self.mean_y, self.mean_x = MeanMetric(), MeanMetric()
         self._measured = False
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MaskSample, batch_idx: int) -> Tensor:
         """The weighted sum of the five losses."""
-        output = self.network(batch["image"])
+        output = self.network(batch.image)
         boundary = output.boundary.float().sigmoid()  # the losses' logarithms need float32
-        labels = strided_labels(batch["mask"], boundary.shape[-2:])
+        labels = strided_labels(batch.mask, boundary.shape[-2:])
         losses = affinity_losses(
             boundary, output.displacement.float(), labels, self.radius, self.ignore_index
         )
@@ -73,9 +74,9 @@ class IRNModule(pl.LightningModule):
         self.log("train/loss", losses.total, prog_bar=True, batch_size=len(labels))
         return losses.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: MaskSample, batch_idx: int) -> None:
         """Gathers the mean displacement."""
-        displacement = self.network(batch["image"]).displacement.float()
+        displacement = self.network(batch.image).displacement.float()
         per_image = displacement.mean((2, 3))
         self.mean_y.update(per_image[:, 0])
         self.mean_x.update(per_image[:, 1])
@@ -88,7 +89,7 @@ class IRNModule(pl.LightningModule):
         self.mean_x.reset()
         self._measured = not self.trainer.sanity_checking
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: MaskSample, batch_idx: int) -> None:
         """What was measured before this step no longer holds."""
         self._measured = False
 

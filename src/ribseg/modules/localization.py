@@ -16,7 +16,7 @@ from ribseg.data.feed.references import Batch
 from ribseg.functional.random import rng
 from ribseg.methods.base import Method, takes
 from ribseg.methods.cam import merge_maps
-from ribseg.types import Adaptation, LocalizationMaps
+from ribseg.types import Adaptation, LocalizationMaps, PredictItem
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]
 ENDLESS = 10**9  # batches for a method that does not say how many it takes
@@ -71,16 +71,16 @@ class LocalizationModule(pl.LightningModule):
             given["references"] = self.references(image_id, chosen, ENDLESS if number is None else number)
         return self.method(views=views, labels=labels, **given)
 
-    def predict_step(self, item: dict[str, Any], batch_idx: int) -> Prediction:
+    def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
         """An item of `WSSSDataModule.predict_dataset` -> its maps and a record."""
         start = time.perf_counter()
-        result = self.localize(item["id"], item["views"], item["labels"])
-        maps = merge_maps(result.maps, item["size"])
+        result = self.localize(item.id, item.views, item.labels)
+        maps = merge_maps(result.maps, item.size)
         record = {
-            "id": item["id"],
+            "id": item.id,
             "classes": len(result.classes),
             "steps": result.steps,
             "stopped": result.stopped,
             "seconds": round(time.perf_counter() - start, 4),
         }
-        return Prediction(item["id"], maps, record)
+        return Prediction(item.id, maps, record)

@@ -1,12 +1,13 @@
 """A segmenter's masks as `Trainer.predict`: one image a step, processes independent."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 
 from ribseg.methods.inference import class_probabilities, normalized, predict_labels
 from ribseg.models.segmenter import Segmenter
+from ribseg.types import ImageItem
 
 
 class MaskPrediction(NamedTuple):
@@ -40,15 +41,15 @@ class MaskPredictionModule(pl.LightningModule):
         super().__init__()
         self.model, self.segmenter, self.defer_crf = segmenter.model, segmenter, defer_crf
 
-    def predict_step(self, item: dict[str, Any], batch_idx: int) -> MaskPrediction:
-        """An item of `ImageDataset` -> its mask, or what the CRF needs."""
-        image, settings, given = item["image"], dict(self.segmenter.inference), self.segmenter
+    def predict_step(self, item: ImageItem, batch_idx: int) -> MaskPrediction:
+        """An image -> its mask, or what the CRF needs."""
+        image, settings, given = item.image, dict(self.segmenter.inference), self.segmenter
         tile = settings.get("tile")
         whole = tile is None or max(image.shape[:2]) <= tile
         if not (self.defer_crf and whole and settings.get("crf") is not None):
             labels = predict_labels(self.model, image, mean=given.mean, std=given.std, **settings)
-            return MaskPrediction(item["id"], labels, image)
+            return MaskPrediction(item.id, labels, image)
         pixels = normalized(self.model, image, given.mean, given.std)
         views = {name: settings[name] for name in ("scales", "flip") if name in settings}
         probabilities = class_probabilities(self.model, pixels, **views)
-        return MaskPrediction(item["id"], None, image, probabilities.cpu().numpy())
+        return MaskPrediction(item.id, None, image, probabilities.cpu().numpy())

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from ribseg.functional.irn import check_radius
 from ribseg.functional.psa import FeatureAffinityLosses, feature_affinity_losses
 from ribseg.models.psa import STRIDE, PSANet
-from ribseg.modules.classification import Batch, check_rates, published_sgd, with_polynomial_decay
+from ribseg.modules.classification import check_rates, published_sgd, with_polynomial_decay
 from ribseg.modules.irn import strided_labels
+from ribseg.types import MaskSample
 
 
 class PSAModule(pl.LightningModule):
@@ -52,22 +53,22 @@ class PSAModule(pl.LightningModule):
         self.radius, self.ignore_index = radius, ignore_index
         self.lr, self.power, self.optimizer = lr, power, optimizer
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MaskSample, batch_idx: int) -> Tensor:
         """The weighted sum of the three losses."""
         losses = self._losses(batch)
         named = {f"train/{name}": value for name, value in losses._asdict().items()}
-        self.log_dict(named, batch_size=len(batch["mask"]))
-        self.log("train/loss", losses.total, prog_bar=True, batch_size=len(batch["mask"]))
+        self.log_dict(named, batch_size=len(batch.mask))
+        self.log("train/loss", losses.total, prog_bar=True, batch_size=len(batch.mask))
         return losses.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: MaskSample, batch_idx: int) -> None:
         """The same loss on the training images without augmentation."""
         total = self._losses(batch).total
-        self.log("val/loss", total, batch_size=len(batch["mask"]), sync_dist=True)
+        self.log("val/loss", total, batch_size=len(batch.mask), sync_dist=True)
 
-    def _losses(self, batch: Batch) -> FeatureAffinityLosses:
-        features = self.network(batch["image"]).float()  # the losses' logarithms need float32
-        labels = strided_labels(batch["mask"], features.shape[-2:])
+    def _losses(self, batch: MaskSample) -> FeatureAffinityLosses:
+        features = self.network(batch.image).float()  # the losses' logarithms need float32
+        labels = strided_labels(batch.mask, features.shape[-2:])
         return feature_affinity_losses(features, labels, self.radius, self.ignore_index)
 
     def new_optimizer(self) -> Optimizer:

@@ -15,7 +15,8 @@ from ribseg.errors import DataError
 from ribseg.functional.losses import Place, segmentation_loss
 from ribseg.methods.inference import margin_of, tiles
 from ribseg.metrics import MaskConfusion
-from ribseg.modules.classification import Batch, check_rates, with_polynomial_decay
+from ribseg.modules.classification import check_rates, with_polynomial_decay
+from ribseg.types import MaskSample
 
 
 def published_segmenter_sgd(groups: list[dict[str, Any]]) -> Optimizer:
@@ -92,36 +93,36 @@ class SegmentationModule(pl.LightningModule):
         """(N, 3, H, W) -> (N, C+1, h, w) logits."""
         return self.model(images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: MaskSample, batch_idx: int) -> Tensor:
         """The loss of a batch."""
         loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["mask"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
         return loss
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: MaskSample) -> Tensor:
         """Added over the scales."""
-        logits = multi_scale_logits(self.model, batch["image"], self.loss_scales)
+        logits = multi_scale_logits(self.model, batch.image, self.loss_scales)
         losses = [
-            segmentation_loss(part, batch["mask"], self.class_weights, self.balanced, self.loss_at)
+            segmentation_loss(part, batch.mask, self.class_weights, self.balanced, self.loss_at)
             for part in logits
         ]
         return torch.stack(losses).sum()
 
-    def validation_step(self, item: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, item: MaskSample, batch_idx: int) -> None:
         """Counts the pixels of one image, at one scale."""
-        labels = torch.empty_like(item["mask"])
-        if item["image"].shape[-2:] != labels.shape:
-            sizes = [tuple(item[name].shape[-2:]) for name in ("image", "mask")]
+        labels = torch.empty_like(item.mask)
+        if item.image.shape[-2:] != labels.shape:
+            sizes = [tuple(part.shape[-2:]) for part in (item.image, item.mask)]
             raise DataError(f"expected an image and a mask of one size, got {sizes[0]} and {sizes[1]}")
         for part in tiles((labels.shape[0], labels.shape[1]), self.tile, self.margin):
             rows, columns = part.seen.place
-            pixels = item["image"][None, :, rows, columns]
+            pixels = item.image[None, :, rows, columns]
             logits = F.interpolate(
                 self(pixels).float(), pixels.shape[-2:], mode="bilinear", align_corners=False
             )
             labels[part.kept.place] = logits[0].argmax(0)[part.inside].to(labels.dtype)
-        if item["counts"]:
-            self.val_confusion.update(labels, item["mask"])
+        if item.counts:
+            self.val_confusion.update(labels, item.mask)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mIoU over all processes."""

@@ -13,7 +13,7 @@ from ribseg.data.feed.iterations import (
     only_item,
 )
 from ribseg.errors import ConfigError
-from ribseg.modules.data_module import EpochDataModule, rank_of
+from ribseg.modules.epoch_data import EpochDataModule, rank_of
 
 
 class CropDataModule(EpochDataModule):

@@ -13,12 +13,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from ribseg.analysis import gradient_map, gradients_before_and_after, high_gradient_ratio
 from ribseg.analysis.regions import check_gradient
 from ribseg.checks import check_number, check_switch
+from ribseg.data.demo.digits import ToyImages
 from ribseg.functional.activations import Activation
 from ribseg.functional.losses import cross_entropy
 from ribseg.methods.rib import RIB
 from ribseg.models.toy import ToyNet
-
-Batch = Mapping[str, Tensor]
 
 
 class ToyModule(pl.LightningModule):
@@ -40,10 +39,10 @@ class ToyModule(pl.LightningModule):
         check_number("lr", lr, above=0)
         self.network, self.loss, self.lr = network, loss, lr
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch with image (N, 1, 64, 64) and labels (N, 2)."""
-        loss = self.loss(self.network(batch["image"]), batch["labels"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+    def training_step(self, batch: ToyImages, batch_idx: int) -> Tensor:
+        """The loss of a batch with images (N, 1, 64, 64) and labels (N, 2)."""
+        loss = self.loss(self.network(batch.images), batch.labels)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
 
     def new_optimizer(self) -> Optimizer:
@@ -108,15 +107,15 @@ class BottleneckModule(pl.LightningModule):
         check_gradient(**self.gradient)
         self.rib = RIB(network, pooling, **kwargs)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Measured:
+    def predict_step(self, batch: ToyImages, batch_idx: int) -> Measured:
         """A batch of one image (1, 1, H, W), labels (1, C) and regions (1, R, H, W) -> its measurements."""
         # RIB's views have three channels and a mirror image; a mirrored 2 is no 2, so the image stands twice.
-        view = batch["image"].expand(2, 3, -1, -1)
-        labels = 1 - batch["labels"][0] if self.wrong_class else batch["labels"][0]
+        view = batch.images.expand(2, 3, -1, -1)
+        labels = 1 - batch.labels[0] if self.wrong_class else batch.labels[0]
         found = gradients_before_and_after(
             self.rib, [view], labels, list(self.network.layers), activation=self.activation
         )
-        before, after = (self.ratios(stack, batch["regions"]) for stack in (found.before, found.after))
+        before, after = (self.ratios(stack, batch.regions) for stack in (found.before, found.after))
         if found.stopped == "not_finite":
             after = torch.full_like(after, float("nan"))
         sigma = self.gradient.get("sigma", 0.0)

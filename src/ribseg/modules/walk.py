@@ -14,7 +14,7 @@ from ribseg.methods.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
-from ribseg.types import LocalizationMaps
+from ribseg.types import LocalizationMaps, PredictItem
 
 
 class RandomWalkModule(pl.LightningModule):
@@ -45,23 +45,23 @@ class RandomWalkModule(pl.LightningModule):
         self.network, self.read_maps = network, read_maps
         self.crop_size, self.walk = crop_size, kwargs
 
-    def predict_step(self, item: dict[str, Any], batch_idx: int) -> Prediction:
+    def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
         """An item of `WSSSDataModule.predict_dataset`, whose first view has scale 1 -> its walked maps."""
         start = time.perf_counter()
-        maps, size = self.read_maps(item["id"]), item["size"]
-        full = self._walk(maps, item["views"][0].to(self.device), size)
+        maps, size = self.read_maps(item.id), item.size
+        full = self._walk(maps, item.views[0].to(self.device), size)
         strided = full.new_zeros(0, -(-size[0] // STRIDE), -(-size[1] // STRIDE))
         if len(full):
             small = tuple(strided.shape[1:])
             strided = F.interpolate(full[None], small, mode="bilinear", align_corners=False)[0]
         record = {
-            "id": item["id"],
+            "id": item.id,
             "classes": len(maps.classes),
             "steps": 0,
             "stopped": None,
             "seconds": round(time.perf_counter() - start, 4),
         }
-        return Prediction(item["id"], LocalizationMaps(maps.classes, strided, full, size), record)
+        return Prediction(item.id, LocalizationMaps(maps.classes, strided, full, size), record)
 
     def _walk(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
         """Walks at the size of the view: that of the image, unless `max_side` has scaled it down."""

@@ -126,7 +126,7 @@ class ValidationBatches(DistributedSampler[list[int]]):
 class SeededDataset(Dataset[Any]):
     """A data set whose items are functions of (seed, epoch, image id), under the indices of `EpochSampler`.
 
-    Before each item these start anew: the transforms of albumentations and the generators of random, numpy
+    Before each item these are restarted: the transforms of albumentations and the generators of random, numpy
     and torch that the data set holds, itself or in its transforms; and the global streams of random, numpy
     and torch (CPU), which afterwards are as they were. torch computes on one thread, as it does in a worker.
     What else it draws from, such as a generator that is a variable of a module, it has to seed itself.
@@ -225,7 +225,7 @@ def loader_settings(num_workers: int) -> dict[str, Any]:
     """What all loaders that are passed through more than once have in common."""
     return {
         "num_workers": num_workers,
-        "persistent_workers": num_workers > 0,  # else each epoch would start them anew
+        "persistent_workers": num_workers > 0,  # else each epoch would start new ones
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": worker_init_fn,
         # Else a DataLoader draws from the global stream, which the network's dropout draws from.

@@ -6,7 +6,6 @@ colour, with 255 as label.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import albumentations as A
@@ -17,23 +16,22 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ribseg.data.augment.transforms import Channels
-from ribseg.data.ids import Ids
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, read_image, rescale, rescaled_size
-from ribseg.data.io.masks import IGNORE, read_mask
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, rescale, rescaled_size
+from ribseg.data.io.masks import IGNORE
 from ribseg.errors import ConfigError, DataError
+from ribseg.types import MaskSample
 
-PathOf = Callable[[str], str | Path]
+Reader = Callable[[str], np.ndarray]
 
 
-class SegmentationDataset(Dataset[dict[str, Any]]):
+class SegmentationDataset(Dataset[MaskSample]):
     """Images and label maps from anywhere.
 
     Args:
         ids: of the images.
-        image_path: image id -> file.
-        mask_path: image id -> palette or gray PNG of class ids, 0 background, 255 ignore.
+        image: image id -> (H, W, 3) uint8, as `BaseDataset.image`.
+        mask: image id -> (H, W) uint8 class ids, 0 background, 255 ignore, as `BaseDataset.mask`.
         transform: of image and mask together, see `segmentation_train_transform`; None leaves the arrays.
-        num_classes: without background; given, masks with other ids are refused.
 
     Raises:
         DataError: from `[i]`, if a file is broken, or a mask has not its image's size.
@@ -42,32 +40,28 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         ids: Sequence[str],
-        image_path: PathOf,
-        mask_path: PathOf,
+        image: Reader,
+        mask: Reader,
         transform: A.Compose | None = None,
-        num_classes: int | None = None,
     ) -> None:
-        self.ids = Ids.of(ids)
-        self.image_path, self.mask_path = image_path, mask_path
-        self.transform, self.num_classes = transform, num_classes
+        self.ids, self.image, self.mask, self.transform = ids, image, mask, transform
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`id`, `image` and `mask`; with a transform of here, (3, S, S) float32 and (S, S) uint8 tensors."""
+    def __getitem__(self, index: int) -> MaskSample:
+        """With a transform of here, (3, S, S) float32 and (S, S) uint8 tensors."""
         image_id = self.ids[index]
-        image = read_image(self.image_path(image_id))
-        mask = read_mask(self.mask_path(image_id), self.num_classes)
+        image, mask = self.image(image_id), self.mask(image_id)
         if image.shape[:2] != mask.shape:
             raise DataError(
-                f"{self.mask_path(image_id)} is of size {mask.shape}, its image {self.image_path(image_id)} "
-                f"of {image.shape[:2]} (height, width); make the mask anew from this image"
+                f"the mask of {image_id} is of size {mask.shape}, its image of {image.shape[:2]} (height, "
+                "width); the mask must belong to this image"
             )
-        sample = {"image": image, "mask": mask}
-        if self.transform is not None:
-            sample = self.transform(**sample)
-        return {"id": image_id, "image": sample["image"], "mask": sample["mask"]}
+        if self.transform is None:
+            return MaskSample(image_id, image, mask)
+        sample = self.transform(image=image, mask=mask)
+        return MaskSample(image_id, sample["image"], sample["mask"])
 
 
 class RandomRescale(A.RandomScale):

@@ -54,7 +54,7 @@ def generators_of(dataset: Dataset[Any]) -> list[Any]:
 
 
 def restart(generator: Any, seed: int) -> None:
-    """Starts one of `GENERATORS` anew, in place."""
+    """Restarts one of `GENERATORS`, in place."""
     if isinstance(generator, AUGMENTATIONS):
         seeded(generator, seed)
     elif isinstance(generator, np.random.Generator):

@@ -101,7 +101,7 @@ def eval_transform(
 
 
 def seeded(transform: T, seed: int) -> T:
-    """Starts a transform's random stream anew, in place; the same seed gives the same output in any process.
+    """Restarts a transform's random stream, in place; the same seed gives the same output in any process.
 
     `Compose.set_random_seed` would hand the same seed to each step, and steps that start from the same stream
     agree: an image would be mirrored whenever it is made small. Here all of them draw from one stream.

@@ -10,15 +10,17 @@ from typing import Literal
 
 from rich.progress import track
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts, MaskLook, look_at_mask, mask_facts
 from ribseg.data.check.near_misses import near_misses, with_reason
-from ribseg.data.io.images import read_header, read_image
-from ribseg.data.io.masks import mask_size
+from ribseg.data.io.images import ImageHeader, check_pixels, read_header
+from ribseg.data.io.masks import mask_colours, mask_size
 from ribseg.data.voc import VOCFolder
-from ribseg.errors import DataError, list_problems
+from ribseg.errors import DataError, list_problems, reason
 
 Finding = tuple[str, str]  # kind, what
 OnError = Literal["raise", "skip"]
+UNREADABLE = (DataError, OSError, ValueError, LookupError)  # the last three of a data set of one's own
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class CheckReport:
 
 
 def check_dataset(
-    dataset: VOCFolder,
+    dataset: BaseDataset,
     masks: bool = False,
     full: bool = False,
     workers: int | None = None,
@@ -83,24 +85,26 @@ def check_dataset(
     return CheckReport(good, good if masks else 0, unlabelled, skipped, values)
 
 
-def _listed(dataset: VOCFolder, found: dict[str, list[Finding]], on_error: OnError) -> str:
+def _listed(dataset: BaseDataset, found: dict[str, list[Finding]], on_error: OnError) -> str:
     problems: dict[str, list[str]] = defaultdict(list)
     for kind, what in (finding for findings in found.values() for finding in findings):
         problems[kind].append(what)
     explain_absent(dataset, problems)
     count = sum(map(len, problems.values()))
-    headline = f"the split {dataset.split!r} of {dataset.root}: {count} problems in {len(dataset)} images"
-    folders = " or ".join(map(str, dataset.images_dirs))
+    headline = f"the split {dataset.split!r} of {dataset.origin}: {count} problems in {len(dataset)} images"
     skipping = "data.on_error=skip does it for this run" if on_error == "raise" else "skipping leaves none"
-    advice = (
-        f"Complete or mend the files, or take the images off the list; {skipping}. Images belong into "
-        f"{folders}, masks into {dataset.masks_dir}; ids are file names without ending."
-    )
+    advice = f"Complete or correct the files, or take the images off the list; {skipping}."
+    if isinstance(dataset, VOCFolder):
+        folders = " or ".join(map(str, dataset.images_dirs))
+        places = f"Images belong into {folders}, masks into {dataset.masks_dir}"
+        advice += f" {places}; ids are file names without ending."
     return list_problems(headline, problems, advice)
 
 
-def explain_absent(dataset: VOCFolder, problems: dict[str, list[str]]) -> None:
+def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None:
     """Says beside ids of absent files which file they may mean."""
+    if not isinstance(dataset, VOCFolder):
+        return
     for kind, known in (("absent images", dataset.image_ids), ("absent masks", dataset.mask_ids)):
         if kind in problems:
             near = near_misses(problems[kind], known)
@@ -108,7 +112,7 @@ def explain_absent(dataset: VOCFolder, problems: dict[str, list[str]]) -> None:
 
 
 def _inspect(
-    dataset: VOCFolder, masks: bool, full: bool, image_id: str
+    dataset: BaseDataset, masks: bool, full: bool, image_id: str
 ) -> tuple[list[Finding], MaskLook | None]:
     findings = list(image_findings(dataset, full, image_id))
     if not masks:
@@ -117,38 +121,57 @@ def _inspect(
     return findings + wrong, look
 
 
-def image_findings(dataset: VOCFolder, full: bool, image_id: str) -> Iterator[Finding]:
+def image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[Finding]:
     """What is wrong with an image; `full` decodes it."""
     if not dataset.has_image(image_id):
         yield "absent images", image_id
         return
     try:
-        (read_image if full else read_header)(dataset.image_path(image_id))
-    except DataError as error:
-        yield "unreadable images", str(error)
+        if full:
+            check_pixels(dataset.image(image_id), image_id)
+        else:
+            dataset.size(image_id)
+    except UNREADABLE as error:
+        yield "unreadable images", _said(error, image_id)
 
 
-def inspect_mask(dataset: VOCFolder, full: bool, image_id: str) -> tuple[list[Finding], MaskLook | None]:
+def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[Finding], MaskLook | None]:
     """What is wrong with an image's mask, and what it holds if it can be used; `full` decodes it."""
     if not dataset.has_mask(image_id):
         return [("absent masks", image_id)], None
     path, look = dataset.mask_path(image_id), None
     try:
-        look = look_at_mask(path, dataset.num_classes) if full else None
-        size = look.size if look else mask_size(path)
-    except DataError as error:
-        return [("unusable masks", str(error))], None
+        if full:
+            palette = None if path is None else mask_colours(path)
+            look = look_at_mask(dataset.mask(image_id), palette)
+        size = look.size if look else mask_size(path) if path else dataset.mask(image_id).shape
+    except UNREADABLE as error:
+        return [("unusable masks", _said(error, image_id))], None
     try:
-        header = read_header(dataset.image_path(image_id))
-    except DataError:
+        header = header_of(dataset, image_id)
+    except UNREADABLE:
         return [], look  # the image's own finding
     if size == header.size:
         return [], look
     hint = ""
     if size == header.stored:
         hint = " (it fits the image before its EXIF rotation: rotate the mask or drop the EXIF tag)"
-    what = f"{path}: {_text(size)}, image {_text(header.size)}{hint}"
+    what = f"{path or image_id}: {_text(size)}, image {_text(header.size)}{hint}"
     return [("masks of another size than their image", what)], None
+
+
+def header_of(dataset: BaseDataset, image_id: str) -> ImageHeader:
+    """Sizes of an image, of a file from its header."""
+    path = dataset.image_path(image_id)
+    if path is not None:
+        return read_header(path)
+    size = dataset.size(image_id)
+    return ImageHeader(size, size)
+
+
+def _said(error: Exception, image_id: str) -> str:
+    """What an error says; our own name the file."""
+    return str(error) if isinstance(error, DataError) else f"{image_id}: {reason(error)}"
 
 
 def _text(size: tuple[int, ...]) -> str:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ribseg.data.io.masks import IGNORE, mask_colours, read_mask
+from ribseg.data.io.masks import IGNORE
 
 ENOUGH = 3  # images of a class below which nothing is concluded from where its id occurs
 SELDOM, NEARLY_ALWAYS = 0.5, 0.9  # Jaccard index of the images that have a label and those that have an id
@@ -74,15 +73,18 @@ class MaskFacts:
         return self.pixels(1, IGNORE - 1)
 
 
-def look_at_mask(path: Path, num_classes: int) -> MaskLook:
-    """Decodes a mask and counts its ids; raises a DataError as `read_mask`."""
-    mask = read_mask(path, num_classes)
+def look_at_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> MaskLook:
+    """Counts the ids of a mask.
+
+    Args:
+        mask: (H, W) uint8.
+        palette: (256, 3) uint8 RGB; None of one without colours.
+    """
     height, width = mask.shape
     inner = mask[1:-1, 1:-1] if min(height, width) > 2 else mask[:0]
     all_, inside = (np.bincount(part.ravel(), minlength=256) for part in (mask, inner))
     ids = np.flatnonzero(all_)
     pixels, border = all_[ids], (all_ - inside)[ids]
-    palette = mask_colours(path)
     packed = np.zeros(0, int) if palette is None else palette[ids].astype(int) @ (1 << 16, 1 << 8, 1)
     return MaskLook((height, width), *(tuple(values.tolist()) for values in (ids, pixels, border, packed)))
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import track
 
-from ribseg.data.check.dataset import Finding, explain_absent, image_findings, inspect_mask
+from ribseg.data.base import BaseDataset
+from ribseg.data.check.dataset import Finding, explain_absent, header_of, image_findings, inspect_mask
 from ribseg.data.check.mask_facts import MaskFacts, MaskLook, mask_facts
-from ribseg.data.io.images import open_image, read_header
+from ribseg.data.io.images import open_image
 from ribseg.data.io.labels import labels_from_xml
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, DatasetNotFoundError
@@ -30,7 +31,7 @@ class ImageFacts(NamedTuple):
     Attributes:
         findings: what is wrong.
         size: (height, width) in pixels, or None if it cannot be read.
-        kind: format and mode, as "JPEG RGB"; with "rotated" where EXIF turns it.
+        kind: format and mode, as "JPEG RGB"; "array" without a file; with "rotated" where EXIF turns it.
         digest: of the file's bytes.
         mask: what its mask holds, None without a usable one.
     """
@@ -54,7 +55,7 @@ class Survey:
         class_images: class -> images that have it.
         sizes: smallest, median and largest height and width; empty if no image can be read.
         kinds: format and mode -> images.
-        problems: kind -> what is wrong. Errors: nothing can be trusted before they are mended.
+        problems: kind -> what is wrong. Errors: nothing can be trusted before they are corrected.
         oddities: kind -> what is unusual, but works.
         values: what the masks hold.
         digests: of the files' bytes -> image ids.
@@ -73,7 +74,7 @@ class Survey:
     digests: dict[str, list[str]] = field(default_factory=dict)
 
 
-def survey(dataset: VOCFolder, masks: bool, workers: int | None = None, progress: bool = False) -> Survey:
+def survey(dataset: BaseDataset, masks: bool, workers: int | None = None, progress: bool = False) -> Survey:
     """Opens every file of a split and says what it found; nothing that is wrong raises.
 
     Args:
@@ -146,7 +147,7 @@ def overlaps(lists: Mapping[str, Collection[str]]) -> tuple[dict[str, list[str]]
     return leaks, within
 
 
-def _look(dataset: VOCFolder, masks: bool, image_id: str) -> ImageFacts:
+def _look(dataset: BaseDataset, masks: bool, image_id: str) -> ImageFacts:
     findings = list(image_findings(dataset, True, image_id))
     mask = None
     if masks or dataset.has_mask(image_id):
@@ -154,8 +155,10 @@ def _look(dataset: VOCFolder, masks: bool, image_id: str) -> ImageFacts:
         findings += wrong
     if any(kind in ("absent images", "unreadable images") for kind, _ in findings):
         return ImageFacts(findings, mask=mask)
-    path = dataset.image_path(image_id)
-    header = read_header(path)
+    header, path = header_of(dataset, image_id), dataset.image_path(image_id)
+    if path is None:
+        pixels = hashlib.sha256(f"{header.size}".encode() + dataset.image(image_id).tobytes())
+        return ImageFacts(findings, header.size, "array", pixels.hexdigest(), mask)
     with open_image(path) as image:
         kind = f"{image.format} {image.mode}" + (" rotated" if header.size != header.stored else "")
     return ImageFacts(findings, header.size, kind, hashlib.sha256(path.read_bytes()).hexdigest(), mask)
@@ -181,13 +184,15 @@ def _odd_sizes(ids: Sequence[str], facts: Sequence[ImageFacts]) -> Iterable[Find
             yield f"one side more than {LONG:g} times the other", text
 
 
-def _odd_labels(dataset: VOCFolder, facts: Sequence[ImageFacts]) -> Iterable[Finding]:
+def _odd_labels(dataset: BaseDataset, facts: Sequence[ImageFacts]) -> Iterable[Finding]:
     """Images whose labels differ from what masks or XML files say."""
     for image_id, row, fact in zip(dataset.ids, dataset.labels, facts, strict=True):
         if fact.mask is not None:
             mask = np.zeros_like(row)
             mask[[c - 1 for c in fact.mask.classes]] = True
             yield from _difference(dataset, image_id, row, mask, "masks")
+    if not isinstance(dataset, VOCFolder):
+        return
     try:
         xml = labels_from_xml(dataset.root / "Annotations", dataset.ids, dataset.classes)
     except DatasetNotFoundError:
@@ -200,7 +205,7 @@ def _odd_labels(dataset: VOCFolder, facts: Sequence[ImageFacts]) -> Iterable[Fin
 
 
 def _difference(
-    dataset: VOCFolder, image_id: str, labels: np.ndarray, other: np.ndarray, source: str
+    dataset: BaseDataset, image_id: str, labels: np.ndarray, other: np.ndarray, source: str
 ) -> Iterable[Finding]:
     if (labels == other).all():
         return

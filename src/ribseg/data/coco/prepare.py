@@ -174,7 +174,7 @@ def draw_masks(
     left = {image_id for image_id in ids if not (folder / f"{image_id}.png").is_file()}
     if not left:
         return
-    # Read anew, so that never two files' objects are in memory.
+    # Read again, so that never two files' objects are in memory.
     instances = read_instances(annotations)
     jobs: list[Job] = [
         (record, objects, folder / f"{record.id}.png")
@@ -192,7 +192,7 @@ def draw_masks(
     broken = [problem for problem in problems if problem]
     if broken:
         raise DataError(
-            list_problems(f"masks of {annotations}", {"cannot be drawn": broken}, "Mend the annotations.")
+            list_problems(f"masks of {annotations}", {"cannot be drawn": broken}, "Correct the annotations.")
         )
 
 

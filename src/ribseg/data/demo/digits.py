@@ -141,12 +141,12 @@ def toy_images(
 
 
 class ToyBatches:
-    """Batches of a toy data set in memory, as dictionaries: image, labels, regions.
+    """Batches of a toy data set in memory, as `ToyImages`.
 
     Args:
         toy: the data.
         batch_size: of all batches but the last.
-        seed: shuffles anew on every pass; None keeps the order.
+        seed: shuffles again on every pass; None keeps the order.
     """
 
     def __init__(self, toy: ToyImages, batch_size: int, seed: int | None = None) -> None:
@@ -155,17 +155,13 @@ class ToyBatches:
     def __len__(self) -> int:
         return -(-len(self.toy.images) // self.batch_size)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[ToyImages]:
         order = torch.arange(len(self.toy.images))
         if self.seed is not None:
             order = torch.from_numpy(rng(self.seed, "toy order", self.passes).permutation(len(order)))
             self.passes += 1
         for chosen in order.split(self.batch_size):
-            yield {
-                "image": self.toy.images[chosen],
-                "labels": self.toy.labels[chosen],
-                "regions": self.toy.regions[chosen],
-            }
+            yield ToyImages(*(part[chosen] for part in self.toy))
 
 
 def _side(draw: np.random.Generator, sizes: tuple[int, int]) -> int:

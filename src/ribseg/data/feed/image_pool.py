@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write
-from ribseg.data.io.images import read_header
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, RibsegError
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
@@ -60,10 +59,9 @@ class ImagePool:
         return self._pixels[end - height * width * CHANNELS : end].reshape(height, width, CHANNELS)
 
 
-def image_sizes(dataset: VOCFolder) -> np.ndarray:
-    """(N, 2) int64 heights and widths of a data set's images, from their headers."""
-    headers = (read_header(dataset.image_path(image_id)).size for image_id in dataset.ids)
-    return np.asarray(list(headers), dtype=np.int64).reshape(-1, 2)
+def image_sizes(dataset: BaseDataset) -> np.ndarray:
+    """(N, 2) int64 heights and widths of a data set's images; of files from their headers."""
+    return np.asarray([dataset.size(image_id) for image_id in dataset.ids], dtype=np.int64).reshape(-1, 2)
 
 
 def pool_bytes(sizes: np.ndarray) -> int:
@@ -76,7 +74,7 @@ def pool_bytes(sizes: np.ndarray) -> int:
 
 
 def build_pool(
-    folder: str | Path, dataset: VOCFolder, sizes: np.ndarray, threads: int = 4, progress: bool = False
+    folder: str | Path, dataset: BaseDataset, sizes: np.ndarray, threads: int = 4, progress: bool = False
 ) -> ImagePool:
     """Decodes all images of a data set into one file.
 
@@ -125,19 +123,19 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _decoded(dataset: VOCFolder, sizes: np.ndarray, threads: int) -> Iterator[bytes]:
+def _decoded(dataset: BaseDataset, sizes: np.ndarray, threads: int) -> Iterator[bytes]:
     numbers = iter(range(len(dataset)))
     with ThreadPoolExecutor(threads, thread_name_prefix="pool") as workers:
         while batch := list(islice(numbers, 4 * threads)):
             yield from workers.map(lambda number: _pixels(dataset, number, sizes[number]), batch)
 
 
-def _pixels(dataset: VOCFolder, number: int, size: Iterable[int]) -> bytes:
+def _pixels(dataset: BaseDataset, number: int, size: Iterable[int]) -> bytes:
     image = dataset.image(dataset.ids[number])
     if image.shape != (*size, CHANNELS):
         raise DataError(
-            f"{dataset.image_path(dataset.ids[number])} has the shape {image.shape}, its header said "
-            f"{tuple(size)}; was it changed since the run began?"
+            f"the image {dataset.ids[number]} has the shape {image.shape}, its header said {tuple(size)}; "
+            "was it changed since the run began?"
         )
     return image.tobytes()
 

@@ -4,21 +4,22 @@ So a training that goes on at iteration n does what it would have done without t
 the number of processes nor of workers changes what is seen; see `seeding` for training by epochs.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from ribseg.data.augment.seeding import Place, shuffled
-from ribseg.data.augment.segmentation import PathOf, SegmentationDataset
-from ribseg.data.ids import Ids
-from ribseg.data.io.images import read_image
+from ribseg.data.augment.segmentation import SegmentationDataset
 from ribseg.errors import ConfigError
+from ribseg.types import ImageItem, MaskSample
+
+T = TypeVar("T")
 
 
 class IterationSampler(Sampler[list[Place]]):
-    """Endless batches; each pass over the images, an epoch, is shuffled anew, and batches go across its end.
+    """Endless batches; each pass over the images, an epoch, is shuffled again, and batches go across its end.
 
     For a `SeededDataset`.
 
@@ -65,17 +66,22 @@ class IterationSampler(Sampler[list[Place]]):
         return int(self._order[place]), epoch
 
 
-class ImageDataset(Dataset[dict[str, Any]]):
-    """Images as they are, for predictions: `id` and `image` (H, W, 3) uint8."""
+class WholeImages(Dataset[ImageItem]):
+    """Images as they are, for predictions.
 
-    def __init__(self, ids: Iterable[str], image_path: PathOf) -> None:
-        self.ids, self.image_path = Ids.of(ids), image_path
+    Args:
+        ids: of the images.
+        image: image id -> (H, W, 3) uint8.
+    """
+
+    def __init__(self, ids: Iterable[str], image: Callable[[str], np.ndarray]) -> None:
+        self.ids, self.image = list(ids), image
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"id": self.ids[index], "image": read_image(self.image_path(self.ids[index]))}
+    def __getitem__(self, index: int) -> ImageItem:
+        return ImageItem(self.ids[index], self.image(self.ids[index]))
 
 
 class PaddedShard(Sampler[int]):
@@ -98,8 +104,8 @@ class PaddedShard(Sampler[int]):
         return iter(range(self.rank, len(self) * self.processes, self.processes))
 
 
-class CountedDataset(Dataset[dict[str, Any]]):
-    """A dataset under the indices of `PaddedShard`; items say whether they `count`."""
+class CountedDataset(Dataset[MaskSample]):
+    """A data set under the indices of `PaddedShard`; items say whether they count."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
@@ -107,11 +113,11 @@ class CountedDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> MaskSample:
         number = len(self.dataset)
-        return self.dataset[index % number] | {"counts": index < number}
+        return self.dataset[index % number]._replace(counts=index < number)
 
 
-def only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Unpacks a batch of one (a module-level function: workers may have to pickle it)."""
+def only_item(items: list[T]) -> T:
+    """The item of a batch of one (a module-level function: workers may have to pickle it)."""
     return items[0]

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ribseg.data.augment.transforms import seeded
+from ribseg.data.base import BaseDataset
 from ribseg.data.feed.image_pool import ImagePool
-from ribseg.data.ids import Ids
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.random import rng
 
@@ -30,7 +29,7 @@ class ReferenceSampler:
     """Draws label-disjoint images from a label matrix; no file is looked at.
 
     Args:
-        ids: N image ids; `Ids` are shared, not copied.
+        ids: N image ids.
         labels: (N, C) bool; images without any label serve as references, too.
         seed: of the experiment.
 
@@ -41,7 +40,8 @@ class ReferenceSampler:
     def __init__(self, ids: Sequence[str], labels: np.ndarray, seed: int = 0) -> None:
         if labels.ndim != 2 or len(labels) != len(ids):
             raise DataError(f"expected labels ({len(ids)}, C), found {labels.shape}.")
-        self.ids = Ids.of(ids)
+        self.ids = ids
+        self._rows = {image_id: row for row, image_id in enumerate(ids)}
         self.seed = seed
         # A row per class: an image has few classes, and only their rows are looked at.
         self._images = np.ascontiguousarray((labels > 0).T)
@@ -53,9 +53,8 @@ class ReferenceSampler:
         if target.shape != self._images.shape[:1]:
             raise DataError(f"expected labels ({len(self._images)},) of {image_id}, found {target.shape}.")
         taken = np.logical_or.reduce(self._images[target > 0], axis=0)
-        own = self.ids.find(image_id)
-        if own >= 0:
-            taken[own] = True
+        if image_id in self._rows:
+            taken[self._rows[image_id]] = True
         return np.flatnonzero(~taken)
 
     def has_references(self, labels: np.ndarray) -> np.ndarray:
@@ -199,7 +198,7 @@ class ReferenceBatches:
 
     def __init__(
         self,
-        dataset: VOCFolder,
+        dataset: BaseDataset,
         sampler: ReferenceSampler,
         transform: A.Compose,
         batch_size: int = 20,

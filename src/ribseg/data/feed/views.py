@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ribseg.data.ids import Ids
+from ribseg.data.base import BaseDataset
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, capped, rescale
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
+from ribseg.types import PredictItem
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 Channels = tuple[float, float, float]
@@ -71,26 +70,22 @@ def _with_mirror(image: np.ndarray, table: np.ndarray) -> Tensor:
     return torch.from_numpy(view)
 
 
-class ViewsDataset(Dataset[dict[str, Any]]):
+class ViewsDataset(Dataset[PredictItem]):
     """Images with their views, for the stages that make localization maps; one image is one item.
 
     Args:
-        folders: image id -> the VOCFolder that holds it; for many images `ServedImages`, not a dictionary, of
-            which each worker would come to have its own.
+        folders: image id -> the data set that holds it.
         ids: which images, in which order.
         scales: see `multi_scale_views`.
         mean: see `multi_scale_views`.
         std: see `multi_scale_views`.
         max_side: images with a longer side than this many pixels are scaled down before their views are made:
             memory grows with it. `size` stays that of the image, and so do the maps.
-
-    An item is a dict of `id` (str), `views` (list of (2, 3, h, w) float32), `labels` (C,) float32 and `size`
-    (H, W) in pixels.
     """
 
     def __init__(
         self,
-        folders: Mapping[str, VOCFolder],
+        folders: Mapping[str, BaseDataset],
         ids: Sequence[str],
         scales: Sequence[float] = SCALES,
         mean: Channels = IMAGENET_MEAN,
@@ -100,16 +95,16 @@ class ViewsDataset(Dataset[dict[str, Any]]):
         unknown = [image_id for image_id in ids if image_id not in folders]
         if unknown:
             raise DataError(f"{len(unknown)} image ids are in none of the splits, first: {unknown[:5]}.")
-        self.folders, self.ids = folders, Ids.of(ids)
+        self.folders, self.ids = folders, ids
         self.scales, self.mean, self.std, self.max_side = tuple(scales), mean, std, max_side
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> PredictItem:
         image_id = self.ids[index]
         folder = self.folders[image_id]
         image = folder.image(image_id)
         views = multi_scale_views(capped(image, self.max_side), self.scales, self.mean, self.std)
         labels = torch.from_numpy(folder.labels[folder.index(image_id)]).float()
-        return {"id": image_id, "views": views, "labels": labels, "size": (image.shape[0], image.shape[1])}
+        return PredictItem(image_id, views, labels, (image.shape[0], image.shape[1]))

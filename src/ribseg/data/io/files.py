@@ -1,13 +1,10 @@
 """Folders, text lists and atomic writing: what the readers and writers of this package share."""
 
 import os
+import sys
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from ribseg.data.ids import Ids
 from ribseg.errors import DataError, DatasetNotFoundError, RibsegError, list_problems
 
 
@@ -65,7 +62,8 @@ def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
                 if ending.lower() in endings and entry.is_file():
                     if stem in found:
                         clashes.setdefault(stem, [found[stem]]).append(entry.name)
-                    found[stem] = entry.name
+                    # An id is one string wherever it is listed: workers that read it copy its memory once.
+                    found[sys.intern(stem)] = entry.name
     except OSError as error:
         raise DatasetNotFoundError(f"cannot list the folder {folder}: {error.strerror or error}.") from error
     if clashes:
@@ -97,31 +95,3 @@ def read_lines(path: Path) -> list[str]:
     if "\0" in text:
         raise DataError(f"{path} holds NUL characters: it is no text, or not UTF-8. Save it as UTF-8.")
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-class FileTable:
-    """Image id -> its file among several folders, for very many files; see `Ids` for what that is good for.
-
-    Args:
-        files: id -> number of a folder, and the file's name, which begins with the id.
-
-    An id of n bytes takes n + 20 bytes.
-    """
-
-    def __init__(self, files: Mapping[str, tuple[int, str]]) -> None:
-        self.ids = Ids(files)
-        endings = [(folder, name[len(image_id) :]) for image_id, (folder, name) in files.items()]
-        number = {ending: kind for kind, ending in enumerate(dict.fromkeys(endings))}
-        self._endings = tuple(number)  # with the folder: a handful, whatever the number of files
-        self._kinds = np.fromiter((number[ending] for ending in endings), np.int32, len(endings))
-
-    def __contains__(self, image_id: object) -> bool:
-        return image_id in self.ids
-
-    def find(self, image_id: str) -> tuple[int, str] | None:
-        """Number of the folder and name of the file; None if there is none."""
-        row = self.ids.find(image_id)
-        if row < 0:
-            return None
-        folder, ending = self._endings[self._kinds[row]]
-        return folder, image_id + ending

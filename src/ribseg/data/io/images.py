@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ribseg.data.io.png import has_all_rows
 from ribseg.errors import DataError, reason
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,7 +27,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # What Pillow's decoders and its reader of EXIF data are known, or must be feared, to raise on damaged files.
-_BROKEN = (
+BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError,
     MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
@@ -64,7 +63,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         ) from error
     except FileNotFoundError as error:
         raise DataError(f"{path} is absent. Fetch it, or take it off the list.") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(
             f"{path} cannot be read as an image: {reason(error)}. Expected a complete JPEG"
             " or PNG; fetch it again."
@@ -72,17 +71,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def load_pixels(image: Image.Image, path: str | Path) -> None:
-    """Decodes an opened image, and makes sure that a PNG holds all the rows that its header promises.
+    """Decodes an opened image, after a look at the checksums of a PNG, which Pillow's decoder passes over.
 
-    Raises:
-        DataError: it does not. What the decoder raises is for `open_image`.
+    What Pillow raises is for `open_image`.
     """
+    if image.format == "PNG":
+        with Image.open(path) as unread:  # an image that was verified cannot be loaded any more
+            unread.verify()
     image.load()
-    if image.format == "PNG" and not has_all_rows(Path(path).read_bytes()):
-        raise DataError(
-            f"{path} is truncated or damaged: it holds fewer rows than its header says, or a checksum does "
-            "not fit. Fetch it again."
-        )
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -94,8 +90,9 @@ def read_image(path: str | Path) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB, writable and contiguous.
 
-    A JPEG that a program has cut and closed again (the end marker is there) is gray below the cut: no decoder
-    tells it from a whole one.
+    A JPEG that a program has cut and closed again (the end marker is there) is gray below the cut, and an
+    interlaced PNG that was written with fewer rows than its header says is black there: Pillow takes them for
+    whole.
 
     Raises:
         DataError: if the file is absent, truncated, no image, or larger than Pillow's limit against
@@ -127,6 +124,15 @@ def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
         gray = _to_8_bit(np.asarray(upright), name)
         return np.repeat(gray[..., None], 3, axis=2)
     return np.array(upright.convert("RGB"))
+
+
+def check_pixels(image: np.ndarray, name: str) -> np.ndarray:
+    """The image itself; raises a DataError unless it is (H, W, 3) uint8 and not empty."""
+    fits = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
+    if not fits or image.dtype != np.uint8 or image.size == 0:
+        found = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+        raise DataError(f"{name}: expected an array (H, W, 3) of uint8, found {found}.")
+    return image
 
 
 def read_header(path: str | Path) -> ImageHeader:

@@ -104,7 +104,7 @@ def read_label_csv(path: str | Path) -> dict[str, list[str]]:
     problems: Problems = defaultdict(list)
     rows = _csv_rows(Path(path), None, problems)
     if problems:
-        raise DataError(list_problems(f"{path} cannot be used", problems, "Mend these rows."))
+        raise DataError(list_problems(f"{path} cannot be used", problems, "Correct these rows."))
     return rows
 
 
@@ -158,7 +158,7 @@ def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) 
         headline = (
             f"image-level labels from the masks in {folder}: {len(bad)} of {len(ids)} masks cannot be used"
         )
-        advice = "Complete or mend the masks, or take the labels from XML files or a CSV file (labels=...)."
+        advice = "Complete or correct the masks, or take the labels from XML files or a CSV (labels=...)."
         raise DataError(list_problems(headline, {"masks": bad}, advice))
     return np.array(rows, dtype=bool).reshape(len(ids), num_classes)
 
@@ -200,7 +200,7 @@ def _csv_rows(
             f"the label file {path} is absent. Expected a CSV with `image,classes`."
         ) from error
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it anew.") from error
+        raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it again.") from error
     return rows
 
 
@@ -225,9 +225,7 @@ def _matrix(
         ]
     if problems:
         known = ", ".join(classes[:25]) + (", ..." if len(classes) > 25 else "")
-        advice = (
-            f"Known classes: {known}. Mend the labels, the list of images, or classes.txt (one name a line)."
-        )
+        advice = f"Known classes: {known}. Correct the labels, the list, or classes.txt (one name a line)."
         raise DataError(list_problems(f"{source} cannot be used", problems, advice))
     return labels
 

@@ -3,12 +3,12 @@
 import io
 import json
 import lzma
-import re
 import struct
 import zipfile
 import zlib
-from math import prod
 from pathlib import Path
+from threading import Lock
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,12 @@ from ribseg.types import STRIDE, LocalizationMaps
 
 NAMES = ("classes", "strided", "full", "size")
 LARGEST = 2**31  # bytes of one file's arrays, unpacked: 20 classes of a photograph of 50 megapixels
-# An .npy file of plain numbers begins so. numpy reads the header as Python: a damaged one can raise anything,
-# and some releases (seen in 3.11.7) count wrong where several threads do it at once.
-HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][fiub]\d{1,2})', 'fortran_order': (True|False), "
-    rb"'shape': \((|\d{1,9},(?: \d{1,9})?(?:, \d{1,9}){0,3})\), \} *\n",
-    re.DOTALL,
-)
+HEADERS = (
+    Lock()
+)  # Python 3.11.4 to 3.11.7 parse literals, as numpy does in headers, wrongly in several threads
 _BROKEN = (
     OSError, ValueError, TypeError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError,
-    struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    SyntaxError, TokenError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 
 
@@ -93,24 +89,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         wanted = {name: members[name] for name in NAMES if name in members}
         if sum(entry.file_size for entry in wanted.values()) > LARGEST:
             raise ValueError(f"it unpacks to more than {LARGEST >> 30} GiB")
-        arrays = {name: _array(archive.read(entry), name) for name, entry in wanted.items()}
+        arrays = {name: _array(archive.read(entry)) for name, entry in wanted.items()}
     return arrays, sorted(members)
 
 
-def _array(data: bytes, name: str) -> np.ndarray:
+def _array(data: bytes) -> np.ndarray:
     """What an .npy file holds, in the machine's byte order."""
-    header = HEADER.match(data)
-    if header is None:
-        raise ValueError(f"expected `{name}` as an array of numbers that numpy wrote")
-    shape = tuple(int(side) for side in header[3].split(b",") if side)
-    kind = np.dtype(header[1].decode())
-    if len(data) - header.end() != prod(shape) * kind.itemsize:
-        raise ValueError(f"`{name}` has another number of values than its shape {shape} says")
-    array = np.frombuffer(data, kind, offset=header.end()).reshape(
-        shape, order="F" if header[2] == b"True" else "C"
-    )
+    with HEADERS:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     with np.errstate(over="ignore"):
-        return array.astype({"f": np.float32, "i": np.int64}.get(kind.kind, kind), order="C")
+        return array.astype({"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype), order="C")
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:

@@ -45,14 +45,21 @@ def read_mask(path: str | Path, num_classes: int | None = None) -> np.ndarray:
         _check_mode(image, path)
         load_pixels(image, path)
         mask = np.array(image).astype(np.uint8, copy=False)
-    if num_classes is not None:
-        ids = mask_ids(mask)
-        wrong = ids[(ids > num_classes) & (ids != IGNORE)].tolist()
-        if wrong:
-            raise DataError(
-                f"{path} holds the class ids {wrong}; expected 0..{num_classes} and {IGNORE} for ignore. "
-                + _cure(wrong)
-            )
+    return mask if num_classes is None else check_mask(mask, str(path), num_classes)
+
+
+def check_mask(mask: np.ndarray, name: str, num_classes: int) -> np.ndarray:
+    """The mask itself; raises a DataError unless it is (H, W) uint8 of 0..num_classes and 255."""
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
+        found = f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}"
+        raise DataError(f"{name}: expected an array (H, W) of uint8, found {found}.")
+    ids = mask_ids(mask)
+    wrong = ids[(ids > num_classes) & (ids != IGNORE)].tolist()
+    if wrong:
+        raise DataError(
+            f"{name} holds the class ids {wrong}; expected 0..{num_classes} and {IGNORE} for ignore. "
+            + _cure(wrong)
+        )
     return mask
 
 
@@ -118,7 +125,7 @@ def _cure(wrong: list[int]) -> str:
             "These are the gray values of VOC's colours: the mask was converted to gray. Take the palette's "
             "indices instead (PIL's Image.open without convert)."
         )
-    return "Mend the mask, or add the missing names to classes.txt."
+    return "Correct the mask, or add the missing names to classes.txt."
 
 
 def _check_mode(image: Image.Image, path: str | Path) -> None:

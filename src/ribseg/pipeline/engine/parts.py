@@ -23,10 +23,12 @@ def check_targets(path: str, node: Any) -> None:
     """Imports every `_target_` at or below a place of the configuration.
 
     Raises:
-        ConfigError: one cannot be imported; says which, and why.
+        ConfigError: one is missing or cannot be imported; says which, and why.
     """
     if not isinstance(node, dict | list):
         return
+    if isinstance(node, dict) and node.get("_target_") == "???":
+        raise ConfigError(f"the setting {path}._target_ has no default; give it: {path}._target_=...")
     if isinstance(node, dict) and isinstance(node.get("_target_"), str):
         with within(f"{path}._target_={node['_target_']}"):
             located(node["_target_"])

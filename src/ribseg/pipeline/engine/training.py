@@ -11,7 +11,7 @@ from torch import nn
 
 from ribseg.data.io.files import atomic_write
 from ribseg.models.weights import BROKEN
-from ribseg.modules.data_module import SamplesCheck
+from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import Artefact
 

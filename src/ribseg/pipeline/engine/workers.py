@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.progress import track
 
@@ -15,7 +14,8 @@ from ribseg.modules.callbacks import one_thread
 from ribseg.pipeline.engine.context import Context
 
 T = TypeVar("T")
-Job = tuple[Path, ...]  # what is read, and last what is written
+_chosen: Callable[[Any], None]  # in a process of `run_pool`: what it does
+Job = tuple[Any, ...]  # the image's id, files that are read, and last the one that is written
 
 
 def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job], title: str) -> None:
@@ -29,9 +29,20 @@ def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job],
             work(job)
         return
     # Fresh processes: forked ones would inherit the locks of torch's threads.
-    with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
-        for _ in show(pool.map(work, open_jobs, chunksize=4), title):
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work,)) as pool:
+        for _ in show(pool.map(_work, open_jobs, chunksize=4), title):
             pass
+
+
+def _begin(work: Callable[[Job], None]) -> None:
+    """Prepares a process: what it does may hold a data set, which travels once, not with every job."""
+    global _chosen
+    one_thread()
+    _chosen = work
+
+
+def _work(job: Job) -> None:
+    _chosen(job)
 
 
 def ordered_map(work: Callable[[str], T], items: Iterable[str], workers: int) -> Iterator[T]:

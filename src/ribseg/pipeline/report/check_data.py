@@ -43,8 +43,8 @@ def report_data(context: Context) -> dict[str, Any]:
         DataError: something is wrong; the message lists it.
     """
     data, quiet = context.data, not context.cfg.progress
-    surveys = [survey(folder, folder.split in data.eval_splits, progress=not quiet) for folder in data.served]
-    leaks, within = overlaps({folder.split: folder.ids for folder in data.served})
+    surveys = [survey(folder, folder.split in data.eval_splits, progress=not quiet) for folder in data.splits]
+    leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)
     for kind, ids in leaks.items():
         same[kind] = [*same.get(kind, []), *ids]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.feed.references import ReferenceSampler
-from ribseg.data.voc import VOCFolder
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.report.mask_notes import mask_notes
@@ -54,7 +54,7 @@ def without_references(context: Context) -> dict[str, Any]:
     data, seen = context.data, set[str]()
     sampler = ReferenceSampler(data.train.ids, data.train.labels)
     splits, images, train = {}, 0, 0
-    for folder in data.served:
+    for folder in data.splits:
         lacking = folder.labels.any(1) & ~sampler.has_references(folder.labels)
         new = np.array([image_id not in seen for image_id in folder.ids], dtype=bool)
         seen.update(folder.ids)
@@ -137,7 +137,7 @@ def split_notes(context: Context) -> Iterator[Note]:
                 "chosen on them is arbitrary.",
                 "Give their classes in the label file, or take the split out of data.eval_splits.",
             )
-    ids = {folder.split: set(folder.ids) for folder in data.served}
+    ids = {folder.split: set(folder.ids) for folder in data.splits}
     for one, other in combinations(ids, 2):
         common = len(ids[one] & ids[other])
         # Maps of training images are what pseudo masks are made of: a list within the training's is meant.
@@ -152,7 +152,7 @@ def split_notes(context: Context) -> Iterator[Note]:
             )
 
 
-def nothing_to_learn(folder: VOCFolder, labels: str) -> str:
+def nothing_to_learn(folder: BaseDataset, labels: str) -> str:
     """Says that no training image has a class, and where the labels come from the masks, what these hold."""
     text = (
         f"no image of {folder.split} has a class: there is nothing to learn; check the class names and "

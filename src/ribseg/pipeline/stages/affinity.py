@@ -6,17 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
 from ribseg.data.augment.segmentation import (
+    Reader,
     SegmentationDataset,
     segmentation_eval_transform,
     segmentation_train_transform,
 )
-from ribseg.data.io.images import read_image
 from ribseg.data.io.maps import load_maps, map_path
-from ribseg.data.io.masks import write_mask
+from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError
 from ribseg.functional import dense_crf
 from ribseg.methods.refine import confident_labels
@@ -80,11 +81,8 @@ class AffinityLabelsStage(RefinementStage):
             scores.update(confidence(context, self.chain.maps))
             source, folder = context.artefacts[self.chain.maps].folder, context.data.train
             crf = plain(context.cfg.refine.crf) if context.cfg.refine.labels.crf else None
-            work = partial(write_confident_labels, scores, crf)
-            jobs = [
-                (folder.image_path(i), map_path(source, i), label_path(artefact.folder, i))
-                for i in folder.ids
-            ]
+            work = partial(write_confident_labels, folder.image, scores, crf)
+            jobs = [(i, map_path(source, i), label_path(artefact.folder, i)) for i in folder.ids]
             run_pool(context, work, jobs, "Confident labels")
 
         context.on_first(label)
@@ -228,7 +226,7 @@ def affinity_data(context: Context, labels: Path) -> CropDataModule:
     augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
     middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
     train, val = (
-        SegmentationDataset(data.train.ids, data.train.image_path, partial(label_path, labels), transform)
+        SegmentationDataset(data.train.ids, data.train.image, partial(read_labels, labels), transform)
         for transform in (augmented, middle)
     )
     return CropDataModule(
@@ -241,8 +239,15 @@ def label_path(folder: Path, image_id: str) -> Path:
     return folder / "labels" / f"{image_id}.png"
 
 
-def write_confident_labels(scores: dict[str, float], crf: dict[str, Any] | None, job: Job) -> None:
+def read_labels(folder: Path, image_id: str) -> np.ndarray:
+    """(H, W) uint8: the confident labels of an image."""
+    return read_mask(label_path(folder, image_id))
+
+
+def write_confident_labels(
+    read_image: Reader, scores: dict[str, float], crf: dict[str, Any] | None, job: Job
+) -> None:
     """Makes and writes the confident labels of one image."""
-    image, maps, target = job
+    image_id, maps, target = job
     refine = None if crf is None else partial(dense_crf, **crf)
-    write_mask(target, confident_labels(read_image(image), load_maps(maps), **scores, crf=refine))
+    write_mask(target, confident_labels(read_image(image_id), load_maps(maps), **scores, crf=refine))

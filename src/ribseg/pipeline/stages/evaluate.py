@@ -8,9 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from rich.progress import track
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write
 from ribseg.data.io.maps import load_maps, map_path
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
 from ribseg.methods.evaluation import ImageCounts, MapEvaluator
 from ribseg.metrics import bootstrap_miou, interval
@@ -80,7 +80,7 @@ def ready_sources(context: Context) -> list[MapSource]:
 
 
 def sweep_split(
-    context: Context, folder: VOCFolder, sources: Iterable[MapSource], title: str = "Evaluating"
+    context: Context, folder: BaseDataset, sources: Iterable[MapSource], title: str = "Evaluating"
 ) -> dict[str, MapEvaluator]:
     """Reads the maps and masks of a split once, and counts for every source at all thresholds."""
     settings = context.cfg.evaluate

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.check.dataset import check_dataset
-from ribseg.data.io.images import read_header
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
 from ribseg.interop.voc_server import check_voc_archive, write_voc_archive
 from ribseg.models.program import export_program, save_program
@@ -53,7 +52,7 @@ class ExportStage(Stage):
 
         def pack() -> None:
             write_voc_archive(archive, place, folder.ids, cfg.split)
-            sizes = {image_id: read_header(folder.image_path(image_id)).size for image_id in folder.ids}
+            sizes = {image_id: folder.size(image_id) for image_id in folder.ids}
             check_voc_archive(archive, sizes, cfg.split, folder.num_classes)
             context.console.print(f"  {len(sizes)} masks, looked at one by one: {archive}")
             if cfg.program:
@@ -69,7 +68,7 @@ def archive_path(context: Context, artefact: Artefact) -> Path:
     return artefact.folder / f"comp6_{context.cfg.export.split}_cls.tar.gz"
 
 
-def exported_folder(context: Context) -> VOCFolder:
+def exported_folder(context: Context) -> BaseDataset:
     """The images; nothing is asked of labels."""
     return context.data.open(context.cfg.export.split, labels="none")
 

@@ -17,7 +17,7 @@ from ribseg.pipeline.engine.digest import settings_of
 from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.engine.stage import NOT_FOR_MAPS
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.types import Adaptation
+from ribseg.types import Adaptation, PredictItem
 
 VERSION = 1
 PARTS = ("data", "trainer", "tf32", "seed", "rate_search")
@@ -63,10 +63,10 @@ def search(context: Context, make: Make) -> dict[str, Any]:
     return {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
 
 
-def adapt_all(make: Make, items: list[dict[str, Any]], device: torch.device, lr: float) -> list[Adaptation]:
+def adapt_all(make: Make, items: list[PredictItem], device: torch.device, lr: float) -> list[Adaptation]:
     """Adapts to a few images at one learning rate."""
     module = make(lr).to(device)
-    return [module.localize(item["id"], item["views"], item["labels"]) for item in items]
+    return [module.localize(item.id, item.views, item.labels) for item in items]
 
 
 def device_of(context: Context) -> torch.device:

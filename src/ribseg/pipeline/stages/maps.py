@@ -57,10 +57,10 @@ class MapStage(Stage):
             if len(missing) < number:
                 context.console.print(f"  going on: {number - len(missing)} of {number} images are done")
             module = self.module(context, artefact)
-            context.data.predict_ids, context.data.predict_scales = missing, self.scales
             callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
             trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
-            trainer.predict(module, datamodule=context.data, return_predictions=False)
+            loader = context.data.prediction_loader(missing, self.scales, context.processes)
+            trainer.predict(module, loader, return_predictions=False)
             context.wait()
             left = self.missing(context, artefact)
             if left:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write, scan_folder
-from ribseg.data.io.images import read_image
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
@@ -121,7 +121,8 @@ class PseudoMasksStage(RefinementStage):
     def _masks(self, context: Context, artefact: Artefact) -> None:
         thresholds = background_scores(context, self.chain)
         for name, threshold in thresholds.items():
-            work = partial(write_pseudo_mask, recipe(context, Variant.parse(name), threshold))
+            chosen = recipe(context, Variant.parse(name), threshold)
+            work = partial(write_pseudo_mask, context.data.folders, chosen)
             run_pool(context, work, jobs(context, self.chain, artefact, name), f"Pseudo masks ({name})")
         scores = {
             variant: {split: self._score(context, artefact, variant, split) for split in context.data.evals}
@@ -214,14 +215,14 @@ def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
 
 
 def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
-    """Image, maps, saliency map where the variant wants it, and mask, for all images."""
+    """Image id, maps, saliency map where the variant wants it, and mask, for all images."""
     source, salient = context.artefacts[map_source(chain, name)].folder, Variant.parse(name).saliency
     found: list[Job] = []
-    for i, folder in context.data.folders.items():
+    for i in context.data.folders:
         # An image without a class is background whatever a saliency map says, so it needs none.
         extra = [saliency_folder(context) / f"{i}.png"] if salient and has_class(context, i) else []
         target = mask_path(artefact.folder, name, i)
-        found.append((folder.image_path(i), map_path(source, i), *extra, target))
+        found.append((i, map_path(source, i), *extra, target))
     return found
 
 
@@ -274,10 +275,15 @@ def mask_path(folder: Path, variant: str, image_id: str) -> Path:
     return folder / variant / f"{image_id}.png"
 
 
-def write_pseudo_mask(recipe: Recipe, job: Job) -> None:
+def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str) -> np.ndarray:
+    """(H, W) uint8: the pseudo mask of an image."""
+    return read_mask(mask_path(folder, variant, image_id), num_classes)
+
+
+def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: Job) -> None:
     """Makes and writes the mask of one image: refines the maps or the labels, as the recipe says."""
-    image_path, maps_path, *saliency_path, target = job
-    maps, image = load_maps(maps_path), read_image(image_path)
+    image_id, maps_path, *saliency_path, target = job
+    maps, image = load_maps(maps_path), folders[image_id].image(image_id)
     size = (image.shape[0], image.shape[1])
     full = full_size(maps, size)
     if recipe.pixel_adaptive is not None:

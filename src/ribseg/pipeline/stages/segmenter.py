@@ -12,13 +12,13 @@ from torch import nn
 
 from ribseg.checks import within
 from ribseg.data.augment.segmentation import (
-    PathOf,
+    Reader,
     SegmentationDataset,
     segmentation_train_transform,
     whole_image_transform,
 )
+from ribseg.data.base import BaseDataset
 from ribseg.data.io.masks import voc_palette
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
 from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.callbacks import MovingAverage
@@ -30,7 +30,7 @@ from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import readable
 from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
 from ribseg.pipeline.stages.classifier import given_checkpoint, new_classifier, trained_classifier
-from ribseg.pipeline.stages.pseudo_masks import mask_path
+from ribseg.pipeline.stages.pseudo_masks import read_pseudo_mask
 
 WEIGHTS = "segmenter.pt"
 
@@ -108,14 +108,14 @@ def validation_decides(cfg: Mapping[str, Any]) -> bool:
     return cfg["segmenter"]["select"] == "best" or bool(named_callbacks(cfg, "segmenter"))
 
 
-def training_folder(context: Context, source: str) -> VOCFolder:
+def training_folder(context: Context, source: str) -> BaseDataset:
     """The images that it learns from; for "full" with the folder of masks that has all of them."""
     if source == FULL and context.cfg.segmenter.masks_dir is not None:
         return context.data.train.with_masks(context.cfg.segmenter.masks_dir)
     return context.data.train
 
 
-def tested_folders(context: Context) -> dict[str, VOCFolder]:
+def tested_folders(context: Context) -> dict[str, BaseDataset]:
     """Split -> images and masks.
 
     Raises:
@@ -132,7 +132,7 @@ def tested_folders(context: Context) -> dict[str, VOCFolder]:
     return {split: known[split] for split in splits}
 
 
-def validation_folder(context: Context) -> VOCFolder | None:
+def validation_folder(context: Context) -> BaseDataset | None:
     """Where the training is watched: the first tested split; None if it is not to be, or without masks."""
     if not context.cfg.segmenter.validate or not context.data.eval_splits:
         return None
@@ -179,28 +179,23 @@ def described(context: Context, model: nn.Module) -> Segmenter:
     return Segmenter(model, data.classes, data.mean, data.std, voc_palette(), test)
 
 
-def masks_of(context: Context, source: str) -> PathOf:
-    """Image id -> the mask to learn from."""
+def masks_of(context: Context, source: str) -> Reader:
+    """What reads the mask to learn from."""
     if source == FULL:
-        return training_folder(context, source).mask_path
-    folder, variant = (
-        context.artefacts[masks_stage(context.cfg, source)].folder,
-        context.cfg.refine.variants[-1],
-    )
-    return partial(mask_path, folder, variant)
+        return training_folder(context, source).mask
+    stage = context.artefacts[masks_stage(context.cfg, source)]
+    return partial(read_pseudo_mask, stage.folder, context.cfg.refine.variants[-1], context.data.num_classes)
 
 
 def segmentation_data(context: Context, source: str) -> SegmentationDataModule:
     """Crops to learn from, and whole images for the watch where it is wanted."""
     cfg, data = context.cfg.segmenter, context.data
     transform = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
-    train = SegmentationDataset(
-        data.train.ids, data.train.image_path, masks_of(context, source), transform, data.num_classes
-    )
+    train = SegmentationDataset(data.train.ids, data.train.image, masks_of(context, source), transform)
     val, folder = None, validation_folder(context)
     if folder is not None:
         val = SegmentationDataset(
-            folder.ids, folder.image_path, folder.mask_path, whole_image_transform(data.mean, data.std)
+            folder.ids, folder.image, folder.mask, whole_image_transform(data.mean, data.std)
         )
     return SegmentationDataModule(
         train, val, cfg.batch_size, cfg.accumulate, data.num_workers, context.cfg.seed
@@ -283,7 +278,7 @@ def check_segmenter(context: Context, source: str) -> None:
         if absent:
             raise ConfigError(
                 f"segmenter.sources=[full] learns from the ground truth, but {len(absent)} of {len(folder)} "
-                f"training images have no mask in {folder.masks_dir}, first {absent[:3]}; name the folder "
+                f"training images of {folder.origin} have no mask, first {absent[:3]}; name the folder "
                 "that has all of them with segmenter.masks_dir (VOC: SegmentationClassAug)"
             )
     if context.is_ready(segmenter_name(source)):

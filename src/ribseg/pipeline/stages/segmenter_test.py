@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from ribseg.data.feed.iterations import ImageDataset, only_item
+from ribseg.data.base import BaseDataset
+from ribseg.data.feed.iterations import WholeImages, only_item
 from ribseg.data.io.files import atomic_write, scan_folder
 from ribseg.data.io.masks import read_mask
-from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
 from ribseg.metrics import confusion_matrix, counts_of
 from ribseg.models import Segmenter, load_segmenter
@@ -93,14 +93,14 @@ def tested_segmenter(context: Context, source: str) -> Segmenter:
     return dataclasses.replace(segmenter, inference=plain(context.cfg.segmenter.test))
 
 
-def missing_masks(place: Path, folder: VOCFolder) -> list[str]:
+def missing_masks(place: Path, folder: BaseDataset) -> list[str]:
     """Ids of the images without a mask in a folder."""
     there = scan_folder(place, (".png",)) if place.is_dir() else {}
     return [image_id for image_id in folder.ids if image_id not in there]
 
 
 def write_masks(
-    context: Context, artefact: Artefact, segmenter: Segmenter, folder: VOCFolder, place: Path
+    context: Context, artefact: Artefact, segmenter: Segmenter, folder: BaseDataset, place: Path
 ) -> None:
     """Segments the images that have no mask yet.
 
@@ -133,10 +133,10 @@ def write_masks(
         )
 
 
-def image_loader(context: Context, ids: Sequence[str], folder: VOCFolder) -> DataLoader:
+def image_loader(context: Context, ids: Sequence[str], folder: BaseDataset) -> DataLoader:
     """Images one by one; with fewer images than processes some come twice, as Lightning lets none be idle."""
     number = max(len(ids), context.processes)
-    dataset = ImageDataset(islice(cycle(ids), number), folder.image_path)
+    dataset = WholeImages(islice(cycle(ids), number), folder.image)
     return DataLoader(dataset, batch_size=1, collate_fn=only_item, num_workers=context.data.num_workers)
 
 
@@ -146,7 +146,7 @@ def crf_workers(context: Context) -> int:
     return max(1, (os.cpu_count() or 1) // context.processes) if number == "auto" else int(number)
 
 
-def score_masks(context: Context, place: Path, folder: VOCFolder) -> dict[str, Any]:
+def score_masks(context: Context, place: Path, folder: BaseDataset) -> dict[str, Any]:
     """Scores of the mask files of a split, from one confusion matrix over all their pixels."""
 
     def count(image_id: str) -> torch.Tensor:
