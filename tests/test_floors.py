@@ -22,13 +22,17 @@ FLOORS = {
     "modules": 3,
     "pipeline": 4,
 }
-GROUND, ENTRY = {"types", "errors", "checks", "lazy"}, {"cli", "predict"}  # the files outside of folders
+GROUND, ENTRY = (
+    {"types", "errors", "checks", "lazy", "workers"},
+    {"cli", "predict"},
+)  # the files outside of folders
 OUTSIDE = {
     "pytorch_lightning": 3,
     "hydra": 4,
     "omegaconf": 4,
     "wandb": 4,
     "tensorboard": 4,
+    "jinja2": 4,
     "timm": 1,
     "albumentations": 1,
     "cv2": 1,

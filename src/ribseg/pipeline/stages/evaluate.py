@@ -16,9 +16,9 @@ from ribseg.methods.evaluation import ImageCounts, MapEvaluator
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.workers import ordered_map
 from ribseg.pipeline.stages.maps import CROPS, VIEWS, Stage
 from ribseg.types import LocalizationMaps
+from ribseg.workers import ordered_map
 
 # Source -> the stage whose maps it reads, and what becomes of them.
 SOURCES: dict[str, tuple[str, Callable[[LocalizationMaps], LocalizationMaps] | None]] = {
@@ -102,7 +102,7 @@ def sweep_split(
             for source, (stage, change) in chosen.items()
         }
 
-    results = ordered_map(count, folder.ids, settings.workers)
+    results = ordered_map(count, folder.ids, settings.workers, threads=True)
     quiet = not context.cfg.progress
     for counts in track(
         results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console
