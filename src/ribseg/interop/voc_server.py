@@ -1,24 +1,28 @@
 """The archive that PASCAL VOC's evaluation server takes: `results/VOC2012/Segmentation/comp6_*_cls/<id>.png`.
 
-Indexed PNGs with VOC's palette, of the images' sizes; anything else scores zero there without a word. So what
-was written is opened again, by other means than it was written with.
+Indexed PNGs with VOC's palette, of the images' sizes; anything else scores zero there without a word. So the
+archive is opened again, and every mask in it is read.
 """
 
 import gzip
 import io
-import struct
 import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from ribseg.data.io.files import atomic_write
 from ribseg.data.io.masks import voc_palette
-from ribseg.data.io.png import SIGNATURE, chunks
-from ribseg.errors import DataError, list_problems
+from ribseg.data.io.png import SIGNATURE, has_all_rows
+from ribseg.errors import DataError, list_problems, reason
 
 INDEXED = 3  # colour type of palette PNGs
+HEADER_END = (
+    29  # of signature and first chunk, whose last bytes are depth, colour type, two methods, interlace
+)
 
 
 class IndexedPng(NamedTuple):
@@ -99,7 +103,9 @@ def check_voc_archive(
     problems["absent masks"] += [name for name in names if name not in seen]
     found = {kind: what for kind, what in problems.items() if what}
     if found:
-        raise DataError(list_problems(f"{path} is not what VOC's server takes", found, "Make it anew."))
+        raise DataError(
+            list_problems(f"{path} is not what VOC's server takes", found, "Delete it and export again.")
+        )
 
 
 def _complaint(data: bytes, size: tuple[int, int], palette: bytes, num_classes: int) -> str:
@@ -118,57 +124,23 @@ def _complaint(data: bytes, size: tuple[int, int], palette: bytes, num_classes: 
 
 
 def read_indexed_png(data: bytes) -> IndexedPng:
-    """Reads an indexed PNG of 8 bit without interlacing, by its chunks (PNG specification, W3C 2003).
+    """Reads an indexed PNG of 8 bit without interlacing.
 
     Raises:
         DataError: it is none, or broken.
     """
-    if not data.startswith(SIGNATURE):
+    if not data.startswith(SIGNATURE) or len(data) < HEADER_END:
         raise DataError("is no PNG")
-    parts: dict[bytes, bytes] = {}
-    for kind, body, whole in chunks(data):
-        if not whole:
-            raise DataError(f"has a broken chunk {kind!r}")
-        parts[kind] = parts.get(kind, b"") + body
-    if not {b"IHDR", b"IDAT", b"IEND"} <= set(parts) or len(parts[b"IHDR"]) != 13:
-        raise DataError("is an incomplete PNG")
-    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", parts[b"IHDR"])
-    if (depth, colour, interlace) != (8, INDEXED, 0) or b"PLTE" not in parts:
+    depth, colour, _, _, interlace = data[HEADER_END - 5 : HEADER_END]
+    if (depth, colour, interlace) != (8, INDEXED, 0):
         raise DataError(
             f"is not indexed with 8 bit: depth {depth}, colour type {colour}, interlace {interlace}"
         )
+    if not has_all_rows(data):
+        raise DataError("is truncated or damaged")
     try:
-        values = _values(zlib.decompress(parts[b"IDAT"]), width, height)
-    except zlib.error as error:
-        raise DataError(f"holds pixels that cannot be unpacked: {error}") from error
-    return IndexedPng((height, width), parts[b"PLTE"], values)
-
-
-def _values(raw: bytes, width: int, height: int) -> frozenset[int]:
-    """The indices that occur; undoes the filters of the rows, for one byte a pixel."""
-    if len(raw) != height * (width + 1):
-        raise DataError("holds another number of pixels than its header says")
-    above, found = bytearray(width), set[int]()
-    for start in range(0, len(raw), width + 1):
-        row = bytearray(raw[start + 1 : start + 1 + width])
-        _unfilter(raw[start], row, above)
-        found.update(row)
-        above = row
-    return frozenset(found)
-
-
-def _unfilter(kind: int, row: bytearray, above: bytearray) -> None:
-    if kind == 0:
-        return
-    for x in range(len(row)):
-        left, corner = (row[x - 1], above[x - 1]) if x else (0, 0)
-        row[x] = (row[x] + _predicted(kind, left, above[x], corner)) % 256
-
-
-def _predicted(kind: int, left: int, up: int, corner: int) -> int:
-    if kind == 4:  # Paeth: whichever neighbour is nearest to left + up - corner
-        guess = left + up - corner
-        return min((left, up, corner), key=lambda value: abs(guess - value))
-    if kind not in (1, 2, 3):
-        raise DataError(f"has a row filter {kind} that there is not")
-    return (left, up, (left + up) // 2)[kind - 1]
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            values = frozenset(np.unique(np.asarray(image)).tolist())
+            return IndexedPng((image.height, image.width), bytes(image.getpalette() or ()), values)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"cannot be read: {reason(error)}") from error
