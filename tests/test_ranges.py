@@ -83,7 +83,6 @@ STAGE_SETTINGS = {  # what the stages themselves read
             "tf32",
             "progress",
             "check_files",
-            "imported.trust",
             "maps.crop_on_gpu",
             "maps.full",
             "export.program",

@@ -64,7 +64,6 @@ SWITCHES = (
     "tf32",
     "progress",
     "check_files",
-    "imported.trust",
     "maps.crop_on_gpu",
     "maps.full",
     "export.program",
