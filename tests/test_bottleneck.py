@@ -47,7 +47,7 @@ def test_the_experiment_runs_without_data(tmp_path, capsys):
     }
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png;base64" in page
-    assert "collapse" in page or "class prediction over last convolution" in page
+    assert "<caption>High gradient ratio, mean ± std, seeds: 2</caption>" in page
     assert Image.open(tmp_path / "out" / "bottleneck.png").size[0] > 300
     printed = capsys.readouterr().out
     assert "High gradient ratio" in printed
@@ -128,7 +128,6 @@ def test_a_diverged_training_is_counted_and_not_averaged(tmp_path):
     assert result["bottleneck"]["diverged"] == 2
     assert result["bottleneck"]["before"]["discriminative"] == [None] * 6
     assert result["bottleneck"]["accuracy"] is None
-    assert not result["bottleneck"]["targets"]["recovery_at_final"]["met"]
 
 
 @pytest.mark.parametrize("loss", ["rib", "rib_signed", "squared_error"])

@@ -22,13 +22,17 @@ FLOORS = {
     "modules": 3,
     "pipeline": 4,
 }
-GROUND, ENTRY = {"types", "errors", "checks", "lazy"}, {"cli", "predict"}  # the files outside of folders
+GROUND, ENTRY = (
+    {"types", "errors", "checks", "lazy", "workers"},
+    {"cli", "predict"},
+)  # the files outside of folders
 OUTSIDE = {
     "pytorch_lightning": 3,
     "hydra": 4,
     "omegaconf": 4,
     "wandb": 4,
     "tensorboard": 4,
+    "jinja2": 4,
     "timm": 1,
     "albumentations": 1,
     "cv2": 1,
@@ -42,6 +46,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def floor_of(module):
+    if module.endswith(".__main__"):
+        return 5  # an entry, of a room's command
     room = module.removeprefix("ribseg").removeprefix(".").partition(".")[0]
     return 0 if room in GROUND else 5 if room in ENTRY else FLOORS[room]
 

@@ -363,7 +363,7 @@ def test_sweep_table(tmp_path, tree, capsys):
         hydra.mkdir()
         (hydra / "overrides.yaml").write_text(f"- experiment=rib_folder\n- {override}\n")
     jobs = [read_job(tmp_path / "sweep" / n) for n in "01"]
-    assert sweep_tables(jobs)[0].row_count == 2
+    assert len(sweep_tables(jobs)[0].rows) == 2
     cfg = settings("rib_folder", tmp_path, f"data.root={tree}")
     with open_dict(cfg):
         cfg.hydra = {"sweep": {"dir": str(tmp_path / "sweep")}}

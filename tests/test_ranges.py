@@ -84,7 +84,6 @@ STAGE_SETTINGS = {  # what the stages themselves read
             "tf32",
             "progress",
             "check_files",
-            "imported.trust",
             "maps.full",
             "export.program",
             "affinity.backbone.pretrained",

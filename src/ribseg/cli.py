@@ -1,4 +1,7 @@
-"""Commands: `python -m ribseg.predict IMAGE... --checkpoint segmenter.pt --out DIR`, images in, masks out."""
+"""Commands: `python -m ribseg.predict` segments images, `python -m ribseg.interop` converts maps and masks.
+
+They are sub-commands of one parser: `main(["predict", ...])` and `main(["convert", ...])`.
+"""
 
 import argparse
 import sys
@@ -10,32 +13,43 @@ import torch
 from rich.progress import track
 
 from ribseg.data.io.masks import write_mask
-from ribseg.data.voc import IMAGE_ENDINGS
+from ribseg.data.voc import IMAGE_ENDINGS, VOCFolder
 from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
+from ribseg.interop.convert import Layout, convert_maps
+from ribseg.interop.irn import convert_irn_maps, write_irn_maps
 from ribseg.methods.inference import PUBLISHED_CRF, predict
 from ribseg.models.segmenter import load_segmenter
 
+LAYOUTS: dict[str, Layout] = {"pngs-to-ribseg": "png", "masks-to-ribseg": "masks"}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; what a user can put right is one message, and exit status 1.
-
-    An image that cannot be read, or not be segmented, does not keep the others from being written; all such
-    images are named at the end. An output folder that cannot be written to ends the command at once.
-    """
+    """Runs a command; what a user can put right is one message, and exit status 1."""
     options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except RibsegError as error:
+        sys.exit(f"ribseg: {error}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    """Segments images, and names all that could not be segmented at the end.
+
+    Such an image does not keep the others from being written; an output folder that cannot be written to ends
+    the command at once.
+    """
     failed: dict[Path, str] = {}
     try:
-        images = _run(options, failed)
-    except RibsegError as error:
-        sys.exit(_message(str(error), failed))
-    except KeyboardInterrupt:
-        sys.exit(_message("interrupted; the masks that are written are whole", failed))
+        images = _segment(options, failed)
+    except (RibsegError, KeyboardInterrupt) as error:
+        text = str(error) or "interrupted; the masks that are written are whole"
+        raise RibsegError(_with_reasons(text, failed)) from error
     print(f"{images - len(failed)} masks written to {options.out}")
     if failed:
-        sys.exit(_message(f"{len(failed)} of {images} images could not be segmented", failed))
+        raise DataError(_with_reasons(f"{len(failed)} of {images} images could not be segmented", failed))
 
 
-def _run(options: argparse.Namespace, failed: dict[Path, str]) -> int:
+def _segment(options: argparse.Namespace, failed: dict[Path, str]) -> int:
     """Segments the images and returns their number; enters in `failed` why an image has no mask."""
     targets = _targets(options.images, options.out)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,10 +66,10 @@ def _run(options: argparse.Namespace, failed: dict[Path, str]) -> int:
     return len(targets)
 
 
-def _message(text: str, failed: Mapping[Path, str]) -> str:
+def _with_reasons(text: str, failed: Mapping[Path, str]) -> str:
     """The text, and every image without a mask with the reason."""
     reasons = [why if str(image) in why else f"{image}: {why}" for image, why in failed.items()]
-    return "\n  ".join([f"ribseg: {text}", *map(shortened, reasons)])
+    return "\n  ".join([text, *map(shortened, reasons)])
 
 
 def _targets(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -98,11 +112,42 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
+def _convert(options: argparse.Namespace) -> None:
+    """Converts a folder, and goes on where it was interrupted."""
+    try:
+        written = _converted(options)
+    except KeyboardInterrupt as error:
+        again = "interrupted. Give the same command again: it goes on where it stopped."
+        raise RibsegError(again) from error
+    print(f"{written} files written to {options.target}; what was there already is kept.")
+
+
+def _converted(options: argparse.Namespace) -> int:
+    source, target, progress = options.source, options.target, not options.quiet
+    if options.formats == "irn-to-ribseg":
+        return convert_irn_maps(source, target, options.classes, progress)
+    if options.formats == "ribseg-to-irn":
+        return write_irn_maps(source, target, progress)
+    images = VOCFolder(options.root, options.split)
+    return convert_maps(source, target, images, LAYOUTS[options.formats], progress)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_predict(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
         prog="python -m ribseg.predict",
+        help="segment images",
         description="Segments images. Scales, mirror image and CRF are those of the checkpoint unless given.",
     )
+    parser.set_defaults(run=_predict)
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
     add("--checkpoint", required=True, type=Path, help="segmenter.pt of a segmenter stage")
@@ -113,4 +158,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--tile", type=int, help="cut images with a longer side than this into tiles")
     add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     add("--quiet", action="store_true", help="no progress bar")
-    return parser
+
+
+def _add_convert(commands: Any) -> None:
+    text = "Converts folders of maps and masks from and to other programs' formats."
+    parser = commands.add_parser(
+        "convert", prog="python -m ribseg.interop", help="convert maps and masks", description=text
+    )
+    parser.set_defaults(run=_convert)
+    formats = parser.add_subparsers(dest="formats", required=True)
+    irn = _add_formats(
+        formats, "irn-to-ribseg", ".npy dictionaries of IRN or RIB (keys, cam, high_res) to .npz maps"
+    )
+    irn.add_argument("--classes", type=int, required=True, help="number of classes without background")
+    _add_formats(formats, "ribseg-to-irn", ".npz maps to IRN's .npy dictionaries")
+    for name, text in (
+        ("pngs-to-ribseg", "gray PNGs <id>/<class name>.png or <id>_<class name>.png to .npz maps"),
+        ("masks-to-ribseg", "masks <id>.png that hold class ids to .npz maps of ones and zeros"),
+    ):
+        command = _add_formats(formats, name, text)
+        root = "data set in VOC layout, for ids, classes and sizes"
+        command.add_argument("--root", required=True, help=root)
+        command.add_argument("--split", required=True, help="its list of images, e.g. train")
+
+
+def _add_formats(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = formats.add_parser(name, help=text, description=text)
+    command.add_argument("source", help="folder to read")
+    command.add_argument("target", help="folder to write; files that are there already are kept")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    return command

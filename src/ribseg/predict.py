@@ -3,7 +3,9 @@
 Only the command: `ribseg.predict` in Python is the function `ribseg.methods.inference.predict`.
 """
 
+import sys
+
 from ribseg.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["predict", *sys.argv[1:]])

@@ -14,7 +14,7 @@ from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.interop.batch import convert_missing
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
-from ribseg.interop.irn import read_irn_maps, require_trust
+from ribseg.interop.irn import read_irn_maps
 from ribseg.methods.cam import STRIDE
 from ribseg.types import LocalizationMaps
 
@@ -28,19 +28,17 @@ def convert_maps(
     target_dir: str | Path,
     dataset: BaseDataset,
     layout: Layout,
-    allow_unpickling: bool = False,
     progress: bool = False,
 ) -> int:
     """Turns a folder of maps or masks into `<image id>.npz` files for the images of a data set.
 
-    Files that are there already are not made again.
+    Files that are there already are kept.
 
     Args:
         source_dir: the folder.
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
         dataset: names the images, their sizes and the classes.
         layout: see `map_reader`.
-        allow_unpickling: see `map_reader`.
         progress: show a bar.
 
     Returns:
@@ -50,7 +48,7 @@ def convert_maps(
         DataError: lists the images whose files are broken, or of another size than their image.
         RibsegError: as `map_reader`.
     """
-    read, target = map_reader(source_dir, dataset, layout, allow_unpickling), Path(target_dir)
+    read, target = map_reader(source_dir, dataset, layout), Path(target_dir)
 
     def convert(image_id: str) -> None:
         save_maps(target / f"{image_id}.npz", read(image_id))
@@ -58,9 +56,7 @@ def convert_maps(
     return convert_missing(dataset.ids, lambda i: target / f"{i}.npz", convert, progress)
 
 
-def map_reader(
-    source_dir: str | Path, dataset: BaseDataset, layout: Layout, allow_unpickling: bool = False
-) -> Reader:
+def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> Reader:
     """A function from the ids of a data set to the maps in a folder.
 
     Images without a label need no file; they get maps of no class.
@@ -71,21 +67,18 @@ def map_reader(
         layout: "npz": `<id>.npz` of ribseg; "irn": pickled `<id>.npy` of IRN, see `read_irn_maps`; "png":
             gray PNGs, see `maps_from_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with
             class ids, see `masks_to_maps`.
-        allow_unpickling: that files of layout "irn" are your own or from someone you trust.
 
     Returns:
         A function that raises a DataError where a file is broken or does not fit its image.
 
     Raises:
-        ConfigError: unknown layout, or "irn" without `allow_unpickling`.
+        ConfigError: unknown layout.
         DatasetNotFoundError: there is no such folder.
         DataError: lists the images that have a label, but no file.
     """
     source = Path(source_dir)
     if layout not in get_args(Layout):
         raise ConfigError(f"expected a layout out of {', '.join(get_args(Layout))}, got {layout!r}")
-    if layout == "irn":
-        require_trust(source, allow_unpickling)
     pngs, problems = find_pngs(source, dataset.ids, dataset.classes) if layout == "png" else ({}, {})
     there = {i for i, files in pngs.items() if files} or set(scan_folder(source, (ENDINGS.get(layout, ""),)))
     labelled = [i for i, labels in zip(dataset.ids, dataset.labels, strict=True) if labels.any()]

@@ -13,7 +13,7 @@ import torch
 
 from ribseg.data.io.files import atomic_write
 from ribseg.data.io.maps import load_maps, save_maps
-from ribseg.errors import ConfigError, DataError
+from ribseg.errors import DataError
 from ribseg.interop.batch import convert_missing, files_in
 from ribseg.interop.unpickle import read_pickled_arrays
 from ribseg.methods.cam import STRIDE
@@ -24,33 +24,26 @@ TOLERANCE = 1e-3  # above 1: what half precision and other programs' sums leave
 
 
 def convert_irn_maps(
-    source_dir: str | Path,
-    target_dir: str | Path,
-    num_classes: int,
-    allow_unpickling: bool = False,
-    progress: bool = False,
+    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool = False
 ) -> int:
     """Turns IRN's `<image id>.npy` files into `<image id>.npz` files, which load without pickle.
 
-    Files that are there already are not made again.
+    Files that are there already are kept.
 
     Args:
         source_dir: folder of the `.npy` files.
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
         num_classes: C, without background.
-        allow_unpickling: that the files are your own or from someone you trust.
         progress: show a bar.
 
     Returns:
         How many files were written.
 
     Raises:
-        ConfigError: `allow_unpickling` was not given.
         DatasetNotFoundError: there are no such files.
         DataError: lists the files that are broken, do not fit, or ask for more than arrays.
     """
     source, target = Path(source_dir), Path(target_dir)
-    require_trust(source, allow_unpickling)
 
     def convert(image_id: str) -> None:
         save_maps(target / f"{image_id}.npz", read_irn_maps(source / f"{image_id}.npy", num_classes))
@@ -58,22 +51,12 @@ def convert_irn_maps(
     return convert_missing(files_in(source, ".npy"), lambda i: target / f"{i}.npz", convert, progress)
 
 
-def require_trust(source: Path, allow_unpickling: bool) -> None:
-    """Raises a ConfigError unless the user has said that pickled files may be read."""
-    if not allow_unpickling:
-        raise ConfigError(
-            f"{source} holds pickled dictionaries, and reading a pickle executes what is in it. This reader "
-            "refuses all but the rebuilding of arrays; still, read only files that you made or whose maker "
-            "you trust. If so, say it: --trust, imported.trust=true, or allow_unpickling=True."
-        )
-
-
 def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool = False) -> int:
     """Turns `<image id>.npz` files into IRN's `<image id>.npy`.
 
     `np.load(path, allow_pickle=True).item()` reads them: `keys` int64, `cam` and `high_res` float32, all of
     them numpy arrays. IRN's random walk calls `.cuda()` on `cam`: put `torch.from_numpy` around it there.
-    Maps that were kept at stride 4 only are enlarged. Files that are there already are not made again.
+    Maps that were kept at stride 4 only are enlarged. Files that are there already are kept.
 
     Args:
         source_dir: folder of the `.npz` files, e.g. `maps/` of a stage in the store.
@@ -150,6 +133,6 @@ def _irn_dictionary(maps: LocalizationMaps, path: Path) -> dict[str, np.ndarray]
         return {"keys": keys}
     size = maps.size if maps.full is None else (maps.full.shape[1], maps.full.shape[2])
     if size is None:
-        raise DataError(f"{path} holds maps at stride 4 only, without the image's size. Make them again.")
+        raise DataError(f"{path} holds maps at stride 4 only, without the image's size. Compute them again.")
     full = full_size(maps, size).numpy()
     return {"keys": keys, "cam": maps.strided.numpy(), "high_res": full.astype(np.float32)}

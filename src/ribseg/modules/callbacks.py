@@ -4,7 +4,6 @@ import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ribseg.data.io.masks import write_mask
 from ribseg.methods.inference import most_probable
 from ribseg.modules.localization import Prediction
 from ribseg.modules.mask_prediction import MaskPrediction
+from ribseg.workers import process_pool
 
 
 class MapWriter(BasePredictionWriter):
@@ -93,8 +93,7 @@ class MaskWriter(BasePredictionWriter):
             write_mask(target, prediction.labels, self.palette)
             return
         if self._pool is None:
-            # Fresh processes: forked ones would inherit the locks of torch's threads, and CUDA.
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), one_thread)
+            self._pool = process_pool(self.workers)
         self._open.append(self._pool.submit(refine_and_write, target, prediction, self.crf, self.palette))
         if len(self._open) > 2 * self.workers:
             self._open.popleft().result()
@@ -114,14 +113,9 @@ class MaskWriter(BasePredictionWriter):
 def refine_and_write(
     target: Path, prediction: MaskPrediction, crf: Mapping[str, Any] | None, palette: np.ndarray | None
 ) -> None:
-    """The CRF of one image, for a process of a pool."""
+    """Writes the mask of one image after its CRF, in another process."""
     assert prediction.probabilities is not None  # else there would be labels
     write_mask(target, most_probable(prediction.image, prediction.probabilities, crf), palette)
-
-
-def one_thread() -> None:
-    """For a process of a pool: the others need the cores, too."""
-    torch.set_num_threads(1)
 
 
 class MovingAverage(EMAWeightAveraging):

@@ -1,13 +1,10 @@
 """COCO in its official layout, made ready for `VOCFolder`: semantic masks, labels and lists, made once."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +16,7 @@ from ribseg.data.coco.policy import Crowd, Overlap, Policy, Unannotated, chosen_
 from ribseg.data.io.files import atomic_write, scan_folder
 from ribseg.data.io.labels import write_label_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
+from ribseg.workers import ordered_map, worker_count
 
 FOLDER = Path("outputs/coco")
 MANIFEST = "coco.json"
@@ -182,14 +180,9 @@ def draw_masks(
         if record.id in left
     ]
     draw = partial(write_semantic_mask, policy.crowd, policy.overlap)
-    number = (os.cpu_count() or 1) if workers == "auto" else int(workers)
-    show = partial(track, description=f"Masks of {annotations.stem}", total=len(jobs), disable=not progress)
-    if number <= 1 or len(jobs) < FEW:
-        problems = [draw(job) for job in show(jobs)]
-    else:
-        with ProcessPoolExecutor(number, get_context("spawn")) as pool:
-            problems = list(show(pool.map(draw, jobs, chunksize=16)))
-    broken = [problem for problem in problems if problem]
+    drawn = ordered_map(draw, jobs, worker_count(workers) if len(jobs) >= FEW else 1)
+    bar = track(drawn, f"Masks of {annotations.stem}", len(jobs), disable=not progress)
+    broken = [problem for problem in bar if problem]
     if broken:
         raise DataError(
             list_problems(f"masks of {annotations}", {"cannot be drawn": broken}, "Correct the annotations.")

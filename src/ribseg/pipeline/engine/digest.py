@@ -68,7 +68,6 @@ NEUTRAL = {
     "bottleneck.workers": SPEED,
     "bottleneck.mnist_root": PLACE,
     "imported.folder": "the digest of its files counts instead",
-    "imported.trust": "says what may be read",
 }
 ALWAYS_NEUTRAL = ("data.root", "data.num_workers", "data.pin_memory")
 CRF_BACKEND = "backend"

@@ -64,7 +64,6 @@ SWITCHES = (
     "tf32",
     "progress",
     "check_files",
-    "imported.trust",
     "maps.full",
     "export.program",
     "affinity.backbone.pretrained",

@@ -12,11 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import RibsegError
 from ribseg.pipeline.engine.console import make_console
+from ribseg.pipeline.report.table import TableData
 from ribseg.pipeline.report.tables import mask_name
 
 FAILURE, RESULTS = "failure.json", "results.json"
@@ -62,7 +62,7 @@ class SweepTable(Callback):
         if not jobs:
             return
         atomic_write(folder / "sweep.json", json.dumps(jobs, indent=1).encode())
-        make_console().print(*sweep_tables(jobs))
+        make_console().print(*(table.for_terminal() for table in sweep_tables(jobs)))
         if any("failure" in job for job in jobs):
             sys.exit(1)
 
@@ -76,7 +76,7 @@ def read_job(folder: Path) -> Job:
     return {"overrides": overrides, "results": json.loads((folder / RESULTS).read_text())}
 
 
-def sweep_tables(jobs: list[Job]) -> list[Table]:
+def sweep_tables(jobs: list[Job]) -> list[TableData]:
     """A table for each kind of result, with a row per job: its overrides that differ, and what was measured.
 
     A failed job has a row in each of them; its reason stands below.
@@ -86,19 +86,20 @@ def sweep_tables(jobs: list[Job]) -> list[Table]:
     names = [" ".join(o for o in job["overrides"] if o not in common) for job in jobs]
     named = list(zip(names, jobs, strict=True))
     failures = [f"{name} failed: {job['failure']}" for name, job in named if "failure" in job]
-    tables = []
-    for kind in dict.fromkeys(kind for row in rows for kind in row) or ["Sweep"]:
-        notes = [*([RATIO_NOTE] if kind == RATIO_TITLE else []), *failures]
-        table = Table(title=kind, title_justify="left", caption="\n".join(notes), caption_justify="left")
-        columns = list(dict.fromkeys(column for row in rows for column in row.get(kind, {})))
-        table.add_column("overrides", no_wrap=True)
-        for column in columns:
-            table.add_column(column, justify="right")
-        for name, job, row in zip(names, jobs, rows, strict=True):
-            missing = "failed" if "failure" in job else "-"
-            table.add_row(name, *(row.get(kind, {}).get(column, missing) for column in columns))
-        tables.append(table)
-    return tables
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row)) or ["Sweep"]
+    return [_table(kind, names, jobs, rows, failures) for kind in kinds]
+
+
+def _table(
+    kind: str, names: list[str], jobs: list[Job], rows: list[dict[str, dict[str, str]]], failures: list[str]
+) -> TableData:
+    columns = list(dict.fromkeys(column for row in rows for column in row.get(kind, {})))
+    cells = []
+    for name, job, row in zip(names, jobs, rows, strict=True):
+        missing = "failed" if "failure" in job else "-"
+        cells.append([name, *(row.get(kind, {}).get(column, missing) for column in columns)])
+    notes = [*([RATIO_NOTE] if kind == RATIO_TITLE else []), *failures]
+    return TableData(kind, ["overrides", *columns], cells, "\n".join(notes))
 
 
 def measures(results: dict[str, Any]) -> dict[str, dict[str, str]]:

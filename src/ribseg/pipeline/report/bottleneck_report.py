@@ -1,25 +1,19 @@
-"""Tables and the figure of the toy experiment."""
+"""The table and the figure of the toy experiment."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from ribseg.analysis.summary import PHASES
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import DataError
+from ribseg.pipeline.report.table import TableData
 
 NAMES = {"discriminative": "digit", "non_discriminative": "mark", "irrelevant": "rest"}
 COLOURS = {"discriminative": "#1f77b4", "non_discriminative": "#d62728", "irrelevant": "#7f7f7f"}
-TARGETS = {
-    "background_before": "rest before RIB, largest from the second layer on",
-    "distance_at_last_conv": "distance of mark and digit at the last convolution",
-    "collapse_at_final": "mark: class prediction over last convolution, before RIB",
-    "recovery_at_final": "mark: class prediction after RIB over before",
-    "background_after": "rest after RIB at the class prediction",
-}
 RATIO_NOTE = (
     "High gradient ratio: the share of a region's pixels whose input gradient, smoothed and divided by the "
     "image's maximum, exceeds the threshold (bottleneck.gradient). G1 to the last but one are the "
@@ -28,38 +22,24 @@ RATIO_NOTE = (
 )
 
 
-def gradient_header(result: dict[str, Any]) -> list[str]:
-    """Column names of the table of ratios."""
-    return ["RIB", "region", *(f"G{n + 1}" for n in range(len(result["before"][REGIONS[0]])))]
-
-
-def gradient_rows(result: dict[str, Any]) -> list[list[str]]:
-    """Cells: before and after, region, mean and deviation per layer."""
-    return [
-        [phase, NAMES[region]]
-        + [
-            "-" if mean is None else f"{mean:.2f} ± {deviation:.2f}"
-            for mean, deviation in zip(result[phase][region], result["std"][phase][region], strict=True)
-        ]
+def ratio_table(result: Mapping[str, Any]) -> TableData:
+    """Before and after RIB, per region: mean and deviation over seeds, per layer."""
+    layers = len(result["before"][REGIONS[0]])
+    rows = [
+        [phase, NAMES[region], *map(_ratio, result[phase][region], result["std"][phase][region])]
         for phase in PHASES
         for region in REGIONS
     ]
+    title = f"High gradient ratio, mean ± std, seeds: {result['seeds']}"
+    columns = ["RIB", "region", *(f"G{number + 1}" for number in range(layers))]
+    return TableData(title, columns, rows, RATIO_NOTE, text=("region",))
 
 
-TARGET_HEADER = ["target", "bound", "measured", "met"]
+def _ratio(mean: float | None, deviation: float | None) -> str:
+    return "-" if mean is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def target_rows(result: dict[str, Any]) -> list[list[str]]:
-    """Cells: what should be seen, its bound, what was measured."""
-    rows = []
-    for name, target in result["targets"].items():
-        bound = f"< {target['below']:g}" if "below" in target else f">= {target['above']:g}"
-        value = "-" if target["value"] is None else f"{target['value']:.3f}"
-        rows.append([TARGETS[name], bound, value, "yes" if target["met"] else "no"])
-    return rows
-
-
-def network_line(result: dict[str, Any]) -> str:
+def network_line(result: Mapping[str, Any]) -> str:
     """One line on the networks and the adaptation."""
     records = result["by_seed"]
     accuracy = "-" if result["accuracy"] is None else f"{100 * result['accuracy']:.1f} %"
@@ -72,22 +52,7 @@ def network_line(result: dict[str, Any]) -> str:
     )
 
 
-def bottleneck_tables(result: dict[str, Any]) -> list[Table]:
-    """The tables for the terminal."""
-    ratios = Table(title=f"High gradient ratio, mean ± std, seeds: {result['seeds']}", title_justify="left")
-    for column in gradient_header(result):
-        ratios.add_column(column, justify="left" if column in ("RIB", "region") else "right")
-    for row in gradient_rows(result):
-        ratios.add_row(*row)
-    found = Table(title="What should be seen", title_justify="left")
-    for column in TARGET_HEADER:
-        found.add_column(column, justify="left" if column == "target" else "right")
-    for row in target_rows(result):
-        found.add_row(*row)
-    return [ratios, found]
-
-
-def bottleneck_figure(result: dict[str, Any], examples: Path) -> bytes:
+def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> bytes:
     """A PNG: example images, their gradients per layer before and after RIB, and the ratios over the layers.
 
     Args:
@@ -122,21 +87,23 @@ def _draw_examples(figure: Any, images: np.ndarray, regions: np.ndarray, maps: n
             part[..., None] * _rgb(COLOURS[name]) for part, name in zip(region[:2], REGIONS, strict=False)
         )
         for phase, (first, layers) in enumerate(zip((image, coloured), phases, strict=True)):
-            row = axes[2 * index + phase]
-            row[0].imshow(first, cmap="gray", vmin=0, vmax=1)
-            row[0].set_ylabel(f"{PHASES[phase]} RIB", fontsize=8)
-            for layer, (axis, values) in enumerate(zip(row[1:], layers, strict=True)):
-                axis.imshow(
-                    values / max(float(np.nan_to_num(values).max()), 1e-30), cmap="magma", vmin=0, vmax=1
-                )
-                if index == phase == 0:
-                    axis.set_title(f"$G_{layer + 1}$", fontsize=9)
-            for axis in row:
-                axis.set_xticks([])
-                axis.set_yticks([])
+            _draw_layers(axes[2 * index + phase], first, layers, f"{PHASES[phase]} RIB")
+    for layer, axis in enumerate(axes[0, 1:]):
+        axis.set_title(f"$G_{layer + 1}$", fontsize=9)
 
 
-def _draw_curves(figure: Any, result: dict[str, Any]) -> None:
+def _draw_layers(row: Any, image: np.ndarray, layers: np.ndarray, label: str) -> None:
+    row[0].imshow(image, cmap="gray", vmin=0, vmax=1)
+    row[0].set_ylabel(label, fontsize=8)
+    for axis, values in zip(row[1:], layers, strict=True):
+        scale = max(float(np.nan_to_num(values).max()), 1e-30)
+        axis.imshow(values / scale, cmap="magma", vmin=0, vmax=1)
+    for axis in row:
+        axis.set_xticks([])
+        axis.set_yticks([])
+
+
+def _draw_curves(figure: Any, result: Mapping[str, Any]) -> None:
     for axis, phase in zip(figure.subplots(1, 2, sharey=True), PHASES, strict=True):
         for region in REGIONS:
             means = np.array(result[phase][region], dtype=float)

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
+from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import DataError, list_problems
@@ -15,12 +13,14 @@ from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import drawing_methods, entries
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
+from ribseg.pipeline.report.table import TableData
 from ribseg.pipeline.report.tables import policy_line
 
 CHECK_DATA = "check_data"
 RESULT = "check_data.json"
 WITHIN = "lists within another"
 SHOW = 5  # examples of each kind; all are in the file
+Groups = Mapping[str, Sequence[str]]  # kind of finding -> images or files
 # Beginning of a kind of finding -> what to do about it.
 SUGGESTIONS = {
     "labels differ from": "data.labels=xml|mask|FILE.csv chooses the source; say which one beside results",
@@ -42,28 +42,22 @@ def report_data(context: Context) -> dict[str, Any]:
     Raises:
         DataError: something is wrong; the message lists it.
     """
-    data, quiet = context.data, not context.cfg.progress
-    surveys = [survey(folder, folder.split in data.eval_splits, progress=not quiet) for folder in data.splits]
+    data = context.data
+    surveys = [
+        survey(folder, folder.split in data.eval_splits, progress=context.cfg.progress)
+        for folder in data.splits
+    ]
     leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)
     for kind, ids in leaks.items():
         same[kind] = [*same.get(kind, []), *ids]
-    for table in (split_table(surveys), class_table(surveys)):
-        context.console.print(table)
-    for title, groups in [*((one.split, one.oddities) for one in surveys), ("splits", same)]:
-        print_groups(context, title, groups)
-    if within:
-        print_groups(context, "splits", {WITHIN: within})
+    print_survey(context, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
     chosen = set(context.cfg.run) - {CHECK_DATA}
     drawing = drawing_methods(context.cfg, chosen or entries(context.cfg))
     context.data_facts = data_results(context, values, drawing)
     print_notes(context)
-    errors = {f"{one.split}: {kind}": items for one in surveys for kind, items in one.problems.items()}
-    errors |= {kind: items for kind, items in same.items() if " and " in kind}
-    unusable = [unusable_masks(split, facts, data.classes) for split, facts in values.items()]
-    if any(unusable):
-        errors["masks that cannot be scored"] = [text for text in unusable if text]
+    errors = found_errors(surveys, same, values, data.classes)
     written = {
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
         "duplicates": same,
@@ -72,23 +66,48 @@ def report_data(context: Context) -> dict[str, Any]:
         "data": context.data_facts,
         "errors": sum(map(len, errors.values())),
     }
+    conclude(context, written, errors)
+    return written
+
+
+def print_survey(context: Context, surveys: Sequence[Survey], same: Groups, within: Sequence[str]) -> None:
+    """Prints the tables, and what is unusual."""
+    for table in (split_table(surveys), images_table(surveys)):
+        context.console.print(table.for_terminal())
+    for title, groups in [*((one.split, one.oddities) for one in surveys), ("splits", same)]:
+        print_groups(context, title, groups)
+    if within:
+        print_groups(context, "splits", {WITHIN: within})
+
+
+def found_errors(
+    surveys: Sequence[Survey], same: Groups, values: Mapping[str, MaskFacts], classes: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """Kind -> what must be repaired before anything is trained."""
+    errors: dict[str, Sequence[str]] = {
+        f"{one.split}: {kind}": items for one in surveys for kind, items in one.problems.items()
+    }
+    errors |= {kind: items for kind, items in same.items() if " and " in kind}
+    unusable = [unusable_masks(split, facts, classes) for split, facts in values.items()]
+    if any(unusable):
+        errors["masks that cannot be scored"] = [text for text in unusable if text]
+    return errors
+
+
+def conclude(context: Context, written: Mapping[str, Any], errors: Groups) -> None:
+    """Writes the findings, and raises a DataError if there are errors."""
     if "policy" in context.preparation:
         context.console.print(policy_line(context.preparation), soft_wrap=True)
     path = context.output / RESULT
     atomic_write(path, json.dumps(written, indent=1).encode())
     if errors:
-        advice = f"All of them are in {path}. Mend or unlist these files and call it again."
+        advice = f"All of them are in {path}. Repair or unlist these files and call it again."
         raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))
     context.console.print(f"no errors; all findings are in {path}")
-    return written
 
 
-def split_table(surveys: Sequence[Survey]) -> Table:
+def split_table(surveys: Sequence[Survey]) -> TableData:
     """A column per split."""
-    table = Table(title="Data", title_justify="left")
-    table.add_column("")
-    for one in surveys:
-        table.add_column(one.split, justify="right")
     rows = {
         "images": [str(one.images) for one in surveys],
         "with a mask": [str(one.masks) for one in surveys],
@@ -100,23 +119,17 @@ def split_table(surveys: Sequence[Survey]) -> Table:
         rows[f"{name} height x width"] = ["-" if size is None else f"{size[0]} x {size[1]}" for size in sizes]
     rows["files"] = [", ".join(f"{n} {kind}" for kind, n in one.kinds.items()) for one in surveys]
     rows["errors"] = [str(sum(map(len, one.problems.values()))) for one in surveys]
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
-    return table
+    columns = ["", *(one.split for one in surveys)]
+    return TableData("Data", columns, [[name, *cells] for name, cells in rows.items()])
 
 
-def class_table(surveys: Sequence[Survey]) -> Table:
+def images_table(surveys: Sequence[Survey]) -> TableData:
     """Images per class and split."""
-    table = Table(title="Images per class", title_justify="left")
-    table.add_column("class")
-    for one in surveys:
-        table.add_column(one.split, justify="right")
-    for name in surveys[0].class_images:
-        table.add_row(escape(name), *(str(one.class_images[name]) for one in surveys))
-    return table
+    rows = [[name, *(str(one.class_images[name]) for one in surveys)] for name in surveys[0].class_images]
+    return TableData("Images per class", ["class", *(one.split for one in surveys)], rows)
 
 
-def print_groups(context: Context, title: str, groups: Mapping[str, Sequence[str]]) -> None:
+def print_groups(context: Context, title: str, groups: Groups) -> None:
     """Prints oddities with what to do about them."""
     for kind, items in groups.items():
         advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")

@@ -1,122 +1,131 @@
 """The page that a run leaves: `report.html`, complete in itself."""
 
 import base64
-import html
 import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf
 
 from ribseg.data.io.files import atomic_write
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import environment
-from ribseg.pipeline.report.bottleneck_report import (
-    RATIO_NOTE,
-    TARGET_HEADER,
-    bottleneck_figure,
-    gradient_header,
-    gradient_rows,
-    network_line,
-    target_rows,
-)
+from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
 from ribseg.pipeline.report.notes import Note
 from ribseg.pipeline.report.pictures import picture_grid, pictured_maps
-from ribseg.pipeline.report.segmenter_report import HEADER, segmenter_columns, segmenter_rows
+from ribseg.pipeline.report.segmenter_report import segmenter_columns, segmenter_table
+from ribseg.pipeline.report.table import TableData, class_table
 from ribseg.pipeline.report.tables import (
-    MASK_HEADER,
-    NOTE,
-    Columns,
-    adaptation_line,
     has_scored_masks,
     map_columns,
+    map_tables,
     mask_columns,
-    mask_rows,
-    policy_line,
-    rows,
-    skipped_line,
+    mask_table,
+    result_lines,
 )
 from ribseg.pipeline.stages.bottleneck import EXAMPLES
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: its heading.
+        tables: shown below the picture.
+        lines: sentences below the tables.
+        picture: a PNG in base64, or nothing.
+    """
+
+    title: str
+    tables: Sequence[TableData] = ()
+    lines: Sequence[str] = ()
+    picture: str = ""
+
+
 def write_report(context: Context, results: dict[str, Any]) -> Path:
-    """Writes `report.html`, complete in itself, and `grid.png` beside it."""
-    parts = ["<h1>ribseg: " + html.escape(context.cfg.name) + "</h1>"]
-    if "localization" in results:
-        header, cells = rows(results["localization"])
-        parts += ["<h2>Localization maps</h2>", _html_table(header, cells), f"<p>{html.escape(NOTE)}</p>"]
-        parts += [
-            "<h2>IoU per class, at the best threshold</h2>",
-            _per_class(context, map_columns(results["localization"])),
-        ]
-    if pictured_maps(context, results):
-        grid = picture_grid(context, results)
-        atomic_write(context.output / "grid.png", grid)
-        parts += ["<h2>Pictures</h2>", _html_image(grid)]
-    if has_scored_masks(results):
-        parts += ["<h2>Pseudo masks</h2>", _html_table(list(MASK_HEADER), mask_rows(results["pseudo_masks"]))]
-        parts.append(_per_class(context, mask_columns(results["pseudo_masks"])))
-    if "segmenter" in results:
-        parts += ["<h2>Segmenter</h2>", _html_table(list(HEADER), segmenter_rows(results["segmenter"]))]
-        parts.append(_per_class(context, segmenter_columns(results["segmenter"])))
-    for facts in results.get("methods", {}).values():
-        if facts["steps_mean"] > 0:
-            parts.append(f"<p>{html.escape(adaptation_line(facts))}</p>")
-    if "policy" in results.get("prepared", {}):
-        parts.append(f"<p>{html.escape(policy_line(results['prepared']))}</p>")
-    if "skipped" in results:
-        parts.append(f"<p><b>{html.escape(skipped_line(results['skipped']))}</b></p>")
-    for row in results.get("data", {}).get("notes", []):
-        parts.append(f"<p><b>Data:</b> {html.escape(str(Note(**row)))}</p>")
-    if "bottleneck" in results:
-        parts += _bottleneck_parts(context, results["bottleneck"])
-    for title, text in (
-        ("Environment", json.dumps(environment(), indent=1)),
-        ("Configuration", OmegaConf.to_yaml(context.cfg, resolve=True)),
-    ):
-        parts.append(f"<h2>{title}</h2><pre>{html.escape(text)}</pre>")
+    """Writes `report.html`, and its pictures beside it; returns where."""
+    templates = Environment(
+        loader=PackageLoader("ribseg.pipeline.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = templates.get_template("report.html").render(
+        name=context.cfg.name,
+        sections=[section for part in PARTS for section in part(context, results)],
+        listings={
+            "Environment": json.dumps(environment(), indent=1),
+            "Configuration": OmegaConf.to_yaml(context.cfg, resolve=True),
+        },
+    )
     path = context.output / "report.html"
-    atomic_write(path, (PAGE + "\n".join(parts)).encode())
+    atomic_write(path, page.encode())
     return path
 
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>ribseg</title>
-<style>body{font:14px sans-serif;margin:2em auto;max-width:70em}table{border-collapse:collapse}
-td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}td:first-child{text-align:left}</style>
-"""
+def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+    """Scores of the localization maps."""
+    if "localization" in results:
+        title = "IoU per class, at the best threshold"
+        per_class = class_table(title, context.data.classes, map_columns(results["localization"]))
+        yield Section("Localization maps", [*map_tables(results["localization"]), per_class])
 
 
-def _bottleneck_parts(context: Context, result: dict[str, Any]) -> list[str]:
-    """The section of the toy experiment; its figure is written beside the report, too."""
-    figure = bottleneck_figure(result, context.artefacts["bottleneck"].folder / EXAMPLES)
-    atomic_write(context.output / "bottleneck.png", figure)
-    return [
-        "<h2>Information bottleneck</h2>",
-        _html_image(figure),
-        _html_table(gradient_header(result), gradient_rows(result)),
-        f"<p>{html.escape(RATIO_NOTE)}</p>",
-        _html_table(TARGET_HEADER, target_rows(result)),
-        f"<p>{html.escape(network_line(result))}</p>",
-    ]
+def picture_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+    """Images with their maps and masks."""
+    if pictured_maps(context, results):
+        yield Section("Pictures", picture=saved(context, "grid.png", picture_grid(context, results)))
 
 
-def _html_image(png: bytes) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" style="max-width:100%">'
+def mask_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+    """Scores of the pseudo masks, where there is ground truth."""
+    if has_scored_masks(results):
+        masks = results["pseudo_masks"]
+        per_class = class_table("IoU per class", context.data.classes, mask_columns(masks))
+        yield Section("Pseudo masks", [mask_table(masks), per_class])
 
 
-def _per_class(context: Context, columns: Columns) -> str:
-    if not columns:
-        return ""  # there are no masks to score with
-    names = ("background", *context.data.classes)
-    cells = [
-        [name, *("-" if value is None else f"{100 * value:.1f}" for value in values)]
-        for name, *values in zip(names, *columns.values(), strict=True)
-    ]
-    return _html_table(["IoU", *columns], cells)
+def segmenter_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+    """Scores of the segmenters."""
+    if "segmenter" in results:
+        segmenters = results["segmenter"]
+        per_class = class_table("IoU per class", context.data.classes, segmenter_columns(segmenters))
+        yield Section("Segmenter", [segmenter_table(segmenters), per_class])
 
 
-def _html_table(header: list[str], cells: list[list[str]]) -> str:
-    def line(tag: str, values: list[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values) + "</tr>"
+def run_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+    """What a reader must know about the data and the adaptation."""
+    notes = [f"Data: {Note(**row)}" for row in results.get("data", {}).get("notes", [])]
+    lines = [*result_lines(results), *notes]
+    if lines:
+        yield Section("Run", lines=lines)
 
-    return "<table>" + "".join([line("th", header), *(line("td", row) for row in cells)]) + "</table>"
+
+def bottleneck_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+    """The toy experiment."""
+    if "bottleneck" in results:
+        result = results["bottleneck"]
+        figure = bottleneck_figure(result, context.artefacts["bottleneck"].folder / EXAMPLES)
+        picture = saved(context, "bottleneck.png", figure)
+        yield Section("Information bottleneck", [ratio_table(result)], [network_line(result)], picture)
+
+
+PARTS: tuple[Callable[[Context, dict[str, Any]], Iterator[Section]], ...] = (
+    map_section,
+    picture_section,
+    mask_section,
+    segmenter_section,
+    run_section,
+    bottleneck_section,
+)
+
+
+def saved(context: Context, name: str, png: bytes) -> str:
+    """Writes a picture beside the page, and returns it in base64 for the page itself."""
+    atomic_write(context.output / name, png)
+    return base64.b64encode(png).decode()

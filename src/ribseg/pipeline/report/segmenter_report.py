@@ -1,10 +1,10 @@
 """Tables of the segmenters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
+from ribseg.pipeline.report.table import Columns, TableData
 from ribseg.pipeline.stages.chains import tested_name
 
 HEADER = (
@@ -17,10 +17,9 @@ HEADER = (
     "recall",
     "published",
 )
-LEFT = (HEADER[0], "split")
 
 
-def segmenter_rows(segmenter: dict[str, Any]) -> list[list[str]]:
+def segmenter_rows(segmenter: Mapping[str, Any]) -> list[list[str]]:
     """Cells of the table, in percent: a row per source and split."""
     rows = []
     for values in segmenter.values():
@@ -33,17 +32,13 @@ def segmenter_rows(segmenter: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def segmenter_table(segmenter: dict[str, Any]) -> Table:
-    """What the terminal shows."""
-    table = Table(title="Segmenter, percent, one confusion matrix over all pixels", title_justify="left")
-    for column in HEADER:
-        table.add_column(column, justify="left" if column in LEFT else "right")
-    for row in segmenter_rows(segmenter):
-        table.add_row(*row)
-    return table
+def segmenter_table(segmenter: Mapping[str, Any]) -> TableData:
+    """A row per source and split."""
+    title = "Segmenter, percent, one confusion matrix over all pixels"
+    return TableData(title, HEADER, segmenter_rows(segmenter), text=("split",))
 
 
-def segmenter_columns(segmenter: dict[str, Any]) -> dict[str, list[float | None]]:
+def segmenter_columns(segmenter: Mapping[str, Any]) -> Columns:
     """The IoU of background and each class by source and split."""
     return {
         f"{values['label']}, {split}": scores["iou"]

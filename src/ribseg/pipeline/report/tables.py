@@ -3,14 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.report.bottleneck_report import bottleneck_tables, network_line
+from ribseg.pipeline.report.bottleneck_report import network_line, ratio_table
 from ribseg.pipeline.report.segmenter_report import segmenter_table
+from ribseg.pipeline.report.table import Columns, TableData
 
 CONTROL = "*"  # marks the names of controls
-MAP_HEADER = ("best (at)", "at fixed", "interval", "gain over CAM", "no masks (at)", "precision", "recall")
+MAP_HEADER = (
+    "maps",
+    "best (at)",
+    "at fixed",
+    "interval",
+    "gain over CAM",
+    "no masks (at)",
+    "precision",
+    "recall",
+)
 MASK_NAMES = {
     "random_walk": "random walk",
     "saliency": "saliency",
@@ -29,18 +37,10 @@ def mask_name(variant: str) -> str:
     return " ".join(f"+ {name}" for name in parts) or "maps, cut"
 
 
-def rows(localization: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table of localization maps; mIoU in percent."""
+def map_tables(localization: Mapping[str, Any]) -> list[TableData]:
+    """The tables of localization maps, one per split, mIoU in percent."""
     splits = list(next(iter(localization.values()))["split"])
-    header = ["maps"]
-    for split in splits:
-        header += [f"{split}: {MAP_HEADER[0]}", *MAP_HEADER[1:]]
-    cells = []
-    for values in localization.values():
-        cells.append([source_name(values)])
-        for split in splits:
-            cells[-1] += _cells(values["split"][split])
-    return header, cells
+    return [_split_table(localization, split, NOTE if split == splits[-1] else "") for split in splits]
 
 
 def source_name(values: Mapping[str, Any]) -> str:
@@ -48,7 +48,15 @@ def source_name(values: Mapping[str, Any]) -> str:
     return f"{values['label']} {CONTROL}" if values["control"] else str(values["label"])
 
 
-def _cells(score: dict[str, Any]) -> list[str]:
+def _split_table(localization: Mapping[str, Any], split: str, note: str) -> TableData:
+    rows = [[source_name(values), *_cells(values["split"][split])] for values in localization.values()]
+    images = next(iter(localization.values()))["split"][split]["images"]
+    title = f"Localization maps on {split}, {images} images"
+    methods = tuple(row[0] for row in rows if not row[0].endswith(CONTROL))
+    return TableData(title, MAP_HEADER, rows, note, bold=methods)
+
+
+def _cells(score: Mapping[str, Any]) -> list[str]:
     interval = gain = "-"
     if score["miou_at_fixed"] is not None:
         low, high = score["interval_at_fixed"]
@@ -71,29 +79,6 @@ def _at(miou: float | None, threshold: float | None) -> str:
     return "-" if miou is None or threshold is None else f"{100 * miou:.1f} ({threshold:.2f})"
 
 
-def print_tables(context: Context, results: dict[str, Any]) -> None:
-    """Prints what was measured; one table per split, which fits a terminal."""
-    if "localization" in results:
-        for split in next(iter(results["localization"].values()))["split"]:
-            context.console.print(_split_table(results["localization"], split))
-        context.console.print(NOTE, style="dim")
-    if has_scored_masks(results):
-        context.console.print(mask_table(results["pseudo_masks"]))
-    if "segmenter" in results:
-        context.console.print(segmenter_table(results["segmenter"]))
-    for facts in results.get("methods", {}).values():
-        if facts["steps_mean"] > 0:
-            context.console.print(adaptation_line(facts))
-    if "policy" in results.get("prepared", {}):
-        context.console.print(policy_line(results["prepared"]), soft_wrap=True)
-    if "skipped" in results:
-        context.console.print(skipped_line(results["skipped"]), style="yellow")
-    if "bottleneck" in results:
-        for table in bottleneck_tables(results["bottleneck"]):
-            context.console.print(table)
-        context.console.print(network_line(results["bottleneck"]))
-
-
 NOTE = (
     "mIoU in percent over all classes and background, with 95 % bootstrap intervals over images. At fixed: "
     "at the threshold that is best on the other split, each row its own; no masks: at the one that Otsu's "
@@ -103,22 +88,10 @@ NOTE = (
 )
 
 
-def _split_table(localization: dict[str, Any], split: str) -> Table:
-    one = {name: values | {"split": {split: values["split"][split]}} for name, values in localization.items()}
-    header, cells = rows(one)
-    images = next(iter(one.values()))["split"][split]["images"]
-    table = Table(title=f"Localization maps on {split}, {images} images", title_justify="left")
-    for column in header:
-        table.add_column(column.removeprefix(f"{split}: "), justify="left" if column == "maps" else "right")
-    for row in cells:
-        table.add_row(*row, style=None if row[0].endswith(CONTROL) else "bold")
-    return table
-
-
 MASK_HEADER = ("variant", "split", "threshold", "mIoU", "precision", "recall", "false pos.", "false neg.")
 
 
-def mask_rows(pseudo_masks: dict[str, Any]) -> list[list[str]]:
+def mask_rows(pseudo_masks: Mapping[str, Any]) -> list[list[str]]:
     """Cells of the table of pseudo masks, in percent."""
     keys = ("miou", "precision", "recall", "false_positive", "false_negative")
     return [
@@ -139,14 +112,9 @@ def has_scored_masks(results: Mapping[str, Any]) -> bool:
     return "pseudo_masks" in results and bool(mask_rows(results["pseudo_masks"]))
 
 
-def mask_table(pseudo_masks: dict[str, Any]) -> Table:
+def mask_table(pseudo_masks: Mapping[str, Any]) -> TableData:
     """A row per variant and split."""
-    table = Table(title="Pseudo masks, percent", title_justify="left")
-    for column in MASK_HEADER:
-        table.add_column(column, justify="left" if column in MASK_HEADER[:2] else "right")
-    for row in mask_rows(pseudo_masks):
-        table.add_row(*row)
-    return table
+    return TableData("Pseudo masks, percent", MASK_HEADER, mask_rows(pseudo_masks), text=("variant", "split"))
 
 
 def policy_line(prepared: Mapping[str, Any]) -> str:
@@ -155,7 +123,7 @@ def policy_line(prepared: Mapping[str, Any]) -> str:
     return f"Masks and labels by the policy {prepared['policy']} ({parts})."
 
 
-def skipped_line(skipped: dict[str, dict[str, str]]) -> str:
+def skipped_line(skipped: Mapping[str, Mapping[str, str]]) -> str:
     """One line on the images that are in no number."""
     parts = ", ".join(f"{len(broken)} of {split}" for split, broken in skipped.items() if broken)
     return (
@@ -163,7 +131,7 @@ def skipped_line(skipped: dict[str, dict[str, str]]) -> str:
     )
 
 
-def adaptation_line(adaptation: dict[str, Any]) -> str:
+def adaptation_line(adaptation: Mapping[str, Any]) -> str:
     """One line on how the adaptation of a method went."""
     number = adaptation["images"] - adaptation["without_class"]
     stopped = ", ".join(f"{rule.replace('_', ' ')} {count}" for rule, count in adaptation["stopped"].items())
@@ -174,16 +142,13 @@ def adaptation_line(adaptation: dict[str, Any]) -> str:
     )
 
 
-Columns = dict[str, list[float | None]]  # title -> IoU of background and each class
-
-
-def map_columns(localization: dict[str, Any]) -> Columns:
+def map_columns(localization: Mapping[str, Any]) -> Columns:
     """The IoU of each source of maps on the first split, at its best threshold."""
     found = {source_name(values): values["split"] for values in localization.values()}
     return {f"{name}, {split}": by[split]["iou"] for name, by in found.items() for split in list(by)[:1]}
 
 
-def mask_columns(pseudo_masks: dict[str, Any]) -> Columns:
+def mask_columns(pseudo_masks: Mapping[str, Any]) -> Columns:
     """The IoU of each variant of pseudo masks on each split."""
     return {
         f"{mask_name(variant)}, {split}": values["iou"]
@@ -191,3 +156,29 @@ def mask_columns(pseudo_masks: dict[str, Any]) -> Columns:
         for split, values in scores.items()
         if isinstance(values, dict)
     }
+
+
+def result_tables(results: Mapping[str, Any]) -> list[TableData]:
+    """The tables of what was measured."""
+    tables = map_tables(results["localization"]) if "localization" in results else []
+    tables += [mask_table(results["pseudo_masks"])] if has_scored_masks(results) else []
+    builders = {"segmenter": segmenter_table, "bottleneck": ratio_table}
+    return tables + [build(results[part]) for part, build in builders.items() if part in results]
+
+
+def result_lines(results: Mapping[str, Any]) -> list[str]:
+    """What must be said beside the tables, in a sentence each."""
+    adapted = [facts for facts in results.get("methods", {}).values() if facts["steps_mean"] > 0]
+    lines = [adaptation_line(facts) for facts in adapted]
+    lines += [policy_line(results["prepared"])] if "policy" in results.get("prepared", {}) else []
+    return lines + ([skipped_line(results["skipped"])] if "skipped" in results else [])
+
+
+def print_tables(context: Context, results: Mapping[str, Any]) -> None:
+    """Prints what was measured."""
+    for table in result_tables(results):
+        context.console.print(table.for_terminal())
+    for line in result_lines(results):
+        context.console.print(line, soft_wrap=True, markup=False)
+    if "bottleneck" in results:
+        context.console.print(network_line(results["bottleneck"]))

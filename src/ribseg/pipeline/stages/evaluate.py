@@ -19,8 +19,8 @@ from ribseg.pipeline.engine.digest import contents, with_sources
 from ribseg.pipeline.engine.methods import MapSource, entries, map_sources
 from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.workers import ordered_map
 from ribseg.types import LocalizationMaps
+from ribseg.workers import ordered_map
 
 RESULT = "evaluation.json"
 # What of the first split stands one level up, too.
@@ -97,7 +97,7 @@ def sweep_split(
             for source, (stage, change) in chosen.items()
         }
 
-    results = ordered_map(count, folder.ids, settings.workers)
+    results = ordered_map(count, folder.ids, settings.workers, threads=True)
     quiet = not context.cfg.progress
     for counts in track(
         results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console

@@ -39,7 +39,7 @@ class ImportedStage(Stage):
         def convert() -> None:
             for folder in context.data.splits:
                 target = artefact.folder / "maps"
-                convert_maps(cfg.folder, target, folder, cfg.layout, cfg.trust, context.cfg.progress)
+                convert_maps(cfg.folder, target, folder, cfg.layout, context.cfg.progress)
 
         context.on_first(convert)
         return {"images": len(context.data.all_ids)}
@@ -57,4 +57,4 @@ def check_imported(context: Context) -> None:
     if cfg.folder is None:
         raise ConfigError("run=[imported,...] needs imported.folder=PATH with the maps of another program")
     for folder in context.data.splits:
-        map_reader(cfg.folder, folder, cfg.layout, cfg.trust)
+        map_reader(cfg.folder, folder, cfg.layout)

@@ -24,7 +24,6 @@ from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.workers import ordered_map
 from ribseg.pipeline.stages.chains import (
     FULL,
     masks_stage,
@@ -35,6 +34,7 @@ from ribseg.pipeline.stages.chains import (
 )
 from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores
 from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
+from ribseg.workers import ordered_map
 
 
 class SegmenterTestStage(Stage):
@@ -155,7 +155,7 @@ def score_masks(context: Context, place: Path, folder: BaseDataset) -> dict[str,
 
     size = folder.num_classes + 1
     total = torch.zeros(size, size, dtype=torch.int64)
-    for matrix in ordered_map(count, folder.ids, context.cfg.evaluate.workers):
+    for matrix in ordered_map(count, folder.ids, context.cfg.evaluate.workers, threads=True):
         total += matrix
     scores = mask_scores(counts_of(total)[None]) | {"images": len(folder), "confusion": total.tolist()}
     if scores["foreground"] == 0:

@@ -11,8 +11,8 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import MapSource
-from ribseg.pipeline.engine.workers import ordered_map
 from ribseg.pipeline.stages.evaluate import sweep_split
+from ribseg.workers import ordered_map
 
 # How many splits with masks each way to choose needs; the last of them is the one that it chooses on.
 CHOICES = {"oracle": 1, "held_out": 2, "unsupervised": 0}
@@ -75,7 +75,7 @@ def unsupervised_threshold(context: Context, stage: str) -> float:
         return score_histogram(maps.strided if maps.full is None else maps.full, thresholds)
 
     counts = track(
-        ordered_map(count, folder.ids, settings.workers),
+        ordered_map(count, folder.ids, settings.workers, threads=True),
         "Threshold without masks",
         len(folder),
         disable=not context.cfg.progress,

@@ -1,11 +1,8 @@
 """The networks of the toy experiment, one per seed."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import save_state
-from ribseg.pipeline.engine.workers import one_thread
+from ribseg.workers import ordered_map, worker_count
 
 WEIGHTS = "network.pt"
 SeedWork = Callable[[Context, Artefact, int], None]
@@ -114,17 +111,11 @@ def for_seeds(context: Context, artefact: Artefact, work: SeedWork, chosen: Sequ
     Each seed has one thread: the numbers do not depend on how many cores there are, and networks so small
     gain more from a core of their own than from two that wait for each other.
     """
-    setting = context.cfg.bottleneck.workers
-    workers = min((os.cpu_count() or 1) if setting == "auto" else int(setting), len(chosen))
-    if workers <= 1:
-        for seed in chosen:
-            _say(context, seed, _timed(work, context, artefact, seed))
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), one_thread) as pool:
-        shared = (context.cfg, context.output, context.artefacts, artefact, work)
-        jobs = {pool.submit(_in_process, *shared, seed): seed for seed in chosen}
-        for job in as_completed(jobs):
-            _say(context, jobs[job], job.result())
+    workers = min(worker_count(context.cfg.bottleneck.workers), len(chosen))
+    shared = (context.cfg, context.output, context.artefacts, artefact, work)
+    one = partial(_in_process, *shared) if workers > 1 else partial(_timed, work, context, artefact)
+    for seed, seconds in zip(chosen, ordered_map(one, chosen, workers), strict=True):
+        context.console.print(f"  seed {seed}: {seconds:.0f} s")
 
 
 def _in_process(
@@ -147,10 +138,6 @@ def _timed(work: SeedWork, context: Context, artefact: Artefact, seed: int) -> f
     start = time.perf_counter()
     work(context, artefact, seed)
     return time.perf_counter() - start
-
-
-def _say(context: Context, seed: int, seconds: float) -> None:
-    context.console.print(f"  seed {seed}: {seconds:.0f} s")
 
 
 def train_network(context: Context, artefact: Artefact, seed: int) -> None:

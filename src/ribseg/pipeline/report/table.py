@@ -1,0 +1,67 @@
+"""A table of results: built once, shown on the terminal and in pages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class TableData:
+    """Cells as text, with what is needed to show them.
+
+    Attributes:
+        title: what the table holds.
+        columns: their names; a line break in a name is kept.
+        rows: of each, as many cells as columns.
+        note: what a reader must know to understand the numbers; shown below.
+        text: columns of words, aligned left as the first one always is; all others are aligned right.
+        bold: first cells of the rows that stand out.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    text: Sequence[str] = ()
+    bold: Sequence[str] = ()
+
+    def aligned_left(self, place: int) -> bool:
+        """Whether a column, counted from 0, holds words."""
+        return place == 0 or self.columns[place] in self.text
+
+    def for_terminal(self) -> Table:
+        """The table as rich prints it."""
+        table = Table(
+            title=escape(self.title),
+            title_justify="left",
+            caption=escape(self.note) or None,
+            caption_justify="left",
+            caption_style="dim",
+        )
+        for place, name in enumerate(self.columns):
+            left = self.aligned_left(place)
+            table.add_column(escape(name), justify="left" if left else "right", no_wrap=place == 0)
+        for row in self.rows:
+            table.add_row(*map(escape, row), style="bold" if row[0] in self.bold else None)
+        return table
+
+
+Columns = dict[str, list[float | None]]  # title -> IoU of background and each class
+
+
+def class_table(title: str, classes: Sequence[str], columns: Columns) -> TableData:
+    """The IoU in percent of background and each class.
+
+    Args:
+        title: of the table.
+        classes: C names.
+        columns: of each, C + 1 values.
+    """
+    names = ("background", *classes)
+    rows = [
+        [name, *("-" if value is None else f"{100 * value:.1f}" for value in values)]
+        for name, *values in zip(names, *columns.values(), strict=True)
+    ]
+    return TableData(title, ["class", *columns], rows)
