@@ -95,7 +95,7 @@ def folder_run(tmp_path, tree, *overrides, output="out"):
 
 
 def arguments(folder, tree, *overrides):
-    """A command line of `train.py`: a quick run or sweep over a folder of images, everything below a folder."""
+    """A command line of `train.py`: a quick run or sweep over a folder of images."""
     places = [f"data.root={tree}", f"store.root={folder / 'store'}", f"hydra.run.dir={folder / 'run'}"]
     sweep = f"hydra.sweep.dir={folder / 'sweep'}"
     return [str(TRAIN), "experiment=rib_folder", *QUICK, *places, sweep, *overrides]
@@ -118,7 +118,7 @@ def train(command_line):
 
 @contextmanager
 def as_before():
-    """Afterwards arguments, loggers and the answer to Ctrl-C are what they were: Hydra and Lightning set them."""
+    """Gives arguments, loggers and the answer to Ctrl-C back, which Hydra and Lightning set."""
     arguments, root, interrupt = sys.argv, logging.getLogger(), signal.getsignal(signal.SIGINT)
     handlers, level = list(root.handlers), root.level
     try:
