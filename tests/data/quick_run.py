@@ -78,6 +78,7 @@ QUICK = [
 ]
 
 SHORT = "run=[classifier,cam,rib,controls,evaluate,report]"
+LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]", "segmenter.sources=[rib]")
 
 
 def settings(experiment, tmp_path, *overrides):
