@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help install demo demo-full test lint format clean
+.PHONY: help install demo demo-full test test-all lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   the set-up alone: leaves .venv/"
 	@echo "make demo      set-up and the main job on the built-in data (ARGS=\"key=value ...\" is passed on)"
 	@echo "make demo-full the same, through pseudo masks and segmenter"
-	@echo "make test      set-up and the tests"
+	@echo "make test      set-up and the tests, in two processes"
+	@echo "make test-all  the same, with the tests of minutes and gigabytes"
 	@echo "make lint      ruff and mypy"
 	@echo "make clean     removes .venv/ and outputs/"
 
@@ -38,8 +39,14 @@ demo: .venv/.installed
 demo-full: .venv/.installed
 	$(BIN)/python train.py experiment=demo "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]" $(ARGS)
 
+# Two workers, each with one thread: small tensors gain nothing from more.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-all: .venv/.installed-dev
+	$(PYTEST) -m ""
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

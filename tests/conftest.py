@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,25 @@ def tree(tmp_path):
     from quick_run import make_learnable_tree
 
     return make_learnable_tree(tmp_path / "tree")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The store of a quick run of all stages over what `tree` gives; see `stored`."""
+    from quick_run import LIGHT, SHORT, folder_run, make_learnable_tree
+
+    folder = tmp_path_factory.mktemp("finished")
+    tree = make_learnable_tree(folder / "tree")
+    folder_run(folder, tree, SHORT)
+    folder_run(folder, tree, *LIGHT)
+    return folder / "store"
+
+
+@pytest.fixture
+def stored(finished, tmp_path):
+    """Fills the test's store: `folder_run` takes from it what it would compute with the same settings."""
+    shutil.copytree(finished, tmp_path / "store")
+    return tmp_path / "store"
 
 
 @pytest.fixture(scope="session")

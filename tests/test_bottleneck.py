@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,32 @@ from ribseg.pipeline.engine.plan import chosen_stages, stages_of
 from ribseg.pipeline.engine.preflight import reads_data
 from ribseg.pipeline.engine.runner import run
 from ribseg.pipeline.engine.sweep import SweepTable
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A folder with a finished run of two seeds in it, and of one."""
+    folder = tmp_path_factory.mktemp("computed")
+    return folder, toy_run(folder), toy_run(folder, "bottleneck.seeds=1", output="one_seed")
+
+
+@pytest.fixture
+def first(computed, tmp_path):
+    """The results of a run of two seeds that is in the test's store."""
+    shutil.copytree(computed[0] / "store", tmp_path / "store")
+    return in_store(tmp_path, computed[1])
+
+
+@pytest.fixture
+def one_seed(computed, tmp_path):
+    """The same with one seed."""
+    shutil.copytree(computed[0] / "store", tmp_path / "store")
+    return in_store(tmp_path, computed[2])
+
+
+def in_store(folder, results):
+    places = {name: str(folder / "store" / Path(place).name) for name, place in results["store"].items()}
+    return results | {"store": places}
 
 
 def toy_run(tmp_path, *overrides, output="out"):
@@ -54,8 +81,7 @@ def test_the_experiment_runs_without_data(tmp_path, capsys):
     assert re.search(r"after\s+│ mark", printed)
 
 
-def test_nothing_is_computed_twice_and_a_sweep_trains_once(tmp_path):
-    first = toy_run(tmp_path)
+def test_nothing_is_computed_twice_and_a_sweep_trains_once(tmp_path, first):
     stamps = files(tmp_path)
     second = toy_run(tmp_path, output="again")
     assert stamps == files(tmp_path)
@@ -65,8 +91,7 @@ def test_nothing_is_computed_twice_and_a_sweep_trains_once(tmp_path):
     assert swept["store"]["bottleneck"] != first["store"]["bottleneck"]
 
 
-def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
-    first = toy_run(tmp_path)
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path, first):
     networks, measured = (Path(first["store"][name]) for name in ("toy_networks", "bottleneck"))
     weights = networks / "seed-0" / "network.pt"
     kept = weights.stat().st_mtime_ns
@@ -84,28 +109,28 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same(tmp_path):
-    first = toy_run(tmp_path / "one")
+def test_two_processes_give_the_same(tmp_path, first):
     second = toy_run(tmp_path / "two", "bottleneck.workers=2", "progress=true")
     assert first["bottleneck"] == second["bottleneck"]
     assert Path(first["store"]["bottleneck"]).name == Path(second["store"]["bottleneck"]).name
 
 
-def test_lost_files_are_made_again(tmp_path):
-    first = toy_run(tmp_path, "bottleneck.seeds=1")
-    (Path(first["store"]["bottleneck"]) / "examples.npz").unlink()
-    assert toy_run(tmp_path, "bottleneck.seeds=1")["bottleneck"] == first["bottleneck"]
-    assert (Path(first["store"]["bottleneck"]) / "examples.npz").is_file()
+def test_lost_files_are_made_again(tmp_path, one_seed):
+    lost = Path(one_seed["store"]["bottleneck"]) / "examples.npz"
+    lost.unlink()
+    assert toy_run(tmp_path, "bottleneck.seeds=1")["bottleneck"] == one_seed["bottleneck"]
+    assert lost.is_file()
 
 
-def test_the_wrong_class_is_adapted_as_a_control(tmp_path):
-    right = toy_run(tmp_path, "bottleneck.seeds=1")["bottleneck"]
+def test_the_wrong_class_is_adapted_as_a_control(tmp_path, one_seed):
+    right = one_seed["bottleneck"]
     wrong = toy_run(tmp_path, "bottleneck.seeds=1", "bottleneck.wrong_class=true")["bottleneck"]
     # The layers before the class prediction do not know of classes; it does.
     assert wrong["before"]["irrelevant"][:5] == right["before"]["irrelevant"][:5]
     assert wrong["before"]["irrelevant"][5] != right["before"]["irrelevant"][5]
 
 
+@pytest.mark.usefixtures("first")
 def test_no_stage_on_data_is_planned(tmp_path):
     cfg = settings("toy_bottleneck", tmp_path)
     assert chosen_stages(cfg, ["bottleneck"]) == ["toy_networks", "bottleneck"]

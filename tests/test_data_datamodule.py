@@ -1,8 +1,6 @@
 """One data module for all stages, with and without a Trainer, in one and in two processes."""
 
 import pickle
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -171,35 +169,3 @@ def test_global_batch_is_divided(module):
     module.trainer = trainer_of(2, 1)
     with pytest.raises(ConfigError, match=r"batch_size=3 .* does not divide by the 2"):
         module.train_dataloader()
-
-
-DDP = """
-import sys
-import torch
-import pytorch_lightning as pl
-from pathlib import Path
-from ribseg.modules.data_module import WSSSDataModule
-
-class Touch(pl.LightningModule):
-    def predict_step(self, batch, batch_idx):
-        with open(Path(sys.argv[2]) / f"{batch.id}", "a") as file:
-            file.write(str(self.global_rank))
-
-module = WSSSDataModule(sys.argv[1], crop_size=16, num_workers=0)
-trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
-for ids in (module.all_ids[:5], module.all_ids[5:6]):
-    trainer.predict(Touch(), module.prediction_loader(ids, processes=2), return_predictions=False)
-torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort it now and then
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_predict_each_image_once(voc_tree, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "ddp.py").write_text(DDP)
-    command = [sys.executable, tmp_path / "ddp.py", voc_tree, tmp_path / "out"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    done = [path.read_text() for path in sorted((tmp_path / "out").iterdir())]
-    assert done[:5] == ["0", "1", "0", "1", "0"]
-    assert sorted(done[5]) == ["0", "1"]  # a single image goes to both: no process may be without any

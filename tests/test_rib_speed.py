@@ -188,6 +188,7 @@ def test_half_precision_gives_nearly_the_same_maps():
     assert all(view.dtype == torch.float32 for view in half.maps)
 
 
+@pytest.mark.nightly
 def test_compiling_is_bounded_over_image_sizes(monkeypatch):
     counter, compile_ = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compile_(f, backend=counter, **kwargs))

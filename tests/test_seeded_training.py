@@ -1,8 +1,6 @@
 """A training is a function of its settings: not of workers, processes, or interruptions."""
 
 import random
-import subprocess
-import sys
 import warnings
 from functools import partial
 
@@ -328,51 +326,3 @@ def test_a_batch_that_does_not_divide_is_said_before_the_first_stage(tree, tmp_p
     with pytest.raises(ConfigError, match=f"{setting}=3 .* does not divide by the 2"):
         folder_run(tmp_path, tree, *CHAIN, *two)
     assert not list((tmp_path / "store").glob("*/*.pt"))
-
-
-TWO = """
-import sys
-import torch
-import pytorch_lightning as pl
-from pathlib import Path
-from ribseg.modules.data_module import WSSSDataModule
-
-class Look(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.rows = []
-    def training_step(self, batch, batch_idx):
-        for name, image in zip(batch.id, batch.image):
-            self.rows.append(f"train {self.current_epoch} {batch_idx} {name} {image.double().sum().item()}")
-        return self.weight.sum()
-    def validation_step(self, batch, batch_idx):
-        self.rows += [f"val {self.current_epoch} 0 {name} 0" for name in batch.id]
-    def on_train_end(self):
-        Path(sys.argv[2], f"{self.trainer.world_size}-{self.global_rank}").write_text("\\n".join(self.rows))
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-data = WSSSDataModule(
-    sys.argv[1], crop_size=24, resize_long=(16, 30), batch_size=2, num_workers=int(sys.argv[4])
-)
-trainer = pl.Trainer(
-    accelerator="cpu", devices=int(sys.argv[3]), strategy="ddp", max_epochs=2, logger=False,
-    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
-)
-trainer.fit(Look(), datamodule=data)
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_see_what_one_sees(voc_tree, tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
-    for processes, workers in ((1, 0), (2, 1)):
-        command = [sys.executable, tmp_path / "two.py", voc_tree, tmp_path, str(processes), str(workers)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stderr[-3000:]
-    one, first, second = ((tmp_path / name).read_text().splitlines() for name in ("1-0", "2-0", "2-1"))
-    assert sorted(first + second) == sorted(one)
-    assert len(one) == 2 * 8 + 2 * 4
-    assert len(first) == len(second)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from quick_run import QUICK, folder_run, settings
+from quick_run import LIGHT, QUICK, folder_run, settings
 
 import ribseg
 from ribseg.data.io.masks import write_mask
@@ -21,7 +21,6 @@ from ribseg.pipeline.engine.runner import run
 
 WHOLE = "run=[classifier,cam,rib,refine,segmenter,report]"
 ALL = "segmenter.sources=[rib,cam,full]"
-LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]", "segmenter.sources=[rib]")
 
 
 def miou_of(folder, tree, split):
@@ -107,6 +106,7 @@ def test_run_names(tmp_path):
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.usefixtures("stored")
 def test_other_tests_do_not_train_again_and_other_recipes_do(tmp_path, tree):
     first = folder_run(tmp_path, tree, *LIGHT)["store"]
     tested = folder_run(tmp_path, tree, *LIGHT, "segmenter.test.flip=false", "segmenter.workers=0")["store"]
@@ -117,18 +117,16 @@ def test_other_tests_do_not_train_again_and_other_recipes_do(tmp_path, tree):
     assert trained["pseudo_masks"] == first["pseudo_masks"]
 
 
-def test_crf_processes_and_none_give_the_same_masks(tmp_path, tree):
-    folders = []
-    for workers in (2, 0):
-        extra = ("segmenter.workers=" + str(workers), f"store.root={tmp_path / str(workers)}")
-        folders.append(
-            Path(folder_run(tmp_path, tree, *LIGHT, *extra)["store"]["segmenter_test_rib"]) / "val"
-        )
-    masks = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
-    assert len(masks[0]) == 4
-    assert masks[0] == masks[1]
+def test_crf_processes_and_none_give_the_same_masks(tmp_path, tree, stored):
+    (tested,) = stored.glob("segmenter_test_rib-*")
+    masks = {path.name: path.read_bytes() for path in (tested / "val").iterdir()}
+    shutil.rmtree(tested)
+    folder_run(tmp_path, tree, *LIGHT, "segmenter.workers=2")
+    assert len(masks) == 4
+    assert {path.name: path.read_bytes() for path in (tested / "val").iterdir()} == masks
 
 
+@pytest.mark.usefixtures("stored")
 def test_killed_training_and_test_go_on(tmp_path, tree):
     store = folder_run(tmp_path, tree, *LIGHT)["store"]
     trained, tested = Path(store["segmenter_rib"]), Path(store["segmenter_test_rib"])
@@ -146,6 +144,7 @@ def test_killed_training_and_test_go_on(tmp_path, tree):
     assert (tested / "val" / "im_06.png").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.usefixtures("stored")
 def test_best_weights_and_their_average(tmp_path, tree):
     results = folder_run(tmp_path, tree, *LIGHT, "segmenter.select=best", "segmenter.average=0.5")
     facts = json.loads((Path(results["store"]["segmenter_rib"]) / "manifest.json").read_text())["facts"]
@@ -153,6 +152,7 @@ def test_best_weights_and_their_average(tmp_path, tree):
     assert 0 <= facts["val/miou"] <= 1
 
 
+@pytest.mark.usefixtures("stored")
 def test_accumulation_and_the_start_from_the_classifier(tmp_path, tree):
     extra = ("segmenter.accumulate=2", "segmenter.model.weights=classifier", "segmenter.max_steps=2")
     store = folder_run(
@@ -165,6 +165,7 @@ def test_accumulation_and_the_start_from_the_classifier(tmp_path, tree):
     assert all(torch.equal(state[name], classifier[name]) for name in shared)
 
 
+@pytest.mark.usefixtures("stored")
 def test_the_checkpoint_predicts_what_the_test_wrote(tmp_path, tree):
     store = folder_run(tmp_path, tree, *LIGHT)["store"]
     image = tree / "JPEGImages" / "im_07.jpg"
@@ -249,6 +250,7 @@ with tarfile.open(sys.argv[1]) as archive:
 """
 
 
+@pytest.mark.usefixtures("stored")
 def test_the_server_archive_of_a_split_without_labels(tmp_path, tree):
     add_test_split(tree)
     results = folder_run(
@@ -278,6 +280,7 @@ def test_the_server_archive_of_a_split_without_labels(tmp_path, tree):
     )
 
 
+@pytest.mark.usefixtures("stored")
 def test_the_archive_of_a_tested_split_takes_the_tested_masks(tmp_path, tree):
     extra = (
         "run=[classifier,rib,pseudo_masks,segmenter,export]",
@@ -289,6 +292,7 @@ def test_the_archive_of_a_tested_split_takes_the_tested_masks(tmp_path, tree):
     assert results["export"]["images"] == 4
 
 
+@pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize(
     ("override", "message"),
     [("export.split=trainval", "export.split"), ("export.source=ribs", "export.source")],
@@ -304,6 +308,7 @@ def test_exports_that_cannot_be(tmp_path, tree, override, message):
         )
 
 
+@pytest.mark.usefixtures("stored")
 def test_an_export_without_its_list_says_so(tmp_path, tree):
     with pytest.raises(DatasetNotFoundError, match=r"test\.txt"):
         folder_run(
@@ -409,6 +414,7 @@ def test_published_recipes():
         assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat) == (67, 3, 4)
 
 
+@pytest.mark.usefixtures("stored")
 def test_a_segmenter_of_another_library_in_the_chain(tmp_path, tree, monkeypatch):
     pytest.importorskip("segmentation_models_pytorch")
     network = [o for o in QUICK if not o.startswith("segmenter.model.")]

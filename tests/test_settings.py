@@ -3,20 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import threading
+from contextlib import contextmanager
 
 import pytest
 from pytorch_lightning import Callback
-from quick_run import QUICK, folder_run
+from quick_run import arguments, folder_run, train
 
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.context import DECIDED
 from ribseg.pipeline.engine.runner import objective
 
-REPOSITORY = Path(__file__).parents[1]
 SEEN = []
 
 
@@ -128,45 +125,50 @@ def test_an_objective_that_is_not_there(path, message):
         objective({"a": {"b": [0.25, {"c": 3}]}, "name": "x", "flag": True}, path)
 
 
-def multirun(tmp_path, tree, *arguments):
-    """Runs a sweep in a process of its own."""
-    places = [f"data.root={tree}", f"store.root={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}"]
-    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    settings = ["experiment=rib_folder", *QUICK, *places, sweep]
-    command = [sys.executable, REPOSITORY / "train.py", "-m", *settings, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-
-def test_a_sweep_with_a_bad_job_runs_the_others_and_says_so(tmp_path, tree):
-    run = "run=[classifier,cam,rib,evaluate]"
-    done = multirun(tmp_path, tree, "pooling.threshold=0.3,1.5,0.5", "rib.lr=1e-3", run)
-    assert done.returncode == 1, done.stderr
+def test_a_sweep_with_a_bad_job_runs_the_others_and_says_so(tmp_path, tree, capfd):
+    sweep = ("pooling.threshold=0.3,1.5,0.5", "rib.lr=1e-3", "run=[classifier,cam,rib,evaluate]", "-m")
+    assert train(arguments(tmp_path, tree, *sweep)) == 1
     jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert ["results" in job for job in jobs] == [True, False, True]
     assert "1.5" in jobs[1]["failure"]
-    table = done.stdout[done.stdout.rindex("Localization maps on val") :]
+    printed, errors = capfd.readouterr()
+    table = printed[printed.rindex("Localization maps on val") :]
     assert "failed" in table
     assert "pooling.threshold=1.5 failed:" in table
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in errors
     assert len(list((tmp_path / "store").glob("classifier-*"))) == 1
 
 
-@pytest.mark.parametrize("stage", ["classifier", "rib"])
-def test_ctrl_c_says_in_one_line_how_to_go_on(stage, tmp_path, tree):
-    long = {"classifier": "classifier.epochs=100000", "rib": "rib.steps=100000"}[stage]
-    command = [sys.executable, REPOSITORY / "train.py", "experiment=rib_folder", *QUICK, long, "rib.lr=1e-9"]
-    places = [f"data.root={tree}", f"store.root={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}"]
-    running = subprocess.Popen(
-        [*command, *places, "run=[classifier,rib]"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    assert any(line.startswith(f"{stage}: ") for line in running.stdout)
-    time.sleep(3)  # into the stage
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 1
-    assert "interrupted. Nothing that was finished is lost; give the same command again" in errors
-    assert "Traceback" not in errors
+@contextmanager
+def ctrl_c_at(folder, pattern):
+    """Presses Ctrl-C once there is such a file."""
+    done = threading.Event()
+
+    def wait():
+        while not done.wait(0.01):
+            if any(folder.glob(pattern)):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("long", "file"),
+    [
+        ("classifier.epochs=100000", "classifier-*/checkpoints/*.ckpt"),
+        ("rib.steps=50", "rib-*/maps/*.npz"),
+    ],
+)
+def test_ctrl_c_says_in_one_line_how_to_go_on(long, file, tmp_path, tree, capfd):
+    with ctrl_c_at(tmp_path / "store", file):
+        code = train(arguments(tmp_path, tree, long, "rib.lr=1e-9", "run=[classifier,rib]"))
+    assert "interrupted. Nothing that was finished is lost; give the same command again" in code
+    assert not list((tmp_path / "store").glob(f"{file.partition('-')[0]}-*/manifest.json"))
+    assert "Traceback" not in "".join(capfd.readouterr())

@@ -1,5 +1,10 @@
-"""A data set and settings with which the whole chain runs in seconds."""
+"""A data set and settings with which the whole chain runs in seconds, and `train.py` in this process."""
 
+import logging
+import runpy
+import signal
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,8 @@ from PIL import Image
 from ribseg.data.io.masks import write_mask
 from ribseg.pipeline.engine.runner import run
 
-CONF = Path(__file__).parents[2] / "conf"
+TRAIN = Path(__file__).parents[2] / "train.py"
+CONF = TRAIN.parent / "conf"
 
 # Everything that makes a dry run quick; the structure of the experiment stays.
 QUICK = [
@@ -58,7 +64,7 @@ QUICK = [
     "segmenter.test.scales=[0.5,1.0]",
     "segmenter.test.crf={iterations:2,backend:torch}",
     "segmenter.test.tile=40",
-    "segmenter.workers=1",
+    "segmenter.workers=0",  # a process of its own for the CRF takes seconds to start
     "trainer.accelerator=cpu",
     "bottleneck.seeds=2",
     "bottleneck.images.train=12",
@@ -72,6 +78,7 @@ QUICK = [
 ]
 
 SHORT = "run=[classifier,cam,rib,controls,evaluate,report]"
+LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]", "segmenter.sources=[rib]")
 
 
 def settings(experiment, tmp_path, *overrides):
@@ -86,6 +93,41 @@ def folder_run(tmp_path, tree, *overrides, output="out"):
     """Runs `rib_folder` quickly and returns its results."""
     cfg = settings("rib_folder", tmp_path, f"data.root={tree}", SHORT, *overrides)
     return run(cfg, tmp_path / output)
+
+
+def arguments(folder, tree, *overrides):
+    """A command line of `train.py`: a quick run or sweep over a folder of images."""
+    places = [f"data.root={tree}", f"store.root={folder / 'store'}", f"hydra.run.dir={folder / 'run'}"]
+    sweep = f"hydra.sweep.dir={folder / 'sweep'}"
+    return [str(TRAIN), "experiment=rib_folder", *QUICK, *places, sweep, *overrides]
+
+
+def train(command_line):
+    """Runs `train.py` in this process and returns what it exits with: None, a number, or a message.
+
+    A process of its own, which takes seconds to start, is for tests that kill it or need two.
+    """
+    GlobalHydra.instance().clear()
+    with as_before():
+        sys.argv = command_line
+        try:
+            runpy.run_path(str(TRAIN), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+    return None
+
+
+@contextmanager
+def as_before():
+    """Gives arguments, loggers and the answer to Ctrl-C back, which Hydra and Lightning set."""
+    arguments, root, interrupt = sys.argv, logging.getLogger(), signal.getsignal(signal.SIGINT)
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        sys.argv, root.handlers[:] = arguments, handlers
+        root.setLevel(level)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def make_learnable_tree(root, number=10):
