@@ -25,19 +25,19 @@ class Look(pl.LightningModule):
         self.folder, self.rows = Path(folder), []
 
     def training_step(self, batch, batch_idx):
-        for name, image in zip(batch["id"], batch["image"], strict=True):
+        for name, image in zip(batch.id, batch.image, strict=True):
             self.rows.append(f"train {self.current_epoch} {batch_idx} {name} {image.double().sum().item()}")
         return self.weight.sum()
 
     def validation_step(self, batch, batch_idx):
-        self.rows += [f"val {self.current_epoch} 0 {name} 0" for name in batch["id"]]
+        self.rows += [f"val {self.current_epoch} 0 {name} 0" for name in batch.id]
 
     def on_train_end(self):
         name = f"fit-{self.trainer.world_size}-{self.global_rank}"
         (self.folder / name).write_text("\n".join(self.rows))
 
     def predict_step(self, batch, batch_idx):
-        with (self.folder / f"predicted-{batch['id']}").open("a") as file:
+        with (self.folder / f"predicted-{batch.id}").open("a") as file:
             file.write(str(self.global_rank))
 
     def configure_optimizers(self):
@@ -53,8 +53,9 @@ def predict(tree, folder, **settings):
     """Five images, and then one."""
     data = WSSSDataModule(tree, crop_size=16, num_workers=0)
     for ids in (data.all_ids[:5], data.all_ids[5:6]):
-        data.predict_ids = ids
-        pl.Trainer(**QUIET, **settings).predict(Look(folder), datamodule=data, return_predictions=False)
+        trainer = pl.Trainer(**QUIET, **settings)
+        loader = data.prediction_loader(ids, processes=trainer.world_size)
+        trainer.predict(Look(folder), loader, return_predictions=False)
 
 
 if __name__ == "__main__":
