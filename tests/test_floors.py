@@ -135,3 +135,12 @@ def test_nothing_asks_a_server_when_imported():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_heavy_packages_are_imported_where_they_are_used(path):
+    heavy = {"matplotlib", "sklearn", "wandb", "tensorboard", "pycocotools", "segmentation_models_pytorch"}
+    for node in ast.parse(path.read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert not heavy & {name.partition(".")[0] for name in names}, f"line {node.lineno}"

@@ -198,3 +198,10 @@ def test_a_bad_logger_is_said_before_the_first_stage(tmp_path, tree, own, given,
 def test_no_logger_and_names_set_to_null(tmp_path):
     assert logger_settings(None, "cam", tmp_path) == []
     assert logger_settings(OmegaConf.create({"a": None}), "cam", tmp_path) == []
+
+
+def test_tensorboard_without_its_package_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'ribseg\[tensorboard\]'.*logger=csv"):
+        logger_settings(OmegaConf.create({"_target_": TENSORBOARD}), "cam", tmp_path)
+    assert logger_settings(OmegaConf.create({"_target_": CSV}), "cam", tmp_path)

@@ -9,7 +9,9 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import get_object
@@ -91,7 +93,17 @@ def _target(place: str, given: Settings) -> Callable[..., Any]:
         raise ConfigError(f"{place}._target_={given['_target_']} cannot be imported: {error}") from error
     if not callable(target):
         raise ConfigError(f"{place}._target_={given['_target_']} is no class or function")
+    writers = ("tensorboard", "tensorboardX")
+    if _is_a(target, TensorBoardLogger) and not any(find_spec(name) for name in writers):
+        raise ConfigError(
+            f"{place}: TensorBoardLogger writes with the package tensorboard, which is not installed: "
+            "pip install 'ribseg[tensorboard]', or choose logger=csv"
+        )
     return target
+
+
+def _is_a(target: Callable[..., Any], kind: type | UnionType) -> bool:
+    return isinstance(target, type) and issubclass(target, kind)
 
 
 def _is_hydras(key: str) -> bool:
@@ -111,10 +123,10 @@ def _filled_in(value: Any, texts: Mapping[str, str]) -> Any:
 
 def _defaults(target: Callable[..., Any], given: Settings, stage: str, output: Path) -> Settings:
     """What is set where the user has not set it, of what a logger takes."""
-    if isinstance(target, type) and issubclass(target, WandbLogger):
+    if _is_a(target, WandbLogger):
         return wandb_defaults(given, stage, output)
     folders = {"save_dir": str(output / FOLDER), "name": stage}
-    if isinstance(target, type) and issubclass(target, CSVLogger | TensorBoardLogger) and "name" not in given:
+    if _is_a(target, CSVLogger | TensorBoardLogger) and "name" not in given:
         folders["version"] = ""  # under a name of the user's they count versions, one per stage
     accepted = inspect.signature(target).parameters
     return {key: value for key, value in folders.items() if key in accepted}
