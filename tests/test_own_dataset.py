@@ -103,9 +103,7 @@ def test_the_whole_chain_on_a_data_set_from_outside(outside):
         "maps.pool_gib=1",
     )
     assert set(results["segmenter"]) == {"rib", "full"}
-    assert set(results["pseudo_masks"]["split"]) >= {"train", "val"}
-    with pytest.raises(ConfigError, match="Arrays reads them with"):
-        own_run(outside, "run=[segmenter]", "segmenter.sources=[full]", "segmenter.masks_dir=x", name="more")
+    assert results["pseudo_masks"]["variant"] == "none"
 
 
 def test_without_a_class_the_setting_is_named(tmp_path):
@@ -130,6 +128,8 @@ def test_the_protocol_is_enough():
     assert report["train"].images == 4
     with pytest.raises(DataError, match="absent masks: 1\n    val3"):
         data.check(full=True)
+    with pytest.raises(ConfigError, match=r"from x: Bare reads them with .*Leave segmenter\.masks_dir out"):
+        data.train.with_masks("x")
     found = survey(data.evals["val"], masks=False)
     assert (found.kinds, found.masks, found.values.common) == ({"array": 4}, 3, 3)
     assert data.train.plot(data.train[0]).get_suptitle() == "train0: a"
