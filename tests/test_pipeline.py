@@ -36,7 +36,9 @@ def test_there_are_the_promised_experiments():
 @pytest.mark.parametrize("experiment", ON_DATA)
 def test_every_experiment_runs_dry(experiment, tmp_path, tree):
     whole = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
-    cfg = settings(experiment, tmp_path, f"data.root={tree}", "data.labels=auto", "prepare=null", whole)
+    # Two threads, as the demo has, wait for each other on a core that another test uses.
+    data = (f"data.root={tree}", "data.labels=auto", "prepare=null", "maps.threads=1")
+    cfg = settings(experiment, tmp_path, *data, whole)
     results = run(cfg, tmp_path / "out")
     for source in ("cam", "rib", "wrong_class", "feature_norm", "centre_prior", "whole_image"):
         scores = results["localization"][source]
