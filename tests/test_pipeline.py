@@ -36,7 +36,9 @@ def test_there_are_the_promised_experiments():
 @pytest.mark.parametrize("experiment", ON_DATA)
 def test_every_experiment_runs_dry(experiment, tmp_path, tree):
     whole = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
-    cfg = settings(experiment, tmp_path, f"data.root={tree}", "data.labels=auto", "prepare=null", whole)
+    # Two threads, as the demo has, wait for each other on a core that another test uses.
+    data = (f"data.root={tree}", "data.labels=auto", "prepare=null", "maps.threads=1")
+    cfg = settings(experiment, tmp_path, *data, whole)
     results = run(cfg, tmp_path / "out")
     for source in ("cam", "rib", "wrong_class", "feature_norm", "centre_prior", "whole_image"):
         scores = results["localization"][source]
@@ -97,6 +99,7 @@ def test_published_settings_are_what_the_specification_says(experiment, tmp_path
     assert cfg.classifier.model.backbone == "resnet50.tv_in1k"
 
 
+@pytest.mark.usefixtures("stored")
 def test_a_second_run_computes_nothing_and_says_the_same(tmp_path, tree):
     first = folder_run(tmp_path, tree)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*") if p.is_file()}
@@ -112,6 +115,7 @@ def test_a_moved_data_set_is_the_same_data_set(tmp_path, tree):
     assert first["store"] == second["store"]
 
 
+@pytest.mark.usefixtures("stored")
 def test_a_sweep_over_pooling_trains_one_classifier(tmp_path, tree):
     runs = [
         folder_run(tmp_path, tree, f"pooling.threshold={t}", "rib.lr=1e-3", output=str(i))
@@ -126,6 +130,7 @@ def map_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted(Path(folder, "maps").glob("*.npz"))}
 
 
+@pytest.mark.usefixtures("stored")
 def test_an_interrupted_stage_goes_on_to_the_same_bytes(tmp_path, tree):
     rib = Path(folder_run(tmp_path, tree, "rib.lr=1e-2")["store"]["rib"])
     whole = map_bytes(rib)
@@ -228,6 +233,7 @@ def test_masks_of_a_split_that_is_evaluated_later_are_checked_then(tmp_path, tre
         folder_run(tmp_path, tree, "data.eval_splits=[train,val]")
 
 
+@pytest.mark.usefixtures("stored")
 def test_lost_files_of_the_store_are_made_again(tmp_path, tree):
     store = folder_run(tmp_path, tree)["store"]
     whole = map_bytes(store["rib"])
@@ -239,8 +245,8 @@ def test_lost_files_of_the_store_are_made_again(tmp_path, tree):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk"])
-def test_a_torn_checkpoint_is_passed_over(tmp_path, tree, capsys, content):
-    folder = Path(folder_run(tmp_path, tree, "run=[classifier]")["store"]["classifier"])
+def test_a_torn_checkpoint_is_passed_over(tmp_path, tree, stored, capsys, content):
+    (folder,) = stored.glob("classifier-*")
     (folder / "manifest.json").unlink()
     (folder / "checkpoints" / "last.ckpt").write_bytes(content)
     folder_run(tmp_path, tree, "run=[classifier]")
@@ -355,6 +361,7 @@ def test_gather_tells_what_is_there(tmp_path, tree):
     assert "localization" not in results
 
 
+@pytest.mark.usefixtures("stored")
 def test_sweep_table(tmp_path, tree, capsys):
     for number, threshold in enumerate((0.2, 0.6)):
         override = f"pooling.threshold={threshold}"
