@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import ribseg
-from ribseg.methods.rib import partition
+from ribseg.methods.partition import partition
 
 CLASSES = 20
 SETS = {"VOC trainaug": (10_582, 20), "COCO train": (82_081, 15)}  # images, reference images per step
@@ -96,8 +96,8 @@ def cost(model: ribseg.Classifier, recipe: Recipe) -> dict[str, float]:
         "plain, TFLOP": recipe.steps * (trunks + step) / TERA,
         "own views, GiB": sum(view.saved for view in learning) / GIB,
         "references, GiB": crops.saved / GIB,
-        # Weights, copy, gradients, momentum; folded weights and their gradients.
-        "weights, GiB": 6 * weights / GIB,
+        # Weights, the copy to go back to, gradients, momentum.
+        "weights, GiB": 4 * weights / GIB,
     }
 
 

@@ -7,8 +7,8 @@ stop rules are computed, but their limits let every image take all steps. With `
 program is no RIB, but the plain CAM of the same views and references.
 
 Below stand the rate of our network and that of plain matrix products on this device, in the same precision,
-the memory that a GPU needed, and what it comes to for VOC's 10,582 training images. Operations are counted as
-those of direct convolutions (`cost.py`): on a CPU, where ours takes fewer, the share may exceed one.
+the memory that a GPU needed, and what it comes to for VOC's 10,582 training images. `cost.py` counts
+the operations.
 
     python benchmarks/rib.py                                          # small crops, a few minutes on 2 cores
     python benchmarks/rib.py --steps 10 --references 20 --images 1
@@ -60,9 +60,9 @@ class TimedRIB(ribseg.RIB):
         with self.clock("backward"):
             return super()._backward(logits, labels)
 
-    def _update(self, optimizer: torch.optim.SGD, step: int) -> None:
+    def _update(self, optimizer: torch.optim.SGD, k: int) -> None:
         with self.clock("update"):
-            super()._update(optimizer, step)
+            super()._update(optimizer, k)
 
 
 class TimedWriter(MapWriter):
@@ -111,7 +111,7 @@ def make_module(data: WSSSDataModule, state: dict[str, Tensor], options: Any, po
     """The module with a clock in it."""
     model = ribseg.Classifier(options.backbone)
     model.load_state_dict(state)
-    references = data.references(options.references, options.workers, pool, options.crop_on_gpu)
+    references = data.references(options.references, options.workers, pool)
     module = RIBModule(model, references=references)
     recipe = {name: value for name, value in asdict(settings(options)).items() if name != "threshold"}
     pooling = ribseg.GNDRP(settings(options).threshold)
@@ -204,9 +204,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="32-true", help="of our Trainer; the plain program has 32")
     parser.add_argument("--compile", action="store_true", help="torch.compile our network")
     parser.add_argument("--workers", type=int, default=0, help="of the loader, and threads for references")
-    parser.add_argument(
-        "--crop-on-cpu", dest="crop_on_gpu", action="store_false", help="augment our references on the CPU"
-    )
     parser.add_argument(
         "--no-parts", dest="parts", action="store_false", help="do not wait for the GPU in parts"
     )

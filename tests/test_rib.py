@@ -372,3 +372,38 @@ def test_gap_of_own_views_is_the_logit():
     model = classifier().eval()
     with torch.no_grad():
         torch.testing.assert_close(gap(model.class_maps(views()[0])), model(views()[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_the_presets():
+    settings = {"pooling": ribseg.GAP(), "steps": 3, "lr": 1e-3, "margin": None, "area_limit": None}
+    usual = ribseg.RIB(classifier(), **settings)(views(), LABELS, references(3))
+    same = ribseg.RIB(classifier(), loss=lambda y, t: -(t * y).sum(), **settings)
+    other = ribseg.RIB(classifier(), loss=lambda y, t: (t * y).sum(), **settings)
+    assert all(
+        torch.equal(a, b) for a, b in zip(same(views(), LABELS, references(3)).maps, usual.maps, strict=True)
+    )
+    away = other(views(), LABELS, references(3))
+    assert (away.maps[0].sum() < usual.maps[0].sum()).item()
+
+
+BAD_LOSSES = {
+    "got float": lambda y, t: 1.0,
+    r"got shape \(2, 5\)": lambda y, t: y * t,
+    "without a gradient": lambda y, t: (y * t).sum().detach(),
+    "does not depend": lambda y, t: torch.ones((), requires_grad=True),
+    "not finite": lambda y, t: y.log().sum(),
+    "but ValueError: no": None,
+}
+
+
+def refuse(logits, labels):
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("message", BAD_LOSSES)
+@pytest.mark.parametrize("preset", ["official", "paper"])
+def test_a_loss_that_cannot_work_is_refused_at_once(message, preset):
+    with torch.no_grad(), pytest.raises(ConfigError, match=f"loss: expected a finite scalar.*{message}"):
+        ribseg.RIB(classifier(), preset=preset, loss=BAD_LOSSES[message] or refuse)
+    with torch.inference_mode():
+        ribseg.RIB(classifier(), loss=lambda y, t: (y * t).square().sum())

@@ -1,14 +1,17 @@
 """Losses: without the last activation for RIB, and cross entropy for the segmenter."""
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ribseg.checks import check_choice, check_number, check_switch
+from ribseg.checks import SettingError, check_choice, check_number, check_switch
+from ribseg.errors import reason
 from ribseg.functional.activations import RANGES, last_activation
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, C) and labels (N, C) in {0, 1} -> scalar
 Place = Literal["logits", "target"]
 
 TINY = 1e-12  # a divisor where there is nothing to divide
@@ -38,6 +41,49 @@ def rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None) -> Ten
     check_number("margin", margin, words=(None,))
     bounded = logits if margin is None else logits.clamp(max=margin)
     return -(bounded * labels).sum()
+
+
+def check_loss(loss: Loss, logits: Tensor) -> None:
+    """Tries a loss of one's own on a few logits.
+
+    Args:
+        loss: see `Loss`.
+        logits: (N, C) float, where and in what precision they will be.
+
+    Raises:
+        SettingError: it fails, or gives anything but a finite scalar with a finite gradient.
+
+    >>> check_loss(lambda logits, labels: logits - labels, torch.zeros(2, 3))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ribseg.checks.SettingError: loss: expected a finite scalar with gradient for (2, 3) logits, got shape ...
+    """
+    expected = f"loss: expected a finite scalar with gradient for {tuple(logits.shape)} logits"
+    with torch.inference_mode(False), torch.enable_grad():
+        point = logits.detach().clone().requires_grad_()
+        labels = torch.ones_like(logits)
+        labels[:, 1::2] = 0
+        try:
+            value: Any = loss(point, labels)
+        except Exception as error:
+            raise SettingError(f"{expected}, but {type(error).__name__}: {reason(error)}") from error
+        complaint = _complaint(value, point)
+    if complaint:
+        raise SettingError(f"{expected}, got {complaint}")
+
+
+def _complaint(value: Any, logits: Tensor) -> str:
+    """What is wrong with a loss; nothing for a good one."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.ndim != 0:
+        return f"shape {tuple(value.shape)}"
+    if not value.requires_grad:
+        return "one without a gradient"
+    (gradient,) = torch.autograd.grad(value, logits, allow_unused=True)
+    if gradient is None:
+        return "one that does not depend on the logits"
+    finite = torch.isfinite(value) & torch.isfinite(gradient).all()
+    return "" if bool(finite) else f"the value {value.item()} or a gradient that is not finite"
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Contexts that leave a module exactly as it was: training flags, weights, gradients."""
+"""Contexts that leave things exactly as they were: training flags, weights, gradients, autocast."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,3 +45,18 @@ def restored(moving: Sequence[nn.Parameter], module: nn.Module) -> Iterator[None
         for parameter, grad, requires_grad in state:
             parameter.grad = grad
             parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def autocast_without_cache() -> Iterator[None]:
+    """Inside, a caller's `torch.autocast` casts weights at each use instead of keeping the first cast.
+
+    It keeps it for as long as its block lasts: updates inside the block would change nothing, and the cast
+    weights of each step would stay in memory.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

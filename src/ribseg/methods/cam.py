@@ -73,14 +73,18 @@ def merge_maps(
     return LocalizationMaps(known, normalize(strided), normalize(full), (height, width))
 
 
-def check_views(views: Sequence[Tensor], labels: Tensor, classes: int) -> None:
-    """Raises a ValueError unless views are (2, 3, h, w) tensors and labels (C,) in {0, 1}."""
+def check_views(
+    views: Sequence[Tensor], labels: Tensor, classes: int, loss_views: Sequence[int] = ()
+) -> None:
+    """Raises a ValueError unless views are (2, 3, h, w), labels (C,) in {0, 1}, and the loss views there."""
     shapes = [tuple(view.shape) for view in views]
     if not shapes or any(len(shape) != 4 or shape[:2] != (2, 3) for shape in shapes):
         raise ValueError(
             "expected a list of (2, 3, h, w) views, the image and its mirror image at each scale, got shapes "
             f"{shapes}; make them with ribseg.data.feed.views.multi_scale_views"
         )
+    if loss_views and max(loss_views) >= len(views):
+        raise ValueError(f"loss_views {loss_views} name a view that is not among the {len(views)} given")
     if labels.shape != (classes,) or not ((labels == 0) | (labels == 1)).all():
         raise ValueError(
             f"expected labels of shape ({classes},) in {{0, 1}}, one per class of the classifier, got shape "

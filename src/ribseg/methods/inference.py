@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ribseg.checks import check_number, check_numbers, check_switch, within
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, read_image
-from ribseg.errors import ConfigError, DataError, DeviceMemoryError
+from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.state import evaluating
+from ribseg.methods.memory import memory_errors
 from ribseg.models.segmenter import Segmenter, load_segmenter
 
 Channels = tuple[float, float, float]
@@ -31,6 +32,7 @@ PUBLISHED_CRF = {
 }  # fmt: skip
 
 SMALLEST_TILE = 16
+SMALLER_TILES = "Cut the image into smaller tiles (tile=512, --tile 512)"
 
 
 class Box(NamedTuple):
@@ -139,14 +141,10 @@ def predict_labels(
     labels = np.empty(image.shape[:2], np.uint8)
     for part in tiles((image.shape[0], image.shape[1]), tile, margin):
         pixels = np.ascontiguousarray(image[part.seen.place])
-        try:
+        work = f"{pixels.shape[0]} x {pixels.shape[1]} pixels at once"
+        with memory_errors(next(model.parameters()).device, work, SMALLER_TILES):
             probabilities = class_probabilities(model, normalized(model, pixels, mean, std), scales, flip)
             labels[part.kept.place] = most_probable(pixels, probabilities, crf)[part.inside]
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"the memory of {next(model.parameters()).device} does not suffice for {pixels.shape[0]} x "
-                f"{pixels.shape[1]} pixels at once. Cut the image into smaller tiles (tile=512, --tile 512)"
-            ) from error
     return labels
 
 

@@ -1,77 +1,80 @@
-"""Stop rules over numbers that a device computes, read without letting the device run dry."""
+"""When RIB ends the adaptation of an image before its last step (docs/method.md, section 3.2)."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ribseg.functional.cam import active_area
 from ribseg.types import Stop
 
-Rule = Callable[[list[float]], Stop | None]
 
-
-class Check(NamedTuple):
-    """Numbers, and what follows from them.
+class Measured(NamedTuple):
+    """What the stop rules look at, of one step k.
 
     Attributes:
-        step: the step that is being taken.
-        values: (n,) tensor.
-        rule: gets them as floats; says whether the adaptation ends, and why.
+        loss: of the step before, whose update led to theta_k; 0 for k = 0.
+        area: the share of locations of the first view where a normalised map exceeds the area threshold.
+        target_logits: the sum of the target classes' logits over the rows of the image's own views.
+        maps_finite: 1.0 if all values of all maps are finite, else 0.0.
     """
 
-    step: int
-    values: Tensor
-    rule: Rule
+    loss: float
+    area: float
+    target_logits: float
+    maps_finite: float
 
 
-def first_stop(checks: Iterator[Check | None], deferred: bool) -> tuple[int, Stop] | None:
-    """Runs an iterator of checks to its end, or to the first that stops it.
+@torch.no_grad()
+def measure(
+    maps: Sequence[Tensor], logits: Tensor, labels: Tensor, loss: Tensor, area_threshold: float
+) -> Measured:
+    """The numbers of one step, copied from the device at once: the only time that a step waits for it.
 
     Args:
-        checks: yields a check where its numbers are computed, and None where work has been queued behind
-            them. Whatever the iterator does on the way is the work.
-        deferred: False applies each rule at once, before more is computed: right for a CPU. True applies
-            the rules, in their order, only at the next None: a device is then busy while the numbers travel,
-            instead of idle. What it has computed in vain by then is dropped.
-
-    Returns:
-        Step and reason, or None if nothing stopped it.
+        maps: one (K, h_s, w_s) tensor per view, at least zero.
+        logits: (N, C) of the image's own views.
+        labels: (C,) in {0, 1}.
+        loss: scalar of the step before.
+        area_threshold: in [0, 1].
     """
-    waiting: list[tuple[Check, _Reading]] = []
-    for check in checks:
-        if check is not None:
-            waiting.append((check, _Reading(check.values)))
-        if check is None or not deferred:
-            stop = _apply(waiting)
-            if stop is not None:
-                return stop
-            waiting.clear()
-    return _apply(waiting)
+    finite = torch.stack([torch.isfinite(view).all() for view in maps]).all()
+    numbers = [loss, active_area(maps[0], area_threshold), (logits * labels).sum(), finite]
+    return Measured(*torch.stack([number.to(logits.dtype) for number in numbers]).tolist())
 
 
-def _apply(waiting: list[tuple[Check, "_Reading"]]) -> tuple[int, Stop] | None:
-    for check, reading in waiting:
-        stop = check.rule(reading.values())
-        if stop is not None:
-            return check.step, stop
-    return None
+def area_exceeded(area: float, limit: float | None) -> bool:
+    """Whether the present classes' maps cover more of the image than the limit; None switches the rule off.
+
+    >>> area_exceeded(0.8, 0.7), area_exceeded(0.8, None), area_exceeded(float("nan"), 0.7)
+    (True, False, False)
+    """
+    return limit is not None and area > limit
 
 
-class _Reading:
-    """A copy of numbers to the host that waits for them alone, not for what is queued behind them."""
+def margin_reached(target_logits: float, margin: float | None) -> bool:
+    """Whether the target logits exceed the margin m in magnitude; None switches the rule off.
 
-    def __init__(self, values: Tensor) -> None:
-        self._event = None
-        self._values = values.detach()
-        if values.is_cuda:
-            # Only a copy to pinned memory leaves the host free.
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values.detach(), non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(values.device))
+    >>> margin_reached(-700.0, 600.0), margin_reached(500.0, 600.0), margin_reached(700.0, None)
+    (True, False, False)
+    """
+    return margin is not None and abs(target_logits) > margin
 
-    def values(self) -> list[float]:
-        if self._event is not None:
-            self._event.synchronize()
-        return [float(value) for value in self._values.tolist()]
+
+def not_finite(*numbers: float) -> bool:
+    """Whether any of some numbers is NaN or infinite.
+
+    >>> not_finite(1.0, float("nan")), not_finite(1.0)
+    (True, False)
+    """
+    return not all(map(math.isfinite, numbers))
+
+
+def steps_taken(k: int, stop: Stop, measured: Measured) -> int:
+    """The number of steps of an adaptation that a rule has ended with step k.
+
+    The margin ends the step in which it is found; a loss that is not finite was that of the step before.
+    """
+    return k + (stop == "margin") - not_finite(measured.loss)

@@ -10,7 +10,7 @@ from ribseg.errors import ConfigError, reason
 from ribseg.functional.cam import class_maps
 from ribseg.functional.state import evaluating
 from ribseg.methods.cam import features_of, head_of
-from ribseg.methods.rib import partition
+from ribseg.methods.partition import partition
 from ribseg.types import Trainable
 
 SIZES = ((64, 64), (97, 81))  # height and width; the odd one is what photographs are like

@@ -12,7 +12,6 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
 
 from ribseg.data.demo.digits import (
     Digits,
@@ -24,7 +23,7 @@ from ribseg.data.demo.digits import (
 )
 from ribseg.errors import ConfigError
 from ribseg.functional.activations import last_activation
-from ribseg.functional.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
+from ribseg.functional.losses import Loss, cross_entropy, rib_loss, signed_rib_loss, squared_error
 from ribseg.models import ToyNet
 from ribseg.modules.callbacks import Threads
 from ribseg.modules.toy import ToyModule
@@ -36,7 +35,6 @@ from ribseg.pipeline.engine.workers import one_thread
 from ribseg.pipeline.stages.maps import Stage, save_state
 
 WEIGHTS = "network.pt"
-Loss = Callable[[Tensor, Tensor], Tensor]
 SeedWork = Callable[[Context, Artefact, int], None]
 
 
