@@ -188,6 +188,37 @@ def test_a_run_with_an_own_network(tmp_path, tree):
     assert results["adaptation"]["images"] == 10
 
 
+def own_loss(logits, labels, sign=-1.0):
+    return sign * (logits * labels).sum()
+
+
+def no_scalar(logits, labels):
+    return logits * labels
+
+
+def given_loss(part, name):
+    return f"{part}.loss={{_target_: {HERE}{name}, _partial_: true}}"
+
+
+def test_a_run_with_losses_of_ones_own(tmp_path, tree):
+    chosen = ["rib.lr=1e-3", "rib.references=2", "run=[classifier,rib]"]
+    usual = folder_run(tmp_path, tree, *chosen)
+    in_rib = folder_run(tmp_path, tree, given_loss("rib", "own_loss"), *chosen, output="rib")
+    both = [given_loss(part, "own_loss") for part in ("rib", "classifier.module")]
+    in_both = folder_run(tmp_path, tree, *both, *chosen, output="both")
+    assert in_both["adaptation"]["images"] == 10
+    stores = [results["store"] for results in (usual, in_rib, in_both)]
+    assert len({store["rib"] for store in stores}) == 3
+    assert stores[0]["classifier"] == stores[1]["classifier"] != stores[2]["classifier"]
+
+
+@pytest.mark.parametrize("part", ["rib", "classifier.module"])
+def test_a_run_with_a_bad_loss_ends_before_its_first_stage(tmp_path, tree, part):
+    with pytest.raises(ConfigError, match=rf"^{part}\.loss: expected a finite scalar.*got shape \(2, 2\)"):
+        folder_run(tmp_path, tree, given_loss(part, "no_scalar"))
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
 PRECISIONS = {
     "16-true": "half precision.*bf16-mixed",
     "bf16-true": "half precision.*bf16-mixed",

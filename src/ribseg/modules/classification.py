@@ -5,7 +5,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -15,6 +14,7 @@ from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 from ribseg.checks import check_number
+from ribseg.functional.losses import Loss, check_loss, cross_entropy
 from ribseg.models.classifier import Classifier
 from ribseg.types import Sample
 
@@ -86,9 +86,11 @@ class ClassifierModule(pl.LightningModule):
         head_lr_factor: the head's rate is so many times `lr`.
         power: of the decay `(1 - step / steps)^power`.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+        loss: callable (logits (N,C), labels (N,C)) -> scalar; None takes the published one, the multi-label
+            soft margin (`ribseg.functional.losses.cross_entropy`).
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or the loss gives no finite scalar with a gradient.
     """
 
     def __init__(
@@ -98,10 +100,13 @@ class ClassifierModule(pl.LightningModule):
         head_lr_factor: float = 10.0,
         power: float = 0.9,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+        loss: Loss | None = None,
     ) -> None:
         super().__init__()
         check_rates(lr=lr, head_lr_factor=head_lr_factor, power=power)
-        self.classifier = classifier
+        if loss is not None:
+            check_loss(loss, torch.zeros(2, getattr(classifier, "num_classes", 2)))
+        self.classifier, self.loss = classifier, loss or cross_entropy
         self.lr, self.head_lr_factor, self.power = lr, head_lr_factor, power
         self.optimizer = optimizer
         self.val_map = MeanAveragePrecision()
@@ -111,8 +116,8 @@ class ClassifierModule(pl.LightningModule):
         return self.classifier(images)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """The multi-label soft-margin loss of a batch."""
-        loss = F.multilabel_soft_margin_loss(self(batch.image), batch.labels)
+        """The loss of a batch."""
+        loss = self.loss(self(batch.image), batch.labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
 
@@ -120,7 +125,7 @@ class ClassifierModule(pl.LightningModule):
         """Gathers loss and mean average precision."""
         logits, labels = self(batch.image), batch.labels
         self.val_map.update(logits, labels.int())
-        loss = F.multilabel_soft_margin_loss(logits, labels)
+        loss = self.loss(logits, labels)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
