@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ribseg.checks import check_choice, check_number, check_switch, within
-from ribseg.errors import ConfigError, reason
+from ribseg.errors import ConfigError, RibsegError, reason
 from ribseg.methods.base import Method, bind, takes
 from ribseg.pipeline.engine.context import build
 from ribseg.pipeline.engine.digest import plain
@@ -106,6 +106,8 @@ class Entry:
             factory = build(OmegaConf.create(wanted))
             try:
                 method = bind(factory, classifier)
+            except RibsegError:
+                raise
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{wanted['_target_']}: {reason(error)}") from error
             for name in ("views", "labels"):
