@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import ribseg
 from ribseg.data.demo import images as demo
 from ribseg.data.demo import world
 from ribseg.data.io.masks import read_mask
@@ -16,7 +17,7 @@ from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 from ribseg.models import Backbone, load_weights
 
-ASSET = Path(demo.__file__).parents[1] / "assets" / "demo_backbone.safetensors"
+ASSET = Path(ribseg.__file__).parent / "assets" / "demo_backbone.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,10 @@ from quick_run import CONF, folder_run
 
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.digest import ALWAYS_NEUTRAL, NEUTRAL, NEUTRAL_PARTS, settings_of
+from ribseg.pipeline.engine.methods import SHOWN, SPEED
 from ribseg.pipeline.engine.plan import stages_of
 from ribseg.pipeline.engine.sources import source_digest
+from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.maps import MethodStage
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
@@ -64,7 +66,7 @@ def digests(cfg, part=None):
     found = {}
     part = {"rib": "methods", "pooling": "methods"}.get(part, part)
     for stage in stages_of(cfg):
-        parts = (*stage.parts, "methods") if isinstance(stage, MethodStage) else stage.parts
+        parts = (*stage.parts, "methods") if isinstance(stage, MethodStage | EvaluateStage) else stage.parts
         if part is not None and part not in parts:
             continue
         try:
@@ -90,6 +92,7 @@ def test_every_shipped_setting_counts_or_is_said_to_be_neutral():
             name = ".".join(path)
             above = {".".join(path[:length]) for length in range(1, len(path) + 1)}
             neutral = bool(above & {*NEUTRAL_PARTS, *NEUTRAL})
+            neutral |= path[0] in ("rib", "methods") and path[-1] in {*SHOWN, *SPEED}
             counts = digests(changed(cfg, path), path[0]) != before[path[0]]
             if counts == neutral and name != "imported.folder":  # of which the content counts
                 wrong.append(f"{name} of {choice} counts: {counts}, is said to be neutral: {neutral}")

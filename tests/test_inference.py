@@ -1,5 +1,6 @@
 """From images to masks: scales, mirror image, tiles, CRF, and `ribseg.predict` as function and command."""
 
+import importlib
 import inspect
 import re
 import subprocess
@@ -157,6 +158,8 @@ def test_predict_takes_paths_and_arrays(tmp_path, checkpoint):
 
 
 def test_predict_is_the_function():
+    with pytest.raises(ImportError, match=r"python -m ribseg\.predict"):
+        importlib.import_module("ribseg.predict")
     assert "checkpoint" in inspect.signature(ribseg.predict).parameters
 
 

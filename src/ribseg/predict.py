@@ -1,11 +1,14 @@
 """`python -m ribseg.predict IMAGE... --checkpoint segmenter.pt --out DIR`: images in, palette PNGs out.
 
-Only the command: `ribseg.predict` in Python is the function `ribseg.methods.inference.predict`.
+Only the command. In Python, `ribseg.predict` is the function `ribseg.methods.inference.predict`; importing
+this file would put a module in its place, so it cannot be imported.
 """
 
 import sys
 
+if __name__ != "__main__":
+    raise ImportError("ribseg.predict is a command: python -m ribseg.predict; in Python it is a function")
+
 from ribseg.cli import main
 
-if __name__ == "__main__":
-    main(["predict", *sys.argv[1:]])
+main(["predict", *sys.argv[1:]])

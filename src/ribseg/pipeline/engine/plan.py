@@ -26,7 +26,7 @@ from ribseg.pipeline.stages.imported import ImportedStage
 from ribseg.pipeline.stages.maps import MethodStage
 from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import SegmenterStage
-from ribseg.pipeline.stages.segmenter_test import SegmenterTestStage
+from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.toy_networks import ToyNetworksStage
 
 SEGMENTER = "segmenter"  # stands for the segmenters of all sources

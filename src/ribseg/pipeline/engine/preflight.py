@@ -18,7 +18,7 @@ from ribseg.pipeline.stages.export import ExportStage, check_export
 from ribseg.pipeline.stages.imported import check_imported
 from ribseg.pipeline.stages.pseudo_masks import check_refinement
 from ribseg.pipeline.stages.segmenter import SegmenterStage, check_segmenter
-from ribseg.pipeline.stages.segmenter_test import SegmenterTestStage
+from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 
 
 def preflight(context: Context, stages: Sequence[Stage]) -> None:

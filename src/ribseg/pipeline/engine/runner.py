@@ -25,7 +25,7 @@ from ribseg.pipeline.report.tables import print_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.stages.evaluate import RESULT
 from ribseg.pipeline.stages.pseudo_masks import SCORES
-from ribseg.pipeline.stages.segmenter_test import segmenter_results
+from ribseg.pipeline.stages.segmenter_scores import segmenter_results
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:

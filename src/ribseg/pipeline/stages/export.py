@@ -13,7 +13,7 @@ from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, tested_name
 from ribseg.pipeline.stages.segmenter import tested_folders
-from ribseg.pipeline.stages.segmenter_test import tested_segmenter, write_masks
+from ribseg.pipeline.stages.segmenter_scores import tested_segmenter, write_masks
 
 PROGRAM = "segmenter.pt2"
 SERVER_SPLITS = ("val", "test")  # of which the server has a folder
