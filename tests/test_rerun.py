@@ -110,6 +110,18 @@ def test_stale_maps_are_left_out_of_an_evaluation(tmp_path, tree):
     assert set(results["localization"]) == {"cam", "centre_prior", "whole_image"}
 
 
+def test_a_run_says_which_version_computed_what_it_takes(tmp_path, tree, capsys, first):
+    manifest = Path(first["store"]["rib"], MANIFEST)
+    facts = json.loads(manifest.read_text())
+    facts["environment"] |= {"ribseg": "0.0.1", "torch": "2.0"}
+    manifest.write_text(json.dumps(facts))
+    capsys.readouterr()
+    folder_run(tmp_path, tree, *RUN)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(computed by ribseg 0.0.1, torch 2.0)" in said
+    assert said.count("computed by") == 1
+
+
 def test_a_stage_that_does_not_run_cannot_run_again(tmp_path, tree):
     with pytest.raises(ConfigError, match=r"rerun=.*cam.*run="):
         folder_run(tmp_path, tree, "run=[classifier]", "rerun=[cam]")

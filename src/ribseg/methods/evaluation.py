@@ -13,7 +13,7 @@ from torch import Tensor
 from ribseg.errors import DataError
 from ribseg.functional.evaluation import threshold_histogram
 from ribseg.functional.threshold import otsu, score_histogram
-from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores
+from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores, sweep_of
 from ribseg.types import LocalizationMaps
 
 NOTHING_SCORED = (
@@ -47,8 +47,8 @@ class MapEvaluator:
     """
 
     def __init__(self, num_classes: int, thresholds: Tensor, ignore_index: int = 255) -> None:
-        # One process sees all maps; a metric that syncs would wait for the others.
-        self.metric = ThresholdSweep(num_classes, thresholds, ignore_index, sync_on_compute=False)
+        self.metric = ThresholdSweep(num_classes, thresholds, ignore_index)  # checks and sorts the thresholds
+        self._histogram = self.metric.histogram.clone()
         self._scores = torch.zeros(len(thresholds) + 1, dtype=torch.int64)
         self._entries: list[np.ndarray] = []
 
@@ -64,7 +64,7 @@ class MapEvaluator:
 
     def add(self, counts: ImageCounts) -> None:
         """Adds what `count` says of an image."""
-        self.metric.histogram += counts.labels
+        self._histogram += counts.labels
         self._scores += counts.scores
         index = counts.labels.nonzero()
         values = counts.labels[tuple(index.T)]
@@ -72,9 +72,7 @@ class MapEvaluator:
 
     def sweep(self) -> dict[str, Tensor]:
         """See `ThresholdSweep.compute`; raises a DataError if the masks hold nothing that could be scored."""
-        # Added to without update(), so that reading and counting can run in threads.
-        self.metric._update_count = len(self._entries)
-        result = self.metric.compute()
+        result = sweep_of(self._histogram, self.metric.thresholds)
         if result["miou"].isnan().all():
             raise DataError(NOTHING_SCORED)
         return result

@@ -20,6 +20,23 @@ from ribseg.functional.evaluation import (
 BLOCK = 2**22  # weights of resampled images at a time: 64 MB
 
 
+def sweep_of(histogram: Tensor, thresholds: Tensor) -> dict[str, Tensor]:
+    """The scores of a summed histogram at all thresholds; see `ThresholdSweep.compute`.
+
+    Args:
+        histogram: (C+1, C+1, T+1) int, the sum of `threshold_histogram` over images.
+        thresholds: (T,), ascending.
+    """
+    result = scores(confusion_from_histogram(histogram))
+    best = int(result.miou.nan_to_num(-1.0).argmax())
+    return {
+        "thresholds": thresholds,
+        **result._asdict(),
+        "best_miou": result.miou[best],
+        "best_threshold": thresholds[best],
+    }
+
+
 class ThresholdSweep(Metric):
     """mIoU, precision and recall of localization maps at every background threshold, exact and in one pass.
 
@@ -86,14 +103,7 @@ class ThresholdSweep(Metric):
         And "best_miou", "best_threshold" (scalars; the lowest threshold wins ties). All are fractions in
         [0, 1]; classes that are neither in the ground truth nor predicted have IoU NaN and are left out.
         """
-        result = scores(confusion_from_histogram(self.histogram))
-        best = int(result.miou.nan_to_num(-1.0).argmax())
-        return {
-            "thresholds": self.thresholds,
-            **result._asdict(),
-            "best_miou": result.miou[best],
-            "best_threshold": self.thresholds[best],
-        }
+        return sweep_of(self.histogram, self.thresholds)
 
     def _validate(self, maps: Tensor, classes: Tensor, target: Tensor) -> None:
         if maps.ndim != 3 or target.shape != maps.shape[1:] or classes.shape != maps.shape[:1]:

@@ -10,13 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import within
 from ribseg.errors import ConfigError, reason
+from ribseg.methods.base import takes as takes_argument
 from ribseg.pipeline.engine.context import build, plain
 
 
 def takes(node: DictConfig, name: str) -> bool:
     """Whether what a `_target_` names has a keyword argument of that name."""
-    parameters = signature(located(node["_target_"])).parameters.values()
-    return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return takes_argument(located(node["_target_"]), name)
 
 
 def check_targets(path: str, node: Any) -> None:

@@ -24,7 +24,7 @@ from ribseg.models import Classifier, Segmenter, save_segmenter
 from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.engine.context import Context, build, named_callbacks, plain
-from ribseg.pipeline.engine.parts import check_training
+from ribseg.pipeline.engine.parts import check_training, takes
 from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import readable
@@ -86,9 +86,9 @@ class SegmenterStage(Stage):
         cfg = context.cfg.segmenter
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         model = new_segmenter(context)
-        module = build(cfg.module, model=model)
-        # As in the test; no settings of the module, which are what the training depends on.
-        module.tile, module.margin = cfg.test.tile, cfg.test.margin
+        # Validation cuts images as the test does; a module of the user's own need not.
+        tiles = {name: cfg.test[name] for name in ("tile", "margin") if takes(cfg.module, name)}
+        module = build(cfg.module, model=model, **tiles)
         facts = train(context, artefact, module, segmentation_data(context, self.source))
         chosen = torch.load(checkpoint(artefact, cfg.select), map_location="cpu", weights_only=True)
         prefix = "model."
