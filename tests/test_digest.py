@@ -225,6 +225,13 @@ def test_a_pooling_whose_body_changes_is_run_again(my_module, tmp_path, tree):
     assert runs[1]["localization"] != runs[2]["localization"]
 
 
+def test_a_rate_is_searched_again_for_a_pooling_whose_body_changes(my_module, tmp_path, tree):
+    for factor in (1, 50):
+        my_module("mine_p", POOLING.format(factor=factor))
+        folder_run(tmp_path, tree, "pooling=gap", "pooling._target_=mine_p.P", "run=[classifier,rib]")
+    assert len(list((tmp_path / "store").glob("rate-*"))) == 2
+
+
 NETWORK = "import ribseg\nclass N(ribseg.Classifier):\n    number = {number}\n"
 OPTIMIZER = "import torch\nclass O(torch.optim.SGD):\n    number = {number}\n"
 DATA = "from ribseg.modules import WSSSDataModule\nclass D(WSSSDataModule):\n    number = {number}\n"

@@ -104,7 +104,7 @@ def begin_rerun(context: Context) -> None:
         context.rerun -= chosen - begun
         return
     for folder in folders.values():
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # processes that start together all come here
 
 
 def check_segmenters(context: Context, stages: Sequence[Stage]) -> None:

@@ -128,13 +128,11 @@ def gather(context: Context) -> dict[str, Any]:
         results["classifier"] = finished["classifier"].facts
     if "evaluate" in finished:
         results["localization"] = localization_results(context, finished["evaluate"])
-    made = {name: finished[name].facts for name in entries(context.cfg) if name in finished}
-    if made:
-        results["methods"] = {
-            name: facts | {"label": entries(context.cfg)[name].label} for name, facts in made.items()
-        }
-    if "rib" in made:
-        results["adaptation"] = made["rib"]
+    methods = {name: entry for name, entry in entries(context.cfg).items() if name in finished}
+    if methods:
+        results["methods"] = {n: finished[n].facts | {"label": entry.label} for n, entry in methods.items()}
+    if "rib" in methods:
+        results["adaptation"] = finished["rib"].facts
     if "pseudo_masks" in finished:
         results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
     segmenters = segmenter_results(context)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -25,7 +25,6 @@ from ribseg.workers import ordered_map
 RESULT = "evaluation.json"
 # What of the first split stands one level up, too.
 HEADLINE = ("best_miou", "best_threshold", "miou_at_fixed", "fixed_threshold")
-T = TypeVar("T")
 
 
 class EvaluateStage(Stage):

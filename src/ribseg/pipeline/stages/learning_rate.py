@@ -13,7 +13,7 @@ from ribseg.functional.random import rng
 from ribseg.methods.rate import check_search, find_rate
 from ribseg.modules import LocalizationModule
 from ribseg.pipeline.engine.context import Context, build
-from ribseg.pipeline.engine.digest import settings_of
+from ribseg.pipeline.engine.digest import contents, settings_of, with_sources
 from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.engine.stage import NOT_FOR_MAPS
 from ribseg.pipeline.engine.store import Artefact
@@ -26,7 +26,8 @@ Make = Callable[[float], LocalizationModule]
 
 def rate_artefact(context: Context, entry: Entry) -> Artefact:
     """Where a found rate lies; a method and the control that wraps it share it."""
-    settings = settings_of(context.cfg, PARTS, NOT_FOR_MAPS) | {"method": entry.inner_settings}
+    own = {"method": contents(entry.inner_settings)}
+    settings = with_sources(settings_of(context.cfg, PARTS, NOT_FOR_MAPS) | own)
     inputs = {"classifier": context.artefacts["classifier"]}
     data = context.data.train.fingerprint(masks=False)
     return context.store.artefact("rate", settings, inputs, data, VERSION)
