@@ -46,6 +46,7 @@ STAGE_SETTINGS = {  # what the stages themselves read
     "rate_search.low": POSITIVE,
     "rate_search.high": POSITIVE,
     "rate_search.completed": SHARE,
+    "rate_search.growth": (1, 0, -1, *OPEN),
     "evaluate.thresholds": AT_LEAST_2,
     "evaluate.fixed_threshold": (-0.1, 1.1, *OPEN),
     "evaluate.bootstrap": AT_LEAST_1,

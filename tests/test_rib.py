@@ -9,10 +9,13 @@ from torch import nn
 import ribseg
 from ribseg.errors import ConfigError
 from ribseg.functional import gap, merge_mirrored, normalize
-from ribseg.methods.rate import find_rate
-from ribseg.types import Adaptation
+from ribseg.methods.rate import find_rate, growth_of
+from ribseg.types import Adaptation, AdaptationStep
 
 CLASSES, STEPS = 5, 4
+
+
+QUIET = {"steps": STEPS, "margin": None, "area_limit": None}  # without stop rules
 
 
 def classifier(seed=0):
@@ -366,6 +369,81 @@ def test_rate_search_says_when_nothing_can_be_found():
         find_rate(lambda lr: [Adaptation(None, None, 1, "area")], 1e-5, 1.0)
     with pytest.raises(ConfigError, match="low <= high"):
         find_rate(fake_adaptations(1.0), 1.0, 0.1)
+
+
+def growing(factor):
+    """Adaptations of an image whose logit rises from 2 to 2 + factor * lr."""
+
+    def adapt(lr):
+        logits = (2.0, 2.0 + factor * lr)
+        return [Adaptation(None, None, 1, None, tuple(AdaptationStep(0, 0, 0, 1.0, y) for y in logits))]
+
+    return adapt
+
+
+def test_rate_search_by_growth_finds_the_rate_at_which_logits_grow_so_far():
+    found = find_rate(growing(1000.0), 1e-5, 1.0, growth=5.0)  # 2 + 1000 lr = 10 at lr = .008
+    assert found.lr == pytest.approx(8e-3, rel=0.2)
+    assert found.trials[0].growth == pytest.approx(1.005)
+
+
+def test_growth_is_defined_where_logits_begin_below_zero():
+    history = tuple(AdaptationStep(0, 0, 0, 1.0, logit) for logit in (-2.0, 4.0))
+    rising = Adaptation(None, None, 1, None, history)
+    assert growth_of([rising]) == 4.0
+    assert growth_of([rising._replace(stopped="not_finite")]) == float("inf")
+    assert growth_of([rising._replace(history=())]) != growth_of([rising._replace(history=())])  # NaN
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        (growing(1e9), "rate_search.low"),
+        (growing(1e-9), "rate_search.high"),
+        (fake_adaptations(1.0), "measures no logits"),
+    ],
+)
+def test_rate_search_by_growth_says_what_to_change(adapt, message):
+    with pytest.raises(ConfigError, match=message):
+        find_rate(adapt, 1e-5, 1.0, growth=5.0)
+
+
+def test_the_history_has_the_classifiers_logit_of_each_step():
+    model = classifier().eval()
+    found = ribseg.RIB(model, **QUIET, lr=1e-3)(views(), LABELS)
+    with torch.no_grad():
+        expected = model(views()[0])[:, LABELS > 0].mean()
+    assert len(found.history) == STEPS
+    assert found.history[0].logit == pytest.approx(float(expected), rel=1e-4)
+    assert found.history[-1].logit > found.history[0].logit
+    assert ribseg.cam(model, views(), LABELS).history == ()
+
+
+@pytest.mark.parametrize("pooling", [ribseg.GAP(), ribseg.GNDRP(0.4), ribseg.GNDRP(0.4, "kept", "paper")])
+@pytest.mark.parametrize("preset", ["official", "paper"])
+def test_references_change_no_bit_where_the_head_alone_learns(preset, pooling):
+    """They share no class with the image, and its rows learn from its own classes alone."""
+    settings = QUIET | {"trainable": "head", "lr": 1e-2, "preset": preset, "pooling": pooling}
+    apart = [(images, labels * (1 - LABELS)) for images, labels in references()]
+    assert all(labels.any() for _, labels in apart)
+    rib = ribseg.RIB(classifier(), **settings)
+    assert not rib.uses_references
+    with_them, without = rib(views(), LABELS, apart), rib(views(), LABELS)
+    for a, b in zip(with_them.maps, without.maps, strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainable": "layer4"},
+        {"trainable": "published"},
+        {"loss": lambda logits, labels: -logits.sum()},
+        {"pooling": lambda maps, labels: maps.softmax(1).mean((-2, -1))},
+    ],
+)
+def test_references_are_used_wherever_they_may_count(settings):
+    assert ribseg.RIB(classifier(), **{"trainable": "head", **settings}).uses_references
 
 
 def test_gap_of_own_views_is_the_logit():

@@ -96,6 +96,25 @@ class ViewMaps(list[Tensor]):
         self.classes = classes
 
 
+class AdaptationStep(NamedTuple):
+    """What RIB measures at one step k: what the stop rules look at, and what shows how far it has come.
+
+    Attributes:
+        loss: of the step before, whose update led to theta_k; 0 for k = 0.
+        area: the share of locations of the first view where a normalised map exceeds the area threshold.
+        target_logits: the sum of the target classes' pooled logits over the rows of the image's own views.
+        maps_finite: 1.0 if all values of all maps are finite, else 0.0.
+        logit: the classifier's logit (global average pooling), mean over the target classes and the two
+            mirror images of the first view.
+    """
+
+    loss: float
+    area: float
+    target_logits: float
+    maps_finite: float
+    logit: float
+
+
 class Adaptation(NamedTuple):
     """What RIB leaves of one image.
 
@@ -105,9 +124,12 @@ class Adaptation(NamedTuple):
         classes: (K,) int64, indices of the present classes, ascending.
         steps: SGD steps taken.
         stopped: None if all steps were taken, else which rule ended the adaptation.
+        history: for each step k = 0, 1, .., also of the one with which a rule ended the adaptation; empty
+            for methods that take no steps.
     """
 
     maps: ViewMaps
     classes: Tensor
     steps: int
     stopped: Stop | None
+    history: tuple[AdaptationStep, ...] = ()

@@ -66,6 +66,11 @@ class WrongClass:
         """How many batches of references the method takes; None if it does not say."""
         return getattr(self.method, "updates", None)
 
+    @property
+    def uses_references(self) -> bool:
+        """Whether the method's maps depend on its references."""
+        return bool(getattr(self.method, "uses_references", True))
+
     def targets(self, labels: Tensor, generator: np.random.Generator) -> Tensor:
         """The absent classes, (C,)."""
         return wrong_labels(labels, generator)

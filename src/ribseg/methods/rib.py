@@ -19,9 +19,10 @@ from ribseg.functional.state import autocast_without_cache, evaluating, restored
 from ribseg.methods.cam import cam, check_views, head_of, present_classes
 from ribseg.methods.memory import memory_errors
 from ribseg.methods.partition import partition
+from ribseg.methods.pooling import GAP, GNDRP
 from ribseg.methods.presets import PRESETS
-from ribseg.methods.stops import Measured, area_exceeded, margin_reached, measure, not_finite, steps_taken
-from ribseg.types import Adaptation, Preset, Stop, Trainable, ViewMaps
+from ribseg.methods.stops import area_exceeded, margin_reached, measure, not_finite, steps_taken
+from ribseg.types import Adaptation, AdaptationStep, Preset, Stop, Trainable, ViewMaps
 
 Pooling = Callable[[Tensor, Tensor], Tensor]
 Reference = tuple[Tensor | None, Tensor | None]
@@ -79,6 +80,11 @@ class RIB:
             own views and references apart. None takes the preset's, `ribseg.functional.losses.rib_loss`;
             only that is bounded by the margin of "paper".
 
+    Attributes:
+        uses_references: False where references that share no class with the image change no bit of its maps
+            (with `trainable="head"`, our loss and our poolings, for numbers that are finite): they need not
+            be loaded.
+
     Raises:
         ConfigError: an argument is out of range, or the loss gives no finite scalar with a gradient.
     """
@@ -122,6 +128,7 @@ class RIB:
         self.loss_views, self.reference_chunk = tuple(loss_views), reference_chunk
         if loss is not None:
             check_loss(loss, self.weight.new_zeros(2, len(self.weight)))
+        self.uses_references = not self._rows_apart(trainable, loss)
         self.stop_margin = None if self.rules.margin_bounds_loss else margin
         self.loss: Loss = loss or partial(rib_loss, margin=margin if self.rules.margin_bounds_loss else None)
         self.frozen, self.adapted, self.parameters, self.layout = partition(classifier, trainable)
@@ -193,21 +200,23 @@ class RIB:
         sums = [torch.zeros(len(classes), 1, 1, device=self.weight.device) for _ in views]
         encoded = [self._encode(view) for view in views]
         optimizer, loss = self._optimizer(), torch.zeros((), device=self.weight.device)
+        steps: list[AdaptationStep] = []
         for k in range(self.updates + 1):
             raw = self._class_maps(encoded, learning=k < self.updates)
-            maps = [merge_mirrored(view.detach()[:, present].float()) for view in raw]
+            own = [view.detach()[:, present].float() for view in raw]
+            maps = [merge_mirrored(view) for view in own]
             logits = self._own_logits(raw, target)
-            measured = measure(maps, logits, target, loss, self.area_threshold)
-            stop = self._stop_rule(k, measured)
+            steps.append(measure(own[0], maps, logits, target, loss, self.area_threshold))
+            stop = self._stop_rule(k, steps[-1])
             sums = self._accumulate(sums, maps, stop)
             if stop or k == self.updates:  # theta_{k + 1} is never read
                 break
             loss = self._learn(optimizer, logits, target, next(references, (None, None)))
             self._update(optimizer, k)
-        steps = self.steps if stop is None else steps_taken(k, stop, measured)
-        return Adaptation(ViewMaps(sums, classes), classes, steps, stop)
+        taken = self.steps if stop is None else steps_taken(k, stop, steps[-1])
+        return Adaptation(ViewMaps(sums, classes), classes, taken, stop, tuple(steps))
 
-    def _stop_rule(self, k: int, measured: Measured) -> Stop | None:
+    def _stop_rule(self, k: int, measured: AdaptationStep) -> Stop | None:
         """The first rule that ends the adaptation with step k, in the order of the released program."""
         if not_finite(measured.loss):  # its update has made theta_k
             return "not_finite"
@@ -283,6 +292,14 @@ class RIB:
         for group in optimizer.param_groups:
             group["lr"] = self.rate(k) * group["factor"]
         optimizer.step()
+
+    def _rows_apart(self, trainable: Trainable, loss: Loss | None) -> bool:
+        """Whether each class learns from the rows that are labelled with it alone.
+
+        So it is where only the head learns, our loss looks at the target classes of a row, and our pooling at
+        one class at a time. What one brings oneself may mix the classes.
+        """
+        return trainable == "head" and loss is None and type(self.pooling) in (GAP, GNDRP)
 
     @property
     def has_stop_rule(self) -> bool:

@@ -2,38 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ribseg.functional.cam import active_area
-from ribseg.types import Stop
-
-
-class Measured(NamedTuple):
-    """What the stop rules look at, of one step k.
-
-    Attributes:
-        loss: of the step before, whose update led to theta_k; 0 for k = 0.
-        area: the share of locations of the first view where a normalised map exceeds the area threshold.
-        target_logits: the sum of the target classes' logits over the rows of the image's own views.
-        maps_finite: 1.0 if all values of all maps are finite, else 0.0.
-    """
-
-    loss: float
-    area: float
-    target_logits: float
-    maps_finite: float
+from ribseg.types import AdaptationStep, Stop
 
 
 @torch.no_grad()
 def measure(
-    maps: Sequence[Tensor], logits: Tensor, labels: Tensor, loss: Tensor, area_threshold: float
-) -> Measured:
+    raw: Tensor, maps: Sequence[Tensor], logits: Tensor, labels: Tensor, loss: Tensor, area_threshold: float
+) -> AdaptationStep:
     """The numbers of one step, copied from the device at once: the only time that a step waits for it.
 
     Args:
+        raw: (2, K, h, w) class maps of the present classes, the first view and its mirror image.
         maps: one (K, h_s, w_s) tensor per view, at least zero.
         logits: (N, C) of the image's own views.
         labels: (C,) in {0, 1}.
@@ -41,8 +25,9 @@ def measure(
         area_threshold: in [0, 1].
     """
     finite = torch.stack([torch.isfinite(view).all() for view in maps]).all()
-    numbers = [loss, active_area(maps[0], area_threshold), (logits * labels).sum(), finite]
-    return Measured(*torch.stack([number.to(logits.dtype) for number in numbers]).tolist())
+    area = active_area(maps[0], area_threshold)
+    numbers = [loss, area, (logits * labels).sum(), finite, raw.mean()]
+    return AdaptationStep(*torch.stack([number.to(logits.dtype) for number in numbers]).tolist())
 
 
 def area_exceeded(area: float, limit: float | None) -> bool:
@@ -72,7 +57,7 @@ def not_finite(*numbers: float) -> bool:
     return not all(map(math.isfinite, numbers))
 
 
-def steps_taken(k: int, stop: Stop, measured: Measured) -> int:
+def steps_taken(k: int, stop: Stop, measured: AdaptationStep) -> int:
     """The number of steps of an adaptation that a rule has ended with step k.
 
     The margin ends the step in which it is found; a loss that is not finite was that of the step before.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ribseg.errors import ConfigError, reason
 from ribseg.models.chain import LARGE_TRIAL_SIDE, UNFIT, USABLE, Block, find_chain, stride_of, trial_images
+from ribseg.models.depthwise import replace_depthwise
 from ribseg.models.weights import fitting, load_fitting
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -74,6 +75,7 @@ class Backbone(nn.Module):
         coarse = [block.module for block in blocks if block.stride > output_stride and not atrous]
         for module in coarse:
             _remove_strides(module)
+        replace_depthwise(self)
         _check_stride(name, _stride(self) if coarse else blocks[-1].stride, output_stride)
 
     def forward(self, images: Tensor) -> Tensor:

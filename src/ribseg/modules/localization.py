@@ -28,7 +28,8 @@ class Prediction(NamedTuple):
     Attributes:
         image_id: of the image.
         maps: its normalised localization maps.
-        record: plain values for the table: "id", "classes", "steps", "stopped", "seconds".
+        record: plain values for the table: "id", "classes", "steps", "stopped", "seconds"; and for each
+            step "logits" and "areas", see `ribseg.types.AdaptationStep`.
     """
 
     image_id: str
@@ -59,6 +60,8 @@ class LocalizationModule(pl.LightningModule):
         self.classifier, self.method, self.references = classifier, method, references
         self.name, self.seed = name, seed
         self.given = [name for name in ("references", "generator") if takes(method, name)]
+        if not getattr(method, "uses_references", True):
+            self.references = None
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
         """Maps of one image, not normalised; see `ribseg.methods.base.Method` for views and labels."""
@@ -81,6 +84,8 @@ class LocalizationModule(pl.LightningModule):
             "classes": len(result.classes),
             "steps": result.steps,
             "stopped": result.stopped,
+            "logits": [round(step.logit, 4) for step in result.history],
+            "areas": [round(step.area, 4) for step in result.history],
             "seconds": round(time.perf_counter() - start, 4),
         }
         return Prediction(item.id, maps, record)

@@ -24,6 +24,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "rate_search.low": partial(check_number, above=0),
     "rate_search.high": partial(check_number, above=0),
     "rate_search.completed": SHARE,
+    "rate_search.growth": partial(check_number, above=1, words=(None,)),
     "evaluate.thresholds": partial(check_number, low=2, whole=True),
     "evaluate.fixed_threshold": partial(SHARE, words=(None,)),
     "evaluate.bootstrap": COUNT,

@@ -57,9 +57,12 @@ def search(context: Context, make: Make) -> dict[str, Any]:
     items = [context.data.predict_dataset([context.data.train.ids[i]])[0] for i in chosen]
     context.console.print(f"  searching the learning rate on {len(items)} training images")
     adapt = partial(adapt_all, make, items, device_of(context))
-    found = find_rate(adapt, settings.low, settings.high, settings.completed)
+    found = find_rate(adapt, settings.low, settings.high, settings.completed, settings.growth)
     for trial in found.trials:
-        context.console.print(f"    lr {trial.lr:<8g} {trial.completed:.0%} of the images took all steps")
+        context.console.print(
+            f"    lr {trial.lr:<8g} logits grow {trial.growth:.3g}-fold, {trial.completed:.0%} of the images "
+            "took all steps"
+        )
     context.console.print(f"  lr {found.lr:g} is taken")
     return {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
 
@@ -78,9 +81,9 @@ def device_of(context: Context) -> torch.device:
 def check_rate_search(context: Context, method: Any) -> None:
     """Raises a ConfigError if a rate cannot be searched for a method."""
     settings = context.cfg.rate_search
-    check_search(settings.low, settings.high, settings.completed)
-    if not getattr(method, "has_stop_rule", True):
+    check_search(settings.low, settings.high, settings.completed, settings.growth)
+    if settings.growth is None and not getattr(method, "has_stop_rule", True):
         raise ConfigError(
             "lr=auto goes by the stop rules; give rib.area_limit a number, or rib.margin (which stops "
-            "nothing with rib.preset=paper)"
+            "nothing with rib.preset=paper); or go by the logits: rate_search.growth=5"
         )

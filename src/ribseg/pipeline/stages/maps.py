@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, ClassVar, get_args
 
 import pytorch_lightning as pl
@@ -100,7 +101,8 @@ class MethodStage(MapStage):
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `LocalizationModule`; a rate of "auto" is searched first, once."""
         classifier = trained_classifier(context)
-        references = references_of(context, self.entry)
+        method = self.entry.build(classifier, lr=1.0)  # where a rate is searched, any will do here
+        references = references_of(context, self.entry) if getattr(method, "uses_references", True) else None
 
         def make(lr: float | None = None, inner: bool = False) -> LocalizationModule:
             return localization_module(context, self.entry, classifier, references, lr, inner)
@@ -145,6 +147,17 @@ def references_of(context: Context, entry: Entry) -> ReferenceBatches | None:
     return context.data.references(entry.references, pool=pool)
 
 
+def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of each step over the images that came as far.
+
+    >>> mean_over_steps([[1.0, 2.0], [3.0]])
+    [2.0, 2.0]
+    """
+    columns = zip_longest(*series)
+    known = ([value for value in column if value is not None] for column in columns)
+    return [sum(values) / len(values) for values in known]
+
+
 def check_loss_views(entry: Entry, method: Any, views: int) -> None:
     """Raises a SettingError if the loss looks at a view that the data do not have."""
     looked_at = getattr(getattr(method, "method", method), "loss_views", ())
@@ -168,5 +181,7 @@ def summarize(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "without_class": len(records) - len(adapted),
         "steps_mean": sum(record["steps"] for record in adapted) / number,
         "stopped": {rule: stopped[rule] for rule in get_args(Stop)},
+        "logits": mean_over_steps([record.get("logits", []) for record in adapted]),
+        "areas": mean_over_steps([record.get("areas", []) for record in adapted]),
         "seconds_per_image": sum(record["seconds"] for record in adapted) / number,
     }
