@@ -59,6 +59,17 @@ def test_val_batches(module, voc_tree):
     assert WSSSDataModule(voc_tree, eval_splits="train", **SMALL).val_dataloader() == []
 
 
+def test_validation_takes_a_split_that_was_not_learnt(voc_tree):
+    """As VOC's train in trainaug: scores on images that the classifier has learnt from say nothing."""
+    lists = voc_tree / "ImageSets/Segmentation"
+    ids = (lists / "train.txt").read_text().split()
+    (lists / "trainaug.txt").write_text("\n".join(ids))
+    module = WSSSDataModule(voc_tree, "trainaug", ("train", "val"), **SMALL)
+    assert [i for batch in module.val_dataloader() for i in batch.id] == module.evals["val"].ids
+    only_learnt = WSSSDataModule(voc_tree, "trainaug", ("train",), **SMALL)
+    assert [i for batch in only_learnt.val_dataloader() for i in batch.id] == ids
+
+
 def test_prediction_items(module):
     ids = [module.evals["val"].ids[1], module.train.ids[0]]
     items = list(module.prediction_loader(ids))

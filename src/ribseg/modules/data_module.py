@@ -203,9 +203,14 @@ class WSSSDataModule(EpochDataModule):
         return self.training_batches(self.train.with_transform(self.train_transform))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Batches of the first of eval_splits that is not train_split; an empty list if there is none."""
-        held_out = [folder for split, folder in self.evals.items() if split != self.train_split]
-        return self.validation_batches(held_out[0].with_transform(self.eval_transform)) if held_out else []
+        """Batches of the first of eval_splits that shares no image with train_split, else of another one.
+
+        An empty list if there is none. VOC's train lies in trainaug: scores on it would say nothing.
+        """
+        others = [folder for split, folder in self.evals.items() if split != self.train_split]
+        learnt = set(self.train.ids)
+        others.sort(key=lambda folder: not learnt.isdisjoint(folder.ids))  # stable: else in their order
+        return self.validation_batches(others[0].with_transform(self.eval_transform)) if others else []
 
     def predict_dataset(
         self, ids: Sequence[str] | None = None, scales: Sequence[float] | None = None
