@@ -7,6 +7,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 import ribseg
 from ribseg.functional import argmax_labels
+from ribseg.functional.evaluation import distance_tenths
 from ribseg.methods.controls import centre_prior, relabel, whole_image, wrong_labels
 from ribseg.methods.evaluation import MapEvaluator, full_size
 from ribseg.metrics import MaskConfusion, bootstrap_miou, interval, label_counts, pooled_scores
@@ -114,6 +115,54 @@ def test_counts_of_the_evaluator_equal_direct_counts():
     assert summary["images"] == 6
     low, high = summary["interval_at_fixed"]
     assert low <= summary["miou_at_fixed"] <= high
+
+
+def test_coverage_goes_from_the_peak_outwards():
+    """A map that falls from its peak covers the near tenths of the object and leaves the far ones."""
+    line = torch.linspace(1, 0, 40)[None, None]  # the peak is at the left end
+    target = torch.ones(1, 40, dtype=torch.int64)
+    maps = LocalizationMaps(torch.tensor([0]), line, line)
+    thresholds = torch.linspace(0, 1, 11)
+    evaluator = MapEvaluator(2, thresholds)
+    evaluator.add(evaluator.count(maps, target, distance_tenths(line, maps.classes, target)))
+    assert evaluator.coverage(0.5) == [1.0] * 5 + [0.0] * 5
+    # The same map under another class's name covers nothing.
+    wrong = LocalizationMaps(torch.tensor([1]), line, line)
+    evaluator = MapEvaluator(2, thresholds)
+    evaluator.add(evaluator.count(wrong, target, distance_tenths(line, maps.classes, target)))
+    assert evaluator.coverage(0.5) == [0.0] * 10
+
+
+def test_coverage_over_all_tenths_is_the_recall():
+    thresholds, evaluator = torch.linspace(0, 1, 11), MapEvaluator(4, torch.linspace(0, 1, 11))
+    hit = true = 0
+    for maps, present, target in images():
+        tenths = distance_tenths(maps, present, target)
+        counts = evaluator.count(LocalizationMaps(present, maps, maps), target, tenths)
+        labels = argmax_labels(maps, present, float(thresholds[3]))
+        counted = torch.isin(target, present + 1)
+        assert torch.equal(tenths >= 0, counted)
+        hit, true = hit + int((labels == target)[counted].sum()), true + int(counted.sum())
+        assert int(counts.coverage.sum()) == int(counted.sum())
+        assert int(counts.coverage[:, 4:].sum()) == int((labels == target)[counted].sum())
+        evaluator.add(counts)
+    assert 0 < hit < true
+
+
+def test_scores_by_number_of_classes_are_those_of_the_images():
+    thresholds = torch.linspace(0, 1, 11)
+    evaluator, parts = MapEvaluator(4, thresholds), {}
+    for number, (maps, present, target) in zip((1, 1, 2, 3, 5, 0), images(), strict=True):
+        counts = evaluator.count(LocalizationMaps(present, maps, maps), target)
+        evaluator.add(counts, number)
+        if number:
+            part = parts.setdefault(min(number, 3), MapEvaluator(4, thresholds))
+            part.add(counts)
+    found = evaluator.by_number_of_classes(float(thresholds[3]))
+    assert [group["classes"] for group in found] == ["1", "2", "3 or more"]
+    assert [group["images"] for group in found] == [2, 1, 2]
+    for group, part in zip(found, parts.values(), strict=True):
+        assert group["miou"] == pytest.approx(float(part.sweep()["miou"][3]), nan_ok=True)
 
 
 def test_bootstrap_in_blocks_draws_the_same_sets(monkeypatch):

@@ -55,6 +55,10 @@ def test_every_experiment_runs_dry(experiment, tmp_path, tree):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "wrong class *" in page
     assert "data:image/png;base64" in page
+    assert "mIoU by number of classes in the image, val" in page
+    assert "Coverage of objects by distance from CAM&#39;s peak, val" in page
+    assert len(results["localization"]["rib"]["split"]["val"]["coverage"]) == 10
+    assert Image.open(tmp_path / "out" / "coverage.png").size[0] > 100
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
 
 

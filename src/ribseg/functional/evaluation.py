@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TENTHS = 10  # of an object's pixels, by distance from the peak of its map
+
 
 class Scores(NamedTuple):
     """What a stack of confusion matrices says; leading dimensions `...` are kept.
@@ -56,6 +58,59 @@ def threshold_histogram(
     size, bins = num_classes + 1, thresholds.numel() + 1
     flat = (best * size + labels) * bins + exceeded
     return torch.bincount(flat, minlength=size * size * bins).reshape(size, size, bins)
+
+
+def distance_tenths(peaks: Tensor, classes: Tensor, target: Tensor) -> Tensor:
+    """Which tenth of its class's pixels a pixel belongs to, ordered by distance from the class's peak.
+
+    Where a classifier's CAM has its maximum lies the most discriminative part of the object, so the tenths go
+    from there to what the classifier does not look at (RIB paper, section 4.2).
+
+    Args:
+        peaks: (K, H, W) maps; their maxima are the peaks.
+        classes: (K,) int, their indices (0 = first class).
+        target: (H, W) int, 0 = background, c + 1 = class c.
+
+    Returns:
+        (H, W) int64: 0 for the nearest tenth to 9 for the farthest; -1 for pixels of no such class. Of fewer
+        than ten pixels some tenths are empty.
+
+    >>> distance_tenths(torch.tensor([[[0.0, 0.9, 0.1]]]), torch.tensor([0]), torch.tensor([[1, 1, 0]]))
+    tensor([[ 5,  0, -1]])
+    """
+    tenths = torch.full(target.shape, -1, dtype=torch.int64)
+    for peak, index in zip(peaks, classes.tolist(), strict=True):
+        places = (target == index + 1).nonzero()
+        row, column = divmod(int(peak.argmax()), peak.shape[1])
+        distances = (places - torch.tensor([row, column])).square().sum(1)
+        order = distances.argsort(stable=True).argsort()
+        tenths[places[:, 0], places[:, 1]] = order * TENTHS // max(len(places), 1)
+    return tenths
+
+
+def coverage_histogram(
+    maps: Tensor, classes: Tensor, target: Tensor, tenths: Tensor, thresholds: Tensor
+) -> Tensor:
+    """Counts the objects' pixels of one image by (tenth, at how many thresholds they get their true label).
+
+    Args:
+        maps: see `threshold_histogram`.
+        classes: see `threshold_histogram`.
+        target: see `threshold_histogram`.
+        tenths: (H, W), see `distance_tenths`.
+        thresholds: (T,) ascending.
+
+    Returns:
+        (10, T+1) int64.
+    """
+    bins, inside = thresholds.numel() + 1, tenths >= 0
+    found = torch.zeros(int(inside.sum()), dtype=torch.int64)
+    if maps.shape[0]:
+        dtype = torch.promote_types(maps.dtype, thresholds.dtype)
+        score, index = maps[:, inside].to(dtype).max(0)
+        right = classes.to(torch.int64)[index] + 1 == target[inside]
+        found = torch.searchsorted(thresholds.to(dtype), score, side="left") * right
+    return torch.bincount(tenths[inside] * bins + found, minlength=TENTHS * bins).reshape(TENTHS, bins)
 
 
 def confusion_from_histogram(histogram: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.errors import DataError
-from ribseg.functional.evaluation import threshold_histogram
+from ribseg.functional.evaluation import TENTHS, coverage_histogram, threshold_histogram
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores, sweep_of
 from ribseg.types import LocalizationMaps
 
+MANY = 3  # classes in an image, from where on they are counted together
 NOTHING_SCORED = (
     "no pixel of the masks belongs to a class: all are background (0) or 255 (ignore), so nothing can be "
     "scored. run=[check_data] shows what the masks hold"
@@ -28,10 +29,12 @@ class ImageCounts(NamedTuple):
     Attributes:
         labels: (C+1, C+1, T+1) int64, see `functional.threshold_histogram`.
         scores: (T+1,) int64, see `functional.threshold.score_histogram`; without the mask.
+        coverage: (10, T+1) int64, see `functional.evaluation.coverage_histogram`; None without tenths.
     """
 
     labels: Tensor
     scores: Tensor
+    coverage: Tensor | None = None
 
 
 class MapEvaluator:
@@ -50,20 +53,39 @@ class MapEvaluator:
         self.metric = ThresholdSweep(num_classes, thresholds, ignore_index)  # checks and sorts the thresholds
         self._histogram = self.metric.histogram.clone()
         self._scores = torch.zeros(len(thresholds) + 1, dtype=torch.int64)
+        self._coverage = torch.zeros(TENTHS, len(thresholds) + 1, dtype=torch.int64)
         self._entries: list[np.ndarray] = []
+        self._numbers: list[int] = []
 
-    def count(self, maps: LocalizationMaps, target: Tensor) -> ImageCounts:
-        """Counts one image; thread-safe, nothing is kept."""
+    def count(self, maps: LocalizationMaps, target: Tensor, tenths: Tensor | None = None) -> ImageCounts:
+        """Counts one image; thread-safe, nothing is kept.
+
+        Args:
+            maps: of the image.
+            target: (H, W) int, its mask.
+            tenths: (H, W) of its objects, see `functional.evaluation.distance_tenths`; None counts none.
+        """
         metric = self.metric
         check_target(target, metric.num_classes, metric.ignore_index)
         full = full_size(maps, (target.shape[0], target.shape[1]))
         labels = threshold_histogram(
             full, maps.classes, target, metric.thresholds, metric.num_classes, metric.ignore_index
         )
-        return ImageCounts(labels, score_histogram(full, metric.thresholds))
+        coverage = None
+        if tenths is not None:
+            coverage = coverage_histogram(full, maps.classes, target, tenths, metric.thresholds)
+        return ImageCounts(labels, score_histogram(full, metric.thresholds), coverage)
 
-    def add(self, counts: ImageCounts) -> None:
-        """Adds what `count` says of an image."""
+    def add(self, counts: ImageCounts, classes: int = 1) -> None:
+        """Adds what `count` says of an image.
+
+        Args:
+            counts: of the image.
+            classes: how many classes it has by its image-level labels.
+        """
+        self._numbers.append(classes)
+        if counts.coverage is not None:
+            self._coverage += counts.coverage
         self._histogram += counts.labels
         self._scores += counts.scores
         index = counts.labels.nonzero()
@@ -86,7 +108,7 @@ class MapEvaluator:
 
     def counts(self, threshold: float) -> Tensor:
         """(N, 3, C+1) `label_counts` of the images at one of the thresholds."""
-        place = int((self.metric.thresholds - threshold).abs().argmin())
+        place = self._place(threshold)
         counts = np.zeros((len(self._entries), 3, self.metric.num_classes + 1), dtype=np.int64)
         for image, entries in zip(counts, self._entries, strict=True):
             best, true, exceeded, pixels = entries.T
@@ -95,6 +117,40 @@ class MapEvaluator:
             np.add.at(image[1], predicted, pixels)
             np.add.at(image[2], true, pixels)
         return torch.from_numpy(counts)
+
+    def coverage(self, threshold: float) -> list[float] | None:
+        """The share of the objects' pixels with their true label at one of the thresholds, by tenth.
+
+        From the tenth of an object's pixels that is nearest to its CAM's peak to the farthest, over all
+        objects. None where no tenths were counted.
+        """
+        total = self._coverage.sum(1)
+        if not total.any():
+            return None
+        covered = self._coverage[:, self._place(threshold) + 1 :].sum(1)
+        return (covered / total.clamp(min=1)).tolist()
+
+    def by_number_of_classes(self, threshold: float) -> list[dict[str, Any]]:
+        """Images and mIoU at one of the thresholds, of images with 1, 2, and 3 or more classes.
+
+        The mIoU is None where the masks of a group hold no class.
+        """
+        counts, numbers = self.counts(threshold), np.minimum(self._numbers, MANY)
+        groups = []
+        for number in np.unique(numbers[numbers > 0]).tolist():
+            chosen = counts[torch.from_numpy(numbers == number)]
+            miou = float(pooled_scores(chosen).miou)
+            groups.append(
+                {
+                    "classes": f"{number} or more" if number == MANY else str(number),
+                    "images": len(chosen),
+                    "miou": None if np.isnan(miou) else miou,
+                }
+            )
+        return groups
+
+    def _place(self, threshold: float) -> int:
+        return int((self.metric.thresholds - threshold).abs().argmin())
 
     def summary(self, fixed_threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
         """Plain values for the table and `results.json`.
@@ -107,8 +163,9 @@ class MapEvaluator:
         Returns:
             "best_miou", "best_threshold", "precision" and "recall" and "iou" there, "images"; at the fixed
             threshold "fixed_threshold", "miou_at_fixed", "interval_at_fixed" (95 %); and at the threshold
-            that is chosen without masks "unsupervised_threshold", "miou_unsupervised". Fractions in [0, 1];
-            None where a class does not occur, or there is no such threshold.
+            that is chosen without masks "unsupervised_threshold", "miou_unsupervised". At the fixed
+            threshold, or else the best: "coverage", "by_number_of_classes". Fractions in [0, 1]; None where a
+            class does not occur, or there is no such threshold.
         """
         sweep = self.sweep()
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
@@ -126,6 +183,9 @@ class MapEvaluator:
             "unsupervised_threshold": unsupervised,
             "miou_unsupervised": None,
         }
+        shown = result["best_threshold"] if fixed_threshold is None else fixed_threshold
+        result["coverage"] = self.coverage(shown)
+        result["by_number_of_classes"] = self.by_number_of_classes(shown)
         if unsupervised is not None:
             result["miou_unsupervised"] = float(pooled_scores(self.counts(unsupervised)).miou)
         if fixed_threshold is not None:

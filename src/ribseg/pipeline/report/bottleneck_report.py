@@ -1,6 +1,5 @@
 """The table and the figure of the toy experiment."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from ribseg.analysis.summary import PHASES
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import DataError
+from ribseg.pipeline.report.pictures import png_of
 from ribseg.pipeline.report.table import TableData
 
 NAMES = {"discriminative": "digit", "non_discriminative": "mark", "irrelevant": "rest"}
@@ -75,9 +75,7 @@ def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> bytes:
     top, bottom = parts
     _draw_examples(top, images, regions, maps)
     _draw_curves(bottom, result)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def _draw_examples(figure: Any, images: np.ndarray, regions: np.ndarray, maps: np.ndarray) -> None:

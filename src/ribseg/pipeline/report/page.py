@@ -15,15 +15,18 @@ from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import environment
 from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
 from ribseg.pipeline.report.notes import Note
-from ribseg.pipeline.report.pictures import picture_grid, pictured_maps
+from ribseg.pipeline.report.pictures import coverage_figure, picture_grid, pictured_maps
 from ribseg.pipeline.report.segmenter_report import segmenter_columns, segmenter_table
 from ribseg.pipeline.report.table import TableData, class_table
 from ribseg.pipeline.report.tables import (
+    coverage_curves,
+    coverage_table,
     has_scored_masks,
     map_columns,
     map_tables,
     mask_columns,
     mask_table,
+    number_table,
     result_lines,
 )
 from ribseg.pipeline.stages.bottleneck import EXAMPLES
@@ -73,7 +76,11 @@ def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     if "localization" in results:
         title = "IoU per class, at the best threshold"
         per_class = class_table(title, context.data.classes, map_columns(results["localization"]))
-        yield Section("Localization maps", [*map_tables(results["localization"]), per_class])
+        found = results["localization"]
+        tables = [*map_tables(found), per_class, number_table(found), *coverage_table(found)]
+        curves = coverage_curves(found)
+        picture = saved(context, "coverage.png", coverage_figure(curves)) if curves else ""
+        yield Section("Localization maps", tables, picture=picture)
 
 
 def picture_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:

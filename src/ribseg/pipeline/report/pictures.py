@@ -1,6 +1,7 @@
 """The picture grid of a run: images, their maps, their masks."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,34 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
             _show(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
         if truth:
             _show(next(axes), folder.palette[folder.mask(image_id)], "true mask")
+    return png_of(figure)
+
+
+def coverage_figure(curves: Mapping[str, Sequence[float]]) -> bytes:
+    """A PNG: how much of the objects each source covers against the distance from CAM's peak.
+
+    Args:
+        curves: name -> share of the pixels, by tenth from the nearest to the farthest.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, curve in curves.items():
+        places = [(tenth + 0.5) * 100 / len(curve) for tenth in range(len(curve))]
+        axis.plot(places, [100 * value for value in curve], marker="o", markersize=3, label=name)
+    axis.set(
+        xlabel="pixels of the object, from CAM's peak to the farthest, percent",
+        ylabel="found, percent",
+        xlim=(0, 100),
+        ylim=(0, 100),
+    )
+    axis.legend(fontsize="small")
+    return png_of(figure)
+
+
+def png_of(figure: Any) -> bytes:
+    """A figure of matplotlib as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()

@@ -56,6 +56,48 @@ def _split_table(localization: Mapping[str, Any], split: str, note: str) -> Tabl
     return TableData(title, MAP_HEADER, rows, note, bold=methods)
 
 
+def number_table(localization: Mapping[str, Any]) -> TableData:
+    """MIoU in percent by the number of classes in an image, on the last split."""
+    last = {source_name(values): _last(values)["by_number_of_classes"] for values in localization.values()}
+    groups = next(iter(last.values()))
+    columns = [f"{group['classes']} (n = {group['images']})" for group in groups]
+    rows = [[name, *(_percent(group["miou"]) for group in found)] for name, found in last.items()]
+    title = f"mIoU by number of classes in the image, {_last_split(localization)}, at fixed thresholds"
+    return TableData(title, ["maps", *columns], rows)
+
+
+def coverage_table(localization: Mapping[str, Any]) -> list[TableData]:
+    """The share of the objects that is found, by distance from CAM's peak, on the last split; or nothing."""
+    curves = coverage_curves(localization)
+    if not curves:
+        return []
+    tenths = len(next(iter(curves.values())))
+    columns = [f"{10 * tenth}-{10 * tenth + 10}" for tenth in range(tenths)]
+    rows = [[name, *(f"{100 * value:.0f}" for value in curve)] for name, curve in curves.items()]
+    title = f"Coverage of objects by distance from CAM's peak, {_last_split(localization)}, percent"
+    return [TableData(title, ["maps", *columns], rows, COVERAGE_NOTE)]
+
+
+def coverage_curves(localization: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Source -> share of the objects' pixels with their true label, by tenth, on the last split."""
+    found = {source_name(values): _last(values)["coverage"] for values in localization.values()}
+    return {name: curve for name, curve in found.items() if curve is not None}
+
+
+def _last(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return list(values["split"].values())[-1]
+
+
+def _last_split(localization: Mapping[str, Any]) -> str:
+    return str(list(next(iter(localization.values()))["split"])[-1])
+
+
+COVERAGE_NOTE = (
+    "Pixels of each class in an image, ordered by distance from the peak of its CAM: 0-10 are the tenth that "
+    "lies nearest to the most discriminative location. Each row at its own fixed threshold."
+)
+
+
 def _cells(score: Mapping[str, Any]) -> list[str]:
     interval = gain = "-"
     if score["miou_at_fixed"] is not None:
@@ -73,6 +115,10 @@ def _cells(score: Mapping[str, Any]) -> list[str]:
         f"{100 * score['precision']:.0f}",
         f"{100 * score['recall']:.0f}",
     ]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _at(miou: float | None, threshold: float | None) -> str:

@@ -12,7 +12,8 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.errors import ConfigError
-from ribseg.methods.evaluation import ImageCounts, MapEvaluator
+from ribseg.functional.evaluation import distance_tenths
+from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.pipeline.engine.context import Context, build
 from ribseg.pipeline.engine.digest import contents, with_sources
@@ -31,6 +32,7 @@ class EvaluateStage(Stage):
     """Scores every source whose maps are in the store, each at thresholds of its own."""
 
     name = "evaluate"
+    version = 2  # by number of classes, and coverage by distance
     parts = ("evaluate", "data", "seed")
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
@@ -91,19 +93,25 @@ def sweep_split(
         target = torch.from_numpy(folder.mask(image_id)).long()
         stages = {stage for stage, _ in chosen.values()}
         read = {stage: load_maps(map_path(context.artefacts[stage].folder, image_id)) for stage in stages}
+        tenths = tenths_of(read["cam"], target) if "cam" in read else None
         return {
-            source: evaluators[source].count(change(read[stage]) if change else read[stage], target)
+            source: evaluators[source].count(change(read[stage]) if change else read[stage], target, tenths)
             for source, (stage, change) in chosen.items()
         }
 
     results = ordered_map(count, folder.ids, settings.workers, threads=True)
     quiet = not context.cfg.progress
-    for counts in track(
-        results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console
-    ):
+    shown = track(results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console)
+    for counts, labels in zip(shown, folder.labels, strict=True):
         for source, one in counts.items():
-            evaluators[source].add(one)
+            evaluators[source].add(one, int((labels > 0).sum()))
     return evaluators
+
+
+def tenths_of(cam_maps: LocalizationMaps, target: torch.Tensor) -> torch.Tensor:
+    """(H, W) tenths of the objects by distance from CAM's peak; see `distance_tenths`."""
+    full = full_size(cam_maps, (target.shape[0], target.shape[1]))
+    return distance_tenths(full, cam_maps.classes, target)
 
 
 def changed_by(source: MapSource) -> Callable[[LocalizationMaps], LocalizationMaps] | None:
