@@ -180,3 +180,15 @@ def test_global_batch_is_divided(module):
     module.trainer = trainer_of(2, 1)
     with pytest.raises(ConfigError, match=r"batch_size=3 .* does not divide by the 2"):
         module.train_dataloader()
+
+
+def test_pseudo_masks_may_be_of_a_part_of_what_the_classifier_learns_from(voc_tree):
+    lists = voc_tree / "ImageSets/Segmentation"
+    ids = (lists / "train.txt").read_text().split()
+    (lists / "part.txt").write_text("\n".join(ids[2:5]))
+    module = WSSSDataModule(voc_tree, eval_splits=("val",), pseudo_split="part", **SMALL)
+    assert module.pseudo.ids == ids[2:5]
+    assert module.all_ids == [*ids[2:5], *module.evals["val"].ids]
+    assert [dataset.split for dataset in module.splits] == ["train", "part", "val"]
+    assert module.predict_dataset([ids[0]])[0].id == ids[0]  # a rate is searched on training images
+    assert WSSSDataModule(voc_tree, **SMALL).pseudo.split == "train"

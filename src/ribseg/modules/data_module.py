@@ -37,6 +37,8 @@ class WSSSDataModule(EpochDataModule):
         root: see `VOCFolder`; None with `dataset`.
         train_split: the classifier learns from it, and reference images come from it.
         eval_splits: localization maps are made and evaluated on these; may name train_split.
+        pseudo_split: gets pseudo masks, from which affinity and segmenter learn; None for train_split. One
+            within a large train_split saves the maps of the rest.
         labels: see `VOCFolder`.
         classes: see `VOCFolder`.
         masks_dir: see `VOCFolder`.
@@ -65,6 +67,7 @@ class WSSSDataModule(EpochDataModule):
         root: str | Path | None = None,
         train_split: str = "train",
         eval_splits: str | Sequence[str] = ("train", "val"),
+        pseudo_split: str | None = None,
         labels: str | Path = "auto",
         classes: Sequence[str] | str | Path | None = None,
         masks_dir: str = "SegmentationClass",
@@ -90,7 +93,7 @@ class WSSSDataModule(EpochDataModule):
         check_number("batch_size", batch_size, low=1, whole=True)
         check_number("crop_size", crop_size, low=1, whole=True)
         check_number("max_side", max_side, low=1, whole=True, words=(None,))
-        self.train_split = train_split
+        self.train_split, self.pseudo_split = train_split, pseudo_split or train_split
         self.eval_splits = (eval_splits,) if isinstance(eval_splits, str) else tuple(eval_splits)
         check_scales(scales)
         self.scales, self.mean, self.std = tuple(scales), _channels(mean, "mean"), _channels(std, "std")
@@ -124,6 +127,11 @@ class WSSSDataModule(EpochDataModule):
         return self._split(self.train_split)
 
     @property
+    def pseudo(self) -> BaseDataset:
+        """The split that affinity and segmenter learn from, without transform."""
+        return self._split(self.pseudo_split)
+
+    @property
     def evals(self) -> dict[str, BaseDataset]:
         """Split -> data set, without transform, of the splits that are evaluated."""
         return {split: self._split(split) for split in self.eval_splits}
@@ -131,7 +139,12 @@ class WSSSDataModule(EpochDataModule):
     @property
     def splits(self) -> list[BaseDataset]:
         """Each split once, train_split first."""
-        return [self._split(split) for split in dict.fromkeys((self.train_split, *self.eval_splits))]
+        return self._splits(self.train_split, self.pseudo_split, *self.eval_splits)
+
+    @property
+    def mapped(self) -> list[BaseDataset]:
+        """The splits whose images get localization maps, each once: pseudo_split first, then eval_splits."""
+        return self._splits(self.pseudo_split, *self.eval_splits)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -145,7 +158,7 @@ class WSSSDataModule(EpochDataModule):
 
     @property
     def folders(self) -> dict[str, BaseDataset]:
-        """Image id -> the first split that holds it, train_split before eval_splits."""
+        """Image id -> the first split that holds it, in the order of `splits`."""
         if self._folders is None:
             self._folders = {}
             for dataset in self.splits:
@@ -154,8 +167,8 @@ class WSSSDataModule(EpochDataModule):
 
     @property
     def all_ids(self) -> list[str]:
-        """Ids of all splits, each once, in their order."""
-        return list(self.folders)
+        """Ids of the images that get localization maps, each once, in the order of `mapped`."""
+        return list(dict.fromkeys(i for dataset in self.mapped for i in dataset.ids))
 
     def setup(self, stage: str | None = None) -> None:
         """Opens all splits; a second call does nothing."""
@@ -275,6 +288,9 @@ class WSSSDataModule(EpochDataModule):
         threads = self.num_workers if threads is None else threads
         pin = torch.cuda.is_available()
         return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads, pool, pin)
+
+    def _splits(self, *names: str) -> list[BaseDataset]:
+        return [self._split(name) for name in dict.fromkeys(names)]
 
     def _split(self, split: str) -> BaseDataset:
         if split not in self._opened:

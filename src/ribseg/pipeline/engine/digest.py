@@ -39,6 +39,7 @@ NEUTRAL_PARTS = {
 NEUTRAL = {
     "data.root": PLACE,
     "data.train_split": PLACE,
+    "data.pseudo_split": PLACE,
     "data.labels": PLACE,
     "data.classes": PLACE,
     "data.masks_dir": PLACE,

@@ -141,7 +141,8 @@ def split_notes(context: Context) -> Iterator[Note]:
     for one, other in combinations(ids, 2):
         common = len(ids[one] & ids[other])
         # Maps of training images are what pseudo masks are made of: a list within the training's is meant.
-        meant = data.train_split in (one, other) and not {one, other} <= set(data.eval_splits)
+        learnt = {data.train_split, data.pseudo_split}
+        meant = bool(learnt & {one, other}) and not {one, other} <= set(data.eval_splits)
         if common and not (meant and common == min(len(ids[one]), len(ids[other]))):
             yield Note(
                 "splits_overlap",

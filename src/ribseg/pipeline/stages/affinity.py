@@ -33,7 +33,7 @@ from ribseg.pipeline.engine.workers import Job, run_pool
 from ribseg.pipeline.stages.chains import RefinementStage
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.maps import MapStage
-from ribseg.pipeline.stages.thresholds import SCORES_ONLY, choose_threshold, needs_masks
+from ribseg.pipeline.stages.thresholds import SCORES_ONLY, all_images, choose_threshold, needs_masks
 
 WEIGHTS = "affinity.pt"
 MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", around the background score of the maps
@@ -71,7 +71,7 @@ class AffinityLabelsStage(RefinementStage):
         """All images; the masks where a score is chosen on them."""
         refine = context.cfg.refine
         automatic = "auto" in plain(refine.labels).values()
-        return context.data.fingerprint(masks=automatic and needs_masks(refine.maps_threshold))
+        return all_images(context, masks=automatic and needs_masks(refine.maps_threshold))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Labels what is not labelled yet, in a pool of the first process."""
@@ -79,7 +79,7 @@ class AffinityLabelsStage(RefinementStage):
 
         def label() -> None:
             scores.update(confidence(context, self.chain.maps))
-            source, folder = context.artefacts[self.chain.maps].folder, context.data.train
+            source, folder = context.artefacts[self.chain.maps].folder, context.data.pseudo
             crf = plain(context.cfg.refine.crf) if context.cfg.refine.labels.crf else None
             work = partial(write_confident_labels, folder.image, scores, crf)
             jobs = [(i, map_path(source, i), label_path(artefact.folder, i)) for i in folder.ids]
@@ -102,7 +102,7 @@ class AffinityStage(RefinementStage):
 
     def data(self, context: Context) -> str:
         """The training images."""
-        return context.data.train.fingerprint(masks=False)
+        return context.data.pseudo.fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
@@ -226,7 +226,7 @@ def affinity_data(context: Context, labels: Path) -> CropDataModule:
     augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
     middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
     train, val = (
-        SegmentationDataset(data.train.ids, data.train.image, partial(read_labels, labels), transform)
+        SegmentationDataset(data.pseudo.ids, data.pseudo.image, partial(read_labels, labels), transform)
         for transform in (augmented, middle)
     )
     return CropDataModule(

@@ -37,7 +37,7 @@ class ImportedStage(Stage):
         cfg = context.cfg.imported
 
         def convert() -> None:
-            for folder in context.data.splits:
+            for folder in context.data.mapped:
                 target = artefact.folder / "maps"
                 convert_maps(cfg.folder, target, folder, cfg.layout, context.cfg.progress)
 
@@ -56,5 +56,5 @@ def check_imported(context: Context) -> None:
         return
     if cfg.folder is None:
         raise ConfigError("run=[imported,...] needs imported.folder=PATH with the maps of another program")
-    for folder in context.data.splits:
+    for folder in context.data.mapped:
         map_reader(cfg.folder, folder, cfg.layout)

@@ -25,7 +25,13 @@ from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
 from ribseg.pipeline.stages.chains import Chain, RefinementStage
-from ribseg.pipeline.stages.thresholds import SCORES_ONLY, THRESHOLDS, check_thresholds, choose_threshold
+from ribseg.pipeline.stages.thresholds import (
+    SCORES_ONLY,
+    THRESHOLDS,
+    all_images,
+    check_thresholds,
+    choose_threshold,
+)
 
 SCORES = "scores.json"
 PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
@@ -104,7 +110,7 @@ class PseudoMasksStage(RefinementStage):
 
     def data(self, context: Context) -> str:
         """All images, and the masks, which give thresholds and scores."""
-        return context.data.fingerprint(masks=bool(context.data.eval_splits))
+        return all_images(context, masks=bool(context.data.eval_splits))
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all masks and their scores are there."""
@@ -218,7 +224,7 @@ def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[
     """Image id, maps, saliency map where the variant wants it, and mask, for all images."""
     source, salient = context.artefacts[map_source(chain, name)].folder, Variant.parse(name).saliency
     found: list[Job] = []
-    for i in context.data.folders:
+    for i in context.data.all_ids:
         # An image without a class is background whatever a saliency map says, so it needs none.
         extra = [saliency_folder(context) / f"{i}.png"] if salient and has_class(context, i) else []
         target = mask_path(artefact.folder, name, i)
@@ -257,7 +263,7 @@ def check_saliency(context: Context) -> None:
     """Whether every image with a class has a saliency map; raises a DataError that lists those without."""
     folder = saliency_folder(context)
     there = scan_folder(folder, (".png",))
-    absent = [i for i in context.data.folders if has_class(context, i) and i not in there]
+    absent = [i for i in context.data.all_ids if has_class(context, i) and i not in there]
     if absent:
         problems = {"images without one": absent}
         advice = "Expected a gray PNG <image id>.png for every image with a class."

@@ -111,8 +111,8 @@ def validation_decides(cfg: Mapping[str, Any]) -> bool:
 def training_folder(context: Context, source: str) -> BaseDataset:
     """The images that it learns from; for "full" with the folder of masks that has all of them."""
     if source == FULL and context.cfg.segmenter.masks_dir is not None:
-        return context.data.train.with_masks(context.cfg.segmenter.masks_dir)
-    return context.data.train
+        return context.data.pseudo.with_masks(context.cfg.segmenter.masks_dir)
+    return context.data.pseudo
 
 
 def tested_folders(context: Context) -> dict[str, BaseDataset]:
@@ -191,7 +191,7 @@ def segmentation_data(context: Context, source: str) -> SegmentationDataModule:
     """Crops to learn from, and whole images for the watch where it is wanted."""
     cfg, data = context.cfg.segmenter, context.data
     transform = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
-    train = SegmentationDataset(data.train.ids, data.train.image, masks_of(context, source), transform)
+    train = SegmentationDataset(data.pseudo.ids, data.pseudo.image, masks_of(context, source), transform)
     val, folder = None, validation_folder(context)
     if folder is not None:
         val = SegmentationDataset(

@@ -46,6 +46,13 @@ def needs_masks(setting: float | str) -> bool:
     return isinstance(setting, str) and CHOICES[setting] > 0
 
 
+def all_images(context: Context, masks: bool) -> str:
+    """The fingerprint of all images, and of those on which a score without ground truth is chosen."""
+    data = context.data
+    own = "" if data.pseudo_split == data.train_split else data.pseudo.fingerprint(masks=False)
+    return data.fingerprint(masks) + own
+
+
 def choose_threshold(context: Context, stage: str, setting: float | str) -> float:
     """The background score of a stage's maps.
 
@@ -66,8 +73,8 @@ def choose_threshold(context: Context, stage: str, setting: float | str) -> floa
 
 
 def unsupervised_threshold(context: Context, stage: str) -> float:
-    """Otsu's threshold over the maps of all training images."""
-    settings, folder = context.cfg.evaluate, context.data.train
+    """Otsu's threshold over the maps of all images of data.pseudo_split."""
+    settings, folder = context.cfg.evaluate, context.data.pseudo
     thresholds = torch.linspace(0, 1, settings.thresholds)
 
     def count(image_id: str) -> torch.Tensor:
