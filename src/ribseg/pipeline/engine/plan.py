@@ -19,7 +19,7 @@ from ribseg.pipeline.stages.chains import (
     segmenter_sources,
     tested_name,
 )
-from ribseg.pipeline.stages.classifier import ClassifierStage
+from ribseg.pipeline.stages.classifier import CHECKPOINTS, ClassifierStage
 from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.export import ExportStage
 from ribseg.pipeline.stages.imported import ImportedStage
@@ -101,6 +101,18 @@ def chosen_stages(cfg: DictConfig, names: Iterable[str] | str | None) -> list[st
             f"got {', '.join(unknown) or 'nothing'}"
         )
     return list(dict.fromkeys(chosen))
+
+
+def planned_stages(cfg: DictConfig) -> list[str]:
+    """The stages of `run`; with them the classifier where a file of one is given, which costs nothing.
+
+    Raises:
+        ConfigError: an unknown name, or none at all.
+    """
+    chosen = chosen_stages(cfg, cfg.run)
+    given = any(cfg.classifier.get(name) for name in CHECKPOINTS)
+    takes_it = given and not entries(cfg).keys().isdisjoint(chosen)
+    return list(dict.fromkeys([ClassifierStage.name, *chosen])) if takes_it else chosen
 
 
 def rerun_stages(cfg: DictConfig) -> list[str]:

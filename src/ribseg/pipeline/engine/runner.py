@@ -15,7 +15,7 @@ from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context, separate_processes
 from ribseg.pipeline.engine.loggers import finish_loggers, log_results
 from ribseg.pipeline.engine.methods import entries, map_sources
-from ribseg.pipeline.engine.plan import REPORT, chosen_stages, rerun_stages, stages_of
+from ribseg.pipeline.engine.plan import REPORT, planned_stages, rerun_stages, stages_of
 from ribseg.pipeline.engine.preflight import preflight
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
@@ -38,7 +38,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     Raises:
         RibsegError: settings or data cannot work; said before anything long begins.
     """
-    cfg.run = chosen_stages(cfg, cfg.run)
+    cfg.run = planned_stages(cfg)
     cfg.rerun = rerun_stages(cfg)
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(cfg.tf32)
