@@ -162,5 +162,5 @@ def test_errors_are_one_message_without_a_traceback(base, tmp_path, capfd):
     code = train(arguments(tmp_path, "/nowhere/at/all", *SETTINGS))
     assert "/nowhere/at/all" in code  # a text: Python prints it on standard error and exits with 1
     code = train([str(TRAIN), f"hydra.run.dir={tmp_path / 'run'}"])
-    assert "experiment=demo|rib_coco|rib_folder|rib_voc|toy_bottleneck" in code
+    assert "experiment=demo|rib_coco|rib_folder|rib_voc|rib_voc_lite|toy_bottleneck" in code
     assert "Traceback" not in "".join(capfd.readouterr())

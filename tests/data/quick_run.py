@@ -37,6 +37,7 @@ QUICK = [
     "rate_search.images=1",
     "rate_search.low=1e-5",
     "rate_search.high=1e-4",
+    "rate_search.growth=null",
     "evaluate.bootstrap=10",
     "evaluate.thresholds=11",
     "report.examples=2",
