@@ -162,10 +162,10 @@ class MapEvaluator:
 
         Returns:
             "best_miou", "best_threshold", "precision" and "recall" and "iou" there, "images"; at the fixed
-            threshold "fixed_threshold", "miou_at_fixed", "interval_at_fixed" (95 %); and at the threshold
-            that is chosen without masks "unsupervised_threshold", "miou_unsupervised". At the fixed
-            threshold, or else the best: "coverage", "by_number_of_classes". Fractions in [0, 1]; None where a
-            class does not occur, or there is no such threshold.
+            threshold "fixed_threshold", "miou_at_fixed", "iou_at_fixed", "interval_at_fixed" (95 %); and at
+            the threshold that is chosen without masks "unsupervised_threshold", "miou_unsupervised". At the
+            fixed threshold, or else the best: "coverage", "by_number_of_classes". Fractions in [0, 1]; None
+            where a class does not occur, or there is no such threshold.
         """
         sweep = self.sweep()
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
@@ -175,9 +175,10 @@ class MapEvaluator:
             "best_threshold": round(float(sweep["best_threshold"]), 6),
             "precision": float(sweep["precision"][best]),
             "recall": float(sweep["recall"][best]),
-            "iou": [None if np.isnan(value) else value for value in sweep["iou"][best].tolist()],
+            "iou": known(sweep["iou"][best]),
             "images": len(self._entries),
             "miou_at_fixed": None,
+            "iou_at_fixed": None,
             "fixed_threshold": fixed_threshold,
             "interval_at_fixed": None,
             "unsupervised_threshold": unsupervised,
@@ -190,9 +191,15 @@ class MapEvaluator:
             result["miou_unsupervised"] = float(pooled_scores(self.counts(unsupervised)).miou)
         if fixed_threshold is not None:
             counts = self.counts(fixed_threshold)
-            result["miou_at_fixed"] = float(pooled_scores(counts).miou)
+            pooled = pooled_scores(counts)
+            result["miou_at_fixed"], result["iou_at_fixed"] = float(pooled.miou), known(pooled.iou)
             result["interval_at_fixed"] = interval(bootstrap_miou(counts, resamples, seed))
         return result
+
+
+def known(values: Tensor) -> list[float | None]:
+    """Numbers for JSON: None in the place of NaN."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def full_size(maps: LocalizationMaps, size: tuple[int, int]) -> Tensor:

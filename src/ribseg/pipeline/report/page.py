@@ -22,6 +22,7 @@ from ribseg.pipeline.report.tables import (
     coverage_curves,
     coverage_table,
     has_scored_masks,
+    last_split,
     map_columns,
     map_tables,
     mask_columns,
@@ -74,9 +75,9 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
 def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     """Scores of the localization maps."""
     if "localization" in results:
-        title = "IoU per class, at the best threshold"
-        per_class = class_table(title, context.data.classes, map_columns(results["localization"]))
         found = results["localization"]
+        title = f"IoU per class, {last_split(found)}, at fixed thresholds"
+        per_class = class_table(title, context.data.classes, map_columns(found))
         tables = [*map_tables(found), per_class, number_table(found), *coverage_table(found)]
         curves = coverage_curves(found)
         picture = saved(context, "coverage.png", coverage_figure(curves)) if curves else ""

@@ -62,7 +62,7 @@ def number_table(localization: Mapping[str, Any]) -> TableData:
     groups = next(iter(last.values()))
     columns = [f"{group['classes']} (n = {group['images']})" for group in groups]
     rows = [[name, *(_percent(group["miou"]) for group in found)] for name, found in last.items()]
-    title = f"mIoU by number of classes in the image, {_last_split(localization)}, at fixed thresholds"
+    title = f"mIoU by number of classes in the image, {last_split(localization)}, at fixed thresholds"
     return TableData(title, ["maps", *columns], rows)
 
 
@@ -74,7 +74,7 @@ def coverage_table(localization: Mapping[str, Any]) -> list[TableData]:
     tenths = len(next(iter(curves.values())))
     columns = [f"{10 * tenth}-{10 * tenth + 10}" for tenth in range(tenths)]
     rows = [[name, *(f"{100 * value:.0f}" for value in curve)] for name, curve in curves.items()]
-    title = f"Coverage of objects by distance from CAM's peak, {_last_split(localization)}, percent"
+    title = f"Coverage of objects by distance from CAM's peak, {last_split(localization)}, percent"
     return [TableData(title, ["maps", *columns], rows, COVERAGE_NOTE)]
 
 
@@ -88,7 +88,8 @@ def _last(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return list(values["split"].values())[-1]
 
 
-def _last_split(localization: Mapping[str, Any]) -> str:
+def last_split(localization: Mapping[str, Any]) -> str:
+    """The split that the detailed tables are of."""
     return str(list(next(iter(localization.values()))["split"])[-1])
 
 
@@ -189,9 +190,9 @@ def adaptation_line(adaptation: Mapping[str, Any]) -> str:
 
 
 def map_columns(localization: Mapping[str, Any]) -> Columns:
-    """The IoU of each source of maps on the first split, at its best threshold."""
-    found = {source_name(values): values["split"] for values in localization.values()}
-    return {f"{name}, {split}": by[split]["iou"] for name, by in found.items() for split in list(by)[:1]}
+    """The IoU of each source of maps on the last split, at its fixed threshold, or else its best."""
+    found = {source_name(values): _last(values) for values in localization.values()}
+    return {name: scores["iou_at_fixed"] or scores["iou"] for name, scores in found.items()}
 
 
 def mask_columns(pseudo_masks: Mapping[str, Any]) -> Columns:

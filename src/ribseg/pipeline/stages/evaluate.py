@@ -32,7 +32,7 @@ class EvaluateStage(Stage):
     """Scores every source whose maps are in the store, each at thresholds of its own."""
 
     name = "evaluate"
-    version = 2  # by number of classes, and coverage by distance
+    version = 3  # by number of classes, coverage by distance, IoU per class at fixed thresholds
     parts = ("evaluate", "data", "seed")
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
