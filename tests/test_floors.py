@@ -24,7 +24,7 @@ FLOORS = {
 }
 GROUND, ENTRY = (
     {"types", "errors", "checks", "lazy", "workers"},
-    {"cli", "predict"},
+    {"__main__", "cli", "launch", "predict"},
 )  # the files outside of folders
 OUTSIDE = {
     "pytorch_lightning": 3,

@@ -1,6 +1,6 @@
-"""Commands: `python -m ribseg.predict` segments images, `python -m ribseg.interop` converts maps and masks.
+"""The command `ribseg`: trains, checks data, segments images, converts maps and masks.
 
-They are sub-commands of one parser: `main(["predict", ...])` and `main(["convert", ...])`.
+`python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from ribseg import __version__
 from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import IMAGE_ENDINGS, VOCFolder
 from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
@@ -20,16 +21,33 @@ from ribseg.interop.irn import convert_irn_maps, write_irn_maps
 from ribseg.methods.inference import PUBLISHED_CRF, predict
 from ribseg.models.segmenter import load_segmenter
 
+TRAIN = "train"
 LAYOUTS: dict[str, Layout] = {"pngs-to-ribseg": "png", "masks-to-ribseg": "masks"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; what a user can put right is one message, and exit status 1."""
-    options = _parser().parse_args(arguments)
+    """Runs a command; what a user can put right is one message, and exit status 1.
+
+    Args:
+        arguments: the words after `ribseg`; None for those of this process.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == [TRAIN]:  # all others are Hydra's, which has a parser of its own
+        from ribseg.launch import train
+
+        return train(words[1:], [TRAIN])
+    options = _parser().parse_args(words)
     try:
         options.run(options)
     except RibsegError as error:
         sys.exit(f"ribseg: {error}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Looks at all files of a folder in VOC layout, as `run=[check_data]` does."""
+    from ribseg.launch import train
+
+    train(["experiment=rib_folder", f"data.root={options.data}", "run=[check_data]", *options.settings])
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -133,17 +151,31 @@ def _converted(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="ribseg", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"ribseg {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "run an experiment: ribseg train experiment=demo, in Hydra's grammar; ribseg train --help"
+    commands.add_parser(TRAIN, help=text, add_help=False)
+    _add_check(commands)
     _add_predict(commands)
     _add_convert(commands)
     return parser
 
 
+def _add_check(commands: Any) -> None:
+    text = "Looks at all files of a data set: counts, sizes, labels, damage, images in two splits."
+    parser = commands.add_parser("check", help="look at all files of a data set", description=text)
+    parser.set_defaults(run=_check)
+    parser.add_argument("data", help="folder in VOC layout")
+    parser.add_argument("settings", nargs="*", help="as data.train_split=trainaug data.labels=FILE")
+
+
 def _add_predict(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
-        prog="python -m ribseg.predict",
+        prog="ribseg predict",
         help="segment images",
         description="Segments images. Scales, mirror image and CRF are those of the checkpoint unless given.",
     )
@@ -163,7 +195,7 @@ def _add_predict(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     text = "Converts folders of maps and masks from and to other programs' formats."
     parser = commands.add_parser(
-        "convert", prog="python -m ribseg.interop", help="convert maps and masks", description=text
+        "convert", prog="ribseg convert", help="convert maps and masks", description=text
     )
     parser.set_defaults(run=_convert)
     formats = parser.add_subparsers(dest="formats", required=True)

@@ -1,0 +1,90 @@
+"""The main job as a command: composes a configuration with Hydra and runs its stages.
+
+`python train.py ...` in a checkout and `ribseg train ...` after an installation are the same.
+"""
+
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, read_write
+
+from ribseg.errors import ConfigError, RibsegError
+
+# Of the configurations: inside an installed package, at the top level of a checkout.
+CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if p.is_dir())
+_command: list[str] = []  # what stands before Hydra's arguments: nothing after `python train.py`
+
+
+def train(arguments: Sequence[str], command: Sequence[str] = ()) -> None:
+    """Runs `arguments`, in Hydra's grammar.
+
+    Args:
+        arguments: as "experiment=demo".
+        command: the words before them on the command line, with which a process starts others of its kind.
+    """
+    _command[:] = command
+    sys.argv = [sys.argv[0], *arguments]
+    main()
+
+
+@contextmanager
+def one_job() -> Iterator[None]:
+    """Makes the arguments those of this job alone, as of a run of its own.
+
+    Lightning starts the other processes of a distributed run with this process's arguments; in a sweep they
+    would each start the whole sweep.
+    """
+    job = cast(DictConfig, HydraConfig.get())
+    given = sys.argv
+    words = given[1:]
+    if job.mode == RunMode.MULTIRUN:
+        words = list(job.overrides.task)
+        with read_write(job):
+            job.run.dir = job.runtime.output_dir
+    sys.argv = [given[0], *_command, *words]
+    try:
+        yield
+    finally:
+        sys.argv = given
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one message, not a traceback, for what a user can repair, and after Ctrl-C."""
+    go_on = "give the same command again: it goes on from what is there"
+    try:
+        yield
+    except RibsegError as error:
+        sys.exit(f"\nribseg: {error}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"\nribseg: the disk is full ({error}). Make room and {go_on}.")
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C during a training into an exit.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        sys.exit(f"\nribseg: interrupted. Nothing that was finished is lost; {go_on}.")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """Runs the stages; returns the objective of `objective=...`, for Hydra's sweepers."""
+    from ribseg.pipeline.engine.runner import objective, run
+    from ribseg.pipeline.engine.sweep import recorded_failure
+
+    with one_line_errors(), recorded_failure():
+        if cfg.name is None:
+            known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+            program = f"ribseg {' '.join(_command)}" if _command else "python train.py"
+            raise ConfigError(f"choose an experiment: {program} experiment={'|'.join(known)}")
+        with one_job():
+            return objective(run(cfg, HydraConfig.get().runtime.output_dir), cfg.objective)
+    return None  # a job of a sweep that has failed; the others go on
