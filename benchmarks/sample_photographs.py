@@ -3,7 +3,8 @@
     pip install scikit-image
     python benchmarks/sample_photographs.py outputs/samples
     python train.py experiment=rib_voc_lite data.root=outputs/samples data.train_split=val \
-        data.pseudo_split=null "data.eval_splits=[val]" classifier.checkpoint=FILE "run=[cam,rib,report]"
+        data.pseudo_split=null "data.eval_splits=[val]" classifier.checkpoint=FILE rib.lr=3.16e-5 \
+        "run=[cam,rib,report]"
 
 FILE is the classifier of `experiment=rib_voc_lite` (`classifier.pt` of its stage). The photographs: a cat
 (Stefan van der Walt, CC0), Eileen Collins (NASA, public domain), Grace Hopper (US Navy, public domain).
