@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from quick_run import folder_run
-from train import one_line_errors
+
+from ribseg.launch import one_line_errors
 
 
 def test_free_space_is_said_once_before_the_first_stage(tmp_path, tree, monkeypatch, capsys):
