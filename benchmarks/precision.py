@@ -113,7 +113,7 @@ def rib_module(context: Context) -> LocalizationModule:
             context.artefacts[stage.name] = stage.artefact(context)
     entry, classifier = entries(context.cfg)["rib"], trained_classifier(context)
     rate = float(rate_artefact(context, entry).facts["lr"]) if entry.searches_rate else None
-    return localization_module(context, entry, classifier, references_of(context, entry), rate)
+    return localization_module(context, entry, classifier, references_of(context, entry, classifier), rate)
 
 
 if __name__ == "__main__":

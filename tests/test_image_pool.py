@@ -98,14 +98,22 @@ def test_an_image_that_changed_is_named(dataset, tmp_path):
         ImagePool(tmp_path / "pool")
 
 
+def test_references_that_cannot_count_are_not_loaded(tmp_path, capsys):
+    root = make_learnable_tree(tmp_path / "data")
+    settings = ("run=[classifier,rib]", "rib.references=2", "rib.trainable=head")
+    folder_run(tmp_path / "a", root, *settings)
+    assert "no reference images are loaded" in capsys.readouterr().out
+    assert not list((tmp_path / "a").rglob(PIXELS))
+
+
 def test_a_run_draws_from_a_pool_or_says_why_not(tmp_path, capsys):
     root = make_learnable_tree(tmp_path / "data")
-    stages = "run=[classifier,rib]"
-    with_pool = folder_run(tmp_path / "a", root, stages, "rib.references=2")
+    stages = ("run=[classifier,rib]", "rib.references=2", "rib.trainable=layer4")
+    with_pool = folder_run(tmp_path / "a", root, *stages)
     assert "decoded training images" in capsys.readouterr().out
     (pool,) = (tmp_path / "a").rglob(f"pool-*/{PIXELS}")
     assert pool.stat().st_size > 0
-    without = folder_run(tmp_path / "b", root, stages, "rib.references=2", "maps.pool_gib=1e-9")
+    without = folder_run(tmp_path / "b", root, *stages, "maps.pool_gib=1e-9")
     assert "decoding at each draw" in capsys.readouterr().out
     assert not list((tmp_path / "b").rglob(PIXELS))
     assert with_pool["adaptation"]["steps_mean"] == without["adaptation"]["steps_mean"]

@@ -101,8 +101,7 @@ class MethodStage(MapStage):
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `LocalizationModule`; a rate of "auto" is searched first, once."""
         classifier = trained_classifier(context)
-        method = self.entry.build(classifier, lr=1.0)  # where a rate is searched, any will do here
-        references = references_of(context, self.entry) if getattr(method, "uses_references", True) else None
+        references = references_of(context, self.entry, classifier)
 
         def make(lr: float | None = None, inner: bool = False) -> LocalizationModule:
             return localization_module(context, self.entry, classifier, references, lr, inner)
@@ -139,9 +138,13 @@ def localization_module(
     return LocalizationModule(classifier, method, references, entry.name, context.cfg.seed)
 
 
-def references_of(context: Context, entry: Entry) -> ReferenceBatches | None:
-    """Batches of as many reference images as an entry says; None for none."""
+def references_of(context: Context, entry: Entry, classifier: nn.Module) -> ReferenceBatches | None:
+    """Batches of as many reference images as an entry says; None for none, or where they cannot count."""
     if not entry.references:
+        return None
+    method = entry.build(classifier, lr=1.0)  # where a rate is searched, any will do here
+    if not getattr(method, "uses_references", True):
+        context.console.print("  no reference images are loaded: they would change no map of this method")
         return None
     pool = decoded_images(context)
     return context.data.references(entry.references, pool=pool)
