@@ -47,7 +47,9 @@ def _check(options: argparse.Namespace) -> None:
     """Looks at all files of a folder in VOC layout, as `run=[check_data]` does."""
     from ribseg.launch import train
 
-    train(["experiment=rib_folder", f"data.root={options.data}", "run=[check_data]", *options.settings])
+    train(
+        ["experiment=rib_folder", f"data.root={options.data}", "run=[check_data]", *options.settings], [TRAIN]
+    )
 
 
 def _predict(options: argparse.Namespace) -> None:

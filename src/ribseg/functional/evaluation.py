@@ -47,14 +47,7 @@ def threshold_histogram(
     """
     valid = target != ignore_index
     labels = target[valid].to(torch.int64)
-    if maps.shape[0] == 0:
-        best, exceeded = torch.zeros_like(labels), torch.zeros_like(labels)
-    else:
-        dtype = torch.promote_types(maps.dtype, thresholds.dtype)
-        score, index = maps[:, valid].to(dtype).max(0)
-        best = classes.to(torch.int64)[index] + 1
-        # side="left" counts the thresholds below the score: ties go to the background, as in argmax.
-        exceeded = torch.searchsorted(thresholds.to(dtype), score, side="left")
+    best, exceeded = _best_labels(maps[:, valid], classes, thresholds)
     size, bins = num_classes + 1, thresholds.numel() + 1
     flat = (best * size + labels) * bins + exceeded
     return torch.bincount(flat, minlength=size * size * bins).reshape(size, size, bins)
@@ -104,12 +97,8 @@ def coverage_histogram(
         (10, T+1) int64.
     """
     bins, inside = thresholds.numel() + 1, tenths >= 0
-    found = torch.zeros(int(inside.sum()), dtype=torch.int64)
-    if maps.shape[0]:
-        dtype = torch.promote_types(maps.dtype, thresholds.dtype)
-        score, index = maps[:, inside].to(dtype).max(0)
-        right = classes.to(torch.int64)[index] + 1 == target[inside]
-        found = torch.searchsorted(thresholds.to(dtype), score, side="left") * right
+    best, exceeded = _best_labels(maps[:, inside], classes, thresholds)
+    found = exceeded * (best == target[inside])
     return torch.bincount(tenths[inside] * bins + found, minlength=TENTHS * bins).reshape(TENTHS, bins)
 
 
@@ -140,6 +129,21 @@ def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
     precision, recall = (_mean((hit / all_)[..., 1:]).nan_to_num(0.0) for all_ in (predicted, true))
     scored = true[..., 1:].sum(-1) > 0
     return Scores(iou, _mean(iou).where(scored, torch.nan), precision, recall)
+
+
+def _best_labels(maps: Tensor, classes: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, P) maps of P pixels -> the label of the best class, and how many thresholds its score exceeds.
+
+    Both (P,) int64; zeros of an image without classes.
+    """
+    if maps.shape[0] == 0:
+        zeros = torch.zeros(maps.shape[1], dtype=torch.int64, device=maps.device)
+        return zeros, zeros
+    dtype = torch.promote_types(maps.dtype, thresholds.dtype)
+    score, index = maps.to(dtype).max(0)
+    # side="left" counts the thresholds below the score: ties go to the background, as in argmax.
+    exceeded = torch.searchsorted(thresholds.to(dtype), score, side="left")
+    return classes.to(torch.int64)[index] + 1, exceeded
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -139,12 +139,12 @@ class MapEvaluator:
         groups = []
         for number in np.unique(numbers[numbers > 0]).tolist():
             chosen = counts[torch.from_numpy(numbers == number)]
-            miou = float(pooled_scores(chosen).miou)
+            (miou,) = known(pooled_scores(chosen).miou[None])
             groups.append(
                 {
                     "classes": f"{number} or more" if number == MANY else str(number),
                     "images": len(chosen),
-                    "miou": None if np.isnan(miou) else miou,
+                    "miou": miou,
                 }
             )
         return groups
@@ -198,7 +198,7 @@ class MapEvaluator:
 
 
 def known(values: Tensor) -> list[float | None]:
-    """Numbers for JSON: None in the place of NaN."""
+    """(N,) numbers for JSON: None in the place of NaN."""
     return [None if np.isnan(value) else value for value in values.tolist()]
 
 

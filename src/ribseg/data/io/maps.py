@@ -21,9 +21,8 @@ from ribseg.types import STRIDE, LocalizationMaps
 
 NAMES = ("classes", "strided", "full", "size")
 LARGEST = 2**31  # bytes of one file's arrays, unpacked: 20 classes of a photograph of 50 megapixels
-HEADERS = (
-    Lock()
-)  # Python 3.11.4 to 3.11.7 parse literals, as numpy does in headers, wrongly in several threads
+# Python 3.11.4 to 3.11.7 parse literals, as numpy does in headers, wrongly in several threads.
+HEADERS = Lock()
 _BROKEN = (
     OSError, ValueError, TypeError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError,
     SyntaxError, TokenError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,

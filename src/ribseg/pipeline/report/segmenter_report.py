@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ribseg.pipeline.report.table import Columns, TableData
+from ribseg.pipeline.report.table import Columns, TableData, percent
 from ribseg.pipeline.stages.chains import tested_name
 
 HEADER = (
@@ -25,7 +25,7 @@ def segmenter_rows(segmenter: Mapping[str, Any]) -> list[list[str]]:
     for values in segmenter.values():
         masks = values["masks"]
         learnt = "-" if masks is None else f"{100 * masks['miou']:.1f} ({masks['split']})"
-        published = "-" if values["expected"] is None else f"{100 * values['expected']:.1f}"
+        published = percent(values["expected"])
         for split, scores in values["split"].items():
             quality = [f"{100 * scores[key]:.1f}" for key in ("miou", "precision", "recall")]
             rows.append([values["label"], learnt, split, str(scores["images"]), *quality, published])

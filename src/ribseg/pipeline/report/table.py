@@ -48,6 +48,15 @@ class TableData:
         return table
 
 
+def percent(value: float | None) -> str:
+    """A share as tables show it.
+
+    >>> percent(0.123), percent(None)
+    ('12.3', '-')
+    """
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 Columns = dict[str, list[float | None]]  # title -> IoU of background and each class
 
 
@@ -60,8 +69,5 @@ def class_table(title: str, classes: Sequence[str], columns: Columns) -> TableDa
         columns: of each, C + 1 values.
     """
     names = ("background", *classes)
-    rows = [
-        [name, *("-" if value is None else f"{100 * value:.1f}" for value in values)]
-        for name, *values in zip(names, *columns.values(), strict=True)
-    ]
+    rows = [[name, *map(percent, values)] for name, *values in zip(names, *columns.values(), strict=True)]
     return TableData(title, ["class", *columns], rows)

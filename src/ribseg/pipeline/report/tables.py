@@ -6,7 +6,7 @@ from typing import Any
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.report.bottleneck_report import network_line, ratio_table
 from ribseg.pipeline.report.segmenter_report import segmenter_table
-from ribseg.pipeline.report.table import Columns, TableData
+from ribseg.pipeline.report.table import Columns, TableData, percent
 
 CONTROL = "*"  # marks the names of controls
 MAP_HEADER = (
@@ -61,7 +61,7 @@ def number_table(localization: Mapping[str, Any]) -> TableData:
     last = {source_name(values): _last(values)["by_number_of_classes"] for values in localization.values()}
     groups = next(iter(last.values()))
     columns = [f"{group['classes']} (n = {group['images']})" for group in groups]
-    rows = [[name, *(_percent(group["miou"]) for group in found)] for name, found in last.items()]
+    rows = [[name, *(percent(group["miou"]) for group in found)] for name, found in last.items()]
     title = f"mIoU by number of classes in the image, {last_split(localization)}, at fixed thresholds"
     return TableData(title, ["maps", *columns], rows)
 
@@ -116,10 +116,6 @@ def _cells(score: Mapping[str, Any]) -> list[str]:
         f"{100 * score['precision']:.0f}",
         f"{100 * score['recall']:.0f}",
     ]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _at(miou: float | None, threshold: float | None) -> str:
