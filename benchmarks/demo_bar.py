@@ -29,6 +29,7 @@ from torch import Tensor
 
 import ribseg
 from ribseg.data.demo.images import PARTS_DIR, make_demo_dataset
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import read_mask
 from ribseg.functional import argmax_labels
 from ribseg.functional.random import rng
@@ -36,7 +37,6 @@ from ribseg.methods.controls import centre_prior, feature_norm, relabel, whole_i
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, interval, label_counts, pooled_scores
 from ribseg.modules.classification import ClassifierModule
 from ribseg.modules.data_module import WSSSDataModule
-from ribseg.types import LocalizationMaps
 
 BACKBONE = {"channels": (32, 64, 128, 192), "stem_width": 16}
 SPLITS = ("train", "val")

@@ -21,6 +21,7 @@ from measuring import show, write_json
 from rich.progress import track
 
 import ribseg
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.methods.cam import merge_maps
 from ribseg.modules import LocalizationModule
 from ribseg.pipeline.engine.context import Context
@@ -29,7 +30,6 @@ from ribseg.pipeline.engine.runner import run
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.learning_rate import rate_artefact
 from ribseg.pipeline.stages.maps import localization_module, references_of
-from ribseg.types import LocalizationMaps
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -6,8 +6,8 @@
         data.pseudo_split=null "data.eval_splits=[val]" classifier.checkpoint=FILE rib.lr=3.16e-5 \
         "run=[cam,rib,report]"
 
-FILE is the classifier of `experiment=rib_voc_lite` (`classifier.pt` of its stage). The photographs: a cat
-(Stefan van der Walt, CC0), Eileen Collins (NASA, public domain), Grace Hopper (US Navy, public domain).
+FILE is the `classifier.safetensors` of the classifier stage of `experiment=rib_voc_lite`. The photographs: a
+cat (Stefan van der Walt, CC0), Eileen Collins (NASA, public domain), Grace Hopper (US Navy, public domain).
 """
 
 import argparse

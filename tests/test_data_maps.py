@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.errors import DataError, RibsegError
-from ribseg.types import LocalizationMaps
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 import torch
 from quick_run import folder_run
 
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
 from ribseg.functional import feature_affinity_losses, feature_random_walk
 from ribseg.functional.irn import neighbour_offsets
 from ribseg.methods.refine import walk_maps_by_features
 from ribseg.models import Backbone, PSANet
-from ribseg.types import LocalizationMaps
 
 
 def slow_losses(features, labels, radius):

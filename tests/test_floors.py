@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ribseg"
-# A file's folder tells its floor.
+# A file's folder tells its floor; plot.py is a file.
 FLOORS = {
     "functional": 0,
     "kernels": 0,
     "models": 1,
     "data": 1,
     "metrics": 1,
+    "plot": 1,
     "methods": 2,
     "analysis": 2,
     "interop": 2,
@@ -24,7 +25,7 @@ FLOORS = {
 }
 GROUND, ENTRY = (
     {"types", "errors", "checks", "lazy", "workers"},
-    {"__main__", "cli", "launch", "predict"},
+    {"__main__", "cli", "commands", "launch", "predict"},
 )  # the files outside of folders
 OUTSIDE = {
     "pytorch_lightning": 3,
@@ -91,8 +92,8 @@ def test_every_folder_and_file_has_a_floor():
         for path in PACKAGE.iterdir()
         if path.is_dir() and path.name not in ("assets", "__pycache__")
     }
-    assert folders == set(FLOORS)
-    assert {path.stem for path in PACKAGE.glob("*.py")} == GROUND | ENTRY | {"__init__"}
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    assert folders | files == set(FLOORS) | GROUND | ENTRY | {"__init__"}
 
 
 def test_import_is_light():

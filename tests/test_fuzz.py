@@ -28,12 +28,11 @@ from ribseg.data.io import maps
 from ribseg.data.io.files import read_lines
 from ribseg.data.io.images import read_header, read_image
 from ribseg.data.io.labels import labels_from_csv, labels_from_xml
-from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import mask_ids, read_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, RibsegError
 from ribseg.models import read_state_dict
-from ribseg.types import LocalizationMaps
 
 CASES = 400  # of random damage for each reader
 SECONDS = 5  # a case takes milliseconds; this is a hang

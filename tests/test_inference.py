@@ -18,7 +18,7 @@ import ribseg.cli as predict_module
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, DataError
 from ribseg.methods.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
-from ribseg.models import DeepLabV2, Segmenter, save_segmenter
+from ribseg.models import DeepLabV2, Segmenter
 
 
 class Colours(nn.Module):
@@ -129,8 +129,8 @@ def checkpoint(tmp_path):
     model = DeepLabV2(3, "resnet10t", dilations=(1, 2), backbone_kwargs={"channels": [8, 8, 12, 16]})
     palette = voc_palette()[::-1].copy()
     segmenter = Segmenter(model, ("a", "b"), palette=palette, inference={"scales": [0.5, 1.0], "flip": False})
-    save_segmenter(tmp_path / "segmenter.pt", segmenter)
-    return tmp_path / "segmenter.pt"
+    segmenter.save(tmp_path / "segmenter.safetensors")
+    return tmp_path / "segmenter.safetensors"
 
 
 def test_predict_takes_paths_and_arrays(tmp_path, checkpoint):

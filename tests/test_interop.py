@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ribseg.cli import main
-from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, DatasetNotFoundError
@@ -30,7 +30,6 @@ from ribseg.interop import (
     write_irn_maps,
 )
 from ribseg.methods.evaluation import MapEvaluator
-from ribseg.types import LocalizationMaps
 
 
 class Malicious:

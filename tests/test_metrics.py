@@ -6,12 +6,13 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 import ribseg
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional import argmax_labels
 from ribseg.functional.evaluation import distance_tenths
 from ribseg.methods.controls import centre_prior, relabel, whole_image, wrong_labels
 from ribseg.methods.evaluation import MapEvaluator, full_size
 from ribseg.metrics import MaskConfusion, bootstrap_miou, interval, label_counts, pooled_scores
-from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
+from ribseg.types import Adaptation, ViewMaps
 
 
 def images(number=6, classes=4, seed=0, dtype=torch.float32):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-import torch
 
 import ribseg
 from ribseg.data.demo.images import make_demo_dataset
@@ -30,7 +29,7 @@ def repository(tmp_path):
     classifier = ribseg.Classifier("resnet10t", 8, output_stride=8, weights="demo", backbone_kwargs=BACKBONE)
     folder = tmp_path / "outputs/store/classifier-0"
     folder.mkdir(parents=True)
-    torch.save(classifier.state_dict(), folder / "classifier.pt")
+    classifier.save(folder / "classifier.safetensors")
     return tmp_path
 
 

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 import ribseg
-from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.methods.base import bind
 from ribseg.modules import LocalizationModule
 from ribseg.modules.data_module import WSSSDataModule
-from ribseg.types import LocalizationMaps
 
 GRAY = np.random.default_rng(0).integers(0, 256, (6, 9), dtype=np.uint8).repeat(8, 0).repeat(7, 1)
 COLOURS = np.stack([GRAY, GRAY[::-1], 255 - GRAY], axis=2)

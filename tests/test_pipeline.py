@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from quick_run import CONF, folder_run, settings
+from safetensors.torch import load_file
 
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError
@@ -158,11 +159,11 @@ def test_classifier_training_goes_on_from_the_last_epoch(tmp_path, tree):
     folder = Path(
         folder_run(tmp_path, tree, "run=[classifier]", "classifier.epochs=2")["store"]["classifier"]
     )
-    whole = torch.load(folder / "classifier.pt", weights_only=True)
+    whole = load_file(folder / "classifier.safetensors")
     (folder / "manifest.json").unlink()
-    (folder / "classifier.pt").unlink()
+    (folder / "classifier.safetensors").unlink()
     folder_run(tmp_path, tree, "run=[classifier]", "classifier.epochs=2")
-    again = torch.load(folder / "classifier.pt", weights_only=True)
+    again = load_file(folder / "classifier.safetensors")
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
@@ -245,10 +246,10 @@ def test_lost_files_of_the_store_are_made_again(tmp_path, tree):
     store = folder_run(tmp_path, tree)["store"]
     whole = map_bytes(store["rib"])
     (Path(store["rib"]) / "maps" / "im_01.npz").unlink()
-    (Path(store["classifier"]) / "classifier.pt").unlink()
+    (Path(store["classifier"]) / "classifier.safetensors").unlink()
     folder_run(tmp_path, tree)
     assert map_bytes(store["rib"]) == whole
-    assert (Path(store["classifier"]) / "classifier.pt").is_file()
+    assert (Path(store["classifier"]) / "classifier.safetensors").is_file()
 
 
 @pytest.mark.parametrize("content", [b"", b"junk"])

@@ -10,6 +10,7 @@ from quick_run import folder_run, make_learnable_tree, settings
 
 import ribseg
 from ribseg.checks import SettingError, check_choice, check_number, check_numbers, check_switch
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
 from ribseg.functional import dense_crf, gndrp, pixel_adaptive, random_walk
 from ribseg.functional.losses import rib_loss, segmentation_loss
@@ -26,7 +27,6 @@ from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.part_checks import check_settings
 from ribseg.pipeline.engine.plan import chosen_stages, stages_of
 from ribseg.pipeline.engine.preflight import preflight
-from ribseg.types import LocalizationMaps
 
 WHOLE_RUN = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
 NEVER = (math.nan, math.inf, -math.inf, "many", True, [1], {"a": 1})

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional import argmax_labels
 from ribseg.methods.refine import confident_labels, walk_maps
-from ribseg.types import LocalizationMaps
 
 
 def ramp(height=8, width=40):

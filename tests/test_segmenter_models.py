@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ribseg.errors import ConfigError
-from ribseg.models import DeepLabV2, Segmenter, SMPSegmenter, load_segmenter, save_segmenter
+from ribseg.models import DeepLabV2, Segmenter, SMPSegmenter, load_segmenter
 
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": {"channels": [8, 8, 12, 16], "stem_width": 8}}
 
@@ -84,12 +84,30 @@ def demo_segmenter(model):
     )
 
 
-def test_a_file_describes_itself_and_executes_nothing(tmp_path):
+def former_content(segmenter):
+    """What versions before 0.1.0 wrote with torch.save."""
+    return {
+        "kind": "ribseg segmenter 1",
+        "architecture": segmenter.model.architecture,
+        "settings": segmenter.model.settings,
+        "classes": list(segmenter.classes),
+        "mean": list(segmenter.mean),
+        "std": list(segmenter.std),
+        "palette": torch.from_numpy(segmenter.palette.copy()),
+        "inference": dict(segmenter.inference),
+        "state_dict": segmenter.model.state_dict(),
+    }
+
+
+@pytest.mark.parametrize(("file", "former"), [("segmenter.safetensors", False), ("segmenter.pt", True)])
+def test_a_file_describes_itself_and_executes_nothing(tmp_path, file, former):
     model = DeepLabV2(3, norm="train", **SMALL)
     model(torch.randn(2, 3, 40, 40))  # moves the statistics
-    save_segmenter(tmp_path / "segmenter.pt", demo_segmenter(model))
-    torch.load(tmp_path / "segmenter.pt", weights_only=True)
-    loaded = load_segmenter(tmp_path / "segmenter.pt")
+    if former:
+        torch.save(former_content(demo_segmenter(model)), tmp_path / file)
+    else:
+        demo_segmenter(model).save(tmp_path / file)
+    loaded = load_segmenter(tmp_path / file)
     image = torch.randn(1, 3, 40, 40)
     assert torch.equal(loaded.model(image), model.eval()(image))
     assert not loaded.model.training
@@ -102,8 +120,12 @@ def test_a_file_describes_itself_and_executes_nothing(tmp_path):
 def test_objects_in_a_file_are_refused(tmp_path):
     segmenter = Segmenter(DeepLabV2(3, **SMALL), ("a", "b"), inference={"crf": tmp_path})
     with pytest.raises(ConfigError, match="without executing"):
-        save_segmenter(tmp_path / "s.pt", segmenter)
-    assert not (tmp_path / "s.pt").exists()
+        segmenter.save(tmp_path / "s.safetensors")
+    with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
+        segmenter.save(tmp_path / "s.pt")
+    with pytest.raises(ConfigError, match="Conv2d cannot be described"):
+        Segmenter(nn.Conv2d(3, 2, 1), ("a",)).save(tmp_path / "s.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", None, {"kind": "another"}])
@@ -118,8 +140,7 @@ def test_other_files_are_refused(tmp_path, content):
 
 
 def test_unknown_architectures_and_weights_that_do_not_fit(tmp_path):
-    save_segmenter(tmp_path / "a.pt", demo_segmenter(DeepLabV2(3, **SMALL)))
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content = former_content(demo_segmenter(DeepLabV2(3, **SMALL)))
     torch.save(content | {"architecture": "other"}, tmp_path / "b.pt")
     with pytest.raises(ConfigError, match="unknown architecture 'other'"):
         load_segmenter(tmp_path / "b.pt")
@@ -130,8 +151,7 @@ def test_unknown_architectures_and_weights_that_do_not_fit(tmp_path):
 
 
 def test_wrong_types_at_every_place_of_a_segmenter(tmp_path):
-    save_segmenter(tmp_path / "a.pt", demo_segmenter(DeepLabV2(3, **SMALL)))
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content = former_content(demo_segmenter(DeepLabV2(3, **SMALL)))
     odd = (None, -1, 10**30, float("nan"), "text", [], [1], {"a": 1}, torch.zeros(2), torch.zeros(256, 3))
     refused = 0
     for key in content:
@@ -151,9 +171,9 @@ def test_segmenters_of_the_extra(tmp_path, name, encoder):
     assert model.eval()(torch.zeros(1, 3, 50, 70)).shape == (1, 3, 50, 70)
     held = [id(p) for group in model.parameter_groups() for p in group]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    save_segmenter(tmp_path / "s.pt", demo_segmenter(model))
+    demo_segmenter(model).save(tmp_path / "s.safetensors")
     image = torch.randn(1, 3, 32, 64)
-    assert torch.equal(load_segmenter(tmp_path / "s.pt").model(image), model(image))
+    assert torch.equal(load_segmenter(tmp_path / "s.safetensors").model(image), model(image))
 
 
 def test_encoder_weights_from_a_file_and_frozen_norm(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from quick_run import LIGHT, QUICK, folder_run, settings
+from safetensors.torch import load_file
 
 import ribseg
 from ribseg.data.io.masks import write_mask
@@ -130,15 +131,15 @@ def test_crf_processes_and_none_give_the_same_masks(tmp_path, tree, stored):
 def test_killed_training_and_test_go_on(tmp_path, tree):
     store = folder_run(tmp_path, tree, *LIGHT)["store"]
     trained, tested = Path(store["segmenter_rib"]), Path(store["segmenter_test_rib"])
-    weights = torch.load(trained / "segmenter.pt", weights_only=True)["state_dict"]
+    weights = load_file(trained / "segmenter.safetensors")
     masks = {path.name: path.read_bytes() for path in (tested / "val").iterdir()}
     stamp = (tested / "val" / "im_06.png").stat().st_mtime_ns
     for folder in (trained, tested):
         (folder / "manifest.json").unlink()
-    (trained / "segmenter.pt").unlink()
+    (trained / "segmenter.safetensors").unlink()
     (tested / "val" / "im_08.png").unlink()
     folder_run(tmp_path, tree, *LIGHT)
-    again = torch.load(trained / "segmenter.pt", weights_only=True)["state_dict"]
+    again = load_file(trained / "segmenter.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert {path.name: path.read_bytes() for path in (tested / "val").iterdir()} == masks
     assert (tested / "val" / "im_06.png").stat().st_mtime_ns == stamp
@@ -158,8 +159,8 @@ def test_accumulation_and_the_start_from_the_classifier(tmp_path, tree):
     store = folder_run(
         tmp_path, tree, *LIGHT, *extra, "segmenter.module.lr=0", "segmenter.model.norm=frozen"
     )["store"]
-    state = torch.load(Path(store["segmenter_rib"]) / "segmenter.pt", weights_only=True)["state_dict"]
-    classifier = torch.load(Path(store["classifier"]) / "classifier.pt", weights_only=True)
+    state = load_file(Path(store["segmenter_rib"]) / "segmenter.safetensors")
+    classifier = load_file(Path(store["classifier"]) / "classifier.safetensors")
     shared = [name for name in state if name.startswith("backbone.")]
     assert len(shared) > 20
     assert all(torch.equal(state[name], classifier[name]) for name in shared)
@@ -169,7 +170,7 @@ def test_accumulation_and_the_start_from_the_classifier(tmp_path, tree):
 def test_the_checkpoint_predicts_what_the_test_wrote(tmp_path, tree):
     store = folder_run(tmp_path, tree, *LIGHT)["store"]
     image = tree / "JPEGImages" / "im_07.jpg"
-    mask = ribseg.predict(image, Path(store["segmenter_rib"]) / "segmenter.pt")
+    mask = ribseg.predict(image, Path(store["segmenter_rib"]) / "segmenter.safetensors")
     written = np.array(Image.open(Path(store["segmenter_test_rib"]) / "val" / "im_07.png"))
     assert (mask == written).all()
 
@@ -243,6 +244,7 @@ def test_training_without_any_masks(tmp_path, tree):
 CHECK = """
 import io, sys, tarfile
 from PIL import Image
+from safetensors.torch import load_file
 with tarfile.open(sys.argv[1]) as archive:
     for member in archive.getmembers():
         image = Image.open(io.BytesIO(archive.extractfile(member).read()))
@@ -272,7 +274,7 @@ def test_the_server_archive_of_a_split_without_labels(tmp_path, tree):
     assert out.count("\n") == 3
     program = torch.export.load(Path(archive).parent / "segmenter.pt2").module()
     images = torch.rand(2, 3, 64, 32)
-    segmenter = ribseg.load_segmenter(Path(results["store"]["segmenter_rib"]) / "segmenter.pt")
+    segmenter = ribseg.load_segmenter(Path(results["store"]["segmenter_rib"]) / "segmenter.safetensors")
     from ribseg.models.program import PixelProbabilities
 
     torch.testing.assert_close(

@@ -6,6 +6,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from quick_run import folder_run, settings
+from safetensors.torch import load_file
 from torch import nn
 
 import ribseg
@@ -251,7 +252,7 @@ def test_a_run_in_a_bad_precision_ends_before_its_first_stage(tmp_path, tree):
 def test_a_classifier_that_somebody_else_trained(tmp_path, tree):
     first = folder_run(tmp_path, tree, "run=[classifier,cam]")
     file = tmp_path / "theirs.ckpt"
-    state = torch.load(f"{first['store']['classifier']}/classifier.pt", weights_only=True)
+    state = load_file(f"{first['store']['classifier']}/classifier.safetensors")
     torch.save({"state_dict": {f"classifier.{key}": value for key, value in state.items()}}, file)
     given = f"classifier.checkpoint={file}"
     second = folder_run(tmp_path, tree, given, "run=[cam]", output="second")  # it is taken by itself

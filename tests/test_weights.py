@@ -16,7 +16,6 @@ from ribseg.models import (
     load_classifier,
     load_weights,
     read_state_dict,
-    save_segmenter,
 )
 from ribseg.models.packages import PACKAGED
 
@@ -119,9 +118,9 @@ def test_files_of_earlier_versions_are_read(tmp_path):
 def test_a_segmenter_that_is_not_finite_is_refused(tmp_path):
     model = ribseg.DeepLabV2(3, backbone="resnet10t", backbone_kwargs=NARROW)
     nn.init.constant_(model.head.branches[0].bias, float("nan"))
-    save_segmenter(tmp_path / "s.pt", Segmenter(model, ("a", "b")))
+    Segmenter(model, ("a", "b")).save(tmp_path / "s.safetensors")
     with pytest.raises(ConfigError, match=r"not finite.*head\.branches\.0\.bias"):
-        ribseg.load_segmenter(tmp_path / "s.pt")
+        ribseg.load_segmenter(tmp_path / "s.safetensors")
 
 
 def test_several_weights_in_one_file_are_told_apart_or_refused(tmp_path, source):

@@ -30,14 +30,18 @@ __all__ = [
     "evaluation",
     "functional",
     "interop",
+    "load",
     "load_official_classifier",
     "load_segmenter",
+    "localize",
     "merge_maps",
     "models",
     "modules",
     "pipeline",
+    "plot",
     "predict",
     "refine",
+    "train",
 ]
 
 if TYPE_CHECKING:
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from ribseg import models as models
     from ribseg import modules as modules
     from ribseg import pipeline as pipeline
+    from ribseg import plot as plot
+    from ribseg.data.io.maps import LocalizationMaps as LocalizationMaps
     from ribseg.methods import controls as controls
     from ribseg.methods import evaluation as evaluation
     from ribseg.methods import refine as refine
@@ -61,10 +67,12 @@ if TYPE_CHECKING:
     from ribseg.metrics import ThresholdSweep as ThresholdSweep
     from ribseg.models.classifier import Classifier as Classifier
     from ribseg.models.deeplab import DeepLabV2 as DeepLabV2
+    from ribseg.models.load import load as load
     from ribseg.models.released.rib import load_official_classifier as load_official_classifier
     from ribseg.models.segmenter import load_segmenter as load_segmenter
+    from ribseg.pipeline.localize import localize as localize
+    from ribseg.pipeline.train import train as train
     from ribseg.types import Adaptation as Adaptation
-    from ribseg.types import LocalizationMaps as LocalizationMaps
 else:
     from ribseg.lazy import lazy_names
 
@@ -75,10 +83,13 @@ else:
         "Adaptation": "types",
         "Classifier": "models.classifier",
         "DeepLabV2": "models.deeplab",
-        "LocalizationMaps": "types",
+        "LocalizationMaps": "data.io.maps",
         "ThresholdSweep": "metrics",
         "cam": "methods.cam",
         "predict": "methods.inference",
+        "load": "models.load",
+        "localize": "pipeline.localize",
+        "train": "pipeline.train",
         "load_official_classifier": "models.released.rib",
         "load_segmenter": "models.segmenter",
         "merge_maps": "methods.cam",

@@ -1,11 +1,11 @@
-"""The command `ribseg`: trains, checks data, segments images, converts maps and masks.
+"""The command `ribseg`: trains, localizes, checks data, segments images, converts maps and masks.
 
 `python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from rich.progress import track
 
 from ribseg import __version__
+from ribseg.commands.files import each_image, targets_of
+from ribseg.commands.localize import add_command as add_localize
 from ribseg.data.io.masks import write_mask
-from ribseg.data.voc import IMAGE_ENDINGS, VOCFolder
-from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
+from ribseg.data.voc import VOCFolder
+from ribseg.errors import RibsegError
 from ribseg.interop.convert import Layout, convert_maps
 from ribseg.interop.irn import convert_irn_maps, write_irn_maps
 from ribseg.methods.inference import PUBLISHED_CRF, predict
@@ -53,74 +55,19 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    """Segments images, and names all that could not be segmented at the end.
-
-    Such an image does not keep the others from being written; an output folder that cannot be written to ends
-    the command at once.
-    """
-    failed: dict[Path, str] = {}
-    try:
-        images = _segment(options, failed)
-    except (RibsegError, KeyboardInterrupt) as error:
-        text = str(error) or "interrupted; the masks that are written are whole"
-        raise RibsegError(_with_reasons(text, failed)) from error
-    print(f"{images - len(failed)} masks written to {options.out}")
-    if failed:
-        raise DataError(_with_reasons(f"{len(failed)} of {images} images could not be segmented", failed))
-
-
-def _segment(options: argparse.Namespace, failed: dict[Path, str]) -> int:
-    """Segments the images and returns their number; enters in `failed` why an image has no mask."""
-    targets = _targets(options.images, options.out)
+    """Segments images."""
+    targets = targets_of(options.images, options.out, ".png")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(options.checkpoint, device)
     settings = _settings(options)
-    for target, image in track(targets.items(), "Segmenting", disable=options.quiet):
-        try:
-            mask = predict(image, segmenter, **settings)
-        except (DataError, DeviceMemoryError) as error:
-            failed[image] = str(error)
-            continue
+
+    def one(target: Path, image: Path) -> None:
+        mask = predict(image, segmenter, **settings)
         assert not isinstance(mask, list)  # one image, one mask
         write_mask(target, mask, segmenter.palette)
-    return len(targets)
 
-
-def _with_reasons(text: str, failed: Mapping[Path, str]) -> str:
-    """The text, and every image without a mask with the reason."""
-    reasons = [why if str(image) in why else f"{image}: {why}" for image, why in failed.items()]
-    return "\n  ".join([text, *map(shortened, reasons)])
-
-
-def _targets(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """What is written -> what is read; folders stand for their images."""
-    targets: dict[Path, Path] = {}
-    for path in _files(images):
-        target = folder / f"{path.stem}.png"
-        if target in targets:
-            raise DataError(f"{targets[target]} and {path} would both become {target}; give them one by one")
-        if target.resolve() == path.resolve():
-            raise DataError(f"{target} would replace the image itself; choose another folder with --out")
-        targets[target] = path
-    return targets
-
-
-def _files(images: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in images:
-        files += _images_in(path) if path.is_dir() else [path]
-    return files
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """All images of a folder, also two of one name (a.jpg and a.png), of which `_targets` will complain."""
-    try:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-    except OSError as error:
-        raise DataError(f"cannot list the folder {folder}: {error.strerror or error}") from error
-    if not found:
-        raise DataError(f"the folder {folder} holds no images ({', '.join(IMAGE_ENDINGS)})")
-    return found
+    bar = track(targets.items(), "Segmenting", disable=options.quiet)
+    each_image(bar, one, len(targets), f"masks written to {options.out}")
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -160,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text = "run an experiment: ribseg train experiment=demo, in Hydra's grammar; ribseg train --help"
     commands.add_parser(TRAIN, help=text, add_help=False)
+    add_localize(commands)
     _add_check(commands)
     _add_predict(commands)
     _add_convert(commands)
@@ -184,7 +132,7 @@ def _add_predict(commands: Any) -> None:
     parser.set_defaults(run=_predict)
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
-    add("--checkpoint", required=True, type=Path, help="segmenter.pt of a segmenter stage")
+    add("--checkpoint", required=True, type=Path, help="segmenter.safetensors of a segmenter stage")
     add("--out", required=True, type=Path, help="folder for <image name>.png, palette PNGs of class ids")
     add("--scales", nargs="+", type=float, help="published: 0.5 0.75 1")
     add("--flip", action=argparse.BooleanOptionalAction, default=None, help="look at the mirror image, too")

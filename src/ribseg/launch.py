@@ -7,7 +7,6 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
 import hydra
@@ -16,9 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from ribseg.errors import ConfigError, RibsegError
+from ribseg.pipeline.engine.configuration import CONF
 
-# Of the configurations: inside an installed package, at the top level of a checkout.
-CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parents[2] / "conf") if p.is_dir())
 _command: list[str] = []  # what stands before Hydra's arguments: nothing after `python train.py`
 
 

@@ -1,7 +1,6 @@
 """What travels between the packages: samples, maps, results."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,23 +10,6 @@ Stop = Literal["margin", "area", "not_finite"]
 Preset = Literal["official", "paper", "fixed"]
 Trainable = Literal["published", "layer4", "head"]
 STRIDE = 4  # pixels between the locations of strided localization maps
-
-
-@dataclass(frozen=True, eq=False)
-class LocalizationMaps:
-    """Normalised localization maps of one image.
-
-    Attributes:
-        classes: (K,) int64, indices of the present classes (0 = first class, no background), ascending.
-        strided: (K, ceil(H/4), ceil(W/4)) float in [0, 1], for the random walk.
-        full: (K, H, W) float in [0, 1], for evaluation and CRF; None where it was not kept.
-        size: (H, W) of the image in pixels, where known.
-    """
-
-    classes: Tensor
-    strided: Tensor
-    full: Tensor | None
-    size: tuple[int, int] | None = None
 
 
 class Sample(NamedTuple):

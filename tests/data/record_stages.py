@@ -20,6 +20,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from quick_run import make_learnable_tree, settings
 
 from ribseg.data.io.masks import read_mask
+from ribseg.models.weights import read_file
 from ribseg.pipeline.engine.plan import stages_of
 from ribseg.pipeline.engine.runner import run
 
@@ -83,7 +84,7 @@ def summary(folder):
 
 def of_weights(path):
     """Norm and sum of all weights together."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_file(path)
     tensors = [value.double().flatten() for value in tensors_in(state)]
     whole = torch.cat(tensors)
     return [float(whole.norm()), float(whole.abs().sum())]
@@ -129,7 +130,14 @@ def of_archive(path):
         return [len(archive.getnames())]
 
 
-READERS = {".gz": of_archive, ".pt": of_weights, ".npz": of_arrays, ".png": of_mask, ".json": of_json}
+READERS = {
+    ".gz": of_archive,
+    ".pt": of_weights,
+    ".safetensors": of_weights,
+    ".npz": of_arrays,
+    ".png": of_mask,
+    ".json": of_json,
+}
 
 
 if __name__ == "__main__":

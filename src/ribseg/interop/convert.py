@@ -9,14 +9,13 @@ import torch
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import scan_folder
-from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.interop.batch import convert_missing
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
 from ribseg.interop.irn import read_irn_maps
 from ribseg.methods.cam import STRIDE
-from ribseg.types import LocalizationMaps
 
 Layout = Literal["npz", "irn", "png", "masks"]
 Reader = Callable[[str], LocalizationMaps]

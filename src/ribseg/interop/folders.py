@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.data.io.files import scan_folder
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import IGNORE, mask_ids
 from ribseg.errors import DataError, list_problems
 from ribseg.interop.gray import read_gray
 from ribseg.methods.cam import STRIDE
-from ribseg.types import LocalizationMaps
 
 Found = dict[int, Path]  # class index -> PNG
 ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from ribseg.data.io.files import atomic_write
-from ribseg.data.io.maps import load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.errors import DataError
 from ribseg.interop.batch import convert_missing, files_in
 from ribseg.interop.unpickle import read_pickled_arrays
 from ribseg.methods.cam import STRIDE
 from ribseg.methods.evaluation import full_size
-from ribseg.types import LocalizationMaps
 
 TOLERANCE = 1e-3  # above 1: what half precision and other programs' sums leave
 

@@ -21,7 +21,8 @@ class Method(Protocol):
     It is built once with `classifier=` and its settings, and called with keywords for each image: `views`,
     `labels`, and those of the others that it names. A function of (classifier, views, labels) will do, too.
 
-    Three attributes are optional. `updates`: how many batches of references it takes at most; without it they
+    Four attributes are optional. `trace`, called as the method itself: a list of the results after each of
+    its steps, for pictures. `updates`: how many batches of references it takes at most; without it they
     come as long as it asks. `uses_references`: False if it knows that those which share no class with the
     image would not change its maps; none are loaded then. `targets(labels, generator)`: the labels that it
     adapts to, where these are not those of the image; references then share no class with them.

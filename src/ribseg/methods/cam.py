@@ -6,9 +6,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.cam import class_maps, merge_mirrored, normalize, resize_and_sum
 from ribseg.functional.state import evaluating
-from ribseg.types import STRIDE, Adaptation, LocalizationMaps, ViewMaps
+from ribseg.types import STRIDE, Adaptation, ViewMaps
 
 PAD_TO = 16  # full-size maps are made at the next multiple of the output stride, then cut
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.state import evaluating
 from ribseg.methods.base import bind, takes
 from ribseg.methods.cam import check_views, features_of, head_of, present_classes
-from ribseg.types import Adaptation, LocalizationMaps, ViewMaps
+from ribseg.types import Adaptation, ViewMaps
 
 
 def wrong_labels(labels: Tensor, generator: np.random.Generator) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
 from ribseg.functional.evaluation import TENTHS, coverage_histogram, threshold_histogram
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores, sweep_of
-from ribseg.types import LocalizationMaps
 
 MANY = 3  # classes in an image, from where on they are counted together
 NOTHING_SCORED = (

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.checks import check_number, check_numbers, check_switch, within
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, read_image
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, read_image
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
@@ -23,7 +23,6 @@ from ribseg.functional.state import evaluating
 from ribseg.methods.memory import memory_errors
 from ribseg.models.segmenter import Segmenter, load_segmenter
 
-Channels = tuple[float, float, float]
 ImageLike = str | Path | np.ndarray
 # Of the published test, for `crf=`.
 PUBLISHED_CRF = {
@@ -75,7 +74,7 @@ def predict(
 
     Args:
         images: a path, or an (H, W, 3) uint8 RGB array, or several of them.
-        checkpoint: `segmenter.pt` of a segmenter stage, or what `load_segmenter` returns.
+        checkpoint: `segmenter.safetensors` of a segmenter stage, or what `load_segmenter` returns.
         device: where to compute; None for a GPU if there is one. A loaded segmenter stays where it is.
         settings: scales, flip, crf, tile and margin of `predict_labels`. What is not given is as the
             checkpoint says, which is how the segmenter was tested.

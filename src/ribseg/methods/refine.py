@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.checks import check_number, check_switch
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
 from ribseg.functional.random_walk import check_walk_arguments
 from ribseg.methods.evaluation import full_size
-from ribseg.types import LocalizationMaps
 
 IGNORE = 255
 STRIDE = 4  # of `LocalizationMaps.strided` and of IRNet's boundary

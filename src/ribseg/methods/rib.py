@@ -157,6 +157,17 @@ class RIB:
         with self.adapting(views, labels, references) as result:
             return result
 
+    def trace(self, views: Sequence[Tensor], labels: Tensor, references: References = ()) -> list[Adaptation]:
+        """What `__call__` would return if it ended with step 0, 1, ..; the last is what it returns.
+
+        Args:
+            views: see `__call__`.
+            labels: see `__call__`.
+            references: see `__call__`; errors are the same, too.
+        """
+        with self._results(views, labels, references) as results:
+            return list(results)
+
     @contextmanager
     def adapting(
         self, views: Sequence[Tensor], labels: Tensor, references: References = ()
@@ -175,26 +186,40 @@ class RIB:
         Yields:
             What `__call__` returns; errors are the same, too.
         """
+        with self._results(views, labels, references) as results:
+            *_, last = results
+            yield last
+
+    @contextmanager
+    def _results(
+        self, views: Sequence[Tensor], labels: Tensor, references: References
+    ) -> Iterator[Iterable[Adaptation]]:
+        """The results after each step, to be asked for inside the block, where the classifier may change."""
         check_views(views, labels, len(self.weight), self.loss_views)
         if torch.is_inference_mode_enabled():
             raise RuntimeError("RIB needs gradients; use torch.no_grad or Trainer(inference_mode=False)")
         if not labels.any():
             empty = present_classes(labels)
             maps = ViewMaps([view.new_zeros(0, 1, 1) for view in views], empty)
-            yield Adaptation(maps, empty, 0, None)
+            yield [Adaptation(maps, empty, 0, None)]
         elif self.steps == 0:
-            yield cam(self.classifier, views, labels)
+            yield [cam(self.classifier, views, labels)]
         else:
             model, moving = self.classifier, [*self.parameters, self.weight]
             sizes = ", ".join(f"{view.shape[-2]} x {view.shape[-1]}" for view in views)
             work = f"views of {sizes} and {self.reference_chunk or 'all'} reference images at once"
             with evaluating(model), restored(moving, model), torch.enable_grad(), autocast_without_cache():
-                with memory_errors(self.weight.device, work, LESS_MEMORY):
-                    result = self._adapt(views, labels, iter(references))
-                yield result
+                yield self._explained(self._adapt(views, labels, iter(references)), work)
 
-    def _adapt(self, views: Sequence[Tensor], labels: Tensor, references: Iterator[Reference]) -> Adaptation:
-        """The method: for each step the maps, the loss, the stop rules, the update."""
+    def _explained(self, results: Iterator[Adaptation], work: str) -> Iterator[Adaptation]:
+        """The results; where memory runs out on the way to them, the error says what it was needed for."""
+        with memory_errors(self.weight.device, work, LESS_MEMORY):
+            yield from results
+
+    def _adapt(
+        self, views: Sequence[Tensor], labels: Tensor, references: Iterator[Reference]
+    ) -> Iterator[Adaptation]:
+        """The method: for each step the maps, the loss, the stop rules, the result so far, the update."""
         classes, target = present_classes(labels), labels.to(self.weight.device, torch.float32)
         present = classes.to(self.weight.device)
         sums = [torch.zeros(len(classes), 1, 1, device=self.weight.device) for _ in views]
@@ -209,12 +234,13 @@ class RIB:
             steps.append(measure(own[0], maps, logits, target, loss, self.area_threshold))
             stop = self._stop_rule(k, steps[-1])
             sums = self._accumulate(sums, maps, stop)
+            # The last of `updates` and of `steps` differ where the last update is not computed.
+            taken = k + self.steps - self.updates if stop is None else steps_taken(k, stop, steps[-1])
+            yield Adaptation(ViewMaps(sums, classes), classes, taken, stop, tuple(steps))
             if stop or k == self.updates:  # theta_{k + 1} is never read
                 break
             loss = self._learn(optimizer, logits, target, next(references, (None, None)))
             self._update(optimizer, k)
-        taken = self.steps if stop is None else steps_taken(k, stop, steps[-1])
-        return Adaptation(ViewMaps(sums, classes), classes, taken, stop, tuple(steps))
 
     def _stop_rule(self, k: int, measured: AdaptationStep) -> Stop | None:
         """The first rule that ends the adaptation with step k, in the order of the released program."""

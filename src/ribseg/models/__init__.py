@@ -5,9 +5,10 @@ from ribseg.models.checkpoint import load_classifier
 from ribseg.models.classifier import Classifier, set_batch_norm_eval
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet, load_official_irn
+from ribseg.models.load import load
 from ribseg.models.psa import PSANet
 from ribseg.models.released.rib import load_official_classifier
-from ribseg.models.segmenter import Segmenter, load_segmenter, save_segmenter
+from ribseg.models.segmenter import Segmenter, load_segmenter
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.toy import ToyNet
 from ribseg.models.weights import read_state_dict
@@ -21,12 +22,12 @@ __all__ = [
     "SMPSegmenter",
     "Segmenter",
     "ToyNet",
+    "load",
     "load_classifier",
     "load_official_classifier",
     "load_official_irn",
     "load_segmenter",
     "load_weights",
     "read_state_dict",
-    "save_segmenter",
     "set_batch_norm_eval",
 ]

@@ -15,8 +15,8 @@ def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
 
     Args:
         classifier: a network like the one in the file, with as many classes; is changed in place.
-        path: a `classifier.pt` of the store, a Lightning checkpoint, a state dictionary of this network or of
-            timm's own with its head, nested and prefixed in any way, or a released checkpoint
+        path: a `classifier.safetensors` of the store, a Lightning checkpoint, a state dictionary of this
+            network or of timm's own with its head, nested and prefixed in any way, or a released checkpoint
             (`res50_cam.pth`). A bias of the head is left out: class maps have none.
 
     Returns:

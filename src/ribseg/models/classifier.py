@@ -1,15 +1,18 @@
 """The image classifier whose class activation maps localize (docs/method.md, section 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ribseg.checks import check_choice, check_number, check_switch
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, three
+from ribseg.errors import ConfigError
 from ribseg.functional.cam import class_maps
 from ribseg.models.backbone import Backbone, load_weights, timm_name
+from ribseg.models.described import write_described
 
 Freeze = Literal["published", "none"]
 
@@ -30,6 +33,15 @@ class Classifier(nn.Module):
             "efficientnet_lite0" to "efficientnet_lite2" for ImageNet weights of the extra `ribseg[weights]`.
         freeze: "published", or "none" for training from scratch: everything learns, with live statistics.
         backbone_kwargs: passed on to timm.
+        classes: C names, where they are known.
+        mean: per channel, of the pixels in [0, 1] that it is given; None for timm's of this backbone.
+        std: as `mean`.
+
+    Attributes:
+        classes: see above; None where they are not known.
+        mean: see above.
+        std: see above.
+        settings: arguments with which an equal network is built, without its weights.
 
     Raises:
         ConfigError: an argument is out of range, or the backbone or its weights cannot be used.
@@ -39,6 +51,8 @@ class Classifier(nn.Module):
     >>> classifier(torch.zeros(2, 3, 64, 64)).shape, classifier.class_maps(torch.zeros(2, 3, 64, 64)).shape
     (torch.Size([2, 3]), torch.Size([2, 3, 4, 4]))
     """
+
+    architecture: ClassVar[str] = "classifier"
 
     def __init__(
         self,
@@ -50,13 +64,26 @@ class Classifier(nn.Module):
         weights: str | Path | None = None,
         freeze: Freeze = "published",
         backbone_kwargs: Mapping[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_number("num_classes", num_classes, low=1, whole=True)
         check_switch("pretrained", pretrained)
         check_switch("atrous", atrous)
         check_choice("freeze", freeze, get_args(Freeze))
+        if classes is not None and len(classes) != num_classes:
+            raise ConfigError(f"expected {num_classes} names, as num_classes says, got {len(classes)}")
         self.num_classes, self.freeze = num_classes, freeze
+        self.settings: dict[str, Any] = {
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "output_stride": output_stride,
+            "atrous": atrous,
+            "freeze": freeze,
+            "backbone_kwargs": dict(backbone_kwargs or {}),
+        }
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous, backbone_kwargs)
         if weights is not None:
             load_weights(self.backbone, weights)
@@ -64,7 +91,23 @@ class Classifier(nn.Module):
         if freeze == "published":
             # The trunk is detached, so its weights never get a gradient; said here for optimizers and DDP.
             self.backbone.stages[0].requires_grad_(False)
+        self.classes = None if classes is None else tuple(map(str, classes))
+        known = self.backbone.pretrained_cfg
+        self.mean: Channels = three(mean or known.get("mean") or IMAGENET_MEAN)
+        self.std: Channels = three(std or known.get("std") or IMAGENET_STD)
         self.train(self.training)
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights, backbone, names of classes and normalization; `ribseg.load` reads the file.
+
+        Args:
+            path: ends in .safetensors; nothing in the file can be executed.
+
+        Raises:
+            ConfigError: another ending.
+            RibsegError: the file cannot be written.
+        """
+        write_described(path, described(self), self.state_dict())
 
     @property
     def weight(self) -> Tensor:
@@ -116,6 +159,24 @@ class Classifier(nn.Module):
         """The parameters that learn: (backbone, head); the head has its own, higher rate."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         return backbone, list(self.head.parameters())
+
+
+def described(
+    classifier: Classifier,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """What a file says of a classifier; classes and normalization are its own unless given."""
+    names = classes or classifier.classes
+    return {
+        "kind": "classifier",
+        "architecture": classifier.architecture,
+        "settings": classifier.settings,
+        "classes": None if names is None else list(names),
+        "mean": list(mean or classifier.mean),
+        "std": list(std or classifier.std),
+    }
 
 
 def set_batch_norm_eval(module: nn.Module) -> None:

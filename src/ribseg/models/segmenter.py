@@ -1,8 +1,6 @@
 """Segmenters with all that is needed to use them, in one file that is read without executing anything."""
 
-import io
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ribseg.data.io.files import atomic_write
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, three
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, reason
 from ribseg.models.deeplab import DeepLabV2
+from ribseg.models.described import read_described, write_described
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.weights import fitting, load_fitting, read_file
 
-KIND = "ribseg segmenter 1"  # stands in the file; the number is that of its layout
+KIND = "segmenter"
+FORMER_KIND = "ribseg segmenter 1"  # in files of torch.save, which versions before 0.1.0 wrote
 ARCHITECTURES: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
     model.architecture: model for model in (DeepLabV2, SMPSegmenter)
 }
@@ -46,45 +45,37 @@ class Segmenter:
     palette: np.ndarray = field(default_factory=voc_palette)
     inference: Mapping[str, Any] = field(default_factory=dict)
 
+    def save(self, path: str | Path) -> None:
+        """Writes it to one file, from which `ribseg.load` gives it back.
 
-def save_segmenter(path: str | Path, segmenter: Segmenter) -> None:
-    """Writes a segmenter atomically; `torch.load(path, weights_only=True)` reads it.
+        Args:
+            path: ends in .safetensors; nothing in the file can be executed.
 
-    Args:
-        path: of the file.
-        segmenter: its model is a `DeepLabV2` or an `SMPSegmenter`, or has their `architecture` and
-            `settings`.
-
-    Raises:
-        ConfigError: settings or inference hold objects.
-    """
-    model = segmenter.model
-    content = {
-        "kind": KIND,
-        "architecture": model.architecture,
-        "settings": model.settings,
-        "classes": list(segmenter.classes),
-        "mean": list(segmenter.mean),
-        "std": list(segmenter.std),
-        "palette": torch.from_numpy(segmenter.palette.copy()),
-        "inference": dict(segmenter.inference),
-        "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
-    }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    buffer.seek(0)
-    try:
-        torch.load(buffer, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{path} would not be readable without executing code: settings and inference may hold only "
-            f"numbers, texts, lists and dictionaries, got {model.settings}, {dict(segmenter.inference)}"
-        ) from error
-    atomic_write(path, buffer.getvalue())
+        Raises:
+            ConfigError: another ending; settings or inference hold objects; the model is no `DeepLabV2` or
+                `SMPSegmenter` and lacks their `architecture` and `settings`.
+            RibsegError: the file cannot be written.
+        """
+        description = {
+            "kind": KIND,
+            "architecture": getattr(self.model, "architecture", None),
+            "settings": getattr(self.model, "settings", None),
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "palette": self.palette.tobytes().hex(),
+            "inference": dict(self.inference),
+        }
+        if None in description.values():
+            raise ConfigError(
+                f"{type(self.model).__name__} cannot be described in a file: it needs `architecture` (a "
+                "text) and `settings` (a dictionary), as DeepLabV2 and SMPSegmenter have them"
+            )
+        write_described(path, description, self.model.state_dict())
 
 
 def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segmenter:
-    """Reads what `save_segmenter` wrote; nothing in the file is executed.
+    """Reads what `Segmenter.save` wrote; nothing in the file is executed.
 
     Args:
         path: of the file.
@@ -115,29 +106,37 @@ def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:
     model = ARCHITECTURES[content["architecture"]](**content["settings"])
     found = fitting(model.state_dict(), "the file", [], "this segmenter", content["state_dict"])
     load_fitting(model, found, "the file")
-    palette = content["palette"].numpy()
-    if palette.shape != (256, 3) or palette.dtype != np.uint8:
-        raise ValueError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}")
+    palette = _palette(content["palette"])
     names = tuple(str(name) for name in content["classes"])
-    mean, std = _three(content["mean"]), _three(content["std"])
+    mean, std = three(content["mean"]), three(content["std"])
     return Segmenter(model.to(device).eval(), names, mean, std, palette, dict(content["inference"]))
 
 
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+def _palette(stored: str | torch.Tensor) -> np.ndarray:
+    """(256, 3) uint8 from hexadecimal digits, or from the tensor of former files."""
+    if isinstance(stored, str):
+        return np.frombuffer(bytes.fromhex(stored), np.uint8).reshape(256, 3).copy()
+    palette = stored.numpy()
+    if palette.shape != (256, 3) or palette.dtype != np.uint8:
+        raise ValueError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}")
+    return palette
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no segmenter at {path}; check the path")
     try:
-        content = read_file(path)
+        content = read_described(path) or read_file(path)
     except ConfigError as error:
         raise ConfigError(f"expected a segmenter that ribseg wrote, but {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND or not set(KEYS) <= set(content):
+    if not is_segmenter(content) or not set(KEYS) <= set(content):
         raise ConfigError(
-            f"{path} is no segmenter that ribseg wrote ({KIND!r}). Expected the segmenter.pt in a folder "
-            "segmenter-*/ of the store; ribseg.models.save_segmenter makes one from a model"
+            f"{path} is no segmenter that ribseg wrote. Expected the segmenter.safetensors in a folder "
+            "segmenter-*/ of the store; ribseg.models.Segmenter(model, classes, ...).save(PATH) makes one"
         )
     return content
+
+
+def is_segmenter(content: Any) -> bool:
+    """Whether what a file holds is a segmenter, of this version or a former one."""
+    return isinstance(content, Mapping) and content.get("kind") in (KIND, FORMER_KIND)

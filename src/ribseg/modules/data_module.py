@@ -20,12 +20,10 @@ from ribseg.data.feed.image_pool import ImagePool
 from ribseg.data.feed.iterations import only_item
 from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
 from ribseg.data.feed.views import SCALES, ViewsDataset, check_scales
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 from ribseg.modules.epoch_data import EpochDataModule, rank_of
-
-Channels = tuple[float, float, float]
 
 
 class WSSSDataModule(EpochDataModule):

@@ -13,10 +13,11 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from ribseg.data.feed.references import Batch
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.random import rng
 from ribseg.methods.base import Method, takes
 from ribseg.methods.cam import merge_maps
-from ribseg.types import Adaptation, LocalizationMaps, PredictItem
+from ribseg.types import Adaptation, PredictItem
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]
 ENDLESS = 10**9  # batches for a method that does not say how many it takes

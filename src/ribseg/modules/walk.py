@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.checks import check_number
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.methods.cam import STRIDE
 from ribseg.methods.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
-from ribseg.types import LocalizationMaps, PredictItem
+from ribseg.types import PredictItem
 
 
 class RandomWalkModule(pl.LightningModule):

@@ -15,8 +15,7 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ribseg.data.augment.transforms import Channels
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, rescale, rescaled_size
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, rescale, rescaled_size
 from ribseg.data.io.masks import IGNORE
 from ribseg.errors import ConfigError, DataError
 from ribseg.types import MaskSample

@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 from albumentations.pytorch import ToTensorV2
 
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, rescale
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, rescale
 from ribseg.errors import ConfigError
 
-Channels = tuple[float, float, float]
 T = TypeVar("T", bound=A.BaseCompose | A.BasicTransform)
 
 

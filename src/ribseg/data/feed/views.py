@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, capped, rescale
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, capped, rescale
 from ribseg.errors import ConfigError, DataError
 from ribseg.types import PredictItem
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
-Channels = tuple[float, float, float]
 
 
 def multi_scale_views(

@@ -5,13 +5,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ribseg.errors import DataError, reason
 
+Channels = tuple[float, float, float]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -32,6 +33,12 @@ BROKEN = (
     MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def three(values: Sequence[float]) -> Channels:
+    """Three numbers, one per channel, as a tuple; raises a ValueError for any other number of them."""
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 class ImageHeader(NamedTuple):
@@ -124,6 +131,41 @@ def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
         gray = _to_8_bit(np.asarray(upright), name)
         return np.repeat(gray[..., None], 3, axis=2)
     return np.array(upright.convert("RGB"))
+
+
+def as_image(image: Any) -> np.ndarray:
+    """(H, W, 3) uint8 RGB from whatever people hold images in.
+
+    Args:
+        image: a path; an image of Pillow; an (H, W, 3) or (H, W) uint8 array; or a (3, H, W) floating-point
+            tensor in [0, 1], or of uint8.
+
+    Raises:
+        DataError: it is something else, or cannot be read.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return upright_rgb(image, "the image")
+    if hasattr(image, "detach"):  # a tensor, of which this file knows nothing
+        image = _unit_range(image.detach().cpu().numpy())
+    if isinstance(image, np.ndarray) and image.ndim == 2 and image.dtype == np.uint8:
+        image = np.repeat(image[..., None], 3, axis=2)
+    return check_pixels(image, "the image")
+
+
+def _unit_range(values: np.ndarray) -> np.ndarray:
+    """(3, H, W) in [0, 1], or uint8 -> (H, W, 3) uint8."""
+    if values.ndim != 3 or values.shape[0] != 3:
+        raise DataError(f"the image: expected a tensor (3, H, W), found {values.shape}.")
+    if values.dtype != np.uint8:
+        if values.size and not (values.min() >= 0 and values.max() <= 1):
+            raise DataError(
+                "the image: expected a tensor in [0, 1], not normalised, found values from "
+                f"{values.min():.3g} to {values.max():.3g}."
+            )
+        values = np.round(values * 255).astype(np.uint8)
+    return np.ascontiguousarray(values.transpose(1, 2, 0))
 
 
 def check_pixels(image: np.ndarray, name: str) -> np.ndarray:

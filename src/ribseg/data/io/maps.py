@@ -1,4 +1,4 @@
-"""Files of localization maps: one `<image id>.npz` per image."""
+"""Localization maps of an image, and their files: one `<image id>.npz` per image."""
 
 import io
 import json
@@ -6,10 +6,11 @@ import lzma
 import struct
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from tokenize import TokenError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +18,14 @@ from torch import Tensor
 
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import DataError, reason
-from ribseg.types import STRIDE, LocalizationMaps
+from ribseg.functional.cam import argmax_labels
+from ribseg.types import STRIDE
 
-NAMES = ("classes", "strided", "full", "size")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("classes", "strided", "full", "size", "names")
+LARGEST_LABEL = 254  # of a mask of 8 bit; 255 is "ignore"
 LARGEST = 2**31  # bytes of one file's arrays, unpacked: 20 classes of a photograph of 50 megapixels
 # Python 3.11.4 to 3.11.7 parse literals, as numpy does in headers, wrongly in several threads.
 HEADERS = Lock()
@@ -29,13 +35,71 @@ _BROKEN = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class LocalizationMaps:
+    """Normalised localization maps of one image.
+
+    Attributes:
+        classes: (K,) int64, indices of the present classes (0 = first class, no background), ascending.
+        strided: (K, ceil(H/4), ceil(W/4)) float in [0, 1], for the random walk.
+        full: (K, H, W) float in [0, 1], for evaluation and CRF; None where it was not kept.
+        size: (H, W) of the image in pixels, where known.
+        names: of the K classes, where they are known.
+        num_classes: C of the classifier, where known.
+    """
+
+    classes: Tensor
+    strided: Tensor
+    full: Tensor | None
+    size: tuple[int, int] | None = None
+    names: tuple[str, ...] = ()
+    num_classes: int | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """(K,) int64: what `mask` writes for each class.
+
+        c + 1 for class c; where a classifier has more classes than a mask of 8 bit has labels (254), 1 to K.
+        """
+        most = max(self.num_classes or 0, int(self.classes.max()) + 1 if len(self.classes) else 0)
+        return self.classes + 1 if most <= LARGEST_LABEL else torch.arange(1, len(self.classes) + 1)
+
+    def mask(self, threshold: float) -> np.ndarray:
+        """(H, W) uint8: at each pixel the label of the strongest class, 0 where no map exceeds the threshold.
+
+        Args:
+            threshold: the background's score, in [0, 1].
+
+        Raises:
+            DataError: the maps were kept at stride 4 only.
+        """
+        if self.full is None:
+            raise DataError("these maps have no full size (maps.full=false); a mask needs it")
+        return argmax_labels(self.full, self.labels - 1, threshold).to(torch.uint8).cpu().numpy()
+
+    def plot(self, image: Any, threshold: float | None = None) -> "Figure":
+        """A figure of matplotlib: the image, and each map over it.
+
+        Args:
+            image: of any kind that `ribseg.data.io.images.as_image` takes.
+            threshold: draws the outline of the mask at this threshold; None draws none.
+        """
+        from ribseg.plot import localization_figure
+
+        return localization_figure(image, self, threshold)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an .npz, which `ribseg.data.io.maps.load_maps` reads; see `save_maps`."""
+        save_maps(path, self)
+
+
 def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
     """Writes localization maps atomically; the same maps give the same bytes.
 
     The archive holds `classes` (K,) int64, `strided` (K, h, w) float16 and, where given, `full` (K, H, W)
-    float16 and `size` (2,) int64, all of them compressed. Half precision is exact to 1 in 2048, so values in
-    [0, 1] change by at most 0.00025; a sweep over scores goes in steps of 0.01. Compression leaves
-    0.7 of the full maps of photographs, and 0.8 of those at stride 4.
+    float16, `size` (2,) int64 and `names` (K,) of text, all of them compressed. Half precision is exact to 1
+    in 2048, so values in [0, 1] change by at most 0.00025; a sweep over scores goes in steps of 0.01.
+    Compression leaves 0.7 of the full maps of photographs, and 0.8 of those at stride 4.
 
     Raises:
         DataError: if shapes contradict each other, classes are not ascending, a value is not finite in half
@@ -47,6 +111,8 @@ def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
         arrays["full"] = _numpy(maps.full, np.float16)
     if maps.size is not None:
         arrays["size"] = np.asarray(maps.size, dtype=np.int64)
+    if maps.names:
+        arrays["names"] = np.asarray(maps.names, dtype=np.str_)
     problem = _problem(arrays)
     if sum(array.nbytes for array in arrays.values()) > LARGEST:
         problem = f"they need more than {LARGEST >> 30} GiB; keep maps at stride 4 only (maps.full=false)"
@@ -76,8 +142,9 @@ def load_maps(path: str | Path) -> LocalizationMaps:
         raise DataError(f"{path} holds no localization maps: {problem}. Delete it and run its stage again.")
     size = tuple(arrays["size"].tolist()) if "size" in arrays else None
     full = torch.from_numpy(arrays["full"]) if "full" in arrays else None
+    names = tuple(map(str, arrays["names"])) if "names" in arrays else ()
     return LocalizationMaps(
-        torch.from_numpy(arrays["classes"]), torch.from_numpy(arrays["strided"]), full, size
+        torch.from_numpy(arrays["classes"]), torch.from_numpy(arrays["strided"]), full, size, names
     )
 
 
@@ -133,6 +200,9 @@ def _problem(arrays: dict[str, np.ndarray], found: list[str] | None = None) -> s
             return f"expected `{name}` ({count}, height, width) of floats, found {array.dtype} {array.shape}"
         if not np.isfinite(array).all():
             return f"`{name}` holds NaN or infinity"
+    names = arrays.get("names")
+    if names is not None and (names.shape != classes.shape or names.dtype.kind != "U"):
+        return f"expected `names` ({len(classes)},) of texts, found {names.dtype} {names.shape}"
     return _size_problem(arrays) if "size" in arrays else ""
 
 

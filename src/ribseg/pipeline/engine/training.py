@@ -65,3 +65,9 @@ def save_state(module: nn.Module, path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({name: value.cpu() for name, value in module.state_dict().items()}, buffer)
     atomic_write(path, buffer.getvalue())
+
+
+def weights_file(artefact: Artefact, name: str) -> Path:
+    """Where a finished stage has its weights: `<name>.safetensors`, or `<name>.pt` of earlier versions."""
+    former = artefact.folder / f"{name}.pt"
+    return former if former.is_file() else artefact.folder / f"{name}.safetensors"

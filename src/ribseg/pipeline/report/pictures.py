@@ -1,21 +1,19 @@
 """The picture grid of a run: images, their maps, their masks."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
 from ribseg.methods.evaluation import full_size
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
-from ribseg.types import LocalizationMaps
+from ribseg.plot import draw, draw_outline, overlay, png_of
 
 
 def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
@@ -38,14 +36,14 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
     for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
         image, axes = folder.image(image_id), iter(row)
         names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
-        _show(next(axes), image, f"{image_id}: {', '.join(names)}")
+        draw(next(axes), image, f"{image_id}: {', '.join(names)}")
         for source, threshold in thresholds.items():
             maps = load_maps(map_path(context.artefacts[source].folder, image_id))
             _show_maps(next(axes), image, maps, threshold, labels[source])
         for title, place in masks.items():
-            _show(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
+            draw(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
         if truth:
-            _show(next(axes), folder.palette[folder.mask(image_id)], "true mask")
+            draw(next(axes), folder.palette[folder.mask(image_id)], "true mask")
     return png_of(figure)
 
 
@@ -70,13 +68,6 @@ def coverage_figure(curves: Mapping[str, Sequence[float]]) -> bytes:
     )
     axis.legend(fontsize="small")
     return png_of(figure)
-
-
-def png_of(figure: Any) -> bytes:
-    """A figure of matplotlib as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return buffer.getvalue()
 
 
 def pictured_maps(
@@ -105,24 +96,7 @@ def _show_maps(
     axis: Any, image: np.ndarray, maps: LocalizationMaps, threshold: float | None, title: str
 ) -> None:
     full = full_size(maps, (image.shape[0], image.shape[1]))
-    _show(axis, overlay(image, full), title)
-    if threshold is None:
-        return
-    labels = argmax_labels(full, maps.classes, threshold).numpy()
-    if min(labels.shape) > 1:  # no contour lies in a line of pixels
-        axis.contour(labels > 0, levels=[0.5], colors="white", linewidths=1)
-
-
-def overlay(image: np.ndarray, maps: torch.Tensor) -> np.ndarray:
-    """(H, W, 3) uint8 image under the strongest of its (K, H, W) maps, as float in [0, 1]."""
-    from matplotlib import colormaps
-
-    strongest = maps.amax(0).numpy() if len(maps) else np.zeros(image.shape[:2])
-    heat = colormaps["jet"](strongest)[..., :3]
-    return 0.5 * image / 255 + 0.5 * heat
-
-
-def _show(axis: Any, image: np.ndarray, title: str) -> None:
-    axis.imshow(image)
-    axis.set_title(title, fontsize=8, parse_math=False)  # an id may hold dollar signs
-    axis.axis("off")
+    strongest = full.amax(0).numpy() if len(full) else np.zeros(image.shape[:2])
+    draw(axis, overlay(image, strongest), title)
+    if threshold is not None:
+        draw_outline(axis, argmax_labels(full, maps.classes, threshold).numpy() > 0)

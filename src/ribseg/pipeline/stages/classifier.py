@@ -5,15 +5,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from ribseg.errors import ConfigError
 from ribseg.models import Classifier, load_classifier, load_official_classifier
+from ribseg.models.classifier import described
+from ribseg.models.described import write_described
 from ribseg.pipeline.engine.context import Context, build, named_callbacks
 from ribseg.pipeline.engine.stage import TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import fit, save_state
+from ribseg.pipeline.engine.training import fit, weights_file
 
-WEIGHTS = "classifier.pt"
 CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
 
 
@@ -31,14 +33,14 @@ class ClassifierStage(Stage):
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the weights are there."""
-        return (artefact.folder / WEIGHTS).is_file()
+        return weights_file(artefact, self.name).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Goes on from the last finished epoch if there is one."""
         given = given_checkpoint(context)
         if given:
             classifier, left_out = loaded_checkpoint(context)
-            context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
+            context.on_first(lambda: save(context, artefact, classifier))
             return {given: Path(context.cfg.classifier[given]).name, "left_out": left_out}
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         classifier = new_classifier(context)
@@ -50,8 +52,16 @@ class ClassifierStage(Stage):
                 f"classifier.module.lr={context.cfg.classifier.module.get('lr')}; {artefact.folder} can be "
                 "deleted"
             )
-        context.on_first(lambda: save_state(classifier, artefact.folder / WEIGHTS))
+        context.on_first(lambda: save(context, artefact, classifier))
         return facts
+
+
+def save(context: Context, artefact: Artefact, classifier: nn.Module) -> None:
+    """Writes the weights; of our own networks with what `ribseg.load` needs."""
+    about: dict[str, Any] = {"kind": "weights"}
+    if isinstance(classifier, Classifier):
+        about = described(classifier, context.data.classes, context.data.mean, context.data.std)
+    write_described(weights_file(artefact, artefact.stage), about, classifier.state_dict())
 
 
 def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
@@ -65,7 +75,7 @@ def new_classifier(context: Context, pretrained: bool | None = None) -> Classifi
     known = {"pretrained": pretrained, "weights": None}
     # A network of the user's own need not have such settings.
     extra = {} if pretrained is None else {name: known[name] for name in known if name in cfg}
-    return build(cfg, num_classes=context.data.num_classes, **extra)
+    return build(cfg, num_classes=context.data.num_classes, _convert_="all", **extra)
 
 
 def trained_classifier(context: Context) -> Classifier:
@@ -73,7 +83,7 @@ def trained_classifier(context: Context) -> Classifier:
     if given_checkpoint(context):
         return loaded_checkpoint(context)[0]
     classifier = new_classifier(context, pretrained=False)
-    load_classifier(classifier, context.artefacts["classifier"].folder / WEIGHTS)
+    load_classifier(classifier, weights_file(context.artefacts["classifier"], "classifier"))
     return classifier
 
 

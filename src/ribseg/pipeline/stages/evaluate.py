@@ -10,7 +10,7 @@ from rich.progress import track
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write
-from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
 from ribseg.functional.evaluation import distance_tenths
 from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size
@@ -20,7 +20,6 @@ from ribseg.pipeline.engine.digest import contents, with_sources
 from ribseg.pipeline.engine.methods import MapSource, entries, map_sources
 from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.types import LocalizationMaps
 from ribseg.workers import ordered_map
 
 RESULT = "evaluation.json"

@@ -20,19 +20,19 @@ from ribseg.data.augment.segmentation import (
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError
-from ribseg.models import Classifier, Segmenter, save_segmenter
+from ribseg.models import Classifier, Segmenter
 from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.engine.context import Context, build, named_callbacks, plain
 from ribseg.pipeline.engine.parts import check_training, takes
 from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import readable
+from ribseg.pipeline.engine.training import readable, weights_file
 from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
 from ribseg.pipeline.stages.classifier import given_checkpoint, new_classifier, trained_classifier
 from ribseg.pipeline.stages.pseudo_masks import read_pseudo_mask
 
-WEIGHTS = "segmenter.pt"
+WEIGHTS = "segmenter"  # name of the file, without its ending
 
 
 class SegmenterStage(Stage):
@@ -79,7 +79,7 @@ class SegmenterStage(Stage):
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether the segmenter is there."""
-        return (artefact.folder / WEIGHTS).is_file()
+        return weights_file(artefact, WEIGHTS).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Trains from the last checkpoint on, and saves the last or the best weights."""
@@ -99,7 +99,7 @@ class SegmenterStage(Stage):
                 f"segmenter.module.lr={cfg.module.get('lr')}; {artefact.folder} can be deleted"
             )
         model.load_state_dict(state)
-        context.on_first(lambda: save_segmenter(artefact.folder / WEIGHTS, described(context, model)))
+        context.on_first(lambda: described(context, model).save(weights_file(artefact, WEIGHTS)))
         return facts | {"selected": cfg.select, "selected_at": chosen["global_step"]}
 
 

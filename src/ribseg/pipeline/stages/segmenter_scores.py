@@ -24,6 +24,7 @@ from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.training import weights_file
 from ribseg.pipeline.stages.chains import (
     FULL,
     masks_stage,
@@ -89,7 +90,7 @@ class SegmenterTestStage(Stage):
 
 def tested_segmenter(context: Context, source: str) -> Segmenter:
     """The trained segmenter under the configured test."""
-    segmenter = load_segmenter(context.artefacts[segmenter_name(source)].folder / WEIGHTS)
+    segmenter = load_segmenter(weights_file(context.artefacts[segmenter_name(source)], WEIGHTS))
     return dataclasses.replace(segmenter, inference=plain(context.cfg.segmenter.test))
 
 

@@ -1,0 +1,1 @@
+"""The commands of `ribseg`, a file each."""

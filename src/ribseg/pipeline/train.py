@@ -1,0 +1,32 @@
+"""Pipelines from Python: what `python train.py` does, as a function."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf, open_dict
+
+from ribseg.data.io.files import atomic_write
+from ribseg.pipeline.engine.configuration import composed
+from ribseg.pipeline.engine.runner import run
+
+
+def train(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs the stages of an experiment, and gives what its `results.json` holds.
+
+    The same as `ribseg train experiment=...`: stages whose results are in the store are not computed again.
+
+    Args:
+        experiment: name of a file in `conf/experiment`, as "rib_voc".
+        overrides: in Hydra's grammar, as ["data.root=PATH", "rib.steps=5"]; sweeps are for the command.
+            `results.json` and the report go to `hydra.run.dir`, as "hydra.run.dir=outputs/mine".
+
+    Raises:
+        RibsegError: settings or data cannot work; said before anything long begins.
+    """
+    cfg = composed("config", [f"experiment={experiment}", *overrides])
+    output = Path(cfg.hydra.run.dir)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    atomic_write(output / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+    return run(cfg, output)

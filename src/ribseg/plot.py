@@ -1,0 +1,133 @@
+"""Pictures of localization maps, as figures of matplotlib; nothing is shown or written here.
+
+Localization maps are drawn in viridis, whose lightness rises with the value: a colour-blind reader, or a
+print in gray, shows the same.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ribseg.data.io.images import as_image
+from ribseg.data.io.maps import LocalizationMaps
+from ribseg.errors import DataError
+from ribseg.functional.cam import argmax_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = "viridis"
+OPACITY = 0.6  # of a map over its image
+INCHES = 3.0  # of one picture
+
+
+def overlay(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """An image under a map: (H, W, 3) float in [0, 1].
+
+    Args:
+        image: (H, W, 3) uint8.
+        strength: (H, W) in [0, 1].
+    """
+    from matplotlib import colormaps
+
+    colours = colormaps[COLOURS](strength)[..., :3]
+    return (1 - OPACITY) * image / 255 + OPACITY * colours
+
+
+def draw(axis: Any, image: np.ndarray, title: str) -> None:
+    """Draws an image under its title."""
+    axis.imshow(image)
+    axis.set_title(title, fontsize=8, parse_math=False)  # names may hold dollar signs
+    axis.axis("off")
+
+
+def draw_outline(axis: Any, region: np.ndarray) -> None:
+    """Draws the outline of an (H, W) boolean region in white."""
+    if min(region.shape) > 1:  # no contour lies in a line of pixels
+        axis.contour(region, levels=[0.5], colors="white", linewidths=1)
+
+
+def localization_figure(image: Any, maps: LocalizationMaps, threshold: float | None = None) -> "Figure":
+    """The image, and beside it each map over it.
+
+    Args:
+        image: of any kind that `as_image` takes.
+        maps: of the image, at full size.
+        threshold: draws the outline of each class in the mask at this threshold; None draws none.
+
+    Raises:
+        DataError: the maps are of an image of another size, or were kept at stride 4 only.
+    """
+    pixels = as_image(image)
+    full = _full(maps, pixels)
+    figure, axes = _grid(1, 1 + len(full), pixels)
+    draw(axes[0, 0], pixels, "image")
+    for number, name in enumerate(_names(maps)):
+        _draw_map(axes[0, 1 + number], pixels, maps, number, name, threshold)
+    return figure
+
+
+def steps_figure(image: Any, series: Sequence[LocalizationMaps], threshold: float | None = None) -> "Figure":
+    """A strip over the steps of a method: a row per class, a column per step.
+
+    Args:
+        image: of any kind that `as_image` takes.
+        series: the maps after each step, as `trace` of a method gives them.
+        threshold: see `localization_figure`.
+
+    Raises:
+        DataError: see `localization_figure`; or there is no step.
+    """
+    pixels = as_image(image)
+    if not series or not len(series[0].classes):
+        raise DataError("expected the maps of at least one step and one class")
+    names = _names(series[0])
+    figure, axes = _grid(len(names), len(series), pixels)
+    for row, name in enumerate(names):
+        for k, maps in enumerate(series):
+            _full(maps, pixels)
+            _draw_map(axes[row, k], pixels, maps, row, f"{name}, k = {k}", threshold)
+    return figure
+
+
+def png_of(figure: "Figure", dpi: int = 80) -> bytes:
+    """A figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _draw_map(
+    axis: Any, pixels: np.ndarray, maps: LocalizationMaps, number: int, title: str, threshold: float | None
+) -> None:
+    full = _full(maps, pixels)
+    draw(axis, overlay(pixels, full[number].numpy()), title)
+    if threshold is not None:
+        winners = argmax_labels(full, torch.arange(len(full)), threshold)
+        draw_outline(axis, (winners == number + 1).numpy())
+
+
+def _full(maps: LocalizationMaps, pixels: np.ndarray) -> torch.Tensor:
+    if maps.full is None:
+        raise DataError("these maps have no full size (maps.full=false); a picture needs it")
+    if tuple(maps.full.shape[1:]) != pixels.shape[:2]:
+        raise DataError(
+            f"maps of {tuple(maps.full.shape[1:])} pixels are not of an image of {pixels.shape[:2]} pixels"
+        )
+    return maps.full.cpu().float()
+
+
+def _names(maps: LocalizationMaps) -> Sequence[str]:
+    return maps.names or [f"class {number}" for number in maps.classes.tolist()]
+
+
+def _grid(rows: int, columns: int, pixels: np.ndarray) -> "tuple[Figure, np.ndarray]":
+    """A figure with axes (rows, columns), each as wide as `INCHES` and as high as the image asks."""
+    from matplotlib.figure import Figure
+
+    height = INCHES * pixels.shape[0] / pixels.shape[1]
+    figure = Figure(figsize=(INCHES * columns, rows * (min(height, 3 * INCHES) + 0.3)), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
