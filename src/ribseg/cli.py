@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import track
 
 from ribseg import __version__
@@ -21,6 +20,7 @@ from ribseg.errors import RibsegError
 from ribseg.interop.convert import Layout, convert_maps
 from ribseg.interop.irn import convert_irn_maps, write_irn_maps
 from ribseg.methods.inference import PUBLISHED_CRF, predict
+from ribseg.methods.memory import usable_device
 from ribseg.models.segmenter import load_segmenter
 
 TRAIN = "train"
@@ -57,8 +57,7 @@ def _check(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     """Segments images."""
     targets = targets_of(options.images, options.out, ".png")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    segmenter = load_segmenter(options.checkpoint, device)
+    segmenter = load_segmenter(options.checkpoint, usable_device(options.device))
     settings = _settings(options)
 
     def one(target: Path, image: Path) -> None:
@@ -67,7 +66,7 @@ def _predict(options: argparse.Namespace) -> None:
         write_mask(target, mask, segmenter.palette)
 
     bar = track(targets.items(), "Segmenting", disable=options.quiet)
-    each_image(bar, one, len(targets), f"masks written to {options.out}")
+    each_image(bar, one, len(targets), f"masks written to {options.out}", "could not be segmented")
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,11 @@ def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, 
 
 
 def each_image(
-    targets: Iterable[tuple[Path, Path]], work: Callable[[Path, Path], None], number: int, done: str
+    targets: Iterable[tuple[Path, Path]],
+    work: Callable[[Path, Path], None],
+    number: int,
+    done: str,
+    failure: str,
 ) -> None:
     """Works on one image after the other, and names all that could not be done at the end.
 
@@ -37,6 +41,7 @@ def each_image(
         work: on one of them.
         number: of images.
         done: what is said at the end, behind the number.
+        failure: what is said of the others, as "could not be segmented".
 
     Raises:
         DataError: at the end; with the reason for every image that failed.
@@ -54,7 +59,7 @@ def each_image(
         raise RibsegError(_with_reasons(text, failed)) from error
     print(f"{number - len(failed)} {done}")
     if failed:
-        raise DataError(_with_reasons(f"{len(failed)} of {number} images could not be done", failed))
+        raise DataError(_with_reasons(f"{len(failed)} of {number} images {failure}", failed))
 
 
 def _with_reasons(text: str, failed: Mapping[Path, str]) -> str:

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         console.print(f"{image.name}: {found}", highlight=False, markup=False)
 
     bar = track(targets.items(), "Localizing", console=console, disable=options.quiet)
-    each_image(bar, one, len(targets), f"images localized in {options.out}")
+    each_image(bar, one, len(targets), f"images localized in {options.out}", "could not be localized")
 
 
 def _localized(

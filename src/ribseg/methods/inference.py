@@ -20,7 +20,7 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.state import evaluating
-from ribseg.methods.memory import memory_errors
+from ribseg.methods.memory import memory_errors, usable_device
 from ribseg.models.segmenter import Segmenter, load_segmenter
 
 ImageLike = str | Path | np.ndarray
@@ -88,7 +88,7 @@ def predict(
         DeviceMemoryError: the device's memory does not suffice for an image.
     """
     if not isinstance(checkpoint, Segmenter):
-        checkpoint = load_segmenter(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        checkpoint = load_segmenter(checkpoint, usable_device(device))
     single = isinstance(images, str | Path | np.ndarray)
     several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
     chosen = {**checkpoint.inference, **settings}

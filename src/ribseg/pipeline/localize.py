@@ -1,6 +1,6 @@
 """One call from an image to its localization maps, without a data set."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
 from ribseg.methods.base import Method, takes
 from ribseg.methods.cam import head_of, merge_maps
+from ribseg.methods.memory import usable_device
 from ribseg.methods.naming import indices_of, predicted_classes
 from ribseg.models.imagenet import imagenet_classifier
 from ribseg.models.load import load_described_classifier
@@ -41,7 +42,7 @@ def localize(
     image: Any,
     labels: Labels | None = None,
     classifier: nn.Module | str | Path | None = None,
-    method: str | Method = "rib",
+    method: str | Callable[..., Adaptation] = "rib",
     references: str | Path | None = None,
     *,
     top: int = 3,
@@ -92,7 +93,7 @@ class Localizer:
     def __init__(
         self,
         classifier: nn.Module | str | Path | None = None,
-        method: str | Method = "rib",
+        method: str | Callable[..., Adaptation] = "rib",
         references: str | Path | None = None,
         *,
         overrides: Sequence[str] = (),
@@ -111,7 +112,7 @@ class Localizer:
         self.weight = head_of(self.classifier)
         self.names: tuple[str, ...] | None = getattr(self.classifier, "classes", None)
         self.change: Any = None  # of finished maps, for methods that are made of another's
-        self.method = self._built(method) if isinstance(method, str) else method
+        self.method: Any = self._built(method) if isinstance(method, str) else method
         self.scales = self.cfg.data.scales if isinstance(method, str) else SCALES
         if max(getattr(self.method, "loss_views", ()), default=0) >= len(self.scales):
             raise ConfigError(f"rib.loss_views must be places in data.scales={list(self.scales)}")
@@ -214,7 +215,7 @@ def _network(classifier: nn.Module | str | Path | None, device: str | torch.devi
     """The network that is meant by a module, a file or a name."""
     if isinstance(classifier, nn.Module):
         return classifier
-    chosen, place = classifier or DEFAULT, device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen, place = classifier or DEFAULT, usable_device(device)
     named = str(chosen) in PACKAGED or timm.is_model(str(chosen))
     if named and not Path(chosen).is_file():
         return imagenet_classifier(str(chosen)).to(place)
