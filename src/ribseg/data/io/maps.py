@@ -35,7 +35,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: Trainer.predict moves what it returns to the CPU field by field
 class LocalizationMaps:
     """Normalised localization maps of one image.
 
