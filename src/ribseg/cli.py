@@ -1,4 +1,4 @@
-"""The command `ribseg`: trains, checks data, segments images, converts maps and masks.
+"""The command `ribseg`: trains, checks data, segments images, converts maps, masks and labels.
 
 `python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`.
 """
@@ -13,15 +13,19 @@ import torch
 from rich.progress import track
 
 from ribseg import __version__
+from ribseg.data.io.files import read_lines
 from ribseg.data.io.masks import write_mask
-from ribseg.data.voc import IMAGE_ENDINGS, VOCFolder
+from ribseg.data.voc import IMAGE_ENDINGS, VOC_CLASSES, VOCFolder
 from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
 from ribseg.interop.convert import Layout, convert_maps
 from ribseg.interop.irn import convert_irn_maps, write_irn_maps
+from ribseg.interop.labels import convert_labels
+from ribseg.interop.psa import convert_psa_maps
 from ribseg.methods.inference import PUBLISHED_CRF, predict
 from ribseg.models.segmenter import load_segmenter
 
 TRAIN = "train"
+LABELS = "labels-to-csv"
 LAYOUTS: dict[str, Layout] = {"pngs-to-ribseg": "png", "masks-to-ribseg": "masks"}
 
 
@@ -139,13 +143,23 @@ def _convert(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as error:
         again = "interrupted. Give the same command again: it goes on where it stopped."
         raise RibsegError(again) from error
-    print(f"{written} files written to {options.target}; what was there already is kept.")
+    if options.formats == LABELS:
+        print(f"labels of {written} images written to {options.target}")
+    else:
+        print(f"{written} files written to {options.target}; what was there already is kept.")
 
 
 def _converted(options: argparse.Namespace) -> int:
     source, target, progress = options.source, options.target, not options.quiet
-    if options.formats == "irn-to-ribseg":
-        return convert_irn_maps(source, target, options.classes, progress)
+    if options.formats == LABELS:
+        return convert_labels(
+            source, target, read_lines(Path(options.names)) if options.names else VOC_CLASSES
+        )
+    if options.formats in ("irn-to-ribseg", "amn-to-ribseg"):
+        background_first = options.formats == "amn-to-ribseg"
+        return convert_irn_maps(source, target, options.classes, progress, background_first)
+    if options.formats == "psa-to-ribseg":
+        return convert_psa_maps(source, target, options.classes, progress)
     if options.formats == "ribseg-to-irn":
         return write_irn_maps(source, target, progress)
     images = VOCFolder(options.root, options.split)
@@ -195,16 +209,21 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_convert(commands: Any) -> None:
-    text = "Converts folders of maps and masks from and to other programs' formats."
+    text = "Converts maps, masks and labels from and to other programs' formats."
     parser = commands.add_parser(
-        "convert", prog="ribseg convert", help="convert maps and masks", description=text
+        "convert", prog="ribseg convert", help="convert maps, masks and labels", description=text
     )
     parser.set_defaults(run=_convert)
     formats = parser.add_subparsers(dest="formats", required=True)
-    irn = _add_formats(
-        formats, "irn-to-ribseg", ".npy dictionaries of IRN or RIB (keys, cam, high_res) to .npz maps"
-    )
-    irn.add_argument("--classes", type=int, required=True, help="number of classes without background")
+    for name, text in (
+        ("irn-to-ribseg", ".npy dictionaries of IRN, RIB or AdvCAM (keys, cam, high_res) to .npz maps"),
+        ("amn-to-ribseg", "the same of AMN, whose first map is the background's, to .npz maps"),
+        ("psa-to-ribseg", ".npy dictionaries of PSA, ACR or S2C (class index -> map) to .npz maps"),
+    ):
+        command = _add_formats(formats, name, text)
+        command.add_argument(
+            "--classes", type=int, required=True, help="number of classes without background"
+        )
     _add_formats(formats, "ribseg-to-irn", ".npz maps to IRN's .npy dictionaries")
     for name, text in (
         ("pngs-to-ribseg", "gray PNGs <id>/<class name>.png or <id>_<class name>.png to .npz maps"),
@@ -214,6 +233,12 @@ def _add_convert(commands: Any) -> None:
         root = "data set in VOC layout, for ids, classes and sizes"
         command.add_argument("--root", required=True, help=root)
         command.add_argument("--split", required=True, help="its list of images, e.g. train")
+    text = "cls_labels.npy of PSA, IRN and their relatives to a CSV file for data.labels"
+    labels = formats.add_parser(LABELS, help=text, description=text)
+    labels.add_argument("source", help="the .npy file")
+    labels.add_argument("target", help="the CSV file to write; must not be there yet")
+    labels.add_argument("--names", help="file with one class name a line, in order; default: VOC's twenty")
+    labels.set_defaults(quiet=True)
 
 
 def _add_formats(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
