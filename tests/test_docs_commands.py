@@ -1,5 +1,6 @@
 """The commands in the README and in docs/: Hydra takes their settings, `ribseg` their arguments."""
 
+import configparser
 import re
 import shlex
 from pathlib import Path
@@ -94,3 +95,14 @@ def test_settings_and_stages_that_the_page_on_migration_names_exist():
 def test_an_unknown_setting_is_found():
     with pytest.raises(ConfigCompositionException, match=r"Could not override 'rib\.stepps'"):
         composed(["experiment=rib_voc", "rib.stepps=3"])
+
+
+def test_every_requirement_is_on_the_page_on_dependencies():
+    listed, page = configparser.ConfigParser(), (ROOT / "docs" / "dependencies.md").read_text()
+    listed.read(ROOT / "setup.cfg")
+    required = re.findall(r"^([a-z][\w-]*)", listed["options"]["install_requires"], re.MULTILINE)
+    assert len(required) > 10
+    tables = [row.split("|")[1] for row in page.splitlines() if row.startswith("| ")]
+    for name in required:
+        assert sum(bool(re.search(rf"(^|[ ,]){name}($|[ ,])", cell)) for cell in tables) == 2, name
+    assert all(f"| `{extra}` |" in page for extra in listed["options.extras_require"])
