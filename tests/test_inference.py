@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 
 import ribseg
-import ribseg.cli as predict_module
+import ribseg.commands.predict as predict_module
+from ribseg.cli import main
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, DataError
 from ribseg.methods.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
@@ -219,7 +220,7 @@ def test_unreadable_images_do_not_stop_the_others(tmp_path, checkpoint, mixed_fo
     out, absent = tmp_path / "out", tmp_path / "absent.png"
     arguments = [absent, mixed_folder, "--checkpoint", checkpoint, "--out", out, "--device", "cpu", "--quiet"]
     with pytest.raises(SystemExit) as stop:
-        predict_module.main(["predict", *map(str, arguments)])
+        main(["predict", *map(str, arguments)])
     message = stop.value.code  # a text: printed on standard error, exit status 1
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "z.png"]
     assert "2 masks written" in capsys.readouterr().out
@@ -240,7 +241,7 @@ def test_an_output_that_cannot_be_written_stops_at_once(tmp_path, checkpoint, mi
         predict_module, "predict", lambda image, *_, **__: seen.append(image) or np.zeros((2, 2), np.uint8)
     )
     with pytest.raises(SystemExit, match=r"cannot write .*out.*writable folder"):
-        predict_module.main(
+        main(
             [
                 "predict",
                 str(mixed_folder),
@@ -267,7 +268,7 @@ def test_an_image_beyond_the_memory_is_named_with_a_way_out(tmp_path, checkpoint
     monkeypatch.setattr(predict_module, "load_segmenter", lambda *_: full)
     Image.fromarray(photo(4, 5)).save(tmp_path / "a.png")
     with pytest.raises(SystemExit, match=r"(?s)1 of 1 images.*a\.png: .*4 x 5 pixels.*--tile"):
-        predict_module.main(
+        main(
             ["predict", str(tmp_path / "a.png"), "--checkpoint", "-", "--out", str(tmp_path / "o"), "--quiet"]
         )
 
@@ -276,6 +277,4 @@ def test_two_images_of_one_name_are_never_reduced_to_one(tmp_path, checkpoint):
     for name in ("a.png", "a.jpg"):
         Image.fromarray(photo(4, 5)).save(tmp_path / name)
     with pytest.raises(SystemExit, match=r"a\.jpg and .*a\.png would both become"):
-        predict_module.main(
-            ["predict", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
-        )
+        main(["predict", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")])

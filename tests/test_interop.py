@@ -21,10 +21,12 @@ from ribseg.functional.cam import argmax_labels
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.interop import (
     convert_irn_maps,
+    convert_labels,
     convert_maps,
     maps_from_pngs,
     masks_to_maps,
     read_irn_maps,
+    read_psa_maps,
     read_saliency,
     saliency_background,
     write_irn_maps,
@@ -395,3 +397,118 @@ def test_the_command_converts_the_whole_files_and_names_every_broken_one(tmp_pat
     arguments[2] = tmp_path / "file"
     with pytest.raises(SystemExit, match="cannot write"):
         main(["convert", *map(str, arguments)])
+
+
+def test_dictionaries_from_class_index_to_map(voc_tree, tmp_path, capsys):
+    """As PSA, ACR and S2C write them."""
+    data = VOCFolder(voc_tree, "train", labels="mask")
+    (tmp_path / "psa").mkdir()
+    for image_id, labels in zip(data.ids, data.labels, strict=True):
+        ones = {int(c): np.float32(data.mask(image_id) == c + 1) for c in np.flatnonzero(labels)[::-1]}
+        np.save(tmp_path / "psa" / f"{image_id}.npy", ones)
+    assert convert_maps(tmp_path / "psa", tmp_path / "maps", data, "psa") == 8
+    evaluator = MapEvaluator(3, torch.tensor([0.5]))
+    for image_id in data.ids:
+        maps = load_maps(tmp_path / "maps" / f"{image_id}.npz")
+        assert maps.size == data.size(image_id)
+        evaluator.add(evaluator.count(maps, torch.from_numpy(data.mask(image_id))))
+    assert evaluator.sweep()["best_miou"] == 1
+    np.save(tmp_path / "psa" / "none.npy", {})
+    main(["convert", "psa-to-ribseg", str(tmp_path / "psa"), str(tmp_path / "all"), "--classes=3", "--quiet"])
+    assert "9 files written" in capsys.readouterr().out
+    assert len(load_maps(tmp_path / "all" / "none.npz").classes) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({3: np.zeros((4, 4))}, r"indices in 0\.\.2"),
+        ({-1: np.zeros((4, 4))}, r"indices in 0\.\.2"),
+        ({0: np.zeros((4, 4)), 1: np.zeros((4, 5))}, "of one size"),
+        ({0: np.zeros(4)}, r"maps \(height, width\)"),
+        ({0: np.full((4, 4), 3.0)}, "divide each map by its maximum"),
+        ({0: np.full((4, 4), np.nan)}, "from 0 to 1"),
+        ({0: np.zeros((4, 4), np.int64)}, "from 0 to 1"),
+        (irn_dictionary(), "IRN's layout, irn"),
+    ],
+)
+def test_what_does_not_fit_into_psas_dictionaries_is_said(tmp_path, content, message):
+    np.save(tmp_path / "a.npy", content)
+    with pytest.raises(DataError, match=message):
+        read_psa_maps(tmp_path / "a.npy", 3)
+
+
+def test_each_layout_names_the_other(tmp_path):
+    np.save(tmp_path / "a.npy", {14: np.zeros((4, 4), np.float32)})
+    with pytest.raises(DataError, match=r"found \[14\]; .* PSA's layout, psa"):
+        read_irn_maps(tmp_path / "a.npy", 20)
+
+
+def test_a_map_of_the_background_is_left_out(tmp_path):
+    """As AMN's program writes it, before the maps of the classes."""
+    content = irn_dictionary()
+    save_irn(tmp_path / "irn.npy", content)
+    more = {
+        "cam": torch.cat([torch.ones(1, 3, 4), content["cam"]]),
+        "high_res": np.concatenate([np.ones((1, 10, 13), np.float32), content["high_res"]]),
+    }
+    save_irn(tmp_path / "amn.npy", content | more)
+    irn = read_irn_maps(tmp_path / "irn.npy", 20)
+    amn = read_irn_maps(tmp_path / "amn.npy", 20, background_first=True)
+    assert torch.equal(irn.classes, amn.classes)
+    assert torch.equal(irn.strided, amn.strided)
+    assert torch.equal(irn.full, amn.full)
+    save_irn(tmp_path / "half.npy", content | {"cam": more["cam"]})
+    for name in ("half", "irn"):  # without it they are no files of AMN's
+        with pytest.raises(DataError, match=r"(half|irn)\.npy holds no maps"):
+            read_irn_maps(tmp_path / f"{name}.npy", 20, background_first=True)
+    with pytest.raises(DataError, match=r"expected 2 maps each, .* AMN's layout, amn"):
+        read_irn_maps(tmp_path / "amn.npy", 20)
+    (tmp_path / "amn").mkdir()
+    (tmp_path / "amn.npy").rename(tmp_path / "amn" / "a.npy")
+    main(["convert", "amn-to-ribseg", str(tmp_path / "amn"), str(tmp_path), "--classes=20", "--quiet"])
+    assert torch.equal(load_maps(tmp_path / "a.npz").classes, irn.classes)
+
+
+@pytest.mark.parametrize("protocol", [None, 2, 4])
+def test_cls_labels_become_the_csv_of_the_labels(voc_tree, tmp_path, protocol, capsys):
+    data = VOCFolder(voc_tree, "train", labels="mask")
+    names = voc_tree / "classes.txt"
+    numbers = {
+        np.int32(i.replace("_", "")): row for i, row in zip(data.ids, np.float32(data.labels), strict=True)
+    }
+    for source, content in (("numbers", numbers), ("strings", dict(zip(data.ids, data.labels, strict=True)))):
+        save_irn(tmp_path / f"{source}.npy", content, protocol)
+        command = ["labels-to-csv", tmp_path / f"{source}.npy", tmp_path / f"{source}.csv", "--names", names]
+        main(["convert", *map(str, command)])
+        assert "labels of 8 images" in capsys.readouterr().out
+        found = VOCFolder(voc_tree, "train", labels=tmp_path / f"{source}.csv")
+        assert np.array_equal(found.labels, data.labels)
+    with pytest.raises(SystemExit, match="is there already"):
+        main(["convert", *map(str, command)])
+
+
+def test_ids_of_coco_have_twelve_digits(tmp_path):
+    np.save(tmp_path / "a.npy", {57870: np.array([1.0, 0.0]), "own": np.zeros(2)})
+    assert convert_labels(tmp_path / "a.npy", tmp_path / "a.csv", ["x", "y"]) == 2
+    assert (tmp_path / "a.csv").read_text() == "image,classes\n000000057870,x\nown,\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "classes", "message"),
+    [
+        ({"a": np.zeros(3)}, "xy", r"of 2 classes[\s\S]*a: float64 \(3,\)"),
+        ({"a": np.full(2, 0.5)}, "xy", r"of 0\.5 to 0\.5"),
+        ({"a": np.full(2, np.nan)}, "xy", "not labels"),
+        ({"a": np.zeros((1, 2))}, "xy", r"\(1, 2\)"),
+        ({}, "xy", "no image"),
+        ({"a": np.zeros(2)}, ["x", "y z"], "hold no spaces"),
+        ({57870: np.zeros(2), "000000057870": np.zeros(2)}, "xy", "twice"),
+        ({"a": Malicious("never")}, "xy", r"posix\.mkdir"),
+    ],
+)
+def test_what_are_no_labels_is_said(tmp_path, content, classes, message):
+    np.save(tmp_path / "a.npy", content)
+    with pytest.raises(DataError, match=message):
+        convert_labels(tmp_path / "a.npy", tmp_path / "a.csv", classes)
+    assert not (tmp_path / "a.csv").exists()

@@ -1,4 +1,4 @@
-"""Exchange with other programs: IRN's files, folders of PNGs, saliency maps.
+"""Exchange with other programs: files of PSA, IRN and their relatives, folders of PNGs, saliency maps.
 
 `python -m ribseg.interop --help` converts folders.
 """
@@ -6,15 +6,20 @@
 from ribseg.interop.convert import convert_maps, map_reader
 from ribseg.interop.folders import maps_from_pngs, masks_to_maps
 from ribseg.interop.irn import convert_irn_maps, read_irn_maps, write_irn_maps
+from ribseg.interop.labels import convert_labels
+from ribseg.interop.psa import convert_psa_maps, read_psa_maps
 from ribseg.interop.saliency import read_saliency, saliency_background
 
 __all__ = [
     "convert_irn_maps",
+    "convert_labels",
     "convert_maps",
+    "convert_psa_maps",
     "map_reader",
     "maps_from_pngs",
     "masks_to_maps",
     "read_irn_maps",
+    "read_psa_maps",
     "read_saliency",
     "saliency_background",
     "write_irn_maps",

@@ -1,4 +1,4 @@
-"""`python -m ribseg.interop`: converts folders of maps and masks from and to other programs' formats."""
+"""`python -m ribseg.interop`: converts maps, masks and labels from and to other programs' formats."""
 
 import sys
 

@@ -15,11 +15,12 @@ from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.interop.batch import convert_missing
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
 from ribseg.interop.irn import read_irn_maps
+from ribseg.interop.psa import read_psa_maps
 from ribseg.methods.cam import STRIDE
 
-Layout = Literal["npz", "irn", "png", "masks"]
+Layout = Literal["npz", "irn", "amn", "psa", "png", "masks"]
 Reader = Callable[[str], LocalizationMaps]
-ENDINGS = {"npz": ".npz", "irn": ".npy", "masks": ".png"}
+ENDINGS = {"npz": ".npz", "irn": ".npy", "amn": ".npy", "psa": ".npy", "masks": ".png"}
 
 
 def convert_maps(
@@ -63,9 +64,10 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
     Args:
         source_dir: the folder.
         dataset: names the images, their sizes and the classes.
-        layout: "npz": `<id>.npz` of ribseg; "irn": pickled `<id>.npy` of IRN, see `read_irn_maps`; "png":
-            gray PNGs, see `maps_from_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with
-            class ids, see `masks_to_maps`.
+        layout: "npz": `<id>.npz` of ribseg; "irn": pickled `<id>.npy` of IRN, see `read_irn_maps`; "amn":
+            the same with the background's map first; "psa": those of PSA, see `read_psa_maps`; "png": gray
+            PNGs, see `maps_from_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with class
+            ids, see `masks_to_maps`.
 
     Returns:
         A function that raises a DataError where a file is broken or does not fit its image.
@@ -90,6 +92,8 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
     readers: dict[str, Reader] = {
         "npz": lambda i: load_maps(source / f"{i}.npz"),
         "irn": lambda i: read_irn_maps(source / f"{i}.npy", dataset.num_classes),
+        "amn": lambda i: read_irn_maps(source / f"{i}.npy", dataset.num_classes, background_first=True),
+        "psa": lambda i: read_psa_maps(source / f"{i}.npy", dataset.num_classes),
         "png": lambda i: read_pngs(pngs[i] or {}),
         "masks": lambda i: masks_to_maps(read_mask(source / f"{i}.png", dataset.num_classes)),
     }

@@ -74,7 +74,7 @@ def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
         raise ValueError(f"expected a mask (H, W) of integers in 0..255, got {array.dtype} {array.shape}")
     ids = [int(i) for i in mask_ids(array.astype(np.uint8)) if i not in (0, IGNORE)]
     ones = np.stack([array == i for i in ids]) if ids else np.zeros((0, *array.shape), bool)
-    return _from_full(torch.tensor([i - 1 for i in ids], dtype=torch.int64), torch.from_numpy(ones).float())
+    return maps_of_full(torch.tensor([i - 1 for i in ids], dtype=torch.int64), torch.from_numpy(ones).float())
 
 
 def find_pngs(
@@ -113,7 +113,7 @@ def read_pngs(found: Found) -> LocalizationMaps:
         DataError: if a file is broken, or two are not of the same size.
     """
     if not found:
-        return _from_full(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), known=False)
+        return maps_of_full(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), known=False)
     maps: list[np.ndarray] = []
     for path in found.values():
         maps.append(read_gray(path))
@@ -122,10 +122,11 @@ def read_pngs(found: Found) -> LocalizationMaps:
                 f"{path} has (height, width) {maps[-1].shape}, expected {maps[0].shape} as the image's "
                 "other maps"
             )
-    return _from_full(torch.tensor(list(found)), torch.from_numpy(np.stack(maps)))
+    return maps_of_full(torch.tensor(list(found)), torch.from_numpy(np.stack(maps)))
 
 
-def _from_full(classes: Tensor, full: Tensor, known: bool = True) -> LocalizationMaps:
+def maps_of_full(classes: Tensor, full: Tensor, known: bool = True) -> LocalizationMaps:
+    """Maps (K, H, W) of full size, and their averages at stride 4; `known`: (H, W) is the image's size."""
     height, width = full.shape[1:]
     strided = (-(-height // STRIDE), -(-width // STRIDE))
     small = F.adaptive_avg_pool2d(full, strided) if len(full) else full.new_zeros(0, *strided)

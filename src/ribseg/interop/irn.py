@@ -2,7 +2,7 @@
 
 A file is `np.save` of a dictionary: `keys` (K,) class indices from 0 without background, `cam`
 (K, ceil(H/4), ceil(W/4)), `high_res` (K, H, W), as arrays or torch tensors. Images without a class have empty
-keys and nothing else.
+keys and nothing else. AMN's files have the background's map before those of the classes.
 """
 
 import io
@@ -23,7 +23,11 @@ TOLERANCE = 1e-3  # above 1: what half precision and other programs' sums leave
 
 
 def convert_irn_maps(
-    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool = False
+    source_dir: str | Path,
+    target_dir: str | Path,
+    num_classes: int,
+    progress: bool = False,
+    background_first: bool = False,
 ) -> int:
     """Turns IRN's `<image id>.npy` files into `<image id>.npz` files, which load without pickle.
 
@@ -34,6 +38,7 @@ def convert_irn_maps(
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
         num_classes: C, without background.
         progress: show a bar.
+        background_first: see `read_irn_maps`.
 
     Returns:
         How many files were written.
@@ -45,7 +50,8 @@ def convert_irn_maps(
     source, target = Path(source_dir), Path(target_dir)
 
     def convert(image_id: str) -> None:
-        save_maps(target / f"{image_id}.npz", read_irn_maps(source / f"{image_id}.npy", num_classes))
+        maps = read_irn_maps(source / f"{image_id}.npy", num_classes, background_first)
+        save_maps(target / f"{image_id}.npz", maps)
 
     return convert_missing(files_in(source, ".npy"), lambda i: target / f"{i}.npz", convert, progress)
 
@@ -80,18 +86,28 @@ def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: boo
     return convert_missing(files_in(source, ".npz"), lambda i: target / f"{i}.npy", convert, progress)
 
 
-def read_irn_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
+def read_irn_maps(path: str | Path, num_classes: int, background_first: bool = False) -> LocalizationMaps:
     """Reads one of IRN's files; see `ribseg.interop.unpickle` for what is refused.
+
+    Args:
+        path: of the file.
+        num_classes: C, without background.
+        background_first: a map of the background stands before those of the classes, as AMN writes it; it is
+            left out, as AMN's own program leaves it out.
 
     Raises:
         DataError: if it is broken, is no file of IRN's, or does not fit the number of classes.
     """
     arrays = read_pickled_arrays(path)
+    if background_first:
+        arrays = _without_background(arrays)
     keys = arrays.get("keys", np.zeros(0))
     if "keys" in arrays and keys.size == 0:
         # The image's size is not in the file.
         return LocalizationMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), None)
     problem = _problem(arrays, num_classes)
+    if problem and not background_first and not _problem(_without_background(arrays), num_classes):
+        problem += "; with the background's map before those of the classes it is AMN's layout, amn"
     if problem:
         raise DataError(f"{path} holds no maps of {num_classes} classes: {problem}.")
     order = np.argsort(keys)
@@ -102,10 +118,17 @@ def read_irn_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
     return LocalizationMaps(classes, strided, full, (full.shape[1], full.shape[2]))
 
 
-def _problem(arrays: dict[str, np.ndarray], num_classes: int) -> str:
+def _without_background(arrays: dict[str | int, np.ndarray]) -> dict[str | int, np.ndarray]:
+    """The arrays without the first of the maps."""
+    maps = {name: arrays[name] for name in ("cam", "high_res") if name in arrays}
+    return arrays | {name: array[1:] for name, array in maps.items() if array.ndim == 3}
+
+
+def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
     """What is wrong with a dictionary that should have classes; empty if nothing is."""
     if not {"keys", "cam", "high_res"} <= set(arrays):
-        return f"expected keys, cam and high_res, found {sorted(arrays)}"
+        hint = "; a map for each class index is PSA's layout, psa" if set(map(type, arrays)) == {int} else ""
+        return f"expected keys, cam and high_res, found {sorted(arrays, key=str)[:8]}{hint}"
     keys, cam, full = arrays["keys"], arrays["cam"], arrays["high_res"]
     if keys.ndim != 1 or keys.dtype.kind not in "iu" or len(np.unique(keys)) < len(keys):
         return f"expected different integers as keys, found {keys.tolist()[:8]}"
@@ -116,14 +139,18 @@ def _problem(arrays: dict[str, np.ndarray], num_classes: int) -> str:
     strided = tuple(-(-side // STRIDE) for side in full.shape[1:])
     if cam.shape[1:] != strided:
         return f"expected cam at stride {STRIDE} of high_res, {strided}, found {cam.shape[1:]}"
-    for name, array in (("cam", cam), ("high_res", full)):
-        # The comparison is false for NaN, too.
-        if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1 + TOLERANCE):
-            return (
-                f"expected {name} from 0 to 1, found {array.dtype} from {array.min()} to {array.max()}; "
-                "divide each map by its maximum"
-            )
-    return ""
+    return problem_of_scores(cam, "cam") or problem_of_scores(full, "high_res")
+
+
+def problem_of_scores(array: np.ndarray, name: str) -> str:
+    """What is wrong with the values of maps; empty if nothing is."""
+    # The comparison is false for NaN, too.
+    if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1 + TOLERANCE:
+        return ""
+    return (
+        f"expected {name} from 0 to 1, found {array.dtype} from {array.min()} to {array.max()}; "
+        "divide each map by its maximum"
+    )
 
 
 def _irn_dictionary(maps: LocalizationMaps, path: Path) -> dict[str, np.ndarray]:

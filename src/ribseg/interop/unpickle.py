@@ -1,4 +1,4 @@
-"""Reads `.npy` files that hold a pickled dictionary, as IRN and its descendants write them.
+"""Reads `.npy` files that hold a pickled dictionary, as PSA, IRN and their descendants write them.
 
 A pickle is a small program: it names functions and calls them. Here it gets only stand-ins for those that
 rebuild arrays and tensors; every other name is refused before anything is called. The stand-ins look at what
@@ -90,6 +90,14 @@ def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
+def _scalar(kind: _Dtype, data: bytes) -> int | float | bool:
+    """In the place of numpy's `scalar`, which makes the image ids that are keys of dictionaries of labels."""
+    if kind.holds_objects:
+        raise pickle.UnpicklingError("a single object is not read; expected a number")
+    value: int | float | bool = np.frombuffer(data, np.dtype(kind.order + kind.name)).reshape(()).item()
+    return value
+
+
 def _latin1(text: str, encoding: str) -> bytes:
     """In the place of `_codecs.encode`: how pickles of protocol 2 spell bytes."""
     if encoding != "latin1":
@@ -107,6 +115,8 @@ STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("collections", "OrderedDict"): OrderedDict,  # a tensor's hooks, empty
@@ -124,18 +134,18 @@ class _Reader(pickle.Unpickler):
         """The stand-in for a name; any other name is refused."""
         if (module, name) not in STAND_INS:
             raise DataError(
-                f"{self.path} asks for {module}.{name} while it is read, which is refused: maps need only "
-                "arrays and CPU tensors. If the file is your own, save it again as a dictionary of numpy "
-                "arrays (keys, cam, high_res); if it is not, do not open it with numpy or torch."
+                f"{self.path} asks for {module}.{name} while it is read, which is refused: maps and labels "
+                "need only arrays and CPU tensors. If the file is your own, save it again as a dictionary of "
+                "numpy arrays; if it is not, do not open it with numpy or torch."
             )
         return STAND_INS[module, name]
 
 
-def read_pickled_arrays(path: str | Path) -> dict[str, np.ndarray]:
+def read_pickled_arrays(path: str | Path) -> dict[str | int, np.ndarray]:
     """Reads the dictionary of arrays and torch tensors that `np.save` wrote.
 
     Returns:
-        Name -> array; tensors and lists of numbers become arrays, too.
+        Name or number -> array; tensors and lists of numbers become arrays, too.
 
     Raises:
         DataError: if the file is absent, broken, holds something else, or asks for anything but arrays.
@@ -144,7 +154,7 @@ def read_pickled_arrays(path: str | Path) -> dict[str, np.ndarray]:
         with Path(path).open("rb") as file:
             _skip_header(file)
             content = _Reader(file, path).load()
-        return {str(name): _plain(value) for name, value in content.value.items()}
+        return {_key(name): _plain(value) for name, value in content.value.items()}
     except DataError:
         raise
     except _BROKEN as error:
@@ -160,6 +170,10 @@ def _skip_header(file: BinaryIO) -> None:
     shape, _, dtype = read(file)
     if dtype != np.dtype(object) or shape != ():
         raise ValueError(f"it holds an array of {dtype} {shape}, not a dictionary")
+
+
+def _key(name: Any) -> str | int:
+    return name if isinstance(name, int) else str(name)
 
 
 def _plain(value: Any) -> np.ndarray:

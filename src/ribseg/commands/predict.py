@@ -1,0 +1,58 @@
+"""`ribseg predict`: masks of images from a trained segmenter."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from ribseg.commands.files import each_image, targets_of
+from ribseg.data.io.masks import write_mask
+from ribseg.methods.inference import PUBLISHED_CRF, predict
+from ribseg.methods.memory import usable_device
+from ribseg.models.segmenter import load_segmenter
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to a parser's commands."""
+    parser = commands.add_parser(
+        "predict",
+        prog="ribseg predict",
+        help="segment images",
+        description="Segments images. Scales, mirror image and CRF are those of the checkpoint unless given.",
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
+    add("--checkpoint", required=True, type=Path, help="segmenter.safetensors of a segmenter stage")
+    add("--out", required=True, type=Path, help="folder for <image name>.png, palette PNGs of class ids")
+    add("--scales", nargs="+", type=float, help="published: 0.5 0.75 1")
+    add("--flip", action=argparse.BooleanOptionalAction, default=None, help="look at the mirror image, too")
+    add("--crf", action=argparse.BooleanOptionalAction, default=None, help="the published dense CRF, or none")
+    add("--tile", type=int, help="cut images with a longer side than this into tiles")
+    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Segments the images, and names all that could not be at the end."""
+    targets = targets_of(options.images, options.out, ".png")
+    segmenter = load_segmenter(options.checkpoint, usable_device(options.device))
+    settings = _settings(options)
+
+    def one(target: Path, image: Path) -> None:
+        mask = predict(image, segmenter, **settings)
+        assert not isinstance(mask, list)  # one image, one mask
+        write_mask(target, mask, segmenter.palette)
+
+    bar = track(targets.items(), "Segmenting", disable=options.quiet)
+    each_image(bar, one, len(targets), f"masks written to {options.out}", "could not be segmented")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says; the checkpoint decides on the rest."""
+    given: dict[str, Any] = {"tile": options.tile, "scales": options.scales, "flip": options.flip}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if options.crf is not None:
+        chosen["crf"] = PUBLISHED_CRF if options.crf else None
+    return chosen

@@ -1,0 +1,70 @@
+"""Image-level labels in the format of PSA, IRN and their relatives: one pickled `cls_labels.npy`.
+
+It is `np.save` of a dictionary: image id -> (C,) zeros and ones. Ids are strings in PSA's file and numbers in
+IRN's: 2007000032 stands for VOC's 2007_000032, and where the data are COCO's, 57870 for 000000057870.
+"""
+
+from collections.abc import Sequence
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+
+from ribseg.data.io.labels import write_label_csv
+from ribseg.data.voc import VOC_CLASSES
+from ribseg.errors import DataError, list_problems
+from ribseg.interop.unpickle import read_pickled_arrays
+
+VOC_DIGITS, COCO_DIGITS = 10, 12
+
+
+def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str] = VOC_CLASSES) -> int:
+    """Turns a `cls_labels.npy` into the CSV file that the setting `data.labels` takes.
+
+    Args:
+        source: the `.npy` file; see `ribseg.interop.unpickle` for what is refused.
+        target: the CSV file; must not be there yet.
+        classes: C names in the order of the labels, without background and without spaces.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        DataError: it is no such file, its labels are not of these classes, or the target is there already.
+    """
+    if Path(target).exists():
+        raise DataError(f"{target} is there already. Remove it, or choose another name.")
+    spaced = [name for name in classes if len(name.split()) != 1]
+    if spaced:
+        raise DataError(f"names of classes must hold no spaces, as {spaced[:5]} do; use underscores")
+    labels = read_pickled_arrays(source)
+    wrong = [f"{key}: {_shown(row)}" for key, row in labels.items() if not _fits(row, len(classes))]
+    if wrong or not labels:
+        headline = f"{source} holds no image-level labels of {len(classes)} classes"
+        advice = "Expected image id -> zeros and ones, one for each class; name the classes in their order."
+        raise DataError(list_problems(headline, {"not labels": wrong or ["no image"]}, advice))
+    rows = {image_id(key): list(compress(classes, row)) for key, row in labels.items()}
+    if len(rows) < len(labels):
+        raise DataError(f"{source} has images twice, by number and by name. Make the file again.")
+    write_label_csv(target, rows)
+    return len(rows)
+
+
+def image_id(key: str | int) -> str:
+    """The image's name for a key of the dictionary.
+
+    >>> image_id(2007000032), image_id(57870), image_id("cat_1")
+    ('2007_000032', '000000057870', 'cat_1')
+    """
+    if isinstance(key, str):
+        return key
+    digits = str(key)
+    return f"{digits[:4]}_{digits[4:]}" if len(digits) == VOC_DIGITS else digits.zfill(COCO_DIGITS)
+
+
+def _fits(row: np.ndarray, num_classes: int) -> bool:
+    return row.shape == (num_classes,) and row.dtype.kind in "buif" and bool(np.isin(row, (0, 1)).all())
+
+
+def _shown(row: np.ndarray) -> str:
+    return f"{row.dtype} {row.shape}" + (f" of {row.min()} to {row.max()}" if row.size else "")

@@ -1,0 +1,62 @@
+"""Localization maps in the format of PSA, ACR and S2C: one pickled `<image id>.npy` per image.
+
+A file is `np.save` of a dictionary: class index from 0 without background -> map (H, W). Images without a
+class have an empty one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ribseg.data.io.maps import LocalizationMaps, save_maps
+from ribseg.errors import DataError
+from ribseg.interop.batch import convert_missing, files_in
+from ribseg.interop.folders import maps_of_full
+from ribseg.interop.irn import problem_of_scores
+from ribseg.interop.unpickle import read_pickled_arrays
+
+
+def convert_psa_maps(
+    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool = False
+) -> int:
+    """Turns PSA's `<image id>.npy` files into `<image id>.npz` files; otherwise as `convert_irn_maps`."""
+    source, target = Path(source_dir), Path(target_dir)
+
+    def convert(image_id: str) -> None:
+        save_maps(target / f"{image_id}.npz", read_psa_maps(source / f"{image_id}.npy", num_classes))
+
+    return convert_missing(files_in(source, ".npy"), lambda i: target / f"{i}.npz", convert, progress)
+
+
+def read_psa_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
+    """Reads one of PSA's files; see `ribseg.interop.unpickle` for what is refused.
+
+    Maps at stride 4 are averages over the pixels.
+
+    Raises:
+        DataError: if it is broken, is no file of PSA's, or does not fit the number of classes.
+    """
+    arrays = read_pickled_arrays(path)
+    if not arrays:  # the image's size is not in the file
+        return LocalizationMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), None)
+    problem = _problem(arrays, num_classes)
+    if problem:
+        raise DataError(f"{path} holds no maps of {num_classes} classes: {problem}.")
+    classes = sorted(int(c) for c in arrays)
+    full = np.stack([arrays[c] for c in classes]).astype(np.float32)
+    return maps_of_full(torch.tensor(classes), torch.from_numpy(full).clamp(max=1))
+
+
+def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
+    """What is wrong with a dictionary; empty if nothing is."""
+    classes = [name for name in arrays if isinstance(name, int)]
+    if len(classes) < len(arrays):
+        hint = "; keys, cam and high_res are IRN's layout, irn" if "high_res" in arrays else ""
+        return f"expected class indices, found {sorted(arrays, key=str)[:8]}{hint}"
+    if not 0 <= min(classes) <= max(classes) < num_classes:
+        return f"expected indices in 0..{num_classes - 1} (the first class is 0), found {sorted(classes)[:8]}"
+    shapes = {array.shape for array in arrays.values()}
+    if len(shapes) > 1 or len(min(shapes)) != 2 or 0 in min(shapes):
+        return f"expected maps (height, width) of one size, found {sorted(shapes)}"
+    return problem_of_scores(np.stack(list(arrays.values())), "maps")
