@@ -108,6 +108,8 @@ def get(names, heavy):
     assert not found, (names, found)
 
 get("", "torch pytorch_lightning hydra omegaconf wandb timm")
+import ribseg.cli; ribseg.cli.parser()  # help, and complaints about arguments, come at once
+get("", "torch pytorch_lightning hydra omegaconf wandb timm")
 get("RIB ThresholdSweep GNDRP cam merge_maps", "pytorch_lightning hydra omegaconf wandb timm")
 # timm imports wandb by itself where it is installed.
 get("Classifier load_official_classifier", "pytorch_lightning hydra omegaconf")

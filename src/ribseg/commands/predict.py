@@ -13,27 +13,6 @@ from ribseg.methods.memory import usable_device
 from ribseg.models.segmenter import load_segmenter
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to a parser's commands."""
-    parser = commands.add_parser(
-        "predict",
-        prog="ribseg predict",
-        help="segment images",
-        description="Segments images. Scales, mirror image and CRF are those of the checkpoint unless given.",
-    )
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
-    add("--checkpoint", required=True, type=Path, help="segmenter.safetensors of a segmenter stage")
-    add("--out", required=True, type=Path, help="folder for <image name>.png, palette PNGs of class ids")
-    add("--scales", nargs="+", type=float, help="published: 0.5 0.75 1")
-    add("--flip", action=argparse.BooleanOptionalAction, default=None, help="look at the mirror image, too")
-    add("--crf", action=argparse.BooleanOptionalAction, default=None, help="the published dense CRF, or none")
-    add("--tile", type=int, help="cut images with a longer side than this into tiles")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    add("--quiet", action="store_true", help="no progress bar")
-
-
 def run(options: argparse.Namespace) -> None:
     """Segments the images, and names all that could not be at the end."""
     targets = targets_of(options.images, options.out, ".png")

@@ -97,8 +97,8 @@ class AffinityStage(RefinementStage):
     neutral = (*CROPS, *VIEWS, *NOT_FOR_MAPS)
 
     def required(self, context: Context) -> tuple[str, ...]:
-        """The classifier, whose backbone may be shared, and the labels."""
-        return ("classifier", self.chain.name("affinity_labels"))
+        """The labels; and the classifier where its backbone is taken over."""
+        return (*shared_classifier(context), self.chain.name("affinity_labels"))
 
     def data(self, context: Context) -> str:
         """The training images."""
@@ -137,8 +137,8 @@ class RandomWalkStage(RefinementStage, MapStage):
     scales: ClassVar[tuple[float, ...] | None] = (1.0,)
 
     def required(self, context: Context) -> tuple[str, ...]:
-        """The maps, and the network."""
-        return (self.chain.maps, "classifier", self.chain.name("affinity"))
+        """The maps, and the network; and the classifier where its backbone is taken over."""
+        return (self.chain.maps, *shared_classifier(context), self.chain.name("affinity"))
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """See `RandomWalkModule`."""
@@ -213,6 +213,13 @@ def new_backbone(context: Context) -> Backbone:
     if cfg.weights is not None:
         load_weights(backbone, cfg.weights)
     return backbone
+
+
+def shared_classifier(context: Context) -> tuple[str, ...]:
+    """The classifier's stage if affinities are learnt over its backbone; else nothing."""
+    cfg = context.cfg.affinity
+    shared = takes(cfg.network, "backbone") and cfg.backbone.weights == "classifier"
+    return ("classifier",) if shared else ()
 
 
 def affinity_data(context: Context, labels: Path) -> CropDataModule:
