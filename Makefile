@@ -74,10 +74,11 @@ test-lowest: .venv-lowest/.installed
 OUTSIDE = .venv-package/outside
 INSTALLED = cd $(OUTSIDE) && ../bin/ribseg
 
-test-package: .venv/.installed-dev
+test-package:
 	rm -rf dist .venv-package
-	$(BIN)/python -m build
 	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install build
+	.venv-package/bin/python -m build
 	.venv-package/bin/python -m pip install dist/*.whl
 	mkdir $(OUTSIDE)
 	$(INSTALLED) --version
