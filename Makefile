@@ -1,9 +1,12 @@
-# The commands of the project. Needs Python >= 3.10 and make, nothing else.
+# The commands of the project. Needs Python 3.10 to 3.13 and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help install demo demo-full test test-all lint format clean
+# The oldest Python that is supported, for `make test-lowest`, where it can be run.
+LOWEST_PYTHON ?= $(shell python3.10 --version >/dev/null 2>&1 && echo python3.10 || echo $(PYTHON))
+
+.PHONY: help install demo demo-full test test-all test-lowest test-package coverage lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,12 +15,15 @@ help:
 	@echo "make demo-full the same, through pseudo masks and segmenter"
 	@echo "make test      set-up and the tests, in two processes"
 	@echo "make test-all  the same, with the tests of minutes and gigabytes"
+	@echo "make test-lowest  the tests with the oldest versions that setup.cfg allows; leaves .venv-lowest/"
+	@echo "make test-package  sdist and wheel, and the installed command outside this folder; leaves dist/"
+	@echo "make coverage  the tests, and which lines they run"
 	@echo "make lint      ruff and mypy"
-	@echo "make clean     removes .venv/ and outputs/"
+	@echo "make clean     removes what the others leave: .venv*/, dist/ and outputs/"
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "ribseg needs Python >= 3.10, but $(PYTHON) is $$($(PYTHON) --version). Call: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "ribseg needs Python 3.10 to 3.13, but $(PYTHON) is $$($(PYTHON) --version). Call: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # The stamps make a second call install nothing.
@@ -40,13 +46,43 @@ demo-full: .venv/.installed
 	$(BIN)/python train.py experiment=demo "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]" $(ARGS)
 
 # Two workers, each with one thread: small tensors gain nothing from more.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+RUN_TESTS = -m pytest -n 2 --dist worksteal $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 
 test: .venv/.installed-dev
 	$(PYTEST)
 
 test-all: .venv/.installed-dev
 	$(PYTEST) -m ""
+
+coverage: .venv/.installed-dev
+	$(PYTEST) --cov
+
+# In an environment of its own: the bounds are what setup.cfg says, the rest is what pip finds for them.
+.venv-lowest/.installed: setup.cfg pyproject.toml tools/lowest.py
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python tools/lowest.py > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install -e ".[dev]" -c .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install -e ".[crf]" -c .venv-lowest/lowest.txt || \
+	  echo "pydensecrf2 could not be built; the torch CRF serves"
+	@touch $@
+
+test-lowest: .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(RUN_TESTS)
+
+# The wheel is built from the sdist, so that both are complete, and installed where no source is in reach.
+OUTSIDE = .venv-package/outside
+INSTALLED = cd $(OUTSIDE) && ../bin/ribseg
+
+test-package:
+	rm -rf dist .venv-package
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install build
+	.venv-package/bin/python -m build
+	.venv-package/bin/python -m pip install dist/*.whl
+	mkdir $(OUTSIDE)
+	$(INSTALLED) --version
+	$(INSTALLED) train experiment=demo "run=[classifier,cam,evaluate,report]" $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -58,4 +94,4 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv .venv-lowest .venv-package dist outputs

@@ -105,7 +105,7 @@ def test_a_backbone_is_taken_from_our_own_files(tmp_path, source):
 
 def test_files_of_earlier_versions_are_read(tmp_path):
     """They named the parts of a stem one by one."""
-    network = ribseg.Classifier("test_convnext", 2)
+    network = ribseg.Classifier("convnext_atto", 2)
     state = network.state_dict()
     torch.save(
         {key.replace("stages.0.stem.", "stages.0.stem_"): v for key, v in state.items()}, tmp_path / "c.pt"

@@ -111,7 +111,7 @@ def build_pool(
             f"{error.strerror or error}. {ADVICE}"
         ) from error
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, sizes=sizes)
+    np.savez(buffer, sizes=sizes)
     atomic_write(folder / INDEX, buffer.getvalue())
     return ImagePool(folder)
 

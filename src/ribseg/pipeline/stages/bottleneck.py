@@ -191,7 +191,7 @@ def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None
     maps = np.stack([item.maps.numpy() for item in items])
     buffer = io.BytesIO()
     arrays = {"images": toy.images[: len(maps), 0].numpy(), "regions": toy.regions[: len(maps)].numpy()}
-    np.savez_compressed(buffer, allow_pickle=False, maps=maps.astype(np.float32), **arrays)
+    np.savez_compressed(buffer, maps=maps.astype(np.float32), **arrays)
     atomic_write(path, buffer.getvalue())
 
 
