@@ -1,13 +1,17 @@
 """The wheel: every package and every configuration is in it, and the command works from anywhere."""
 
 import configparser
+import json
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import ribseg
 from ribseg.cli import main
@@ -24,40 +28,97 @@ def test_every_package_is_listed():
     assert set(listed["options"]["packages"].split()) == there | {"ribseg.conf"}
 
 
+SOURCES = ("src", "conf", "docs", "examples", "tests", "tools")
+FILES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "train.py")
+BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+# The public contract, as far as it needs no data.
+CALLS = """
+import numpy, torch, ribseg
+classifier = ribseg.Classifier("resnet10t", num_classes=2, classes=["cat", "dog"])
+classifier.save("classifier.safetensors")
+image = numpy.zeros((40, 56, 3), numpy.uint8)
+rib = ribseg.RIB(ribseg.load("classifier.safetensors"), pooling=ribseg.GNDRP(0.4), steps=2)
+maps = ribseg.localize(image, labels=["dog"], method=rib)
+maps = ribseg.localize(image, [0], "classifier.safetensors", "cam", overrides=["data.scales=[1]"])
+assert maps.mask(0.4).shape == (40, 56)
+maps.plot(image)
+maps.save("maps.npz")
+logits = ribseg.functional.gndrp(torch.rand(1, 2, 4, 4), torch.ones(1, 2))
+assert logits.shape == ribseg.GAP()(torch.rand(1, 2, 4, 4), torch.ones(1, 2)).shape
+sweep = ribseg.ThresholdSweep(num_classes=2, thresholds=torch.linspace(0, 1, 11))
+sweep.update(maps.full, maps.classes, torch.ones(40, 56, dtype=torch.long))
+assert 0 <= sweep.compute()["best_miou"] <= 1
+walked = ribseg.functional.random_walk(maps.strided, torch.zeros(10, 14), radius=2, steps=4)
+assert walked.shape == maps.strided.shape
+print(ribseg.__file__)
+"""
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    """Built from the sdist, so that this is complete, too."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a build leaves files where it runs
-    for name in ("src", "conf"):
+    for name in SOURCES:
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in FILES:
         shutil.copy(ROOT / name, source)
+    called([sys.executable, "-c", BUILD, folder], source)
     options = ["-q", "--no-deps", "--no-build-isolation", "-w", folder]
-    command = [sys.executable, "-m", "pip", "wheel", *options, source]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode and "setuptools" in built.stderr:
-        pytest.skip("building a wheel here needs setuptools and wheel in this environment")
-    assert built.returncode == 0, built.stderr
+    called([sys.executable, "-m", "pip", "wheel", *options, next(folder.glob("*.tar.gz"))], folder)
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_runs_alone(wheel, tmp_path):
-    """Unpacked, in a folder of its own, without the checkout: the configurations come from inside it."""
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder of commands of a fresh environment with the wheel; what it needs comes from this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    # Packages of a folder on the path; the files in it that would put a checkout on the path are not read.
+    (packages / "needed.pth").write_text(sysconfig.get_path("purelib"))
+    python = folder / "bin" / "python"
+    called([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", wheel], folder)
+    return folder / "bin"
+
+
+def called(command, folder):
+    """What a command prints; a failure is one of the test, with what the command says."""
+    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def test_all_files_are_in_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     yaml = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"ribseg/{name}" for name in yaml} <= names
-    assert "ribseg/pipeline/report/templates/report.html" in names
-    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    call = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ribseg.cli import main; main()"
-    command = [sys.executable, "-c", call, str(tmp_path / "installed"), "train", "--cfg", "job"]
-    done = subprocess.run(
-        [*command, "experiment=demo", "rib.steps=7"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "steps: 7" in done.stdout
-    wrong = subprocess.run([*command[:-2]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert {"ribseg/pipeline/report/templates/report.html", "ribseg/py.typed"} <= names
+
+
+@pytest.mark.slow
+def test_the_installed_command_runs_anywhere(installed, tmp_path):
+    command = installed / "ribseg"
+    assert called([command, "--version"], tmp_path).strip() == f"ribseg {ribseg.__version__}"
+    job = called([command, "train", "--cfg", "job", "experiment=demo", "rib.steps=7"], tmp_path)
+    assert "steps: 7" in job
+    wrong = subprocess.run([command, "train"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "choose an experiment: ribseg train experiment=demo|" in wrong.stderr
+    place = called([installed / "python", "-c", CALLS], tmp_path).splitlines()[-1]
+    assert Path(place).is_relative_to(installed.parent)
+    Image.new("RGB", (56, 40)).save(tmp_path / "a.png")
+    words = ["localize", "a.png", "--classifier", "classifier.safetensors", "--labels", "dog", "--steps"]
+    assert "1 images localized" in called([command, *words, "--set", "rib.steps=2"], tmp_path)
+
+
+@pytest.mark.nightly
+def test_the_installed_demo(installed, tmp_path):
+    """The main job, from the wheel alone."""
+    called([installed / "ribseg", "train", "experiment=demo"], tmp_path)
+    (results,) = tmp_path.glob("outputs/runs/demo/*/results.json")
+    assert json.loads(results.read_text())["localization"]["rib"]["best_miou"] > 0.4
 
 
 def test_the_command_says_its_version_and_commands(capsys):

@@ -1,7 +1,7 @@
 """The command `ribseg`: trains, localizes, checks data, segments images, converts maps, masks and labels.
 
-`python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`. Only the
-chosen command's module is imported, so that help and complaints about arguments come at once.
+`python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`. Only
+the chosen command's module is imported, so that help, and complaints about arguments, come at once.
 """
 
 import argparse
