@@ -190,8 +190,8 @@ def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None
     """Images (E, H, W), regions (E, R, H, W) and gradient maps (E, 2, L + 1, H, W) for the figure."""
     maps = np.stack([item.maps.numpy() for item in items])
     buffer = io.BytesIO()
-    arrays = {"images": toy.images[: len(maps), 0].numpy(), "regions": toy.regions[: len(maps)].numpy()}
-    np.savez_compressed(buffer, maps=maps.astype(np.float32), **arrays)
+    images, regions = toy.images[: len(maps), 0].numpy(), toy.regions[: len(maps)].numpy()
+    np.savez_compressed(buffer, maps=maps.astype(np.float32), images=images, regions=regions)
     atomic_write(path, buffer.getvalue())
 
 
