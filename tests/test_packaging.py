@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,7 +86,9 @@ def installed(wheel, tmp_path_factory):
 
 def called(command, folder):
     """What a command prints; a failure is one of the test, with what the command says."""
-    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False)
+    words = list(map(str, command))
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=folder, env=outside, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 

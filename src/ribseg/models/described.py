@@ -45,7 +45,8 @@ def write_described(path: str | Path, description: Mapping[str, Any], state: Map
         ) from error
     # Copies: safetensors refuses tensors that share memory or lie otherwise than their shape says.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    atomic_write(path, save(tensors, metadata={"format": "pt", HEADER: header}))
+    # One entry alone: safetensors writes several in any order.
+    atomic_write(path, save(tensors, metadata={HEADER: header}))
 
 
 def read_description(path: str | Path) -> dict[str, Any] | None:
