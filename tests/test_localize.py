@@ -198,6 +198,7 @@ def test_masks_of_more_classes_than_8_bit_can_name():
     few = ribseg.LocalizationMaps(torch.tensor([3, 7]), full, full, (1, 2), num_classes=20)
     assert few.mask(0.5).tolist() == [[4, 8]]
     assert few.mask(0.85).tolist() == [[4, 0]]
+    assert repr(few) == "LocalizationMaps(3, 7; 1 x 2 pixels)"
 
 
 def test_pictures(image, classifier):

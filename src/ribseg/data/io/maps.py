@@ -35,7 +35,9 @@ _BROKEN = (
 )  # fmt: skip
 
 
-@dataclass(eq=False)  # not frozen: Trainer.predict moves what it returns to the CPU field by field
+@dataclass(
+    eq=False, repr=False
+)  # not frozen: Trainer.predict moves what it returns to the CPU field by field
 class LocalizationMaps:
     """Normalised localization maps of one image.
 
@@ -54,6 +56,12 @@ class LocalizationMaps:
     size: tuple[int, int] | None = None
     names: tuple[str, ...] = ()
     num_classes: int | None = None
+
+    def __repr__(self) -> str:
+        """Classes and size; the values would fill pages."""
+        names = self.names or tuple(map(str, self.classes.tolist()))
+        size = "unknown size" if self.size is None else "{} x {} pixels".format(*self.size)
+        return f"{type(self).__name__}({', '.join(names) or 'no class'}; {size})"
 
     @property
     def labels(self) -> Tensor:
