@@ -1,10 +1,13 @@
 """Pooling against the released rule, one class at a time."""
 
+import math
+
 import pytest
 import torch
 
 import ribseg
-from ribseg.functional import gap, gndrp
+from ribseg.functional import gap, generalized_mean, global_max, gndrp, log_sum_exp, top_k
+from ribseg.methods.pooling import APART, GeneralizedMean, GlobalMax, LogSumExp, TopK
 
 
 def released_pooling(maps, labels, threshold, classes=None):
@@ -105,3 +108,57 @@ def test_bad_shapes_are_named():
         gap(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"\(1, 2\)"):
         gndrp(torch.ones(1, 2, 3, 3), torch.ones(1, 3))
+
+
+def one_at_a_time(maps, pool):
+    """A rule applied to the values of one class of one row after the other, as a list of numbers."""
+    rows, channels = maps.shape[:2]
+    pooled = [[pool(maps[n, c].flatten().tolist()) for c in range(channels)] for n in range(rows)]
+    return torch.tensor(pooled, dtype=maps.dtype)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+SLOW = {
+    GlobalMax(): max,
+    LogSumExp(2.0): lambda values: math.log(mean([math.exp(2 * x) for x in values])) / 2,
+    TopK(0.3): lambda values: mean(sorted(values)[-round(0.3 * len(values)) :]),
+    GeneralizedMean(3.0): lambda values: mean([max(x, 1e-6) ** 3 for x in values]) ** (1 / 3),
+}
+
+
+@pytest.mark.parametrize("pooling", SLOW, ids=repr)
+def test_the_others_equal_their_slow_loops(maps, labels, pooling):
+    torch.testing.assert_close(pooling(maps, labels), one_at_a_time(maps, SLOW[pooling]))
+
+
+def test_the_others_lie_between_mean_and_maximum(maps):
+    positive = maps.exp()
+    for pooled in (log_sum_exp(positive), top_k(positive), generalized_mean(positive)):
+        assert (gap(positive) <= pooled).all()
+        assert (pooled <= global_max(positive)).all()
+    torch.testing.assert_close(log_sum_exp(positive, 1e-6), gap(positive), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(top_k(positive, 1.0), gap(positive))
+    torch.testing.assert_close(top_k(positive, 1e-9), global_max(positive))
+    torch.testing.assert_close(generalized_mean(positive, 1.0), gap(positive))
+
+
+def test_large_values_stay_finite():
+    assert log_sum_exp(torch.full((1, 1, 2, 2), 1e4)) == 1e4
+    assert generalized_mean(torch.full((1, 1, 2, 2), -1.0)) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("pooling", [kind() for kind in APART], ids=repr)
+def test_each_class_is_pooled_without_the_others(maps, labels, pooling):
+    """What `APART` promises, and with it that references may be left out where the head alone learns."""
+    changed = maps.clone()
+    changed[:, 1:] += 1
+    assert torch.equal(pooling(maps, labels)[:, 0], pooling(changed, labels)[:, 0])
+
+
+@pytest.mark.parametrize("kind", [LogSumExp, TopK, GeneralizedMean])
+def test_their_arguments_have_ranges(kind):
+    with pytest.raises(ValueError, match="expected a number > 0"):
+        kind(0)

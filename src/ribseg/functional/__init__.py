@@ -12,7 +12,7 @@ from ribseg.functional.dense_crf import dense_crf
 from ribseg.functional.evaluation import Scores, scores, threshold_histogram
 from ribseg.functional.irn import AffinityLosses, affinity_losses
 from ribseg.functional.pixel_adaptive import pixel_adaptive
-from ribseg.functional.pooling import gap, gndrp
+from ribseg.functional.pooling import gap, generalized_mean, global_max, gndrp, log_sum_exp, top_k
 from ribseg.functional.psa import feature_affinity_losses
 from ribseg.functional.random_walk import feature_random_walk, random_walk
 from ribseg.functional.saliency import labels_with_saliency
@@ -29,8 +29,11 @@ __all__ = [
     "feature_affinity_losses",
     "feature_random_walk",
     "gap",
+    "generalized_mean",
+    "global_max",
     "gndrp",
     "labels_with_saliency",
+    "log_sum_exp",
     "merge_mirrored",
     "normalize",
     "otsu",
@@ -40,4 +43,5 @@ __all__ = [
     "score_histogram",
     "scores",
     "threshold_histogram",
+    "top_k",
 ]

@@ -1,5 +1,9 @@
-"""Pooling of class maps to logits: GAP and GNDRP (RIB paper, section 4.2; docs/method.md, section 3.1)."""
+"""Pooling of class maps to logits: GAP and GNDRP (RIB paper, section 4.2; docs/method.md, section 3.1).
 
+The other poolings are for ablations; none of them is in the paper.
+"""
+
+import math
 from typing import Literal, get_args
 
 import torch
@@ -105,3 +109,56 @@ def check_gndrp_arguments(
     check_choice("divisor", divisor, get_args(Divisor))
     check_choice("rule", rule, get_args(Rule))
     check_number("num_masked_classes", num_masked_classes, low=0, whole=True, words=(None,))
+
+
+def global_max(maps: Tensor) -> Tensor:
+    """Global max pooling (Oquab et al., CVPR 2015): (N, C, h, w) class maps -> (N, C) logits."""
+    _check_maps(maps)
+    return maps.flatten(2).amax(-1)
+
+
+def log_sum_exp(maps: Tensor, sharpness: float = 5.0) -> Tensor:
+    """Log-sum-exp pooling, between the mean and the maximum (Pinheiro and Collobert, CVPR 2015).
+
+    Args:
+        maps: (N, C, h, w) class maps.
+        sharpness: r > 0 in `log(mean(exp(r x))) / r`; towards 0 it is the mean, towards infinity the maximum.
+
+    Returns:
+        (N, C) logits.
+    """
+    _check_maps(maps)
+    check_number("sharpness", sharpness, above=0)
+    flat = maps.flatten(2)
+    return ((sharpness * flat).logsumexp(-1) - math.log(flat.shape[-1])) / sharpness
+
+
+def top_k(maps: Tensor, share: float = 0.2) -> Tensor:
+    """The mean of the highest values (as in WELDON, Durand et al., CVPR 2016).
+
+    Args:
+        maps: (N, C, h, w) class maps.
+        share: of the locations, in (0, 1]; at least one counts.
+
+    Returns:
+        (N, C) logits.
+    """
+    _check_maps(maps)
+    check_number("share", share, high=1, above=0)
+    flat = maps.flatten(2)
+    return flat.topk(max(1, round(share * flat.shape[-1]))).values.mean(-1)
+
+
+def generalized_mean(maps: Tensor, power: float = 3.0) -> Tensor:
+    """Generalized-mean pooling of the rectified maps, GeM (Radenovic et al., TPAMI 2019).
+
+    Args:
+        maps: (N, C, h, w) class maps; values below 1e-6 count as 1e-6 and get no gradient.
+        power: p > 0 in `mean(x^p)^(1/p)`; 1 is the mean, towards infinity it is the maximum.
+
+    Returns:
+        (N, C) logits, positive.
+    """
+    _check_maps(maps)
+    check_number("power", power, above=0)
+    return maps.flatten(2).clamp(min=1e-6).pow(power).mean(-1).pow(1 / power)

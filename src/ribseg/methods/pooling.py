@@ -1,11 +1,22 @@
-"""GAP and GNDRP as small callables, so that a pooling can be handed to RIB and named in a config."""
+"""Poolings as small callables, so that one can be handed to RIB and named in a configuration."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
+from ribseg.checks import check_number
 from ribseg.functional.activations import last_activation
-from ribseg.functional.pooling import Divisor, Rule, check_gndrp_arguments, gap, gndrp
+from ribseg.functional.pooling import (
+    Divisor,
+    Rule,
+    check_gndrp_arguments,
+    gap,
+    generalized_mean,
+    global_max,
+    gndrp,
+    log_sum_exp,
+    top_k,
+)
 
 
 class GAP:
@@ -82,3 +93,84 @@ class Activated:
 
     def __repr__(self) -> str:
         return f"Activated({self.pooling!r}, {self.name!r})"
+
+
+class GlobalMax:
+    """Global max pooling; see `ribseg.functional.global_max`."""
+
+    def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(N, C, h, w) class maps -> (N, C) logits."""
+        return global_max(maps)
+
+    def __repr__(self) -> str:
+        return "GlobalMax()"
+
+
+class LogSumExp:
+    """Log-sum-exp pooling; see `ribseg.functional.log_sum_exp`.
+
+    Args:
+        sharpness: r > 0.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+
+    def __init__(self, sharpness: float = 5.0) -> None:
+        check_number("sharpness", sharpness, above=0)
+        self.sharpness = sharpness
+
+    def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(N, C, h, w) class maps -> (N, C) logits."""
+        return log_sum_exp(maps, self.sharpness)
+
+    def __repr__(self) -> str:
+        return f"LogSumExp(sharpness={self.sharpness!r})"
+
+
+class TopK:
+    """The mean of the highest values; see `ribseg.functional.top_k`.
+
+    Args:
+        share: of the locations, in (0, 1].
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+
+    def __init__(self, share: float = 0.2) -> None:
+        check_number("share", share, high=1, above=0)
+        self.share = share
+
+    def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(N, C, h, w) class maps -> (N, C) logits."""
+        return top_k(maps, self.share)
+
+    def __repr__(self) -> str:
+        return f"TopK(share={self.share!r})"
+
+
+class GeneralizedMean:
+    """Generalized-mean pooling; see `ribseg.functional.generalized_mean`.
+
+    Args:
+        power: p > 0.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+
+    def __init__(self, power: float = 3.0) -> None:
+        check_number("power", power, above=0)
+        self.power = power
+
+    def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(N, C, h, w) class maps -> (N, C) logits."""
+        return generalized_mean(maps, self.power)
+
+    def __repr__(self) -> str:
+        return f"GeneralizedMean(power={self.power!r})"
+
+
+# Ours, each of which pools a class without looking at the others; what one brings oneself may mix them.
+APART = (GAP, GNDRP, GlobalMax, LogSumExp, TopK, GeneralizedMean)

@@ -19,7 +19,7 @@ from ribseg.functional.state import autocast_without_cache, evaluating, restored
 from ribseg.methods.cam import cam, check_views, head_of, present_classes
 from ribseg.methods.memory import memory_errors
 from ribseg.methods.partition import partition
-from ribseg.methods.pooling import GAP, GNDRP
+from ribseg.methods.pooling import APART
 from ribseg.methods.presets import PRESETS
 from ribseg.methods.stops import area_exceeded, margin_reached, measure, not_finite, steps_taken
 from ribseg.types import Adaptation, AdaptationStep, Preset, Stop, Trainable, ViewMaps
@@ -325,7 +325,7 @@ class RIB:
         So it is where only the head learns, our loss looks at the target classes of a row, and our pooling at
         one class at a time. What one brings oneself may mix the classes.
         """
-        return trainable == "head" and loss is None and type(self.pooling) in (GAP, GNDRP)
+        return trainable == "head" and loss is None and type(self.pooling) in APART
 
     @property
     def has_stop_rule(self) -> bool:
