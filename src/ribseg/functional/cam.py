@@ -73,6 +73,13 @@ def active_area(maps: Tensor, threshold: float = 0.3) -> Tensor:
     return torch.where(torch.isfinite(normalized).all(), area, area.new_full((), float("nan")))
 
 
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes (K, h, w) maps to (K, *size) bilinearly; K may be 0."""
+    if len(maps) == 0:
+        return maps.new_zeros(0, *size)  # interpolate refuses tensors without elements
+    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+
+
 def resize_and_sum(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Resizes maps of several scales to one size (bilinear) and adds them.
 
@@ -83,10 +90,7 @@ def resize_and_sum(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     Returns:
         (K, h, w).
     """
-    if maps[0].shape[0] == 0:
-        return maps[0].new_zeros(0, *size)  # interpolate refuses tensors without elements
-    resized = [F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in maps]
-    return torch.stack(resized).sum(0)
+    return torch.stack([resize(scale, size) for scale in maps]).sum(0)
 
 
 def argmax_labels(maps: Tensor, classes: Tensor, threshold: float) -> Tensor:

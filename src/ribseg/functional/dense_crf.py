@@ -8,7 +8,9 @@ smoothness term of places, and an appearance term of places and colours.
 
 import importlib
 import importlib.util
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,14 +25,35 @@ TINY = 1e-20
 SMALLEST_PROBABILITY = 1e-5  # as in pydensecrf's own unaries
 
 
-class Potentials(NamedTuple):
-    """The pairwise terms: standard deviations in pixels (sxy) and gray levels (srgb), and their weights."""
+@dataclass(frozen=True)
+class CRFSettings:
+    """Settings of `dense_crf`, described there.
 
-    gaussian_sxy: float
-    gaussian_compat: float
-    bilateral_sxy: float
-    bilateral_srgb: float
-    bilateral_compat: float
+    Raises:
+        ConfigError: one is out of range.
+    """
+
+    iterations: int = 10
+    gt_prob: float = 0.7
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
+    bilateral_sxy: float = 50.0
+    bilateral_srgb: float = 5.0
+    bilateral_compat: float = 10.0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_number("iterations", self.iterations, low=0, whole=True)
+        check_number("gt_prob", self.gt_prob, above=0, below=1)
+        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("gaussian_compat", "bilateral_compat"):
+            check_number(name, getattr(self, name), low=0)
+        check_choice("backend", self.backend, get_args(Backend))
+
+
+check_dense_crf: Callable[..., Any] = CRFSettings
+"""Raises a ConfigError for a setting out of range, a TypeError for an unknown name."""
 
 
 def dense_crf(
@@ -80,27 +103,20 @@ def dense_crf(
     given = torch.as_tensor(labels_or_probabilities)
     pixels = torch.as_tensor(image)
     _check(pixels, given)
-    check_dense_crf(
-        iterations=iterations,
-        gt_prob=gt_prob,
-        gaussian_sxy=gaussian_sxy,
-        gaussian_compat=gaussian_compat,
-        bilateral_sxy=bilateral_sxy,
-        bilateral_srgb=bilateral_srgb,
-        bilateral_compat=bilateral_compat,
-        backend=backend,
-    )
-    potentials = Potentials(gaussian_sxy, gaussian_compat, bilateral_sxy, bilateral_srgb, bilateral_compat)
+    settings = CRFSettings(
+        iterations, gt_prob, gaussian_sxy, gaussian_compat, bilateral_sxy, bilateral_srgb, bilateral_compat,
+        backend,
+    )  # fmt: skip
     if backend == "auto":
         built = importlib.util.find_spec("pydensecrf") is not None
         backend = "pydensecrf" if built and given.device.type == "cpu" else "torch"
     infer = _infer_pydensecrf if backend == "pydensecrf" else _infer_torch
     if given.ndim == 3:
         unary = -given.to(torch.float32).clamp(SMALLEST_PROBABILITY, 1).log()
-        refined = infer(pixels, unary, potentials, iterations)
+        refined = infer(pixels, unary, settings)
     else:
         names, unary = _unary_from_labels(given, gt_prob, num_labels, ignore_index)
-        posterior = infer(pixels, unary, potentials, iterations)
+        posterior = infer(pixels, unary, settings)
         refined = names[posterior.argmax(0)].to(given.dtype)
     if isinstance(labels_or_probabilities, np.ndarray):
         return refined.cpu().numpy()
@@ -125,31 +141,6 @@ def _check(image: Tensor, given: Tensor) -> None:
         )
 
 
-def check_dense_crf(
-    *,
-    iterations: int = 10,
-    gt_prob: float = 0.7,
-    gaussian_sxy: float = 3.0,
-    gaussian_compat: float = 3.0,
-    bilateral_sxy: float = 50.0,
-    bilateral_srgb: float = 5.0,
-    bilateral_compat: float = 10.0,
-    backend: str = "auto",
-) -> None:
-    """Raises a ConfigError unless the settings of `dense_crf` are in range."""
-    check_number("iterations", iterations, low=0, whole=True)
-    check_number("gt_prob", gt_prob, above=0, below=1)
-    for name, deviation in (
-        ("gaussian_sxy", gaussian_sxy),
-        ("bilateral_sxy", bilateral_sxy),
-        ("bilateral_srgb", bilateral_srgb),
-    ):
-        check_number(name, deviation, above=0)
-    check_number("gaussian_compat", gaussian_compat, low=0)
-    check_number("bilateral_compat", bilateral_compat, low=0)
-    check_choice("backend", backend, get_args(Backend))
-
-
 def _unary_from_labels(
     labels: Tensor, gt_prob: float, num_labels: int | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
@@ -172,23 +163,23 @@ def _unary_from_labels(
     return names, -torch.where(known, trust, 1 / count).log()
 
 
-def _infer_pydensecrf(image: Tensor, unary: Tensor, potentials: Potentials, iterations: int) -> Tensor:
+def _infer_pydensecrf(image: Tensor, unary: Tensor, settings: CRFSettings) -> Tensor:
     densecrf = _import_pydensecrf()
     count, height, width = unary.shape
     if count == 1:
         return torch.ones_like(unary)
     field = densecrf.DenseCRF2D(width, height, count)
     field.setUnaryEnergy(np.ascontiguousarray(unary.cpu().numpy()).reshape(count, -1))
-    if potentials.gaussian_compat:
-        field.addPairwiseGaussian(sxy=potentials.gaussian_sxy, compat=potentials.gaussian_compat)
-    if potentials.bilateral_compat:
+    if settings.gaussian_compat:
+        field.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_compat)
+    if settings.bilateral_compat:
         field.addPairwiseBilateral(
-            sxy=potentials.bilateral_sxy,
-            srgb=potentials.bilateral_srgb,
+            sxy=settings.bilateral_sxy,
+            srgb=settings.bilateral_srgb,
             rgbim=np.array(image.cpu().numpy(), order="C"),
-            compat=potentials.bilateral_compat,
+            compat=settings.bilateral_compat,
         )
-    posterior = np.array(field.inference(iterations), dtype=np.float32)
+    posterior = np.array(field.inference(settings.iterations), dtype=np.float32)
     return torch.from_numpy(posterior).view(unary.shape)
 
 
@@ -203,15 +194,15 @@ def _import_pydensecrf() -> Any:
     return densecrf
 
 
-def _infer_torch(image: Tensor, unary: Tensor, potentials: Potentials, iterations: int) -> Tensor:
+def _infer_torch(image: Tensor, unary: Tensor, settings: CRFSettings) -> Tensor:
     count = len(unary)
     energy = unary.flatten(1).T.contiguous()  # (n, K)
     filters = [
         (weight, lattice, _normalizer(lattice, energy))
-        for weight, lattice in _lattices(image.to(unary.device), potentials)
+        for weight, lattice in _lattices(image.to(unary.device), settings)
     ]
     posterior = torch.softmax(-energy, 1)
-    for _ in range(iterations if count > 1 else 0):
+    for _ in range(settings.iterations if count > 1 else 0):
         logits = -energy
         for weight, lattice, normalizer in filters:
             logits = logits + weight * normalizer * lattice(normalizer * posterior)
@@ -219,17 +210,17 @@ def _infer_torch(image: Tensor, unary: Tensor, potentials: Potentials, iteration
     return posterior.T.reshape(unary.shape)
 
 
-def _lattices(image: Tensor, potentials: Potentials) -> list[tuple[float, PermutohedralLattice]]:
+def _lattices(image: Tensor, settings: CRFSettings) -> list[tuple[float, PermutohedralLattice]]:
     """(weight, filter) of the two terms, those of weight zero left out."""
     height, width = image.shape[:2]
     rows = torch.arange(height, device=image.device).repeat_interleave(width)
     columns = torch.arange(width, device=image.device).repeat(height)
     places = torch.stack([columns, rows], 1).to(torch.float32)
-    colours = image.reshape(-1, 3).to(torch.float32) / potentials.bilateral_srgb
-    appearance = torch.cat([places / potentials.bilateral_sxy, colours], 1)
+    colours = image.reshape(-1, 3).to(torch.float32) / settings.bilateral_srgb
+    appearance = torch.cat([places / settings.bilateral_sxy, colours], 1)
     terms = [
-        (potentials.gaussian_compat, places / potentials.gaussian_sxy),
-        (potentials.bilateral_compat, appearance),
+        (settings.gaussian_compat, places / settings.gaussian_sxy),
+        (settings.bilateral_compat, appearance),
     ]
     return [(weight, PermutohedralLattice(features)) for weight, features in terms if weight]
 

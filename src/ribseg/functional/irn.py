@@ -176,11 +176,11 @@ def affinity_losses(
     difference = _pair_displacement(displacement, offsets, radius)
     distance = (difference - target * kinds.foreground[:, None]).abs().mean(1)
     return AffinityLosses(
-        _mean(loss, kinds.background),
-        _mean(loss, kinds.foreground),
-        _mean(loss, kinds.negative),
-        _mean(distance, kinds.foreground),
-        _mean(distance, kinds.background),
+        masked_mean(loss, kinds.background),
+        masked_mean(loss, kinds.foreground),
+        masked_mean(loss, kinds.negative),
+        masked_mean(distance, kinds.foreground),
+        masked_mean(distance, kinds.background),
     )
 
 
@@ -190,5 +190,6 @@ def _pair_displacement(displacement: Tensor, offsets: Sequence[Offset], radius: 
     return shifted(displacement, (0, 0), radius)[:, :, None] - second
 
 
-def _mean(loss: Tensor, chosen: Tensor) -> Tensor:
-    return (loss * chosen).sum() / (chosen.sum() + EPS)
+def masked_mean(loss: Tensor, mask: Tensor) -> Tensor:
+    """Scalar mean of a loss over a mask of the same shape; zero where the mask is empty."""
+    return (loss * mask).sum() / (mask.sum() + EPS)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ribseg.functional.irn import EPS, neighbour_offsets, pair_labels, shifted
+from ribseg.functional.irn import EPS, masked_mean, neighbour_offsets, pair_labels, shifted
 
 
 class FeatureAffinityLosses(NamedTuple):
@@ -70,13 +70,9 @@ def feature_affinity_losses(
         )
     affinity = feature_affinity(features, radius)
     kinds = pair_labels(labels, radius, ignore_index)
-
-    def mean(loss: Tensor, chosen: Tensor) -> Tensor:
-        return (loss * chosen).sum() / (chosen.sum() + EPS)
-
-    alike = -torch.log(affinity + EPS)
+    positive = -torch.log(affinity + EPS)
     return FeatureAffinityLosses(
-        mean(alike, kinds.background),
-        mean(alike, kinds.foreground),
-        mean(-torch.log(1 - affinity + EPS), kinds.negative),
+        masked_mean(positive, kinds.background),
+        masked_mean(positive, kinds.foreground),
+        masked_mean(-torch.log(1 - affinity + EPS), kinds.negative),
     )

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
+from ribseg.functional.cam import resize
 from ribseg.functional.evaluation import TENTHS, coverage_histogram, threshold_histogram
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores, sweep_of
@@ -170,31 +170,38 @@ class MapEvaluator:
         sweep = self.sweep()
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
         unsupervised = self.unsupervised_threshold()
-        result: dict[str, Any] = {
+        shown = round(float(sweep["best_threshold"]), 6) if fixed_threshold is None else fixed_threshold
+        return {
             "best_miou": float(sweep["best_miou"]),
             "best_threshold": round(float(sweep["best_threshold"]), 6),
             "precision": float(sweep["precision"][best]),
             "recall": float(sweep["recall"][best]),
             "iou": known(sweep["iou"][best]),
             "images": len(self._entries),
-            "miou_at_fixed": None,
-            "iou_at_fixed": None,
-            "fixed_threshold": fixed_threshold,
-            "interval_at_fixed": None,
+            **self._fixed_summary(fixed_threshold, resamples, seed),
             "unsupervised_threshold": unsupervised,
-            "miou_unsupervised": None,
+            "miou_unsupervised": None if unsupervised is None else self._miou(unsupervised),
+            "coverage": self.coverage(shown),
+            "by_number_of_classes": self.by_number_of_classes(shown),
         }
-        shown = result["best_threshold"] if fixed_threshold is None else fixed_threshold
-        result["coverage"] = self.coverage(shown)
-        result["by_number_of_classes"] = self.by_number_of_classes(shown)
-        if unsupervised is not None:
-            result["miou_unsupervised"] = float(pooled_scores(self.counts(unsupervised)).miou)
-        if fixed_threshold is not None:
-            counts = self.counts(fixed_threshold)
-            pooled = pooled_scores(counts)
-            result["miou_at_fixed"], result["iou_at_fixed"] = float(pooled.miou), known(pooled.iou)
-            result["interval_at_fixed"] = interval(bootstrap_miou(counts, resamples, seed))
-        return result
+
+    def _fixed_summary(self, threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
+        """The part of `summary` at the fixed threshold; None for all values without one."""
+        miou, iou, bounds = None, None, None
+        if threshold is not None:
+            counts = self.counts(threshold)
+            scores = pooled_scores(counts)
+            miou, iou = float(scores.miou), known(scores.iou)
+            bounds = interval(bootstrap_miou(counts, resamples, seed))
+        return {
+            "miou_at_fixed": miou,
+            "iou_at_fixed": iou,
+            "fixed_threshold": threshold,
+            "interval_at_fixed": bounds,
+        }
+
+    def _miou(self, threshold: float) -> float:
+        return float(pooled_scores(self.counts(threshold)).miou)
 
 
 def known(values: Tensor) -> list[float | None]:
@@ -213,6 +220,4 @@ def full_size(maps: LocalizationMaps, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"the maps belong to an image of {known} pixels, but are asked for with {size}")
     if maps.full is not None:
         return maps.full
-    if maps.strided.shape[0] == 0:
-        return maps.strided.new_zeros(0, *size)
-    return F.interpolate(maps.strided[None], size, mode="bilinear", align_corners=False)[0]
+    return resize(maps.strided, size)

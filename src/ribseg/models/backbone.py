@@ -85,6 +85,24 @@ class Backbone(nn.Module):
         return images
 
 
+class FrozenBackboneNetwork(nn.Module):
+    """A network over a backbone that does not learn and stays in evaluation mode.
+
+    Args:
+        backbone: with its weights; frozen in place.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "FrozenBackboneNetwork":
+        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+
 def trial_image(backbone: Backbone) -> Tensor:
     """(1, 3, 64, 64) zeros, to see what the stages make of them."""
     return trial_images(backbone)

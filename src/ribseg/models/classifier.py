@@ -73,17 +73,12 @@ class Classifier(nn.Module):
         check_switch("pretrained", pretrained)
         check_switch("atrous", atrous)
         check_choice("freeze", freeze, get_args(Freeze))
-        if classes is not None and len(classes) != num_classes:
-            raise ConfigError(f"expected {num_classes} names, as num_classes says, got {len(classes)}")
+        self.classes = _class_names(classes, num_classes)
         self.num_classes, self.freeze = num_classes, freeze
         self.settings: dict[str, Any] = {
-            "num_classes": num_classes,
-            "backbone": backbone,
-            "output_stride": output_stride,
-            "atrous": atrous,
-            "freeze": freeze,
-            "backbone_kwargs": dict(backbone_kwargs or {}),
-        }
+            "num_classes": num_classes, "backbone": backbone, "output_stride": output_stride,
+            "atrous": atrous, "freeze": freeze, "backbone_kwargs": dict(backbone_kwargs or {}),
+        }  # fmt: skip
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous, backbone_kwargs)
         if weights is not None:
             load_weights(self.backbone, weights)
@@ -91,7 +86,6 @@ class Classifier(nn.Module):
         if freeze == "published":
             # The trunk is detached, so its weights never get a gradient; said here for optimizers and DDP.
             self.backbone.stages[0].requires_grad_(False)
-        self.classes = None if classes is None else tuple(map(str, classes))
         known = self.backbone.pretrained_cfg
         self.mean: Channels = three(mean or known.get("mean") or IMAGENET_MEAN)
         self.std: Channels = three(std or known.get("std") or IMAGENET_STD)
@@ -159,6 +153,14 @@ class Classifier(nn.Module):
         """The parameters that learn: (backbone, head); the head has its own, higher rate."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         return backbone, list(self.head.parameters())
+
+
+def _class_names(classes: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    if len(classes) != num_classes:
+        raise ConfigError(f"expected {num_classes} names, as num_classes says, got {len(classes)}")
+    return tuple(map(str, classes))
 
 
 def described(

@@ -52,7 +52,49 @@ def _branch(in_channels: int, num_classes: int, dilation: int) -> nn.Conv2d:
     return layer
 
 
-class DeepLabV2(nn.Module):
+class SegmenterNetwork(nn.Module):
+    """A segmenter network whose BatchNorm layers can be frozen.
+
+    Args:
+        num_classes: C + 1, with background.
+        norm: see `DeepLabV2`.
+
+    Attributes:
+        settings: arguments that build an equal network, without its weights.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    settings: dict[str, Any]
+
+    def __init__(self, num_classes: int, norm: Norm) -> None:
+        super().__init__()
+        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        check_choice("norm", norm, get_args(Norm))
+        self.num_classes, self.norm = num_classes, norm
+
+    def freezable(self) -> nn.Module:
+        """The part whose BatchNorm layers are frozen with norm="frozen"."""
+        return self
+
+    def freeze_batch_norm(self) -> None:
+        """With norm="frozen", stops the BatchNorm layers from learning; call it when the network is built."""
+        if self.norm == "frozen":
+            set_batch_norm_eval(self.freezable())
+            for layer in self.freezable().modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SegmenterNetwork":
+        """As `nn.Module.train`, but frozen BatchNorm layers stay in evaluation mode."""
+        super().train(mode)
+        if self.norm == "frozen":
+            set_batch_norm_eval(self.freezable())
+        return self
+
+
+class DeepLabV2(SegmenterNetwork):
     """An atrous CNN with an ASPP head.
 
     The last stages are dilated, not strided. Their first 3x3 convolution keeps the dilation of the stage
@@ -94,37 +136,22 @@ class DeepLabV2(nn.Module):
         norm: Norm = "frozen",
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        super().__init__(num_classes, norm)
         check_switch("pretrained", pretrained)
         check_numbers("dilations", dilations, low=1, whole=True)
-        check_norm(norm)
-        self.num_classes, self.norm = num_classes, norm
-        self.settings: dict[str, Any] = {
-            "num_classes": num_classes,
-            "backbone": backbone,
-            "output_stride": output_stride,
-            "dilations": list(dilations),
-            "norm": norm,
-            "backbone_kwargs": dict(backbone_kwargs or {}),
-        }
+        self.settings = {
+            "num_classes": num_classes, "backbone": backbone, "output_stride": output_stride,
+            "dilations": list(dilations), "norm": norm, "backbone_kwargs": dict(backbone_kwargs or {}),
+        }  # fmt: skip
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous=True, kwargs=backbone_kwargs)
         if weights is not None:
             load_weights(self.backbone, weights)
         self.head = ASPP(self.backbone.num_features, num_classes, dilations)
-        if norm == "frozen":
-            freeze_batch_norm(self)
+        self.freeze_batch_norm()
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, h, w) logits at the output stride."""
         return self.head(self.backbone(images))
-
-    def train(self, mode: bool = True) -> "DeepLabV2":
-        """As `nn.Module.train`, but frozen BatchNorm stays frozen."""
-        super().train(mode)
-        if self.norm == "frozen":
-            set_batch_norm_eval(self)
-        return self
 
     def parameter_groups(self) -> ParameterGroups:
         """The parameters that learn."""
@@ -139,16 +166,3 @@ def split_parameters(backbone: nn.Module, *heads: nn.Module) -> ParameterGroups:
         [parameter for name, parameter in named if not name.endswith("bias")],
         [parameter for name, parameter in named if name.endswith("bias")],
     )
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Stops BatchNorm layers from learning; after each `train()` call `set_batch_norm_eval`, too."""
-    set_batch_norm_eval(module)
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.requires_grad_(False)
-
-
-def check_norm(norm: str) -> None:
-    """Raises a ConfigError if it is no `Norm`."""
-    check_choice("norm", norm, get_args(Norm))

@@ -5,7 +5,8 @@ safetensors holds numbers alone. Other programs read it as any safetensors file.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,39 @@ def read_description(path: str | Path) -> dict[str, Any] | None:
             f"{LAYOUT}); was it written by a later version of ribseg?"
         )
     return content
+
+
+def check_architecture(path: str | Path, kind: str, found: Any, known: Sequence[str]) -> None:
+    """Raises a ConfigError unless a file's architecture is one of the known ones.
+
+    Args:
+        path: of the file.
+        kind: "classifier" or "segmenter".
+        found: the architecture in the file.
+        known: those that this version can build.
+    """
+    if found not in known:
+        raise ConfigError(
+            f"{path} holds a {kind} of the unknown architecture {found!r}; this version knows "
+            f"{', '.join(known)}"
+        )
+
+
+@contextmanager
+def build_errors(path: str | Path, settings: Any) -> Iterator[None]:
+    """Turns errors inside into a ConfigError: the network cannot be built from a file's description.
+
+    Args:
+        path: of the file.
+        settings: of the network, as the file gives them.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+        raise ConfigError(
+            f"the weights in {path} do not fit their own settings {settings}; was the file written by "
+            f"another version? {reason(error)}"
+        ) from error
 
 
 def read_described(path: str | Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, padding, trial_image
+from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, padding, trial_image
 from ribseg.models.released.irn import irn_state
 from ribseg.models.weights import load_released, read_state_dict
 
@@ -44,7 +44,7 @@ class IRNPrediction(NamedTuple):
     displacement: Tensor
 
 
-class IRNet(nn.Module):
+class IRNet(FrozenBackboneNetwork):
     """Two branches over the five feature levels of a frozen backbone.
 
     The levels are, as in the paper for ResNet-50: the stem, and the last block at stride 4, 8, 16 and 16.
@@ -70,8 +70,7 @@ class IRNet(nn.Module):
     displacement_mean: Tensor
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        super().__init__(backbone)
         self._cuts = _find_levels(backbone)
         channels = [level.shape[1] for level in self.features(trial_image(backbone))]
         self.boundary = BoundaryBranch(channels)
@@ -111,12 +110,6 @@ class IRNet(nn.Module):
         boundary = ((logits[0] + logits[1].flip(-1)) / 2).sigmoid()
         displacement = output.displacement[0, :, :rows, :columns]
         return IRNPrediction(boundary, displacement - self.displacement_mean[:, None, None])
-
-    def train(self, mode: bool = True) -> "IRNet":
-        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
 
 
 class BoundaryBranch(nn.Module):

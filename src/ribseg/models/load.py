@@ -7,9 +7,9 @@ import torch
 
 from ribseg.data.io.images import three
 from ribseg.data.voc import VOC_CLASSES
-from ribseg.errors import ConfigError, reason
+from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
-from ribseg.models.described import read_described
+from ribseg.models.described import build_errors, check_architecture, read_described
 from ribseg.models.released.rib import is_released, load_official_classifier
 from ribseg.models.segmenter import Segmenter, is_segmenter, load_segmenter
 from ribseg.models.weights import fitting, load_fitting, places_of, read_file
@@ -67,19 +67,10 @@ def load_described_classifier(path: str | Path, device: str | torch.device = "cp
 
 
 def _classifier(content: dict[str, Any], path: Path) -> Classifier:
-    if content.get("architecture") != Classifier.architecture:
-        raise ConfigError(
-            f"{path} holds a classifier of the unknown architecture {content.get('architecture')!r}; this "
-            f"version knows {Classifier.architecture!r}"
-        )
-    try:
+    check_architecture(path, "classifier", content.get("architecture"), [Classifier.architecture])
+    with build_errors(path, content.get("settings")):
         mean, std = three(content["mean"]), three(content["std"])
         classifier = Classifier(**content["settings"], classes=content["classes"], mean=mean, std=std)
         found = fitting(classifier.state_dict(), path, [], "this classifier", content["state_dict"])
         load_fitting(classifier, found, path)
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        raise ConfigError(
-            f"the weights in {path} do not fit their own settings {content.get('settings')}; was the file "
-            f"written by another version? {reason(error)}"
-        ) from error
     return classifier

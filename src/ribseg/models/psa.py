@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, padding, trial_image
+from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, padding, trial_image
 
 STRIDE = 8
 WIDTHS = (64, 128, 256)  # channels to which the three levels are reduced
 
 
-class PSANet(nn.Module):
+class PSANet(FrozenBackboneNetwork):
     """Features whose distance says whether two pixels belong together.
 
     Three levels of the backbone (in a ResNet layer2, layer3 and layer4) are reduced to 64, 128 and 256
@@ -37,8 +37,7 @@ class PSANet(nn.Module):
     stride = STRIDE
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        super().__init__(backbone)
         trial = trial_image(backbone)
         levels = self.levels(trial)
         if levels[0].shape[-1] * STRIDE != trial.shape[-1]:
@@ -87,9 +86,3 @@ class PSANet(nn.Module):
         height, width = views.shape[-2:]
         padded = F.pad(views[:1], (0, padding(width, crop_size), 0, padding(height, crop_size)))
         return self(padded)[0, :, : -(-height // STRIDE), : -(-width // STRIDE)]
-
-    def train(self, mode: bool = True) -> "PSANet":
-        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
-        super().train(mode)
-        self.backbone.eval()
-        return self

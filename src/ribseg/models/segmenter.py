@@ -11,9 +11,9 @@ from torch import nn
 
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, three
 from ribseg.data.io.masks import voc_palette
-from ribseg.errors import ConfigError, reason
+from ribseg.errors import ConfigError
 from ribseg.models.deeplab import DeepLabV2
-from ribseg.models.described import read_described, write_described
+from ribseg.models.described import build_errors, check_architecture, read_described, write_described
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.weights import fitting, load_fitting, read_file
 
@@ -88,18 +88,9 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
         ConfigError: no such file, not a segmenter, or one of a package that is not installed.
     """
     content = _read(Path(path))
-    if content["architecture"] not in list(ARCHITECTURES):
-        raise ConfigError(
-            f"{path} holds a segmenter of the unknown architecture {content['architecture']!r}; this version "
-            f"knows {', '.join(ARCHITECTURES)}"
-        )
-    try:
+    check_architecture(path, "segmenter", content["architecture"], list(ARCHITECTURES))
+    with build_errors(path, content["settings"]):
         return _built(content, device)
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        raise ConfigError(
-            f"the weights in {path} do not fit their own settings {content['settings']}; was the file "
-            f"written by another version? {reason(error)}"
-        ) from error
 
 
 def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:

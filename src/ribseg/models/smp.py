@@ -12,16 +12,15 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ribseg.checks import check_number, check_switch
+from ribseg.checks import check_switch
 from ribseg.errors import ConfigError
-from ribseg.models.classifier import set_batch_norm_eval
-from ribseg.models.deeplab import Norm, ParameterGroups, check_norm, freeze_batch_norm, split_parameters
+from ribseg.models.deeplab import Norm, ParameterGroups, SegmenterNetwork, split_parameters
 from ribseg.models.weights import fitting, load_fitting
 
 PAD_TO = 32  # every encoder takes sides that are multiples of this
 
 
-class SMPSegmenter(nn.Module):
+class SMPSegmenter(SegmenterNetwork):
     """A segmenter of segmentation-models-pytorch, under the interface of `DeepLabV2`.
 
     Images of any size: they are padded right and below with zeros, the mean colour, to what the encoder
@@ -56,33 +55,26 @@ class SMPSegmenter(nn.Module):
         norm: Norm = "train",
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        super().__init__(num_classes, norm)
         check_switch("pretrained", pretrained)
-        check_norm(norm)
         extra = dict(kwargs or {})
-        self.num_classes, self.norm = num_classes, norm
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "num_classes": num_classes, "name": name, "encoder": encoder, "norm": norm, "kwargs": extra,
         }  # fmt: skip
         self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
         if weights is not None:
             _load_encoder(self.network.encoder, weights)
-        if norm == "frozen":  # the encoder's: what the decoder normalises by is only learnt here
-            freeze_batch_norm(self.network.encoder)
+        self.freeze_batch_norm()
+
+    def freezable(self) -> nn.Module:
+        """The encoder: the decoder has no pretrained statistics, so its BatchNorm always learns."""
+        return self.network.encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""
         height, width = images.shape[-2:]
         padding = (0, -width % PAD_TO, 0, -height % PAD_TO)
         return self.network(F.pad(images, padding))[..., :height, :width]
-
-    def train(self, mode: bool = True) -> "SMPSegmenter":
-        """As `nn.Module.train`, but frozen BatchNorm stays frozen."""
-        super().train(mode)
-        if self.norm == "frozen":
-            set_batch_norm_eval(self.network.encoder)
-        return self
 
     def parameter_groups(self) -> ParameterGroups:
         """The parameters that learn: encoder; weights and biases of decoder and head."""

@@ -348,6 +348,29 @@ def check_finite(
         )
 
 
+def renamed(state: Mapping[str, Tensor], rename: Names, path: str | Path) -> dict[str, Tensor]:
+    """The weights of a released checkpoint under other names, each once.
+
+    Args:
+        state: as read from the file; it may hold a weight under several names.
+        rename: name in the file -> new name, the same for all copies of a weight.
+        path: of the file, for messages.
+
+    Raises:
+        ConfigError: two copies of a weight differ.
+    """
+    weights: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = rename(key)
+        if name in weights and not torch.equal(weights[name], value):
+            raise ConfigError(
+                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
+                "writes equal copies. Save the checkpoint again from one model."
+            )
+        weights[name] = value
+    return weights
+
+
 def load_released(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> None:
     """Loads renamed weights of a released checkpoint; counters of BatchNorm, which nothing needs, may lack.
 

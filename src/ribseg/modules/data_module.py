@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.utils.data import DataLoader
 
-from ribseg.checks import check_number
+from ribseg.checks import check_choice, check_number
 from ribseg.data.adapted import AdaptedDataset
 from ribseg.data.augment.transforms import eval_transform, train_transform
 from ribseg.data.base import BaseDataset, ImageDataset
@@ -85,8 +85,7 @@ class WSSSDataModule(EpochDataModule):
         dataset: Callable[..., ImageDataset] | None = None,
     ) -> None:
         super().__init__()
-        if on_error not in get_args(OnError):
-            raise ConfigError(f"expected on_error raise or skip, found {on_error!r}.")
+        check_choice("on_error", on_error, get_args(OnError))
         self.on_error, self.max_side = on_error, max_side
         check_number("batch_size", batch_size, low=1, whole=True)
         check_number("crop_size", crop_size, low=1, whole=True)
@@ -101,14 +100,9 @@ class WSSSDataModule(EpochDataModule):
         self.eval_transform = eval_transform(crop_size, eval_resize_long, self.mean, self.std)
         self._own = _checked_source(root, dataset)
         self._voc = partial(
-            VOCFolder,
-            str(root),
-            classes=classes,
-            labels=labels,
-            masks_dir=masks_dir,
-            images_dir=images_dir,
-            lists_dir=lists_dir,
-        )
+            VOCFolder, str(root), classes=classes, labels=labels,
+            masks_dir=masks_dir, images_dir=images_dir, lists_dir=lists_dir,
+        )  # fmt: skip
         self._opened: dict[str, BaseDataset] = {}
         self._folders: dict[str, BaseDataset] | None = None
 

@@ -5,17 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.checks import check_number
 from ribseg.data.io.maps import LocalizationMaps
-from ribseg.methods.cam import STRIDE
+from ribseg.functional.cam import resize
 from ribseg.methods.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
-from ribseg.types import PredictItem
+from ribseg.types import STRIDE, PredictItem
 
 
 class RandomWalkModule(pl.LightningModule):
@@ -51,10 +50,7 @@ class RandomWalkModule(pl.LightningModule):
         start = time.perf_counter()
         maps, size = self.read_maps(item.id), item.size
         full = self._walk(maps, item.views[0].to(self.device), size)
-        strided = full.new_zeros(0, -(-size[0] // STRIDE), -(-size[1] // STRIDE))
-        if len(full):
-            small = tuple(strided.shape[1:])
-            strided = F.interpolate(full[None], small, mode="bilinear", align_corners=False)[0]
+        strided = resize(full, _strided(size))
         record = {
             "id": item.id,
             "classes": len(maps.classes),
@@ -68,14 +64,15 @@ class RandomWalkModule(pl.LightningModule):
         """Walks at the size of the view: that of the image, unless `max_side` has scaled it down."""
         seen = (views.shape[-2], views.shape[-1])
         if seen != size and len(maps.classes):
-            small = (-(-seen[0] // STRIDE), -(-seen[1] // STRIDE))
-            strided = F.interpolate(maps.strided[None], small, mode="bilinear", align_corners=False)[0]
-            maps = LocalizationMaps(maps.classes, strided, None, seen)
+            maps = LocalizationMaps(maps.classes, resize(maps.strided, _strided(seen)), None, seen)
         prediction = self.network.predict(views, self.crop_size)
         if isinstance(prediction, IRNPrediction):
             walked = walk_maps(maps, prediction.boundary, seen, **self.walk)
         else:
             walked = walk_maps_by_features(maps, prediction, seen, **self.walk)
-        if seen == size or len(walked) == 0:
-            return walked if seen == size else walked.new_zeros(0, *size)
-        return F.interpolate(walked[None], size, mode="bilinear", align_corners=False)[0]
+        return walked if seen == size else resize(walked, size)
+
+
+def _strided(size: tuple[int, int]) -> tuple[int, int]:
+    """The size of maps at stride 4 of an image of (H, W) pixels."""
+    return -(-size[0] // STRIDE), -(-size[1] // STRIDE)

@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ribseg.errors import ConfigError
+from ribseg.models.weights import renamed
 
 STAGE_OF = {"layer3": 1, "layer4": 2}  # every other layer of the ResNet is in the trunk, stage 0
 # The network registers its layers up to three times: by themselves, in a stage, and in a list of layers.
@@ -43,18 +42,8 @@ def irn_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor
     Raises:
         ConfigError: two entries for the same weight differ.
     """
-    weights: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if LEFT_OUT.match(key):
-            continue
-        name = _rename(key)
-        if name in weights and not torch.equal(weights[name], value):
-            raise ConfigError(
-                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
-                "writes equal copies. Save the checkpoint again from one model."
-            )
-        weights[name] = value
-    return weights
+    kept = {key: value for key, value in state.items() if not LEFT_OUT.match(key)}
+    return renamed(kept, _rename, path)
 
 
 def _rename(key: str) -> str:

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
-from ribseg.models.weights import listed, load_released, places_of, read_file
+from ribseg.models.weights import listed, load_released, places_of, read_file, renamed
 
 # The released network registers each layer up to three times: under the ResNet, under its stage, and under
 # the list of stages. Index of a module in a stage -> name of the layer.
@@ -53,7 +52,7 @@ def load_official_classifier(path: str | Path) -> Classifier:
 def is_released(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dictionary has the released classifier's names: its head, and layers of its ResNet."""
     keys = {key.removeprefix("module."): value for key, value in state.items()}
-    heads = [value for key, value in keys.items() if _rename(key) == "head.weight" != key]
+    heads = [value for key, value in keys.items() if _canonical(key) == "head.weight" != key]
     return any(value.ndim == 4 and len(value) for value in heads) and any(map(LAYER.match, keys))
 
 
@@ -68,7 +67,7 @@ def released_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, T
         key
         if key.startswith("head.")
         else f"backbone.stages.{stage_of.get(key.split('.')[0], 0)}.{key}": value
-        for key, value in _canonical(state, path).items()
+        for key, value in renamed(state, _canonical, path).items()
         if not key.startswith("fc.")
     }
 
@@ -90,20 +89,9 @@ def _kind(content: Any, path: str | Path) -> str:
     )
 
 
-def _canonical(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = _rename(key.removeprefix("module."))
-        if name in weights and not torch.equal(weights[name], value):
-            raise ConfigError(
-                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
-                "writes equal copies. Save the checkpoint again from one model."
-            )
-        weights[name] = value
-    return weights
-
-
-def _rename(key: str) -> str:
+def _canonical(key: str) -> str:
+    """One name for the up to three that a weight has: "layer3.0.conv1.weight", "head.weight"."""
+    key = key.removeprefix("module.")
     for pattern, replacement in ALIASES:
         match = pattern.match(key)
         if not match:
