@@ -239,10 +239,10 @@ def test_the_reader_of_released_checkpoints_says_what_a_file_is(tmp_path, source
         "pytorch-lightning_version": "2.6",
         "state_dict": renamed(classifier().state_dict(), "classifier."),
     }
-    ours, theirs = r"ribseg wrote: give it as classifier\.checkpoint=", r"classifier\.model\.weights="
+    ours, theirs = r"of ribseg: load it with classifier\.checkpoint=", r"classifier\.model\.weights="
     kinds = [
         (classifier().state_dict(), ours),
-        (lightning, r"checkpoint of Lightning: give it as classifier\.checkpoint="),
+        (lightning, r"a Lightning checkpoint: load it with classifier\.checkpoint="),
         (source.state_dict(), theirs),
         ({"resnet50.conv1.weight": torch.ones(1), "fc_edge1.0.weight": torch.ones(1)}, "released IRNet"),
     ]

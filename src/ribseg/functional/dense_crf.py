@@ -2,8 +2,8 @@
 
 Published settings: docs/method.md, sections 5.1 and 6.
 
-Each label map is refined by mean-field inference under two Potts potentials between all pairs of pixels: a
-smoothness term of places, and an appearance term of places and colours.
+Mean-field inference under two Potts potentials between all pairs of pixels: a smoothness kernel over
+positions, and an appearance kernel over positions and colors.
 """
 
 import importlib
@@ -71,33 +71,33 @@ def dense_crf(
     ignore_index: int = 255,
     backend: Backend = "auto",
 ) -> Labels:
-    """Refines a label map, or class probabilities, by a dense CRF; what goes in comes out.
+    """Refines a label map, or class probabilities, with a dense CRF; returns the type that was given.
 
-    The defaults are the published ones for confident labels. The segmenter's are `gaussian_sxy=1,
+    The defaults are the published settings for confident labels. Those of the segmenter are `gaussian_sxy=1,
     bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4` on probabilities.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels_or_probabilities: (H, W) integer labels, or (K, H, W) float probabilities of K labels.
-        iterations: of mean field; 0 leaves the unary term alone.
-        gt_prob: how far a given label is trusted, in (0, 1); the rest is shared among the other labels.
-        gaussian_sxy: standard deviation of the smoothness term, pixels.
-        gaussian_compat: weight of the smoothness term; 0 leaves it out.
-        bilateral_sxy: standard deviation of places in the appearance term, pixels.
-        bilateral_srgb: standard deviation of colours in the appearance term, gray levels.
-        bilateral_compat: weight of the appearance term; 0 leaves it out.
-        num_labels: labels compete that occur in the map. Given M, all of 0..M-1 do, and the map may hold no
-            other: as the published program does it with the classes of an image.
-        ignore_index: pixels with this label trust no label; the field decides on them.
-        backend: "pydensecrf" (CPU, the reference; package pydensecrf2), "torch": the same lattice on the
-            device of labels_or_probabilities, for a GPU or where nothing can be built, or "auto": the first
-            on a CPU where its package is installed, else the second.
+        iterations: of mean field; 0 applies the unary term only.
+        gt_prob: probability of the given label, in (0, 1); the other labels share the rest.
+        gaussian_sxy: standard deviation of the smoothness kernel, pixels.
+        gaussian_compat: weight of the smoothness kernel; 0 disables it.
+        bilateral_sxy: standard deviation of positions in the appearance kernel, pixels.
+        bilateral_srgb: standard deviation of colors in the appearance kernel, gray levels.
+        bilateral_compat: weight of the appearance kernel; 0 disables it.
+        num_labels: M: the labels 0..M-1 are possible, and the map may hold no others, as in the published
+            program with the classes of an image. None: only labels that occur in the map are possible.
+        ignore_index: pixels with this label have a uniform unary term; the CRF decides their label.
+        backend: "pydensecrf" (CPU, the reference; package pydensecrf2), "torch" (the same lattice on the
+            device of labels_or_probabilities, nothing to compile), or "auto": pydensecrf on a CPU where it is
+            installed, else torch.
 
     Returns:
         (H, W) labels in the dtype of the input, or (K, H, W) float32 probabilities that sum to one.
 
     Raises:
-        ValueError: shapes, dtypes or settings out of range.
+        ValueError: wrong shapes or dtypes, or settings out of range.
         ModuleNotFoundError: backend "pydensecrf" without the package.
     """
     given = torch.as_tensor(labels_or_probabilities)
@@ -108,16 +108,16 @@ def dense_crf(
         backend,
     )  # fmt: skip
     if backend == "auto":
-        built = importlib.util.find_spec("pydensecrf") is not None
-        backend = "pydensecrf" if built and given.device.type == "cpu" else "torch"
+        installed = importlib.util.find_spec("pydensecrf") is not None
+        backend = "pydensecrf" if installed and given.device.type == "cpu" else "torch"
     infer = _infer_pydensecrf if backend == "pydensecrf" else _infer_torch
     if given.ndim == 3:
         unary = -given.to(torch.float32).clamp(SMALLEST_PROBABILITY, 1).log()
         refined = infer(pixels, unary, settings)
     else:
-        names, unary = _unary_from_labels(given, gt_prob, num_labels, ignore_index)
+        candidates, unary = _unary_from_labels(given, gt_prob, num_labels, ignore_index)
         posterior = infer(pixels, unary, settings)
-        refined = names[posterior.argmax(0)].to(given.dtype)
+        refined = candidates[posterior.argmax(0)].to(given.dtype)
     if isinstance(labels_or_probabilities, np.ndarray):
         return refined.cpu().numpy()
     return refined.to(given.device)
@@ -127,7 +127,7 @@ def _check(image: Tensor, given: Tensor) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
         raise ValueError(
             f"expected an image (H, W, 3) of uint8, got {image.dtype} {tuple(image.shape)}; pass the "
-            "photograph itself, before normalisation"
+            "image before normalization"
         )
     if given.ndim not in (2, 3) or given.is_floating_point() != (given.ndim == 3):
         raise ValueError(
@@ -144,23 +144,23 @@ def _check(image: Tensor, given: Tensor) -> None:
 def _unary_from_labels(
     labels: Tensor, gt_prob: float, num_labels: int | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """The competing labels (M,) and the energies (M, H, W), minus the log of the trust in each."""
+    """The possible labels (M,) and their unary energies (M, H, W): minus log probability."""
     known = labels != ignore_index
-    names = torch.unique(labels[known])
+    candidates = torch.unique(labels[known])
     if num_labels is not None:
-        if len(names) and not 0 <= int(names[0]) <= int(names[-1]) < num_labels:
+        if len(candidates) and not 0 <= int(candidates[0]) <= int(candidates[-1]) < num_labels:
             raise ValueError(
-                f"expected labels in 0..{num_labels - 1} or {ignore_index}, got {names.tolist()}; number the "
-                "present classes consecutively"
+                f"expected labels in 0..{num_labels - 1} or {ignore_index}, got {candidates.tolist()}; "
+                "number the present classes consecutively"
             )
-        names = torch.arange(num_labels, device=labels.device)
-    if len(names) == 0:
-        names = labels.new_full((1,), ignore_index)  # nothing is known: nothing can be decided
-    count = len(names)
-    chosen = labels[None] == names[:, None, None]
+        candidates = torch.arange(num_labels, device=labels.device)
+    if len(candidates) == 0:
+        candidates = labels.new_full((1,), ignore_index)  # no pixel has a label: all stay ignored
+    count = len(candidates)
+    chosen = labels[None] == candidates[:, None, None]
     other = (1 - gt_prob) / max(count - 1, 1)
-    trust = torch.where(chosen, gt_prob, other).to(torch.float32)
-    return names, -torch.where(known, trust, 1 / count).log()
+    probability = torch.where(chosen, gt_prob, other).to(torch.float32)
+    return candidates, -torch.where(known, probability, 1 / count).log()
 
 
 def _infer_pydensecrf(image: Tensor, unary: Tensor, settings: CRFSettings) -> Tensor:
@@ -188,8 +188,8 @@ def _import_pydensecrf() -> Any:
         densecrf = importlib.import_module("pydensecrf.densecrf")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'the CRF backend "pydensecrf" needs the package pydensecrf2: pip install pydensecrf2 (built from '
-            'source, which takes a minute and a C++ compiler). Or use backend="torch", which needs neither.'
+            'the CRF backend "pydensecrf" needs the package pydensecrf2: pip install pydensecrf2 (compiled '
+            'from source, needs a C++ compiler). Or use backend="torch", which needs neither.'
         ) from error
     return densecrf
 
@@ -211,20 +211,20 @@ def _infer_torch(image: Tensor, unary: Tensor, settings: CRFSettings) -> Tensor:
 
 
 def _lattices(image: Tensor, settings: CRFSettings) -> list[tuple[float, PermutohedralLattice]]:
-    """(weight, filter) of the two terms, those of weight zero left out."""
+    """(weight, filter) of the kernels with a weight above zero."""
     height, width = image.shape[:2]
     rows = torch.arange(height, device=image.device).repeat_interleave(width)
     columns = torch.arange(width, device=image.device).repeat(height)
-    places = torch.stack([columns, rows], 1).to(torch.float32)
-    colours = image.reshape(-1, 3).to(torch.float32) / settings.bilateral_srgb
-    appearance = torch.cat([places / settings.bilateral_sxy, colours], 1)
+    positions = torch.stack([columns, rows], 1).to(torch.float32)
+    colors = image.reshape(-1, 3).to(torch.float32) / settings.bilateral_srgb
+    appearance = torch.cat([positions / settings.bilateral_sxy, colors], 1)
     terms = [
-        (settings.gaussian_compat, places / settings.gaussian_sxy),
+        (settings.gaussian_compat, positions / settings.gaussian_sxy),
         (settings.bilateral_compat, appearance),
     ]
     return [(weight, PermutohedralLattice(features)) for weight, features in terms if weight]
 
 
 def _normalizer(lattice: PermutohedralLattice, energy: Tensor) -> Tensor:
-    """(n, 1); multiplied before and after the filter it makes the kernel symmetric and about a mean."""
+    """(n, 1) factors of the symmetric normalization, applied before and after the filter."""
     return (lattice(energy.new_ones(len(energy), 1)) + TINY).rsqrt()

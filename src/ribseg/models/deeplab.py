@@ -13,11 +13,11 @@ from ribseg.models.backbone import Backbone, load_weights
 from ribseg.models.classifier import set_batch_norm_eval
 
 Norm = Literal["frozen", "train"]
-HEAD_STD = 0.01  # of the head's first weights, as published
+HEAD_STD = 0.01  # of the head's initial weights, as published
 
 
 class ParameterGroups(NamedTuple):
-    """The parameters that learn, by learning rate: published are 1, 10 and 20 times the base rate."""
+    """The trainable parameters by learning rate: published are 1, 10 and 20 times the base rate."""
 
     backbone: list[nn.Parameter]
     head_weights: list[nn.Parameter]
@@ -29,8 +29,8 @@ class ASPP(nn.Module):
 
     Args:
         in_channels: D.
-        num_classes: with background.
-        dilations: one convolution each.
+        num_classes: C + 1, with background.
+        dilations: of the parallel convolutions.
     """
 
     def __init__(
@@ -97,26 +97,26 @@ class SegmenterNetwork(nn.Module):
 class DeepLabV2(SegmenterNetwork):
     """An atrous CNN with an ASPP head.
 
-    The last stages are dilated, not strided. Their first 3x3 convolution keeps the dilation of the stage
-    before: it looked at the map before the stride was taken away (in the networks of the original program,
-    whose strides lie in the 1x1 convolutions, all of them are dilated; the receptive fields are the same).
+    The last stages are dilated, not strided. As in timm, their first 3x3 convolution keeps the dilation of
+    the previous stage. In the original program, with strides in the 1x1 convolutions, all 3x3 convolutions of
+    a stage are dilated equally; the receptive fields are the same.
 
     Args:
         num_classes: C + 1, with background.
-        backbone: name of a timm CNN; the field's choice is a ResNet-101.
+        backbone: name of a timm CNN; published: ResNet-101.
         pretrained: load timm's ImageNet weights for the backbone.
         weights: a file of backbone weights (.pth or .safetensors), or "demo" for the built-in backbone.
         output_stride: 8 or 16.
         dilations: of the ASPP branches.
-        norm: "frozen": BatchNorm keeps the statistics and weights that it was loaded with (published; right
-            for small batches); "train": it learns (with several GPUs under `Trainer(sync_batchnorm=True)`).
+        norm: "frozen": BatchNorm keeps its loaded statistics and weights (published; suits small batches);
+            "train": it learns (with several GPUs under `Trainer(sync_batchnorm=True)`).
         backbone_kwargs: passed on to timm.
 
     Attributes:
-        settings: arguments with which an equal network is built, without its weights.
+        settings: arguments that build an equal network, without its weights.
 
     Raises:
-        ConfigError: a setting cannot work.
+        ConfigError: an argument is out of range, or the backbone or its weights cannot be used.
 
     >>> model = DeepLabV2(num_classes=3, backbone="resnet10t")
     >>> model(torch.zeros(1, 3, 65, 81)).shape
@@ -154,12 +154,12 @@ class DeepLabV2(SegmenterNetwork):
         return self.head(self.backbone(images))
 
     def parameter_groups(self) -> ParameterGroups:
-        """The parameters that learn."""
+        """The trainable parameters: backbone; weights and biases of the head."""
         return split_parameters(self.backbone, self.head)
 
 
 def split_parameters(backbone: nn.Module, *heads: nn.Module) -> ParameterGroups:
-    """The parameters that learn: the backbone's, and the heads' weights and biases."""
+    """The trainable parameters: backbone; weights and biases of the heads."""
     named = [(name, p) for head in heads for name, p in head.named_parameters() if p.requires_grad]
     return ParameterGroups(
         [parameter for parameter in backbone.parameters() if parameter.requires_grad],

@@ -1,7 +1,6 @@
 """DeepLab-v3+, SegFormer and other segmenters of the package segmentation-models-pytorch (an extra).
 
-Why that package: it is kept up, its architectures run over any of timm's encoders, and it needs nothing that
-ribseg does not need anyway. timm itself has no segmenters.
+The package is maintained, supports all timm encoders, and adds no further dependencies.
 """
 
 from collections.abc import Mapping
@@ -23,24 +22,24 @@ PAD_TO = 32  # every encoder takes sides that are multiples of this
 class SMPSegmenter(SegmenterNetwork):
     """A segmenter of segmentation-models-pytorch, under the interface of `DeepLabV2`.
 
-    Images of any size: they are padded right and below with zeros, the mean colour, to what the encoder
-    needs, and the logits are cut back.
+    Images may have any size: they are zero-padded (the mean color) at the right and bottom for the encoder,
+    and the logits are cropped to the image.
 
     Args:
         num_classes: C + 1, with background.
         name: of the architecture: "deeplabv3plus", "segformer", "unet", "upernet", "fpn", ...
-        encoder: "resnet101", "mit_b2", or any of timm's with the prefix "tu-".
+        encoder: "resnet101", "mit_b2", or any timm encoder with the prefix "tu-".
         pretrained: load the encoder's ImageNet weights.
-        weights: a file of encoder weights (.pth or .safetensors), with the encoder's own names, nested and
+        weights: a file of encoder weights (.pth or .safetensors) with the encoder's own names, nested and
             prefixed in any way.
         norm: see `DeepLabV2`.
         kwargs: passed on to the architecture.
 
     Attributes:
-        settings: arguments with which an equal network is built, without its weights.
+        settings: arguments that build an equal network, without its weights.
 
     Raises:
-        ConfigError: the package is not installed, or it refuses the settings.
+        ConfigError: the package is not installed, or rejects the settings.
     """
 
     architecture: ClassVar[str] = "smp"
@@ -77,7 +76,7 @@ class SMPSegmenter(SegmenterNetwork):
         return self.network(F.pad(images, padding))[..., :height, :width]
 
     def parameter_groups(self) -> ParameterGroups:
-        """The parameters that learn: encoder; weights and biases of decoder and head."""
+        """The trainable parameters: encoder; weights and biases of decoder and head."""
         return split_parameters(self.network.encoder, self.network.decoder, self.network.segmentation_head)
 
 
@@ -89,7 +88,7 @@ def _package() -> ModuleType:
             raise
         raise ConfigError(
             "this segmenter needs the package segmentation-models-pytorch: pip install 'ribseg[smp]'; "
-            "DeepLab-v2 (ribseg.models.DeepLabV2) needs nothing more"
+            "DeepLab-v2 (ribseg.models.DeepLabV2) works without it"
         ) from error
     return segmentation_models_pytorch
 
