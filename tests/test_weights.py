@@ -166,9 +166,9 @@ def test_the_reason_is_the_true_one(tmp_path, source):
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
     reasons = {
         "objects.pth": r"cannot be read safely.*objects besides tensors \(.*Maker\)",
-        "nothing.pth": r"can be read, but has no tensors by name: it holds a dict with the keys epoch, lr",
-        "list.pth": r"can be read, but has no tensors by name: it holds a list",
-        "half.pth": "is damaged, or no file of torch.save",
+        "nothing.pth": r"can be read, but has no named tensors: it holds a dict with the keys epoch, lr",
+        "list.pth": r"can be read, but has no named tensors: it holds a list",
+        "half.pth": "is damaged, or not a file of torch.save",
         "absent.pth": "no file of weights",
     }
     for name, reason in reasons.items():

@@ -124,7 +124,7 @@ def scores(confusion: Tensor) -> Scores:
 
 
 def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
-    """The same as `scores` from three (..., C+1) counts: hits, predicted pixels, true pixels."""
+    """As `scores`, from (..., C+1) counts of true positives, predicted pixels and true pixels."""
     iou = hit / (predicted + true - hit)  # 0/0 = nan: the class occurs nowhere
     precision, recall = (_mean((hit / all_)[..., 1:]).nan_to_num(0.0) for all_ in (predicted, true))
     scored = true[..., 1:].sum(-1) > 0
