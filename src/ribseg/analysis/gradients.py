@@ -20,7 +20,7 @@ def input_gradients(
 ) -> list[Tensor]:
     """`grad_x sum(T_l)` of the output of each layer, and of `forward` itself, from one forward pass.
 
-    BatchNorm must be in evaluation mode, as with `gradient_stack`, or the images of a batch affect each other.
+    BatchNorm must be in evaluation mode, as in `gradient_stack`, or the images of a batch affect each other.
     The `grad` of parameters does not change.
 
     Args:

@@ -51,8 +51,8 @@ class RIB:
     | paper    | `min(m, y_c)` in the loss            | nothing of that step is summed  | 0 .. K      |
     | fixed    | as official                          | nothing of that step is summed  | 0 .. K-1    |
 
-    The last update of `official` and `fixed` has no effect on the result, so it is skipped. The frozen part of
-    the network is computed once per view, not once per step.
+    The last update of `official` and `fixed` has no effect on the result, so it is skipped. The frozen part
+    of the network is computed once per view, not once per step.
 
     Args:
         classifier: a module with `features(x)` -> (N, D, h, w) and a parameter `weight`, (C, D) or
@@ -305,7 +305,7 @@ class RIB:
         return loss
 
     def _backward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Adds the gradients of the loss of some rows; returns the loss. It is a sum, so rows can be split."""
+        """Accumulates the gradients of the loss, a sum over rows; returns the loss."""
         loss = self.loss(logits, labels)
         loss.backward()
         return loss.detach()

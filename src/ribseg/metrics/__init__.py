@@ -167,9 +167,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         ValueError: shapes differ, or a prediction is out of range.
     """
     if prediction.shape != target.shape:
-        raise ValueError(
-            f"expected masks of equal shape, got {tuple(prediction.shape)}, {tuple(target.shape)}"
-        )
+        raise ValueError(f"expected equal mask shapes, got {tuple(prediction.shape)}, {tuple(target.shape)}")
     valid = target != ignore_index
     predicted, true = prediction[valid].long(), target[valid].long()
     if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) <= num_classes:
