@@ -56,7 +56,7 @@ def test_without_classes_all_is_background():
 
 def test_says_what_is_wrong():
     image = np.zeros((8, 40, 3), np.uint8)
-    with pytest.raises(ValueError, match="asked for with"):
+    with pytest.raises(ValueError, match="expected maps of an image"):
         confident_labels(image[:4], ramp())
     with pytest.raises(ValueError, match="background <= foreground"):
         confident_labels(image, ramp(), 0.1, 0.2)

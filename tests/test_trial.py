@@ -135,7 +135,7 @@ BAD = {
     "NoWeight": "needs a method features.*and a parameter weight",
     "NoFeatures": "needs a method features",
     "OtherClasses": r"a row for each of the 2 classes of the data.*got \(3, 6\)",
-    "Frozen": "no weights that learn besides its head",
+    "Frozen": "no trainable weights besides its head",
     "NoGroups": "has no parameter_groups",
     "PooledTwice": r"expected logits \(N, C\) = \(2, 2\)",
 }

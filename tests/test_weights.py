@@ -166,9 +166,9 @@ def test_the_reason_is_the_true_one(tmp_path, source):
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
     reasons = {
         "objects.pth": r"cannot be read safely.*objects besides tensors \(.*Maker\)",
-        "nothing.pth": r"can be read, but has no tensors by name: it holds a dict with the keys epoch, lr",
-        "list.pth": r"can be read, but has no tensors by name: it holds a list",
-        "half.pth": "is damaged, or no file of torch.save",
+        "nothing.pth": r"can be read, but has no named tensors: it holds a dict with the keys epoch, lr",
+        "list.pth": r"can be read, but has no named tensors: it holds a list",
+        "half.pth": "is damaged, or not a file of torch.save",
         "absent.pth": "no file of weights",
     }
     for name, reason in reasons.items():
@@ -239,10 +239,10 @@ def test_the_reader_of_released_checkpoints_says_what_a_file_is(tmp_path, source
         "pytorch-lightning_version": "2.6",
         "state_dict": renamed(classifier().state_dict(), "classifier."),
     }
-    ours, theirs = r"ribseg wrote: give it as classifier\.checkpoint=", r"classifier\.model\.weights="
+    ours, theirs = r"of ribseg: load it with classifier\.checkpoint=", r"classifier\.model\.weights="
     kinds = [
         (classifier().state_dict(), ours),
-        (lightning, r"checkpoint of Lightning: give it as classifier\.checkpoint="),
+        (lightning, r"a Lightning checkpoint: load it with classifier\.checkpoint="),
         (source.state_dict(), theirs),
         ({"resnet50.conv1.weight": torch.ones(1), "fc_edge1.0.weight": torch.ones(1)}, "released IRNet"),
     ]

@@ -1,4 +1,4 @@
-"""Ranges of arguments, checked where an object is made or a function is called."""
+"""Validation of arguments: numbers in ranges, choices, switches."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from ribseg.errors import ConfigError
 
 
 class SettingError(ConfigError):
-    """One argument is out of its range; the message begins with its name."""
+    """An argument is out of range; the message begins with its name."""
 
 
 def check_number(
@@ -28,13 +28,13 @@ def check_number(
 
     Args:
         name: of the argument.
-        value: what was given. A truth value is no number.
-        low: the smallest number.
-        high: the largest number.
-        whole: only integers.
-        above: numbers must be larger than this.
-        below: numbers must be smaller than this.
-        words: what else the argument may be; None is written null, as in a configuration.
+        value: of the argument; booleans are not numbers.
+        low: inclusive lower bound.
+        high: inclusive upper bound.
+        whole: require an integer.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        words: other accepted values; None is shown as null, as in configurations.
 
     >>> check_number("steps", 2.5, low=0, whole=True)
     Traceback (most recent call last):
@@ -57,7 +57,7 @@ def check_number(
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raises a SettingError unless an argument is True or False: any other word would count as true.
+    """Raises a SettingError unless an argument is a boolean; strings like "no" would count as true.
 
     >>> check_switch("flip", "no")
     Traceback (most recent call last):
@@ -68,7 +68,7 @@ def check_switch(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raises a SettingError unless an argument is one of some words.
+    """Raises a SettingError unless an argument is one of the choices.
 
     >>> check_choice("rule", "mine", ["official", "paper"])
     Traceback (most recent call last):
@@ -83,8 +83,8 @@ def check_numbers(name: str, values: Any, *, number: int | None = None, **ranges
 
     Args:
         name: of the argument.
-        values: what was given.
-        number: how many there must be; None for at least one.
+        values: of the argument.
+        number: required length; None for at least one.
         ranges: keyword arguments of `check_number`.
     """
     listed = isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
@@ -97,7 +97,7 @@ def check_numbers(name: str, values: Any, *, number: int | None = None, **ranges
 
 @contextmanager
 def within(path: str) -> Iterator[None]:
-    """Inside, what is wrong with a part of a configuration, or of an argument, is said with its path.
+    """Prefixes the messages of ConfigErrors inside with the path of a setting or argument.
 
     >>> with within("rib"):
     ...     check_number("steps", -1, low=0, whole=True)

@@ -1,16 +1,16 @@
-"""Errors of ribseg. Each message says what was expected, what was found, and what to do."""
+"""Exceptions of ribseg. Messages say what was expected, what was found, and what to do."""
 
 from collections.abc import Mapping, Sequence
 
-LONGEST = 500  # characters of one problem: a broken file can hold a "name" of megabytes
+LONGEST = 500  # characters per problem: a broken file can have a "name" of megabytes
 
 
 class RibsegError(Exception):
-    """Base of every error that ribseg raises on purpose; `train.py` prints these without a traceback."""
+    """Base of all exceptions of ribseg; `train.py` prints them without a traceback."""
 
 
 class DatasetNotFoundError(RibsegError, FileNotFoundError):
-    """A data set, or a part of it that must be there, is not where it was looked for."""
+    """A data set, or a required part of it, does not exist at the given path."""
 
 
 class DataError(RibsegError, ValueError):
@@ -18,15 +18,15 @@ class DataError(RibsegError, ValueError):
 
 
 class ConfigError(RibsegError, ValueError):
-    """A setting, or a combination of settings, cannot work."""
+    """A setting, or a combination of settings, is invalid."""
 
 
 class DeviceMemoryError(RibsegError, RuntimeError):
-    """A GPU's memory does not suffice for what was asked at once."""
+    """A device is out of memory."""
 
 
 def list_problems(headline: str, problems: Mapping[str, Sequence[str]], advice: str, show: int = 5) -> str:
-    """Formats problems by kind: the count and the first few of each, then what to do.
+    """Formats problems by kind: their number and the first few, followed by advice.
 
     >>> print(list_problems("2 files are bad", {"absent": ["a.jpg", "b.jpg"]}, "Fetch them.", show=1))
     2 files are bad
@@ -45,7 +45,7 @@ def list_problems(headline: str, problems: Mapping[str, Sequence[str]], advice: 
 
 
 def reason(error: BaseException) -> str:
-    """What a library's exception says, shortened; its type where it says nothing.
+    """The message of an exception, shortened; its type if the message is empty.
 
     >>> reason(OSError("no space left")), reason(EOFError())
     ('no space left', 'EOFError')
@@ -54,5 +54,5 @@ def reason(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text, or its beginning where it is very long."""
+    """The text, truncated if it is very long."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

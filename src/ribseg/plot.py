@@ -1,7 +1,6 @@
-"""Pictures of localization maps, as figures of matplotlib; nothing is shown or written here.
+"""Matplotlib figures of localization maps; nothing is shown or written to files here.
 
-Localization maps are drawn in viridis, whose lightness rises with the value: a colour-blind reader, or a
-print in gray, shows the same.
+Maps are drawn with the viridis colormap, which is readable for colorblind people and in grayscale.
 """
 
 import io
@@ -21,15 +20,15 @@ if TYPE_CHECKING:
 
 COLOURS = "viridis"
 OPACITY = 0.6  # of a map over its image
-INCHES = 3.0  # of one picture
+INCHES = 3.0  # width of one image
 
 
 def overlay(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """An image under a map: (H, W, 3) float in [0, 1].
+    """Blends a map over an image; returns (H, W, 3) float in [0, 1].
 
     Args:
         image: (H, W, 3) uint8.
-        strength: (H, W) in [0, 1].
+        strength: (H, W) map in [0, 1].
     """
     from matplotlib import colormaps
 
@@ -38,7 +37,7 @@ def overlay(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
 
 
 def draw(axis: Any, image: np.ndarray, title: str) -> None:
-    """Draws an image under its title."""
+    """Draws an image with a title."""
     axis.imshow(image)
     axis.set_title(title, fontsize=8, parse_math=False)  # names may hold dollar signs
     axis.axis("off")
@@ -46,20 +45,20 @@ def draw(axis: Any, image: np.ndarray, title: str) -> None:
 
 def draw_outline(axis: Any, region: np.ndarray) -> None:
     """Draws the outline of an (H, W) boolean region in white."""
-    if min(region.shape) > 1:  # no contour lies in a line of pixels
+    if min(region.shape) > 1:  # matplotlib needs at least 2x2 pixels
         axis.contour(region, levels=[0.5], colors="white", linewidths=1)
 
 
 def localization_figure(image: Any, maps: LocalizationMaps, threshold: float | None = None) -> "Figure":
-    """The image, and beside it each map over it.
+    """A figure of the image, next to overlays of each map.
 
     Args:
-        image: of any kind that `as_image` takes.
-        maps: of the image, at full size.
-        threshold: draws the outline of each class in the mask at this threshold; None draws none.
+        image: of any type accepted by `as_image`.
+        maps: of the image, with full size.
+        threshold: draw the outline of each class in the mask at this threshold; None: no outlines.
 
     Raises:
-        DataError: the maps are of an image of another size, or were kept at stride 4 only.
+        DataError: the maps are of an image of another size, or have no full size.
     """
     pixels = as_image(image)
     full = _full(maps, pixels)
@@ -71,15 +70,15 @@ def localization_figure(image: Any, maps: LocalizationMaps, threshold: float | N
 
 
 def steps_figure(image: Any, series: Sequence[LocalizationMaps], threshold: float | None = None) -> "Figure":
-    """A strip over the steps of a method: a row per class, a column per step.
+    """A figure of the maps over the steps of a method: one row per class, one column per step.
 
     Args:
-        image: of any kind that `as_image` takes.
-        series: the maps after each step, as `trace` of a method gives them.
+        image: of any type accepted by `as_image`.
+        series: the maps after each step, from a method's `trace`.
         threshold: see `localization_figure`.
 
     Raises:
-        DataError: see `localization_figure`; or there is no step.
+        DataError: see `localization_figure`; or no steps.
     """
     pixels = as_image(image)
     if not series or not len(series[0].classes):
@@ -94,7 +93,7 @@ def steps_figure(image: Any, series: Sequence[LocalizationMaps], threshold: floa
 
 
 def png_of(figure: "Figure", dpi: int = 80) -> bytes:
-    """A figure as a PNG."""
+    """A figure as PNG bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
@@ -112,7 +111,7 @@ def _draw_map(
 
 def _full(maps: LocalizationMaps, pixels: np.ndarray) -> torch.Tensor:
     if maps.full is None:
-        raise DataError("these maps have no full size (maps.full=false); a picture needs it")
+        raise DataError("these maps have no full size, which figures need; use maps.full=true")
     if tuple(maps.full.shape[1:]) != pixels.shape[:2]:
         raise DataError(
             f"maps of {tuple(maps.full.shape[1:])} pixels are not of an image of {pixels.shape[:2]} pixels"
@@ -125,7 +124,7 @@ def _names(maps: LocalizationMaps) -> Sequence[str]:
 
 
 def _grid(rows: int, columns: int, pixels: np.ndarray) -> "tuple[Figure, np.ndarray]":
-    """A figure with axes (rows, columns), each as wide as `INCHES` and as high as the image asks."""
+    """A figure with axes (rows, columns), each `INCHES` wide, with the image's aspect ratio."""
     from matplotlib.figure import Figure
 
     height = INCHES * pixels.shape[0] / pixels.shape[1]

@@ -1,4 +1,4 @@
-"""What travels between the packages: samples, maps, results."""
+"""Shared data types: samples, maps, results."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
@@ -9,16 +9,16 @@ from torch import Tensor
 Stop = Literal["margin", "area", "not_finite"]
 Preset = Literal["official", "paper", "fixed"]
 Trainable = Literal["published", "layer4", "head"]
-STRIDE = 4  # pixels between the locations of strided localization maps
+STRIDE = 4  # image pixels per location of strided localization maps
 
 
 class Sample(NamedTuple):
-    """An image with its image-level labels. Stacked to a batch, `id` is a tuple and the tensors have N rows.
+    """An image with its image-level labels. In a batch `id` is a tuple and the tensors have N rows.
 
     Attributes:
         id: of the image.
-        image: (3, S, S) float32 tensor once transformed, else (H, W, 3) uint8 array.
-        labels: (C,) float32 of zeros and ones.
+        image: (3, S, S) float32 tensor after the transform, else (H, W, 3) uint8 array.
+        labels: (C,) float32 in {0, 1}.
     """
 
     id: str
@@ -27,11 +27,11 @@ class Sample(NamedTuple):
 
 
 class MaskSample(NamedTuple):
-    """An image with a label for each pixel. Stacked to a batch as `Sample`.
+    """An image with a label for each pixel. Batched like `Sample`.
 
     Attributes:
         id: of the image.
-        image: (3, S, S) float32 tensor once transformed, else (H, W, 3) uint8 array.
+        image: (3, S, S) float32 tensor after the transform, else (H, W, 3) uint8 array.
         mask: (S, S) or (H, W) uint8: 0 background, c + 1 class c, 255 ignore.
         counts: whether it counts in validation; see `PaddedShard`.
     """
@@ -43,7 +43,7 @@ class MaskSample(NamedTuple):
 
 
 class ImageItem(NamedTuple):
-    """An image as it is.
+    """An image with its original size.
 
     Attributes:
         id: of the image.
@@ -55,12 +55,12 @@ class ImageItem(NamedTuple):
 
 
 class PredictItem(NamedTuple):
-    """An image for which localization maps are made.
+    """The input for computing an image's localization maps.
 
     Attributes:
         id: of the image.
         views: one (2, 3, h, w) float32 tensor per scale: the image, and its mirror image.
-        labels: (C,) float32 of zeros and ones.
+        labels: (C,) float32 in {0, 1}.
         size: (H, W) of the image in pixels.
     """
 
@@ -71,7 +71,7 @@ class PredictItem(NamedTuple):
 
 
 class ViewMaps(list[Tensor]):
-    """Maps of one image, one tensor (K, h', w') per view, and the (K,) class indices they belong to."""
+    """Maps of one image, one tensor (K, h', w') per view, with their (K,) class indices as `classes`."""
 
     def __init__(self, maps: Iterable[Tensor], classes: Tensor) -> None:
         super().__init__(maps)
@@ -79,15 +79,15 @@ class ViewMaps(list[Tensor]):
 
 
 class AdaptationStep(NamedTuple):
-    """What RIB measures at one step k: what the stop rules look at, and what shows how far it has come.
+    """Measurements of RIB at one step k, for the stop rules and for diagnostics.
 
     Attributes:
-        loss: of the step before, whose update led to theta_k; 0 for k = 0.
-        area: the share of locations of the first view where a normalised map exceeds the area threshold.
+        loss: of the previous step, whose update led to theta_k; 0 for k = 0.
+        area: the fraction of locations of the first view where a normalised map exceeds the area threshold.
         target_logits: the sum of the target classes' pooled logits over the rows of the image's own views.
         maps_finite: 1.0 if all values of all maps are finite, else 0.0.
-        logit: the classifier's logit (global average pooling), mean over the target classes and the two
-            mirror images of the first view.
+        logit: the classifier's logit (global average pooling), mean over the target classes, the image and
+            the mirror image of the first view.
     """
 
     loss: float
@@ -98,16 +98,16 @@ class AdaptationStep(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """What RIB leaves of one image.
+    """Result of RIB, or another method, for one image.
 
     Attributes:
         maps: one (K, h', w') float32 tensor per view: ReLU'd, mirror image merged in, summed over the steps,
             not normalised. A list that also carries `classes`.
         classes: (K,) int64, indices of the present classes, ascending.
         steps: SGD steps taken.
-        stopped: None if all steps were taken, else which rule ended the adaptation.
-        history: for each step k = 0, 1, .., also of the one with which a rule ended the adaptation; empty
-            for methods that take no steps.
+        stopped: None if all steps were taken, else the rule that ended the adaptation.
+        history: for each step k = 0, 1, .., including the one at which a rule ended the adaptation; empty
+            for methods without steps.
     """
 
     maps: ViewMaps

@@ -1,4 +1,4 @@
-"""The same work on many items, shared out to processes or threads."""
+"""Parallel processing of items by worker processes or threads."""
 
 import os
 from collections import deque
@@ -12,33 +12,33 @@ R = TypeVar("R")
 
 
 def worker_count(setting: int | str) -> int:
-    """How many workers a setting stands for: a number, or "auto" for one per core."""
+    """The number of workers of a setting: a number, or "auto" for one per core."""
     return (os.cpu_count() or 1) if setting == "auto" else int(setting)
 
 
 def process_pool(workers: int, work: Callable[[Any], Any] | None = None) -> ProcessPoolExecutor:
-    """Fresh processes with one thread each; forked ones would inherit torch's locks, and CUDA.
+    """A pool of spawned processes with one thread each; forked ones would inherit torch's locks and CUDA.
 
     Args:
-        workers: how many.
-        work: what `do` does in them; it may hold a data set, and travels once, not with every item.
+        workers: number of processes.
+        work: function for `do` in each process; pickled once per process, not per item.
     """
-    return ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work,))
+    return ProcessPoolExecutor(workers, get_context("spawn"), _initialize, (work,))
 
 
-_work: Callable[[Any], Any] | None = None  # of a process of `process_pool`
+_work: Callable[[Any], Any] | None = None  # in a process of `process_pool`
 
 
-def _begin(work: Callable[[Any], Any] | None) -> None:
+def _initialize(work: Callable[[Any], Any] | None) -> None:
     import torch
 
     global _work
-    torch.set_num_threads(1)  # the other processes need the cores, too
+    torch.set_num_threads(1)  # the cores are shared with the other processes
     _work = work
 
 
 def do(item: Any) -> Any:
-    """The work of the pool that this process is of, on an item."""
+    """Applies the pool's `work` to an item, inside a process of the pool."""
     assert _work is not None
     return _work(item)
 
@@ -46,13 +46,13 @@ def do(item: Any) -> Any:
 def ordered_map(
     work: Callable[[T], R], items: Iterable[T], workers: int, threads: bool = False
 ) -> Iterator[R]:
-    """The results of `work` in the order of the items, at most `2 * workers` ahead of whoever takes them.
+    """Yields the results of `work` in the order of the items, computed at most `2 * workers` ahead.
 
     Args:
-        work: for processes a function of a module, or a `partial` of one.
-        items: for processes what can be pickled.
-        workers: with 1 the work is done here.
-        threads: in threads, for work that leaves Python's lock, instead of processes.
+        work: for processes it must be picklable: a function of a module, or a `partial` of one.
+        items: for processes they must be picklable.
+        workers: number of workers; 1 runs in this process.
+        threads: use threads instead of processes, for work that releases Python's global lock.
 
     >>> list(ordered_map(len, ["a", "", "abc"], workers=2, threads=True))
     [1, 0, 3]
@@ -61,10 +61,10 @@ def ordered_map(
         yield from map(work, items)
         return
     with ThreadPoolExecutor(workers) if threads else process_pool(workers, work) as pool:
-        ahead: deque[Future[R]] = deque()
+        pending: deque[Future[R]] = deque()
         for item in items:
-            ahead.append(pool.submit(work if threads else do, item))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(pool.submit(work if threads else do, item))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,7 +1,7 @@
-"""The information bottleneck, made visible in any network (RIB paper, section 3).
+"""Analysis of the information bottleneck in any network (RIB paper, section 3).
 
-Gradient maps per layer, how much of a region they reach, saturation of the last activation, and a binned
-estimate of mutual information. `experiment=toy_bottleneck` puts them together.
+Gradient maps per layer, high gradient ratios of regions, saturation of the last activation, and a binned
+estimate of mutual information. `experiment=toy_bottleneck` combines them.
 """
 
 from ribseg.analysis.adaptation import BeforeAfter, gradients_before_and_after

@@ -12,13 +12,13 @@ from ribseg.types import Stop
 
 
 class BeforeAfter(NamedTuple):
-    """What `gradients_before_and_after` finds.
+    """Result of `gradients_before_and_after`.
 
     Attributes:
-        before: L + 1 gradients, (1, C, H, W): the layers', and the class prediction's.
-        after: the same under the adapted weights.
+        before: L + 1 gradients (1, C, H, W): of the layers and of the class prediction.
+        after: the same under the adapted weights; invalid if `stopped` is "not_finite".
         steps: SGD steps taken.
-        stopped: which rule ended the adaptation, if any; after "not_finite" nothing after can be trusted.
+        stopped: the stop rule that ended the adaptation, if any.
     """
 
     before: list[Tensor]
@@ -35,15 +35,15 @@ def gradients_before_and_after(
     references: References = (),
     activation: Activation | None = None,
 ) -> BeforeAfter:
-    """Gradients of the image, under the classifier as it is and as RIB leaves it for this image.
+    """Input gradients of an image under the original and the adapted classifier.
 
     Args:
-        rib: carries the classifier, which is left as it was.
-        views: see `ribseg.RIB`; gradients are of the first one's image, not of its mirror image.
-        labels: (C,) in {0, 1}; the classes that are adapted and looked at.
+        rib: with the classifier, whose weights are restored.
+        views: see `ribseg.RIB`; gradients are of the first view, without its mirror image.
+        labels: (C,) in {0, 1}; the classes to adapt to and to analyze.
         layers: modules of the classifier, see `gradient_stack`.
         references: see `ribseg.RIB`.
-        activation: the last activation in the class prediction; None leaves it out.
+        activation: the last activation of the class prediction; None for the logits.
 
     Returns:
         Gradients before and after.

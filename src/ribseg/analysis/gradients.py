@@ -18,24 +18,23 @@ Forward = Callable[[Tensor], Tensor]
 def input_gradients(
     forward: Forward, images: Tensor, layers: Sequence[nn.Module] = (), output: bool = True
 ) -> list[Tensor]:
-    """`grad_x sum(T_l)` of the output of each layer, and of `forward` itself, by one forward pass.
+    """`grad_x sum(T_l)` of the output of each layer, and of `forward` itself, from one forward pass.
 
-    Rows of a batch do not mix as long as the network keeps them apart: BatchNorm must be in evaluation mode
-    (`gradient_stack` sees to it). Parameters' `grad` is not touched.
+    BatchNorm must be in evaluation mode, as in `gradient_stack`, or the images of a batch affect each other.
+    The `grad` of parameters does not change.
 
     Args:
         forward: calls the layers; images -> a tensor.
         images: (N, C, H, W) float.
-        layers: modules whose output is one tensor; a module that is called several times counts with the sum
-            over its calls.
-        output: append the gradient of the sum of what `forward` returns.
+        layers: modules whose output is one tensor; outputs of repeated calls are summed.
+        output: append the gradient of the sum of `forward`'s output.
 
     Returns:
-        One (N, C, H, W) tensor per layer, in the order given, and one more with `output`.
+        One (N, C, H, W) tensor per layer, in the given order, and one more with `output`.
 
     Raises:
-        ValueError: a layer is not called, or is cut off from the input.
-        TypeError: a layer returns no tensor.
+        ValueError: a layer is not called, or its output does not depend on the input.
+        TypeError: a layer does not return a tensor.
     """
     sums: dict[int, Tensor] = {}
 
@@ -43,7 +42,7 @@ def input_gradients(
         def hook(module: nn.Module, inputs: object, result: object) -> None:
             if not isinstance(result, Tensor):
                 raise TypeError(f"expected layer {number} to return a tensor, got {type(result).__name__}")
-            # Summed at once: an in-place activation behind the layer must not change what is looked at.
+            # Summed immediately: an in-place activation may overwrite the output.
             sums[number] = sums[number] + result.sum() if number in sums else result.sum()
 
         return hook
@@ -70,20 +69,20 @@ def _gradient(target: Tensor, point: Tensor, number: int) -> Tensor:
         (found,) = torch.autograd.grad(target, point, retain_graph=True, allow_unused=True)
     if found is None:
         raise ValueError(
-            f"the output of layer {number} does not depend on the input by gradients: something between is "
-            "detached or under no_grad. A ribseg.Classifier detaches its trunk; use gradient_stack, or "
+            f"the output of layer {number} has no gradient for the input: a part in between is detached or "
+            "under no_grad. A ribseg.Classifier detaches its trunk; use gradient_stack, or "
             "nn.Sequential(classifier.trunk, *classifier.tail) as the forward pass"
         )
     return found
 
 
 def class_scores(classifier: nn.Module, labels: Tensor, activation: Activation | None = None) -> Forward:
-    """The forward pass that ends with the prediction of the labelled classes, GAP pooled.
+    """A forward pass to the predictions of the labeled classes, with global average pooling.
 
     Args:
-        classifier: has `features(x)` and `weight`; the detached trunk of a `ribseg.Classifier` is attached.
+        classifier: has `features(x)` and `weight`; the trunk of a `ribseg.Classifier` is not detached here.
         labels: (N, C) in {0, 1}.
-        activation: a, the last activation; None looks at the logits.
+        activation: a, the last activation; None for the logits.
 
     Returns:
         Images (N, C', H, W) -> (N, C), `t_c a(y_c)`.
@@ -98,7 +97,7 @@ def class_scores(classifier: nn.Module, labels: Tensor, activation: Activation |
 
 
 def attached_features(classifier: nn.Module) -> Forward:
-    """`features` of a classifier, without the cut behind the trunk of a `ribseg.Classifier`."""
+    """`features` of a classifier, without detaching the trunk of a `ribseg.Classifier`."""
     trunk, tail = getattr(classifier, "trunk", None), getattr(classifier, "tail", None)
     if isinstance(trunk, nn.Module) and tail is not None:
         return nn.Sequential(trunk, *tail)
@@ -112,24 +111,24 @@ def gradient_stack(
     layers: Sequence[nn.Module],
     activation: Activation | None = None,
 ) -> list[Tensor]:
-    """`G_1 .. G_L` of the layers and, last, the gradient of the class prediction.
+    """Gradients `G_1 .. G_L` of the layers, followed by that of the class prediction.
 
-    Per image and for one labelled class, the last gradients with and without an activation differ by the
-    factor `a'(y)` only: their normalised maps are the same, unless the factor underflows.
+    For an image with one label, the gradients with and without activation differ only by the factor `a'(y)`,
+    so their normalised maps are equal unless the factor underflows.
 
     Args:
-        classifier: has `features(x)` and `weight`; is evaluated in evaluation mode and left as it was.
+        classifier: has `features(x)` and `weight`; used in evaluation mode, its mode is restored.
         images: (N, C', H, W) float.
-        labels: (N, C) in {0, 1}, the classes whose prediction is looked at.
+        labels: (N, C) in {0, 1}, the predicted classes to analyze.
         layers: modules that `features` calls, e.g. `[classifier.trunk, *classifier.tail]`.
-        activation: the last activation; None leaves it out.
+        activation: the last activation; None for the logits.
 
     Returns:
         L + 1 tensors (N, C', H, W).
 
     Raises:
         ValueError: see `input_gradients`.
-        TypeError: no classifier.
+        TypeError: the classifier lacks `features` or `weight`.
     """
     with evaluating(classifier):
         return input_gradients(class_scores(classifier, labels, activation), images, layers)

@@ -1,4 +1,4 @@
-"""An estimate of mutual information by binning."""
+"""Mutual information, estimated by binning."""
 
 from typing import NamedTuple
 
@@ -7,33 +7,32 @@ from torch import Tensor
 
 
 class Information(NamedTuple):
-    """In bits: about the input, `I(X;T)`, and about the label, `I(T;Y)`."""
+    """Mutual information in bits with the input, `I(X;T)`, and with the label, `I(T;Y)`."""
 
     input: float
     label: float
 
 
 def binned_information(activations: Tensor, labels: Tensor, bins: int = 30) -> Information:
-    """`I(X;T)` and `I(T;Y)` of a layer T, its activations sorted into bins (Shwartz-Ziv and Tishby, 2017).
+    """Estimates `I(X;T)` and `I(T;Y)` of a layer T by binning (Shwartz-Ziv and Tishby, 2017).
 
-    A caveat that must travel with every number: this measures the binning as much as the network. A layer
-    is a function of the input, so `I(X;T)` is infinite for continuous T, and with bins it is the entropy of
-    the binned T: it grows with their number, and cannot exceed log2(N). Wide layers reach that at once,
-    because no two images share all bins; look at a few numbers per image (logits, pooled features) and
-    compare only equal widths, bins and N. Saxe et al. (2018) show that the compression seen this way follows
-    from saturation of the activation, and is absent with ReLU.
+    Report the binning with every value, which depends on it as much as on the network. A layer is a function
+    of the input, so `I(X;T)` is infinite for continuous T and with bins the entropy of the binned T, which
+    grows with the number of bins up to log2(N). Wide layers always reach log2(N), as no two images share all
+    bins: use few numbers per image (logits, pooled features) and compare only equal widths, bins and N. Saxe
+    et al. (2018) show that compression in this estimate is due to saturating activations, absent with ReLU.
 
     Args:
-        activations: (N, ...) of N different images; each number's range over the images is cut into equal
-            bins, so that a layer's scale plays no part.
+        activations: (N, ...) of N different images; the range of each number over the images is divided into
+            equal bins, so the result does not depend on the scale.
         labels: (N,) integer classes.
-        bins: per number.
+        bins: number of bins.
 
     Returns:
         Both in bits, from 0 to log2(N).
 
     Raises:
-        ValueError: shapes do not fit, values that are not finite, or bins < 1.
+        ValueError: shapes do not match, values are not finite, or bins < 1.
 
     >>> binned_information(torch.tensor([[0.0], [0.1], [1.0], [0.9]]), torch.tensor([0, 0, 1, 1]), bins=2)
     Information(input=1.0, label=1.0)
@@ -59,6 +58,6 @@ def binned_information(activations: Tensor, labels: Tensor, bins: int = 30) -> I
 
 
 def _entropy(patterns: Tensor) -> float:
-    """Of the patterns' frequencies, in bits."""
+    """Entropy of the frequencies of patterns, in bits."""
     shares = patterns.unique(return_counts=True)[1].double() / len(patterns)
     return abs(float(-(shares * shares.log2()).sum()))

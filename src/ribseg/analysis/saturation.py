@@ -1,4 +1,4 @@
-"""Saturation of the last activation: where it is flat, nothing passes back (RIB paper, section 3)."""
+"""Saturation of the last activation, where gradients vanish (RIB paper, section 3)."""
 
 import torch
 from torch import Tensor
@@ -12,16 +12,17 @@ def saturation(
     epsilon: float = 0.01,
     labels: Tensor | None = None,
 ) -> float:
-    """The share of samples at which the activation has a slope of nearly zero.
+    """The fraction of logits at which the slope of the activation is nearly zero.
 
     Args:
         logits: (N, C).
-        activation: the last one, elementwise.
-        epsilon: `|a'(y)|` below it counts as none; the sigmoid's largest slope is 0.25.
-        labels: (N, C) in {0, 1}: look at the labelled classes only; None looks at all.
+        activation: the last activation, elementwise.
+        epsilon: slopes `|a'(y)|` below this, and non-finite ones, count as zero; the sigmoid's largest slope
+            is 0.25.
+        labels: (N, C) in {0, 1}: use labeled classes only; None: all classes.
 
     Returns:
-        In [0, 1]; NaN without anything to look at. A slope that is not finite counts as none.
+        In [0, 1]; NaN without logits.
 
     >>> saturation(torch.tensor([[0.0], [9.0]]))
     0.5

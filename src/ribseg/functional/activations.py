@@ -1,4 +1,4 @@
-"""Last activations that the information-bottleneck argument compares (RIB paper, section 3)."""
+"""Last activations to compare in the analysis of the information bottleneck (RIB paper, section 3)."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,25 @@ from ribseg.errors import ConfigError
 
 Activation = Callable[[Tensor], Tensor]
 
-SATURATING: dict[str, Activation] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "softsign": F.softsign}
-"""Flat towards both sides."""
-OTHERS: dict[str, Activation] = {"none": lambda logits: logits, "relu": F.relu, "elu": F.elu}
-"""Not flat towards plus infinity."""
-ACTIVATIONS = SATURATING | OTHERS
+ACTIVATIONS: dict[str, Activation] = {
+    # saturate in both directions
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softsign": F.softsign,
+    # do not saturate towards plus infinity
+    "none": lambda logits: logits,
+    "relu": F.relu,
+    "elu": F.elu,
+}
 RANGES = {"sigmoid": (0.0, 1.0), "relu": (0.0, 1.0), "none": (0.0, 1.0)}
-"""What an absent and a present class's activation should be in training, where that is not (-1, 1)."""
+"""Training targets of absent and present classes; (-1, 1) for the other activations."""
 
 
 def last_activation(name: str) -> Activation:
     """The activation of that name; elementwise, any shape.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: unknown name.
 
     >>> last_activation("softsign")(torch.tensor([1.0, 3.0]))
     tensor([0.5000, 0.7500])
@@ -34,7 +39,7 @@ def last_activation(name: str) -> Activation:
 
 
 def slope(activation: Activation, logits: Tensor) -> Tensor:
-    """`a'(y)`, elementwise, for any differentiable activation.
+    """The derivative `a'(y)`, elementwise, of any differentiable activation.
 
     Args:
         activation: a.

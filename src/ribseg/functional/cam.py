@@ -10,13 +10,13 @@ EPS = 1e-5  # added to the maximum before dividing, as in the released program
 
 
 def class_maps(features: Tensor, weight: Tensor) -> Tensor:
-    """`w_c . f(x)` at every location, neither rectified nor normalised.
+    """Class maps `w_c . f(x)` at every location, neither rectified nor normalised.
 
-    In the precision of the weight, under autocast, too: maps are compared with shares of their maximum.
+    Computed in the precision of the weight, even under autocast: thresholds on the maps need it.
 
     Args:
         features: (N, D, h, w) output of the last stage.
-        weight: (C, D) classifier rows, no bias. (C, D, 1, 1) is accepted, too.
+        weight: (C, D) or (C, D, 1, 1), the classifier's weights without bias.
 
     Returns:
         (N, C, h, w) class maps.
@@ -26,13 +26,13 @@ def class_maps(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def merge_mirrored(maps: Tensor) -> Tensor:
-    """Adds the map of the mirror image, mirrored back, after rectifying both.
+    """Adds the ReLU'd maps of an image and its mirror image, the second flipped back.
 
     Args:
         maps: (2, K, h, w), the image first, its mirror image second.
 
     Returns:
-        (K, h, w), at least zero.
+        (K, h, w), non-negative.
     """
     if maps.ndim != 4 or maps.shape[0] != 2:
         raise ValueError(
@@ -46,7 +46,7 @@ def normalize(maps: Tensor, eps: float = EPS) -> Tensor:
     """Divides each map by its maximum.
 
     Args:
-        maps: (..., h, w), at least zero.
+        maps: (..., h, w), non-negative.
         eps: added to the maximum; an all-zero map stays zero.
 
     Returns:
@@ -61,7 +61,7 @@ def active_area(maps: Tensor, threshold: float = 0.3) -> Tensor:
     """The share of locations where any normalised map exceeds a threshold.
 
     Args:
-        maps: (K, h, w), at least zero, not normalised.
+        maps: (K, h, w), non-negative, not normalised.
         threshold: in [0, 1].
 
     Returns:
@@ -69,8 +69,15 @@ def active_area(maps: Tensor, threshold: float = 0.3) -> Tensor:
     """
     normalized = normalize(maps)
     area = (normalized > threshold).any(0).float().mean()
-    # nan > threshold is false, so a broken map would look small instead of broken.
+    # nan > threshold is false, so without this a broken map would have a small area.
     return torch.where(torch.isfinite(normalized).all(), area, area.new_full((), float("nan")))
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes (K, h, w) maps to (K, *size) bilinearly; K may be 0."""
+    if len(maps) == 0:
+        return maps.new_zeros(0, *size)  # interpolate refuses tensors without elements
+    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def resize_and_sum(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -83,16 +90,13 @@ def resize_and_sum(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     Returns:
         (K, h, w).
     """
-    if maps[0].shape[0] == 0:
-        return maps[0].new_zeros(0, *size)  # interpolate refuses tensors without elements
-    resized = [F.interpolate(m[None], size, mode="bilinear", align_corners=False)[0] for m in maps]
-    return torch.stack(resized).sum(0)
+    return torch.stack([resize(scale, size) for scale in maps]).sum(0)
 
 
 def argmax_labels(maps: Tensor, classes: Tensor, threshold: float) -> Tensor:
     """The label of each pixel: argmax over a constant background score and the maps of the present classes.
 
-    The background wins ties, the first class wins ties among classes.
+    Ties go to the background, then to the first class.
 
     Args:
         maps: (K, H, W) normalised maps; K may be 0.

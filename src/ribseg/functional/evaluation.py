@@ -5,16 +5,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TENTHS = 10  # of an object's pixels, by distance from the peak of its map
+TENTHS = 10  # bins of an object's pixels, by distance from the maximum of its map
 
 
 class Scores(NamedTuple):
-    """What a stack of confusion matrices says; leading dimensions `...` are kept.
+    """Scores of a stack of confusion matrices; leading dimensions `...` are kept.
 
     Attributes:
         iou: (..., C+1); NaN where a class is neither in the ground truth nor predicted.
         miou: (...), mean of `iou` over the classes that are not NaN; NaN where the ground truth has no
-            foreground pixel: the background alone would score 100 for maps that find nothing.
+            foreground pixel, where empty maps would score 1.
         precision: (...), mean over foreground classes that were predicted somewhere; 0 if none was.
         recall: (...), mean over foreground classes that are in the ground truth.
     """
@@ -28,9 +28,9 @@ class Scores(NamedTuple):
 def threshold_histogram(
     maps: Tensor, classes: Tensor, target: Tensor, thresholds: Tensor, num_classes: int, ignore_index: int
 ) -> Tensor:
-    """Counts pixels of one image by (best class, true label, how many thresholds its score exceeds).
+    """Counts pixels of one image by (best class, true label, number of thresholds below its score).
 
-    A pixel is background at threshold t unless its best score exceeds t. So this histogram holds the
+    A pixel is background at threshold t unless its best score exceeds t, so this histogram contains the
     confusion matrices of all thresholds: see `confusion_from_histogram`.
 
     Args:
@@ -39,11 +39,11 @@ def threshold_histogram(
         target: (H, W) int, 0 = background, c + 1 = class c.
         thresholds: (T,) ascending.
         num_classes: C, without background.
-        ignore_index: label in `target` of pixels that do not count.
+        ignore_index: label in `target` of ignored pixels.
 
     Returns:
         (C+1, C+1, T+1) int64 counts; first axis: best class + 1, second: true label. Pixels of an image
-        without classes lie at best class 0.
+        without classes are counted at index 0 of the first axis.
     """
     valid = target != ignore_index
     labels = target[valid].to(torch.int64)
@@ -54,37 +54,37 @@ def threshold_histogram(
 
 
 def distance_tenths(peaks: Tensor, classes: Tensor, target: Tensor) -> Tensor:
-    """Which tenth of its class's pixels a pixel belongs to, ordered by distance from the class's peak.
+    """Divides the pixels of each class into ten bins by distance from the maximum of the class's map.
 
-    Where a classifier's CAM has its maximum lies the most discriminative part of the object, so the tenths go
-    from there to what the classifier does not look at (RIB paper, section 4.2).
+    The maximum of a CAM marks the most discriminative part of the object, so the bins go from there to the
+    non-discriminative parts (RIB paper, section 4.2).
 
     Args:
-        peaks: (K, H, W) maps; their maxima are the peaks.
+        peaks: (K, H, W) maps.
         classes: (K,) int, their indices (0 = first class).
         target: (H, W) int, 0 = background, c + 1 = class c.
 
     Returns:
-        (H, W) int64: 0 for the nearest tenth to 9 for the farthest; -1 for pixels of no such class. Of fewer
-        than ten pixels some tenths are empty.
+        (H, W) int64: 0 for the nearest tenth to 9 for the farthest; -1 for pixels of other labels. With
+        fewer than ten pixels some bins are empty.
 
     >>> distance_tenths(torch.tensor([[[0.0, 0.9, 0.1]]]), torch.tensor([0]), torch.tensor([[1, 1, 0]]))
     tensor([[ 5,  0, -1]])
     """
     tenths = torch.full(target.shape, -1, dtype=torch.int64)
     for peak, index in zip(peaks, classes.tolist(), strict=True):
-        places = (target == index + 1).nonzero()
+        pixels = (target == index + 1).nonzero()
         row, column = divmod(int(peak.argmax()), peak.shape[1])
-        distances = (places - torch.tensor([row, column])).square().sum(1)
+        distances = (pixels - torch.tensor([row, column])).square().sum(1)
         order = distances.argsort(stable=True).argsort()
-        tenths[places[:, 0], places[:, 1]] = order * TENTHS // max(len(places), 1)
+        tenths[pixels[:, 0], pixels[:, 1]] = order * TENTHS // max(len(pixels), 1)
     return tenths
 
 
 def coverage_histogram(
     maps: Tensor, classes: Tensor, target: Tensor, tenths: Tensor, thresholds: Tensor
 ) -> Tensor:
-    """Counts the objects' pixels of one image by (tenth, at how many thresholds they get their true label).
+    """Counts object pixels of one image by (tenth, number of thresholds at which the label is correct).
 
     Args:
         maps: see `threshold_histogram`.
@@ -107,13 +107,13 @@ def confusion_from_histogram(histogram: Tensor) -> Tensor:
     # At threshold i a pixel is foreground if its score exceeds more than i thresholds: bins i+1 and above.
     above = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
     confusion = above.permute(2, 0, 1).clone()
-    # What is not foreground is background; images without classes lie in bin 0 and are never above.
+    # All other pixels are background; those of images without classes are in bin 0, never above.
     confusion[:, 0] = histogram.sum((0, 2)) - above.sum(0).T
     return confusion
 
 
 def scores(confusion: Tensor) -> Scores:
-    """Turns confusion matrices into IoU, mIoU, precision and recall.
+    """IoU, mIoU, precision and recall of confusion matrices.
 
     Args:
         confusion: (..., C+1, C+1) counts, rows predicted, columns true.
@@ -124,7 +124,7 @@ def scores(confusion: Tensor) -> Scores:
 
 
 def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
-    """The same as `scores` from three (..., C+1) counts: hits, predicted pixels, true pixels."""
+    """As `scores`, from (..., C+1) counts of true positives, predicted pixels and true pixels."""
     iou = hit / (predicted + true - hit)  # 0/0 = nan: the class occurs nowhere
     precision, recall = (_mean((hit / all_)[..., 1:]).nan_to_num(0.0) for all_ in (predicted, true))
     scored = true[..., 1:].sum(-1) > 0
@@ -132,9 +132,9 @@ def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
 
 
 def _best_labels(maps: Tensor, classes: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, P) maps of P pixels -> the label of the best class, and how many thresholds its score exceeds.
+    """(K, P) maps of P pixels -> the label of the best class, and the number of thresholds below its score.
 
-    Both (P,) int64; zeros of an image without classes.
+    Both are (P,) int64, and zero for an image without classes.
     """
     if maps.shape[0] == 0:
         zeros = torch.zeros(maps.shape[1], dtype=torch.int64, device=maps.device)
@@ -147,5 +147,5 @@ def _best_labels(maps: Tensor, classes: Tensor, thresholds: Tensor) -> tuple[Ten
 
 
 def _mean(values: Tensor) -> Tensor:
-    # The order of a sum follows the layout: with one layout, one threshold gives the digits of a sweep's.
+    # The order of summation depends on the memory layout; a fixed one makes all callers agree to the bit.
     return values.contiguous().nanmean(-1)

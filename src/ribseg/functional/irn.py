@@ -1,8 +1,8 @@
-"""Affinity of pixel pairs from class boundaries, and the losses that teach it (IRN paper, section 4.2).
+"""Affinity of pixel pairs from class boundaries, and its training losses (IRN paper, section 4.2).
 
 A pair is a pixel and one of its neighbours within a radius. Its affinity is one minus the highest boundary on
-the line between the two. Of the two directions of a pair only one is listed: the neighbour lies to the right
-in the same row, or in a row below.
+the line between them. Each pair is listed in one direction only: the neighbour is to the right in the same
+row, or in a row below.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from torch import Tensor
 from ribseg.checks import check_number
 
 Offset = tuple[int, int]
-EPS = 1e-5  # inside the logarithms and beside the counts, as published
+EPS = 1e-5  # added in logarithms and to counts, as published
 
 
 class PairLabels(NamedTuple):
-    """Which pairs teach what; (N, P, h', w') bool each, see `pair_labels`."""
+    """Masks of the pairs by kind, (N, P, h', w') bool each; see `pair_labels`."""
 
     background: Tensor
     foreground: Tensor
@@ -27,7 +27,7 @@ class PairLabels(NamedTuple):
 
 
 class AffinityLosses(NamedTuple):
-    """Scalar losses, each a mean over its pairs; a kind without a pair gives zero.
+    """Scalar losses, each a mean over its kind of pairs; zero without such pairs.
 
     Attributes:
         background: -log affinity of pairs inside the background.
@@ -45,20 +45,20 @@ class AffinityLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The published weighting: positive pairs of both kinds together count as much as negative ones."""
+        """The published weighting: all positive pairs have the same weight as all negative pairs."""
         positive = (self.background + self.foreground) / 2
         displacement = self.displacement_foreground + self.displacement_background
         return (positive + self.negative) / 2 + displacement / 2
 
 
 def check_radius(radius: int) -> None:
-    """Raises a ConfigError unless a radius is an integer >= 2 pixels: at 1 a pixel has no neighbour."""
+    """Raises a ConfigError unless a radius is an integer >= 2 pixels: below 2 there are no neighbours."""
     check_number("radius", radius, low=2, whole=True)
 
 
 @lru_cache
 def neighbour_offsets(radius: int) -> tuple[Offset, ...]:
-    """One direction of each neighbour nearer than `radius`: (dy, dx) with dy > 0, or dy = 0 and dx > 0.
+    """Offsets of neighbours nearer than `radius`, in one direction: (dy, dx) > (0, 0) lexicographically.
 
     >>> len(neighbour_offsets(5)), neighbour_offsets(2)
     (34, ((0, 1), (1, -1), (1, 0), (1, 1)))
@@ -72,7 +72,7 @@ def neighbour_offsets(radius: int) -> tuple[Offset, ...]:
 
 @lru_cache
 def line_points(offset: Offset) -> tuple[Offset, ...]:
-    """Points (y, x) of the line from (0, 0) to an offset: nearer than 1 to it and inside its bounding box.
+    """Points (y, x) on the line from (0, 0) to an offset: at a distance below 1, inside the bounding box.
 
     >>> line_points((1, 2))
     ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
@@ -93,19 +93,19 @@ def pair_affinity(boundary: Tensor, radius: int) -> Tensor:
 
     Returns:
         (N, P, h', w') in [0, 1] for the P offsets of `neighbour_offsets`, with h' = h - radius + 1 and
-        w' = w - 2 (radius - 1). The gradient goes to the point of the line with the highest boundary.
+        w' = w - 2 (radius - 1). The gradient reaches only the point with the highest boundary.
 
     Raises:
         ValueError: the map is smaller than a neighbourhood.
     """
     places = torch.stack([_highest_point(boundary.detach(), o, radius) for o in neighbour_offsets(radius)], 1)
-    # Found without gradients and looked up with them: only one number per pair is kept for the way back.
+    # The maximum is found without gradients, then gathered: autograd stores only one number per pair.
     highest = boundary.flatten(1).gather(1, places.flatten(1))
     return 1 - highest.view(places.shape)
 
 
 def _highest_point(boundary: Tensor, offset: Offset, radius: int) -> Tensor:
-    """(N, h', w') index into h * w of the highest boundary on each line with this offset."""
+    """(N, h', w') indices into h * w of the highest boundary on each line with this offset."""
     points = line_points(offset)
     width = boundary.shape[-1]
     best = torch.stack([shifted(boundary, point, radius) for point in points]).argmax(0)
@@ -133,10 +133,10 @@ def pair_labels(labels: Tensor, radius: int, ignore_index: int = 255) -> PairLab
     Args:
         labels: (N, h, w) integers, 0 = background.
         radius: in pixels of the map.
-        ignore_index: a pair with such a pixel is of no kind.
+        ignore_index: pairs with such a pixel are in none of the masks.
 
     Returns:
-        Three (N, P, h', w') masks; no pair is in two of them.
+        Three disjoint (N, P, h', w') masks.
     """
     first = shifted(labels, (0, 0), radius)[:, None]
     second = torch.stack([shifted(labels, offset, radius) for offset in neighbour_offsets(radius)], 1)
@@ -155,10 +155,10 @@ def affinity_losses(
         displacement: (N, 2, h, w), (dy, dx) to the centre of the pixel's object, in pixels of the map.
         labels: (N, h, w) integers, 0 = background.
         radius: of the pairs, in pixels of the map; 10 in the paper.
-        ignore_index: label of pixels that teach nothing.
+        ignore_index: label of ignored pixels.
 
     Raises:
-        ValueError: the shapes do not belong together, or the maps are smaller than a neighbourhood.
+        ValueError: shapes do not match, or the maps are smaller than a neighbourhood.
     """
     if boundary.shape != labels.shape or displacement.shape != (len(boundary), 2, *boundary.shape[1:]):
         raise ValueError(
@@ -168,27 +168,28 @@ def affinity_losses(
         )
     affinity = pair_affinity(boundary, radius)
     kinds = pair_labels(labels, radius, ignore_index)
-    # No pair is of two kinds, so one tensor holds the losses of all: memory matters, at the published size
-    # there are two million pairs per image.
+    # The kinds are disjoint, so one tensor holds all losses; this saves memory: the published crop size has
+    # two million pairs per image.
     loss = -torch.log(torch.where(kinds.negative, 1 - affinity, affinity) + EPS)
     offsets = neighbour_offsets(radius)
     target = torch.tensor(offsets, dtype=displacement.dtype, device=displacement.device).T[:, :, None, None]
     difference = _pair_displacement(displacement, offsets, radius)
     distance = (difference - target * kinds.foreground[:, None]).abs().mean(1)
     return AffinityLosses(
-        _mean(loss, kinds.background),
-        _mean(loss, kinds.foreground),
-        _mean(loss, kinds.negative),
-        _mean(distance, kinds.foreground),
-        _mean(distance, kinds.background),
+        masked_mean(loss, kinds.background),
+        masked_mean(loss, kinds.foreground),
+        masked_mean(loss, kinds.negative),
+        masked_mean(distance, kinds.foreground),
+        masked_mean(distance, kinds.background),
     )
 
 
 def _pair_displacement(displacement: Tensor, offsets: Sequence[Offset], radius: int) -> Tensor:
-    """(N, 2, P, h', w'): displacement of the first pixel less that of the second."""
+    """(N, 2, P, h', w'): displacement of the first pixel minus that of the second."""
     second = torch.stack([shifted(displacement, offset, radius) for offset in offsets], 2)
     return shifted(displacement, (0, 0), radius)[:, :, None] - second
 
 
-def _mean(loss: Tensor, chosen: Tensor) -> Tensor:
-    return (loss * chosen).sum() / (chosen.sum() + EPS)
+def masked_mean(loss: Tensor, mask: Tensor) -> Tensor:
+    """Scalar mean of a loss over a mask of the same shape; zero where the mask is empty."""
+    return (loss * mask).sum() / (mask.sum() + EPS)

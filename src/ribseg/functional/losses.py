@@ -1,4 +1,4 @@
-"""Losses: without the last activation for RIB, and cross entropy for the segmenter."""
+"""Losses of RIB (without a last activation), classifiers and segmenters."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -14,25 +14,25 @@ from ribseg.functional.activations import RANGES, last_activation
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, C) and labels (N, C) in {0, 1} -> scalar
 Place = Literal["logits", "target"]
 
-TINY = 1e-12  # a divisor where there is nothing to divide
+TINY = 1e-12  # lower bound of divisors
 
 
 def rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
     """The loss without a final activation: `- sum t_c min(m, y_c)` (RIB paper, equation 6).
 
-    Summed over rows and classes, not averaged: the published learning rates belong to a sum.
+    Summed over rows and classes, not averaged: the published learning rates assume a sum.
 
     Args:
         logits: (N, C) pooled class maps `y`.
         labels: (N, C) in {0, 1}, `t`.
-        margin: m; None leaves the logits unbounded, as the released program does (there the margin is a
-            stop rule, see `ribseg.RIB`).
+        margin: m; None leaves the logits unbounded, as in the released program, where the margin is a stop
+            rule (see `ribseg.RIB`).
 
     Returns:
         Scalar.
 
     Raises:
-        ConfigError: the margin is no finite number.
+        ConfigError: the margin is not a finite number.
 
     >>> import torch
     >>> rib_loss(torch.tensor([[5.0, 1.0]]), torch.tensor([[1.0, 0.0]]), margin=2.0)
@@ -44,14 +44,14 @@ def rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None) -> Ten
 
 
 def check_loss(loss: Loss, logits: Tensor) -> None:
-    """Tries a loss of one's own on a few logits.
+    """Tests a custom loss on a few logits.
 
     Args:
         loss: see `Loss`.
-        logits: (N, C) float, where and in what precision they will be.
+        logits: (N, C) float, with the device and dtype of the training.
 
     Raises:
-        SettingError: it fails, or gives anything but a finite scalar with a finite gradient.
+        SettingError: it fails, or does not return a finite scalar with a finite gradient.
 
     >>> check_loss(lambda logits, labels: logits - labels, torch.zeros(2, 3))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -66,13 +66,13 @@ def check_loss(loss: Loss, logits: Tensor) -> None:
             value: Any = loss(point, labels)
         except Exception as error:
             raise SettingError(f"{expected}, but {type(error).__name__}: {reason(error)}") from error
-        complaint = _complaint(value, point)
-    if complaint:
-        raise SettingError(f"{expected}, got {complaint}")
+        problem = _problem(value, point)
+    if problem:
+        raise SettingError(f"{expected}, got {problem}")
 
 
-def _complaint(value: Any, logits: Tensor) -> str:
-    """What is wrong with a loss; nothing for a good one."""
+def _problem(value: Any, logits: Tensor) -> str:
+    """What is wrong with a loss; empty for a valid one."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     if value.ndim != 0:
@@ -87,7 +87,7 @@ def _complaint(value: Any, logits: Tensor) -> str:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sigmoid and binary cross entropy, mean over rows and classes: what classifiers are trained with.
+    """Binary cross entropy with sigmoid, mean over rows and classes: the classifier's training loss.
 
     Args:
         logits: (N, C).
@@ -100,9 +100,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_error(logits: Tensor, labels: Tensor, activation: str = "sigmoid") -> Tensor:
-    """Squared error of `a(y)`: one loss for any last activation, for comparing them.
+    """Squared error of `a(y)`, for comparing last activations under one loss.
 
-    Absent and present classes should reach 0 and 1 with the sigmoid, ReLU and no activation, else -1 and 1.
+    The targets of absent and present classes are 0 and 1 for sigmoid, ReLU and none, else -1 and 1.
 
     Args:
         logits: (N, C), y.
@@ -117,15 +117,16 @@ def squared_error(logits: Tensor, labels: Tensor, activation: str = "sigmoid") -
 
 
 def signed_rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None) -> Tensor:
-    """`rib_loss` with absent classes pushed down as present ones are pushed up; for training from scratch.
+    """`rib_loss` that also lowers the logits of absent classes, for training from scratch.
 
-    Equation 6 says nothing of absent classes: alone it is minimised by making every logit large, without
-    telling classes apart. This is what it would have to be to train a classifier, still without activation.
+    Equation 6 ignores absent classes: any network with large logits minimizes it. This is the corresponding
+    loss, still without activation, that can train a classifier.
 
     Args:
         logits: (N, C).
         labels: (N, C) in {0, 1}.
-        margin: m bounds `y_c` of present classes from above and of absent ones from below; None does not.
+        margin: m, upper bound of `y_c` of present classes, and -m the lower bound of absent ones; None: no
+            bounds.
 
     Returns:
         Scalar, the sum over rows and classes.
@@ -141,17 +142,17 @@ def segmentation_loss(
     at: Place = "target",
     ignore_index: int = 255,
 ) -> Tensor:
-    """Cross entropy of a segmenter, over the pixels that have a label.
+    """Cross entropy of a segmenter over the labeled pixels.
 
     Args:
         logits: (N, C+1, h, w), label 0 is background.
         target: (N, H, W) integer labels.
-        class_weights: (C+1,); pixels count by the weight of their label. None: all alike.
-        balanced: background and foreground count alike, however many pixels they have: per image, the mean
-            over background plus the mean over foreground, as for seeds in DSRG (Huang et al., CVPR 2018).
-        at: "target" enlarges the logits to the labels; "logits" reduces the labels to the logits, as the
-            published DeepLab-v2 does (cheaper, and thin objects vanish).
-        ignore_index: label of pixels that teach nothing.
+        class_weights: (C+1,) weights of the labels; None: equal weights.
+        balanced: per image, the mean over background plus the mean over foreground, independent of their
+            numbers of pixels, as for seeds in DSRG (Huang et al., CVPR 2018).
+        at: "target" upsamples the logits to the labels; "logits" downsamples the labels to the logits, as
+            the published DeepLab-v2 does (cheaper, but thin objects are lost).
+        ignore_index: label of ignored pixels.
 
     Returns:
         Scalar; zero where no pixel has a label.
@@ -167,7 +168,7 @@ def segmentation_loss(
     """
     check_choice("at", at, get_args(Place))
     check_switch("balanced", balanced)
-    logits = logits.float()  # the logarithms need it under mixed precision
+    logits = logits.float()  # for the logarithms under mixed precision
     if at == "logits":
         small = F.interpolate(target[:, None].float(), tuple(logits.shape[-2:]), mode="nearest-exact")
         target = small[:, 0]

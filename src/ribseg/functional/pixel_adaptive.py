@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement: local and quick, where a dense CRF is too slow or cannot be had.
+"""Pixel-adaptive refinement (PAMR): a local and faster alternative to a dense CRF.
 
 Araslanov, Roth: Single-Stage Semantic Segmentation from Image Labels, CVPR 2020, section 4.2.
 """
@@ -22,24 +22,23 @@ def pixel_adaptive(
     dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
     temperature: float = 0.1,
 ) -> Tensor:
-    """Replaces each pixel's scores, again and again, by a mean over neighbours that look like it.
+    """Replaces each pixel's scores iteratively by a weighted mean over neighbours of similar color.
 
-    The neighbours are the eight around at each dilation. Their weights are a softmax over all of them of
-    `-|difference in colour| / (temperature * local standard deviation)`, the mean over the channels; beyond
-    the border stands the border's pixel.
+    The neighbours are the 3x3 neighbourhood at each dilation, with replicated borders. Their weights are a
+    softmax of `-|color difference| / (temperature * local standard deviation)`, averaged over the channels.
 
     Args:
-        image: (3, H, W), uint8 or float; the unit does not matter.
+        image: (3, H, W), uint8 or float, in any unit.
         maps: (K, H, W) float scores, e.g. probabilities; K may be 0.
         iterations: at least 0.
         dilations: distances of the neighbours in pixels.
-        temperature: the lower, the more alike a neighbour must be.
+        temperature: lower values give similar neighbours more weight.
 
     Returns:
-        (K, H, W), dtype and device as the maps; each value is a mean of the map's values.
+        (K, H, W), dtype and device of the maps; each value is a weighted mean of the map's values.
 
     Raises:
-        ValueError: shapes do not fit or an argument is out of range.
+        ValueError: shapes do not match, or an argument is out of range.
 
     >>> image = torch.zeros(3, 8, 8); image[:, :, 4:] = 1
     >>> maps = torch.zeros(1, 8, 8); maps[0, 4, 1] = 1
@@ -65,7 +64,7 @@ def pixel_adaptive(
 def check_pixel_adaptive(
     iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24), temperature: float = 0.1
 ) -> None:
-    """Raises a ConfigError unless the arguments of `pixel_adaptive` that are no tensors are in range."""
+    """Raises a ConfigError unless the settings of `pixel_adaptive` are in range."""
     check_number("iterations", iterations, low=0, whole=True)
     check_numbers("dilations", dilations, low=1, whole=True)
     check_number("temperature", temperature, above=0)
@@ -74,9 +73,9 @@ def check_pixel_adaptive(
 def _weights(image: Tensor, dilations: Sequence[int], temperature: float) -> Tensor:
     """(8 * dilations, H, W), summing to one over the first dimension."""
     neighbours = torch.stack(list(_neighbours(image, dilations)))
-    spread = neighbours.std(0)
-    likeness = -(neighbours - image).abs() / (temperature * spread + EPS)
-    return likeness.mean(1).softmax(0)
+    deviation = neighbours.std(0)
+    similarity = -(neighbours - image).abs() / (temperature * deviation + EPS)
+    return similarity.mean(1).softmax(0)
 
 
 def _weighted_sum(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Tensor:
@@ -87,11 +86,11 @@ def _weighted_sum(maps: Tensor, weights: Tensor, dilations: Sequence[int]) -> Te
 
 
 def _neighbours(values: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
-    """Each neighbour of all pixels: views (C, H, W) of the values, padded by those of the border."""
+    """Yields the values (C, H, W) shifted to each neighbour, with replicated borders."""
     height, width = values.shape[1:]
-    reach = max(dilations)
-    padded = F.pad(values[None], (reach,) * 4, mode="replicate")[0]
+    radius = max(dilations)
+    padded = F.pad(values[None], (radius,) * 4, mode="replicate")[0]
     for dilation in dilations:
         for y, x in AROUND:
-            top, left = reach + y * dilation, reach + x * dilation
+            top, left = radius + y * dilation, radius + x * dilation
             yield padded[:, top : top + height, left : left + width]

@@ -36,27 +36,27 @@ def gndrp(
     rule: Rule = "official",
     num_masked_classes: int | None = None,
 ) -> Tensor:
-    """Global non-discriminative region pooling: pools only where the class is not yet found.
+    """Global non-discriminative region pooling: averages only locations with a low class activation.
 
-    A location of a target class is kept where its class activation map is low, per row and class; other
-    classes are pooled over all locations. The mask carries no gradient.
+    The mask is computed per row and target class, without gradient; other classes are pooled over all
+    locations.
 
     Args:
         maps: (N, C, h, w) class maps `w_c . f(x)`, not rectified.
-        labels: (N, C) in {0, 1}, the target classes of each row.
+        labels: (N, C) in {0, 1}, 1 for the target classes of each row.
         threshold: tau, in [0, 1].
-        divisor: "all" divides the kept sum by the number of all locations (released program), "kept" by the
-            number of kept ones (equation 7); a class without a kept location pools to zero.
-        rule: what is kept. "official": `map / max(map) < tau`, as the released program does it (where the
-            maximum is negative nothing is kept). "paper": `relu(map) / max(relu(map)) <= tau`.
-        num_masked_classes: mask only the first so many classes; the others get plain GAP. The released
-            program stops at 20 on COCO, too, which is a defect; None masks every class.
+        divisor: "all" divides by the number of all locations (released program), "kept" by the number of
+            kept locations (equation 7); a class without a kept location pools to zero.
+        rule: which locations are kept. "official": `map / max(map) < tau`, as in the released program (none
+            if the maximum is negative). "paper": `relu(map) / max(relu(map)) <= tau`.
+        num_masked_classes: mask only this many classes, starting from the first; the others get plain GAP.
+            20 reproduces a defect of the released program on COCO. None masks every class.
 
     Returns:
         (N, C) logits.
 
     Raises:
-        ValueError: shapes do not fit, or an argument is out of range.
+        ValueError: shapes do not match, or an argument is out of range.
 
     >>> maps = torch.tensor([[[[4.0, 1.0], [0.0, 2.0]]]])
     >>> gndrp(maps, torch.ones(1, 1), threshold=0.4), gndrp(maps, torch.ones(1, 1), 0.4, divisor="kept")
@@ -77,11 +77,11 @@ def gndrp(
 
 def _low_activation(maps: Tensor, threshold: float, rule: Rule) -> Tensor:
     if rule == "official":
-        # A maximum of zero gives 0/0 = nan at the maximum itself, which compares as "not kept": as released.
+        # A maximum of zero gives 0/0 = nan, which compares as "not kept", as in the released program.
         return maps / maps.amax((-2, -1), keepdim=True) < threshold
     rectified = maps.relu()
     peak = rectified.amax((-2, -1), keepdim=True)
-    # Not divided by the peak: a class that is nowhere active has no discriminative region, so all is kept.
+    # No division by the peak: a class that is active nowhere has no discriminative region, so all is kept.
     return rectified <= threshold * peak
 
 
@@ -96,15 +96,15 @@ def _check_maps(maps: Tensor) -> None:
 def _check_labels(maps: Tensor, labels: Tensor) -> None:
     if labels.shape != maps.shape[:2]:
         raise ValueError(
-            f"expected labels of shape (N, C) = {tuple(maps.shape[:2])} as the maps have, "
-            f"got {tuple(labels.shape)}; give one row of image-level labels per row of maps"
+            f"expected labels of shape (N, C) = {tuple(maps.shape[:2])} to match the maps, "
+            f"got {tuple(labels.shape)}; pass one row of image-level labels per row of maps"
         )
 
 
 def check_gndrp_arguments(
     threshold: float, divisor: str, rule: str, num_masked_classes: int | None = None
 ) -> None:
-    """Raises a ConfigError unless the arguments of `gndrp` that are no tensors are in range."""
+    """Raises a ConfigError unless the settings of `gndrp` are in range."""
     check_number("threshold", threshold, 0, 1)
     check_choice("divisor", divisor, get_args(Divisor))
     check_choice("rule", rule, get_args(Rule))

@@ -1,4 +1,4 @@
-"""Affinity of pixel pairs from features, and the losses that teach it.
+"""Affinity of pixel pairs from features, and its training losses.
 
 Ahn, Kwak: Learning Pixel-level Semantic Affinity with Image-level Supervision, CVPR 2018 (PSA), section 3.2.
 """
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ribseg.functional.irn import EPS, neighbour_offsets, pair_labels, shifted
+from ribseg.functional.irn import EPS, masked_mean, neighbour_offsets, pair_labels, shifted
 
 
 class FeatureAffinityLosses(NamedTuple):
-    """Scalar losses, each a mean over its pairs; a kind without a pair gives zero.
+    """Scalar losses, each a mean over its kind of pairs; zero without such pairs.
 
     Attributes:
         background: -log affinity of pairs inside the background.
@@ -26,7 +26,7 @@ class FeatureAffinityLosses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """The published weighting: positive pairs of both kinds together count as much as negative ones."""
+        """The published weighting: all positive pairs have the same weight as all negative pairs."""
         return (self.background + self.foreground) / 4 + self.negative / 2
 
 
@@ -58,10 +58,10 @@ def feature_affinity_losses(
         features: (N, D, h, w) float, at stride 8.
         labels: (N, h, w) integers, 0 = background.
         radius: of the pairs, in pixels of the map; 5 in the paper.
-        ignore_index: label of pixels that teach nothing.
+        ignore_index: label of ignored pixels.
 
     Raises:
-        ValueError: the shapes do not belong together, or the maps are smaller than a neighbourhood.
+        ValueError: shapes do not match, or the maps are smaller than a neighbourhood.
     """
     if features.ndim != 4 or labels.shape != (len(features), *features.shape[2:]):
         raise ValueError(
@@ -70,13 +70,9 @@ def feature_affinity_losses(
         )
     affinity = feature_affinity(features, radius)
     kinds = pair_labels(labels, radius, ignore_index)
-
-    def mean(loss: Tensor, chosen: Tensor) -> Tensor:
-        return (loss * chosen).sum() / (chosen.sum() + EPS)
-
-    alike = -torch.log(affinity + EPS)
+    positive = -torch.log(affinity + EPS)
     return FeatureAffinityLosses(
-        mean(alike, kinds.background),
-        mean(alike, kinds.foreground),
-        mean(-torch.log(1 - affinity + EPS), kinds.negative),
+        masked_mean(positive, kinds.background),
+        masked_mean(positive, kinds.foreground),
+        masked_mean(-torch.log(1 - affinity + EPS), kinds.negative),
     )

@@ -1,4 +1,4 @@
-"""Random generators that are functions of their arguments alone."""
+"""Random generators that depend only on their arguments."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def rng(seed: int, *key: str | int) -> np.random.Generator:
-    """A random generator that is a function of its arguments alone: not of process, platform or hash seed.
+    """A random generator that depends only on the arguments, not on process, platform or hash seed.
 
     >>> int(rng(0, "2007_000032", 3).integers(1000)) == int(rng(0, "2007_000032", 3).integers(1000))
     True

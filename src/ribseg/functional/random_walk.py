@@ -2,11 +2,11 @@
 
 Equation and published settings: docs/method.md, section 5.3.
 
-The transition matrix T = A D^-1 (A affinities with ones on the diagonal, D its column sums) is never built:
-it is a stencil. Neither is it applied `steps` times. With S = D^-1/2 A D^-1/2, whose eigenvalues lie in
-[-1, 1], `x T^n = x D^1/2 S^n D^-1/2`, and S^n is a short sum of Chebyshev polynomials of S: the coefficient
-of the k-th is a binomial probability, which is negligible from k of a few times sqrt(n) on. Their recurrence
-is stable on [-1, 1], where the one of monomials is not.
+The transition matrix T = A D^-1 (A affinities with ones on the diagonal, D its column sums) is sparse and
+applied as a stencil, and far fewer than `steps` times. With S = D^-1/2 A D^-1/2, whose eigenvalues are in
+[-1, 1], `x T^n = x D^1/2 S^n D^-1/2`, and S^n is a short sum of Chebyshev polynomials of S: the k-th
+coefficient is a binomial probability, negligible for k above a few times sqrt(n). Their recurrence is
+numerically stable on [-1, 1], unlike that of monomials.
 """
 
 import math
@@ -18,26 +18,26 @@ from torch import Tensor
 from ribseg.checks import check_number
 from ribseg.functional.irn import Offset, check_radius, line_points, neighbour_offsets
 
-# Sum of the coefficients left out. Times sqrt(h w 69), the most that D^1/2 and D^-1/2 may make of it, this is
-# below 1e-5 for maps of up to 10^5 pixels.
+# Sum of the omitted coefficients. Times sqrt(h w 69), the largest factor of D^1/2 and D^-1/2, this is below
+# 1e-5 for maps of up to 10^5 pixels.
 TRUNCATION = 3e-9
-# Smaller affinities are none: a pixel's share changes by less than 68 times this per step.
+# Smaller affinities are set to zero; this changes a value by less than 68 times as much per step.
 NEGLIGIBLE = 1e-14
-# Part of its maximum that is added to a map, see random_walk.
+# Offset of a map as a fraction of its maximum, see _walk.
 LIFT = 1e-20
 
 Window = tuple[slice, slice]  # rows and columns
-Neighbour = tuple[int, Tensor]  # distance in the flattened map, and a value for each first pixel of the pair
+Neighbour = tuple[int, Tensor]  # offset in the flattened map, and one value per first pixel of a pair
 
 
 def random_walk(
     maps: Tensor, boundary: Tensor, radius: int = 5, beta: float = 10.0, steps: int = 256
 ) -> Tensor:
-    """`(maps * (1 - boundary)) @ T^steps`, T the column-normalised transition matrix between a map's pixels.
+    """Localization maps after a random walk: `(maps * (1 - boundary)) @ T^steps`.
 
-    A pair's affinity is `(1 - highest boundary on the line between)^beta` (see `line_points`), that of a
-    pixel with itself 1; outside the image there is no neighbour. Computed in float64, to within 1e-5 of the
-    dense product for maps of up to 1; CPU or GPU.
+    T is the column-normalised affinity matrix. The affinity of two pixels is `(1 - highest boundary on the
+    line between them)^beta` (see `line_points`), that of a pixel with itself is 1. Computed in float64, to
+    within 1e-5 of the dense product for maps of up to 1, on CPU or GPU.
 
     Args:
         maps: (..., K, h, w) float; K may be 0. The published program passes `cam^1.3` at stride 4.
@@ -47,10 +47,10 @@ def random_walk(
         steps: of the walk, at least 0.
 
     Returns:
-        (..., K, h, w), dtype and device as the maps.
+        (..., K, h, w), dtype and device of the maps.
 
     Raises:
-        ValueError: shapes do not fit, the boundary leaves [0, 1], or an argument is out of range.
+        ValueError: shapes do not match, the boundary is outside [0, 1], or an argument is out of range.
 
     >>> maps = torch.zeros(1, 4, 6); maps[0, 1, 1] = 1
     >>> wall = torch.zeros(4, 6); wall[:, 3] = 1
@@ -69,9 +69,9 @@ def random_walk(
 def feature_random_walk(
     maps: Tensor, features: Tensor, radius: int = 5, beta: float = 8.0, steps: int = 256
 ) -> Tensor:
-    """`maps @ T^steps`, as `random_walk`, with affinities from features (Ahn, Kwak, CVPR 2018, section 3.2).
+    """Localization maps after a random walk over feature affinities (Ahn, Kwak, CVPR 2018, section 3.2).
 
-    A pair's affinity is `exp(-mean over channels of |f_i - f_j|)^beta`.
+    As `random_walk`, with `maps @ T^steps` and affinities `exp(-mean over channels of |f_i - f_j|)^beta`.
 
     Args:
         maps: (K, h, w) float; K may be 0.
@@ -81,10 +81,10 @@ def feature_random_walk(
         steps: of the walk, at least 0.
 
     Returns:
-        (K, h, w), dtype and device as the maps.
+        (K, h, w), dtype and device of the maps.
 
     Raises:
-        ValueError: shapes do not fit, or an argument is out of range.
+        ValueError: shapes do not match, or an argument is out of range.
 
     >>> maps = torch.zeros(1, 4, 6); maps[0, 1, 1] = 1
     >>> features = torch.zeros(2, 4, 6); features[:, :, 3:] = 9
@@ -106,11 +106,10 @@ def _walk(start: Tensor, affinities: list[Neighbour], steps: int) -> Tensor:
     """(..., K, n) values after the walk."""
     neighbours, degree = _transition(affinities, start[..., 0, :])
     root = degree.sqrt().unsqueeze(-2)
-    # A constant passes the walk unchanged. This one keeps the numbers far from where the walk has come to out
-    # of the range of denormals, on which a CPU is a hundred times slower.
+    # The walk keeps a constant offset. It avoids denormal numbers, on which a CPU is a hundred times slower.
     lifted = start + LIFT * start.abs().amax(-1, keepdim=True)
     walked = _power(neighbours, (1 / degree).unsqueeze(-2), lifted * root, steps) / root
-    # Each value is a weighted mean; what the truncation adds must not make it leave the range, e.g. below 0.
+    # Each value is a weighted mean; the truncation error must not move it out of the input's range.
     return walked.clamp(start.amin(-1, keepdim=True), start.amax(-1, keepdim=True))
 
 
@@ -128,14 +127,14 @@ def _check(maps: Tensor, boundary: Tensor, radius: int, beta: float, steps: int)
 
 
 def check_walk_arguments(radius: int, beta: float, steps: int) -> None:
-    """Raises a ConfigError unless the arguments of `random_walk` that are no tensors are in range."""
+    """Raises a ConfigError unless the settings of `random_walk` are in range."""
     check_radius(radius)
     check_number("beta", beta, above=0)
     check_number("steps", steps, low=0, whole=True)
 
 
 def _affinities(boundary: Tensor, radius: int, beta: float) -> list[Neighbour]:
-    """For each neighbour the affinities (..., n - distance), zero where it is outside the image."""
+    """The affinities (..., n - offset) to each neighbour, zero where it is outside the image."""
 
     def affinity(offset: Offset, first: Window, second: Window) -> Tensor:
         top, left = first
@@ -148,7 +147,7 @@ def _affinities(boundary: Tensor, radius: int, beta: float) -> list[Neighbour]:
 
 
 def _feature_affinities(features: Tensor, radius: int, beta: float) -> list[Neighbour]:
-    """The same from features (D, h, w)."""
+    """As `_affinities`, from features (D, h, w)."""
 
     def affinity(offset: Offset, first: Window, second: Window) -> Tensor:
         difference = features[..., first[0], first[1]] - features[..., second[0], second[1]]
@@ -160,28 +159,28 @@ def _feature_affinities(features: Tensor, radius: int, beta: float) -> list[Neig
 def _stencil(
     affinity: Callable[[Offset, Window, Window], Tensor], like: Tensor, radius: int
 ) -> list[Neighbour]:
-    """The affinities of all pairs inside the image, by neighbour.
+    """The affinities of all pairs inside the image, one entry per neighbour.
 
     Args:
-        affinity: from an offset, and the windows of the first and the second pixels of all its pairs.
+        affinity: computes them from an offset and the windows of the first and second pixels of its pairs.
         like: (..., h, w).
         radius: see `random_walk`.
     """
     height, width = like.shape[-2:]
-    found = []
+    stencil = []
     for offset in neighbour_offsets(radius):
         dy, dx = offset
         rows, left, right = height - dy, max(0, -dx), width - max(0, dx)
         if rows < 1 or right <= left:
-            continue  # no pixel of this map has such a neighbour
+            continue  # the map is smaller than the offset
         first = slice(0, rows), slice(left, right)
         whole = like.new_zeros(like.shape)
         whole[..., first[0], first[1]] = affinity(offset, first, (_moved(first[0], dy), _moved(first[1], dx)))
         whole.masked_fill_(whole < NEGLIGIBLE, 0)
-        # Flattened, a shift over the end of a row comes out in the next one; the affinity there is zero.
+        # In the flattened map a shift beyond a row's end reaches the next row; its affinity is zero.
         distance = dy * width + dx
-        found.append((distance, whole.flatten(-2)[..., :-distance]))
-    return found
+        stencil.append((distance, whole.flatten(-2)[..., :-distance]))
+    return stencil
 
 
 def _moved(window: slice, by: int) -> slice:
@@ -189,7 +188,7 @@ def _moved(window: slice, by: int) -> slice:
 
 
 def _transition(affinities: list[Neighbour], like: Tensor) -> tuple[list[Neighbour], Tensor]:
-    """The neighbours' part of S = D^-1/2 A D^-1/2, and D as (..., n)."""
+    """The off-diagonal entries of S = D^-1/2 A D^-1/2, and D as (..., n)."""
     degree = torch.ones_like(like)
     for distance, affinity in affinities:
         degree[..., :-distance] += affinity
@@ -220,7 +219,7 @@ def _power(neighbours: list[Neighbour], diagonal: Tensor, values: Tensor, expone
 def _taps(
     neighbours: list[Neighbour], diagonal: Tensor, source: Tensor, out: Tensor
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The terms of a product with S as (where to, weight, where from); views, made once, as slicing costs."""
+    """The terms of a product with S as (output, weight, source); views, created once as slicing is slow."""
     taps = [(out, diagonal, source)]
     for distance, weight in neighbours:
         taps.append((out[..., :-distance], weight, source[..., distance:]))
@@ -229,11 +228,11 @@ def _taps(
 
 
 def chebyshev_coefficients(exponent: int, truncation: float = TRUNCATION) -> list[float]:
-    """Coefficients c_0, c_1, ... of x^exponent in Chebyshev polynomials, as many as matter.
+    """Coefficients c_0, c_1, ... of x^exponent in Chebyshev polynomials, up to a truncation error.
 
     Args:
         exponent: n, at least 0.
-        truncation: the coefficients left out sum to at most this.
+        truncation: largest sum of the omitted coefficients.
 
     Returns:
         c_k = 2 binomial(n, (n - k) / 2) / 2^n where n - k is even (half of it for k = 0), else zero.
@@ -242,7 +241,7 @@ def chebyshev_coefficients(exponent: int, truncation: float = TRUNCATION) -> lis
     [0.0, 0.75, 0.0, 0.25]
     """
     coefficients: list[float] = []
-    left = 1.0  # all coefficients together: x^n and every polynomial are 1 at x = 1
+    left = 1.0  # the sum of all coefficients: x^n and every polynomial are 1 at x = 1
     for k in range(exponent + 1):
         even = (exponent - k) % 2 == 0
         # Python divides the integers exactly, however large.

@@ -1,19 +1,18 @@
-"""Labels from maps when a saliency map supplies the background (docs/method.md, section 5.4)."""
+"""Labels from localization maps with a saliency map as background cue (docs/method.md, section 5.4)."""
 
 import torch
 from torch import Tensor
 
 IGNORE = 255
-EVIDENCE = 1e-3  # maps at or below are zero in half precision's last digit: they speak for no class
+EVIDENCE = 1e-3  # lower map values are rounding errors of half precision
 
 
 def labels_with_saliency(maps: Tensor, classes: Tensor, saliency: Tensor, threshold: float = 0.5) -> Tensor:
-    """The label of each pixel: saliency says where there is an object, the maps say of which class.
+    """The label of each pixel: saliency separates object and background, the maps decide the class.
 
-    Saliency takes the place of the background score altogether. So a salient pixel is never background, even
-    where every map is low, and a pixel that is not salient always is, even where a map is high. Where the
-    maps of several classes are all zero (at most 0.001), nothing tells the class, and the salient pixel is
-    255, to be ignored; with a single class there is no doubt. An image without any class is all background.
+    Saliency replaces the background score: salient pixels are never background, all others always are. A
+    salient pixel is 255 (ignored) where the image has several classes and all their maps are zero (at most
+    0.001). An image without classes is all background.
 
     Args:
         maps: (K, H, W) normalised maps; K may be 0.
@@ -22,10 +21,10 @@ def labels_with_saliency(maps: Tensor, classes: Tensor, saliency: Tensor, thresh
         threshold: a pixel is salient above it.
 
     Returns:
-        (H, W) int64; 0 = background, c + 1 = class c, 255 = not known.
+        (H, W) int64; 0 = background, c + 1 = class c, 255 = ignored.
 
     Raises:
-        ValueError: shapes or ranges do not fit.
+        ValueError: shapes do not match, or saliency is out of range.
 
     >>> maps = torch.tensor([[[0.9, 0.0, 0.9]], [[0.1, 0.0, 0.0]]])
     >>> labels_with_saliency(maps, torch.tensor([4, 6]), torch.tensor([[1.0, 1.0, 0.0]]))

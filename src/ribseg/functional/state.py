@@ -1,4 +1,4 @@
-"""Contexts that leave things exactly as they were: training flags, weights, gradients, autocast."""
+"""Context managers that restore training flags, weights, gradients and autocast."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every training flag as it was afterwards, also after an error."""
+    """Sets evaluation mode inside; restores every training flag afterwards, also after an error."""
     flags = [(child, child.training) for child in module.modules()]
     module.eval()
     try:
@@ -20,27 +20,25 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def restored(moving: Sequence[nn.Parameter], module: nn.Module) -> Iterator[None]:
-    """Inside, only `moving` learns; afterwards values, gradients and flags are as they were.
-
-    Also after an error.
+def restored(trained: Sequence[nn.Parameter], module: nn.Module) -> Iterator[None]:
+    """Makes only `trained` learn inside; restores values, gradients and flags, also after an error.
 
     Args:
-        moving: parameters whose values may change; they enter without gradients.
-        module: every other parameter of it stops requiring gradients inside.
+        trained: parameters whose values may change; their gradients are cleared first.
+        module: its other parameters do not require gradients inside.
     """
-    values = [parameter.detach().clone() for parameter in moving]
-    state = [(p, p.grad, p.requires_grad) for p in (*module.parameters(), *moving)]
+    values = [parameter.detach().clone() for parameter in trained]
+    state = [(p, p.grad, p.requires_grad) for p in (*module.parameters(), *trained)]
     try:
         for parameter, _, _ in state:
             parameter.requires_grad_(False)
-        for parameter in moving:
+        for parameter in trained:
             parameter.requires_grad_(True)
             parameter.grad = None
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(moving, values, strict=True):
+            for parameter, value in zip(trained, values, strict=True):
                 parameter.copy_(value)
         for parameter, grad, requires_grad in state:
             parameter.grad = grad
@@ -49,10 +47,10 @@ def restored(moving: Sequence[nn.Parameter], module: nn.Module) -> Iterator[None
 
 @contextmanager
 def autocast_without_cache() -> Iterator[None]:
-    """Inside, a caller's `torch.autocast` casts weights at each use instead of keeping the first cast.
+    """Disables the weight cache of a surrounding `torch.autocast`.
 
-    It keeps it for as long as its block lasts: updates inside the block would change nothing, and the cast
-    weights of each step would stay in memory.
+    With the cache, weight updates inside the autocast block would have no effect, and the cast weights of
+    each step would stay in memory.
     """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def score_histogram(maps: Tensor, thresholds: Tensor) -> Tensor:
-    """Counts the pixels of an image by how many thresholds their best score exceeds; needs no mask.
+    """Counts the pixels of an image by the number of thresholds below their best score; needs no mask.
 
     Args:
-        maps: (K, H, W) float; an image without a class (K = 0) counts nothing: its pixels have no score.
+        maps: (K, H, W) float; for K = 0 all counts are zero.
         thresholds: (T,) ascending.
 
     Returns:
@@ -26,10 +26,10 @@ def score_histogram(maps: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def otsu(counts: Tensor, thresholds: Tensor) -> int:
-    """The threshold at which the mean scores below and above lie furthest apart, weighted by their sizes.
+    """The threshold with the largest variance between the classes below and above it.
 
-    Pass counts summed over images: a single image may be all object. Of thresholds that separate the pixels
-    equally, as in a gap between two peaks, the middle one; so of all where there is but one peak.
+    Pass counts summed over images: a single image may be all object. Of several equally good thresholds, as
+    in a gap between two peaks, the middle one is taken.
 
     Args:
         counts: (T+1,) sum of `score_histogram`.
@@ -39,7 +39,7 @@ def otsu(counts: Tensor, thresholds: Tensor) -> int:
         Index of the threshold.
 
     Raises:
-        ValueError: nothing was counted, or the lengths do not fit.
+        ValueError: all counts are zero, or the lengths do not match.
 
     >>> otsu(torch.tensor([0, 8, 0, 0, 2]), torch.tensor([0.0, 0.2, 0.4, 0.6]))
     2
@@ -50,7 +50,7 @@ def otsu(counts: Tensor, thresholds: Tensor) -> int:
             f"{tuple(counts.shape)} with the sum {int(counts.sum())}; were all images without a class?"
         )
     numbers, edges = counts.double(), thresholds.double()
-    # The score of a bin is its middle; the outer bins reach to the first and the last threshold.
+    # The score of a bin is its center; the outer bins are represented by the first and last threshold.
     middle = torch.cat([edges[:1], (edges[:-1] + edges[1:]) / 2, edges[-1:]])
     below, mass = numbers.cumsum(0)[:-1], (numbers * middle).cumsum(0)[:-1]
     total, moment = numbers.sum(), (numbers * middle).sum()

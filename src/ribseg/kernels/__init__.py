@@ -1,1 +1,1 @@
-"""What only makes other code faster; each part computes what plain torch computes."""
+"""Faster implementations of operations that plain torch could compute, too."""

@@ -1,8 +1,8 @@
 """Gaussian filtering of points in a few dimensions on the permutohedral lattice.
 
 Adams, Baek, Davis: Fast High-Dimensional Filtering Using the Permutohedral Lattice, Eurographics 2010. Each
-point spreads its value over the d + 1 vertices of the lattice simplex around it (splat), the vertices are
-blurred along the d + 1 axes of the lattice with (1/2, 1, 1/2), and the points read theirs back (slice).
+point distributes its value to the d + 1 vertices of the lattice simplex around it (splat), the vertices are
+blurred along the d + 1 axes of the lattice with (1/2, 1, 1/2), and interpolated at the points (slice).
 """
 
 import torch
@@ -16,10 +16,10 @@ class PermutohedralLattice:
     """A Gaussian filter of unit standard deviation over n points.
 
     Args:
-        features: (n, d) float, the points' places, already divided by the standard deviations; n >= 1.
+        features: (n, d) float, the points' positions divided by the standard deviations; n >= 1.
 
     Raises:
-        ValueError: the wrong shape, or points so far apart that the vertices cannot be numbered.
+        ValueError: wrong shape, or points too far apart for integer vertex keys.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -30,7 +30,7 @@ class PermutohedralLattice:
         keys, strides = _vertex_keys(base, rank)
         vertices, vertex = torch.unique(keys, return_inverse=True)
         self._vertex = vertex  # (n, d + 1): the vertices of each point's simplex
-        # The other way round: the vertices' points, in the order of the vertices.
+        # The inverse: the points of each vertex, in the order of the vertices.
         order = vertex.flatten().argsort(stable=True)
         self._point = order // (dimensions + 1)
         self._point_weight = self._weight.flatten()[order]
@@ -40,8 +40,8 @@ class PermutohedralLattice:
         self._scale = 1 / (1 + 2.0**-dimensions)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Filters (n, K) float32 values; each point's weights sum to anything but one, see `normalizer`."""
-        # embedding_bag sums weighted rows without making a copy of the rows first.
+        """Filters (n, K) float32 values; not normalized: the weights of a point do not sum to one."""
+        # embedding_bag sums weighted rows without copying them first.
         blurred = F.embedding_bag(
             self._point, values, self._start, mode="sum", per_sample_weights=self._point_weight
         )
@@ -53,13 +53,13 @@ class PermutohedralLattice:
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each point's simplex: its first vertex, the order of its axes, its barycentric weights; (n, d + 1)."""
+    """Each point's simplex: first vertex, order of the axes, barycentric weights; (n, d + 1) each."""
     size = features.shape[1] + 1
     elevated = _elevate(features.to(torch.float64))
     near = (elevated / size).round()
     base = (near * size).to(torch.int64)
     rank = (elevated - base).argsort(stable=True, dim=1, descending=True).argsort(dim=1)
-    # Rounding each coordinate may leave the plane of coordinate sum zero: step back along the extreme axes.
+    # Rounding may leave the plane of coordinate sum zero: step back along the extreme axes.
     rank = rank + near.sum(1, keepdim=True).to(torch.int64)
     shift = (rank < 0).to(torch.int64) - (rank >= size).to(torch.int64)
     base, rank = base + shift * size, rank + shift * size
@@ -76,15 +76,15 @@ def _elevate(features: Tensor) -> Tensor:
     axis = torch.arange(1, dimensions + 1, dtype=features.dtype, device=features.device)
     spread = (dimensions + 1) * (2 / 3) ** 0.5
     scaled = features * spread / (axis * (axis + 1)).sqrt()
-    after = scaled.flip(1).cumsum(1).flip(1)  # sum over this and the later axes
+    suffix = scaled.flip(1).cumsum(1).flip(1)  # sum over this and the later axes
     zero = scaled.new_zeros(len(scaled), 1)
-    return torch.cat([after, zero], 1) - torch.cat([zero, axis * scaled], 1)
+    return torch.cat([suffix, zero], 1) - torch.cat([zero, axis * scaled], 1)
 
 
 def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """One integer per vertex of each simplex, (n, d + 1), and the strides (d,) of its coordinates.
+    """One integer key per vertex of each simplex, (n, d + 1), and the strides (d,) of its coordinates.
 
-    The last coordinate follows from the others, as they sum to zero.
+    The last coordinate is redundant: all sum to zero.
     """
     size = base.shape[1]
     corner = torch.arange(size, device=base.device)[:, None]
@@ -102,7 +102,7 @@ def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _along_axis(vertices: Tensor, strides: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Each vertex's two neighbours along an axis; the number of vertices where there is none."""
+    """Indices of each vertex's two neighbours along an axis; `len(vertices)` where there is none."""
     step = -strides.sum()
     if axis < len(strides):
         step = step + (len(strides) + 1) * strides[axis]

@@ -1,4 +1,4 @@
-"""Multi-scale class activation maps, and merging the maps of all views (docs/method.md, section 2.2)."""
+"""Multi-scale class activation maps, and the merging of views (docs/method.md, section 2.2)."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -11,7 +11,7 @@ from ribseg.functional.cam import class_maps, merge_mirrored, normalize, resize_
 from ribseg.functional.state import evaluating
 from ribseg.types import STRIDE, Adaptation, ViewMaps
 
-PAD_TO = 16  # full-size maps are made at the next multiple of the output stride, then cut
+PAD_TO = 16  # full-size maps are computed at the next multiple of the output stride, then cropped
 
 
 def present_classes(labels: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def present_classes(labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
-    """Plain class activation maps, without adaptation.
+    """Class activation maps of the present classes, without adaptation.
 
     Args:
         classifier: any module with `features(x)` and `weight` (C, D) or (C, D, 1, 1).
@@ -29,10 +29,10 @@ def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adapt
         labels: (C,) in {0, 1}.
 
     Returns:
-        The result type of `ribseg.RIB`, with `steps` 0. The classifier is left as it was.
+        The result type of `ribseg.RIB`, with `steps` 0. The classifier is not changed.
 
     Raises:
-        ValueError: views or labels have the wrong shape.
+        ValueError: wrong shapes of views or labels.
     """
     weight, features = head_of(classifier), features_of(classifier)
     check_views(views, labels, len(weight))
@@ -49,21 +49,21 @@ def merge_maps(
     """Resizes the maps of all views, adds them, and divides each class by its maximum (+ 1e-5).
 
     Args:
-        maps: one (K, h', w') tensor per view, at least zero: `out.maps` of `ribseg.RIB` or `ribseg.cam`.
+        maps: one (K, h', w') tensor per view, non-negative: `out.maps` of `ribseg.RIB` or `ribseg.cam`.
         size: (H, W) of the image in pixels.
-        classes: (K,) class indices; needed only if `maps` is a plain list without them.
+        classes: (K,) class indices; required only if `maps` is a plain list.
 
     Returns:
         Maps at stride 4 and at full size, in [0, 1], float32, on the device of `maps`.
 
     Raises:
-        ValueError: no maps, an impossible size, or the class indices are unknown.
+        ValueError: no maps, an invalid size, or missing class indices.
     """
     known = getattr(maps, "classes", None) if classes is None else classes
     if len(maps) == 0 or known is None or len(known) != maps[0].shape[0]:
         raise ValueError(
-            "expected at least one map and the class index of each of its K channels; pass out.maps as RIB "
-            "returned it, or give classes=..."
+            "expected at least one map and the class index of each of its K channels; pass out.maps of RIB "
+            "unchanged, or classes=..."
         )
     height, width = (int(side) for side in size)
     if height < 1 or width < 1:
@@ -77,7 +77,7 @@ def merge_maps(
 def check_views(
     views: Sequence[Tensor], labels: Tensor, classes: int, loss_views: Sequence[int] = ()
 ) -> None:
-    """Raises a ValueError unless views are (2, 3, h, w), labels (C,) in {0, 1}, and the loss views there."""
+    """Raises a ValueError unless views are (2, 3, h, w), labels (C,) in {0, 1}, and loss views exist."""
     shapes = [tuple(view.shape) for view in views]
     if not shapes or any(len(shape) != 4 or shape[:2] != (2, 3) for shape in shapes):
         raise ValueError(
@@ -85,7 +85,7 @@ def check_views(
             f"{shapes}; make them with ribseg.data.feed.views.multi_scale_views"
         )
     if loss_views and max(loss_views) >= len(views):
-        raise ValueError(f"loss_views {loss_views} name a view that is not among the {len(views)} given")
+        raise ValueError(f"expected loss_views below {len(views)}, the number of views, got {loss_views}")
     if labels.shape != (classes,) or not ((labels == 0) | (labels == 1)).all():
         raise ValueError(
             f"expected labels of shape ({classes},) in {{0, 1}}, one per class of the classifier, got shape "
@@ -94,16 +94,16 @@ def check_views(
 
 
 def head_of(classifier: nn.Module) -> nn.Parameter:
-    """The classifier's `weight`, (C, D) or (C, D, 1, 1); its device is where images must be.
+    """The classifier's `weight`, (C, D) or (C, D, 1, 1), on the device for its images.
 
     Raises:
-        TypeError: the module lacks `weight` or `features`.
+        TypeError: the module has no `weight` or no `features`.
     """
     weight = getattr(classifier, "weight", None)
     if not isinstance(weight, nn.Parameter) or not callable(getattr(classifier, "features", None)):
         raise TypeError(
             f"{type(classifier).__name__} needs a method features(x) -> (N, D, h, w) and a parameter weight "
-            "of shape (C, D) or (C, D, 1, 1), the rows of its last layer without bias"
+            "of shape (C, D) or (C, D, 1, 1), the weights of its last layer without bias"
         )
     return weight
 

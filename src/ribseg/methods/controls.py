@@ -1,7 +1,7 @@
-"""Controls: what a gain of RIB must be compared with before it is called localization.
+"""Controls: baselines that test whether a gain of RIB is due to localization of the class.
 
-Each keeps the labels of CAM where it can, so that only the region differs. A gain that the wrong class or a
-centre prior reaches as well is a matter of shape, not of the class.
+Where possible they keep CAM's class labels and change only the region. A gain that a wrong class or a center
+prior reaches as well is due to the shape of the region, not to the class.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ def wrong_labels(labels: Tensor, generator: np.random.Generator) -> Tensor:
 
     Args:
         labels: (C,) in {0, 1}.
-        generator: draws the absent classes.
+        generator: for drawing the absent classes.
 
     Returns:
         (C,) in {0, 1}, as many ones as `labels`, or as many as there are absent classes.
@@ -41,10 +41,10 @@ def wrong_labels(labels: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def relabel(adaptation: Adaptation, labels: Tensor) -> Adaptation:
-    """Gives the maps of wrong classes to the present ones, in order; what is left over gets no map.
+    """Assigns the maps of wrong classes to the present ones, in order; surplus classes get no map.
 
     Args:
-        adaptation: towards the classes of `wrong_labels`.
+        adaptation: to the classes of `wrong_labels`.
         labels: (C,), the true image-level labels.
     """
     classes = present_classes(labels)[: len(adaptation.classes)]
@@ -52,11 +52,11 @@ def relabel(adaptation: Adaptation, labels: Tensor) -> Adaptation:
 
 
 class WrongClass:
-    """A method towards classes that are not in the image, their maps taken for those that are: a control.
+    """Control: adapts to classes that are not in the image, and uses their maps for those that are.
 
     Args:
         classifier: a module with `features(x)` and `weight`.
-        method: makes the method of a classifier, see `ribseg.methods.base.bind`.
+        method: factory of the method, see `ribseg.methods.base.bind`.
     """
 
     def __init__(self, classifier: nn.Module, method: Callable[..., Any]) -> None:
@@ -64,7 +64,7 @@ class WrongClass:
 
     @property
     def updates(self) -> int | None:
-        """How many batches of references the method takes; None if it does not say."""
+        """Largest number of reference batches of the method; None if unlimited."""
         return getattr(self.method, "updates", None)
 
     @property
@@ -73,7 +73,7 @@ class WrongClass:
         return bool(getattr(self.method, "uses_references", True))
 
     def targets(self, labels: Tensor, generator: np.random.Generator) -> Tensor:
-        """The absent classes, (C,)."""
+        """Labels (C,) of absent classes, to which the method adapts."""
         return wrong_labels(labels, generator)
 
     def __call__(
@@ -91,7 +91,7 @@ class WrongClass:
 
 @torch.no_grad()
 def feature_norm(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
-    """The norm of the features at every location, with the class of CAM's argmax there.
+    """Control: the norm of the features at every location, assigned to CAM's argmax class there.
 
     Args:
         classifier: as for `ribseg.cam`.
@@ -99,8 +99,7 @@ def feature_norm(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor)
         labels: (C,) in {0, 1}.
 
     Returns:
-        Maps as `ribseg.cam` returns them: at each location the norm in the map of the strongest class, zero
-        in the others.
+        Maps as from `ribseg.cam`: at each location the norm in the map of the argmax class, zero in others.
     """
     weight, features = head_of(classifier), features_of(classifier)
     check_views(views, labels, len(weight))
@@ -116,7 +115,7 @@ def feature_norm(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor)
 
 
 def centre_prior(cam_maps: LocalizationMaps) -> LocalizationMaps:
-    """One in the image's centre, falling linearly to zero at the corners, with CAM's argmax as the class."""
+    """Control: 1 at the image's center, decreasing linearly to 0 at the corners, with CAM's argmax class."""
 
     def region(maps: Tensor) -> Tensor:
         rows = torch.linspace(-1, 1, maps.shape[1])[:, None] if maps.shape[1] > 1 else torch.zeros(1, 1)
@@ -127,12 +126,12 @@ def centre_prior(cam_maps: LocalizationMaps) -> LocalizationMaps:
 
 
 def whole_image(cam_maps: LocalizationMaps) -> LocalizationMaps:
-    """Everything is object, with CAM's argmax as the class."""
+    """Control: 1 everywhere, with CAM's argmax class."""
     return _with_region(cam_maps, lambda maps: maps.new_ones(maps.shape[1:]))
 
 
 def under_argmax(region: Tensor, scores: Tensor) -> Tensor:
-    """(h, w) region and (K, h, w) scores -> (K, h, w): the region in the map of the best class."""
+    """(h, w) region and (K, h, w) scores -> (K, h, w): the region, in the map of the argmax class."""
     if scores.shape[0] == 0:
         return scores
     best = F.one_hot(scores.argmax(0), scores.shape[0]).permute(2, 0, 1)
@@ -140,7 +139,7 @@ def under_argmax(region: Tensor, scores: Tensor) -> Tensor:
 
 
 def _merge(maps: Tensor) -> Tensor:
-    """(2, ..., w) of image and mirror image -> their sum, not rectified."""
+    """(2, ..., w) of image and mirror image -> their sum, flipped back, not rectified."""
     return maps[0] + maps[1].flip(-1)
 
 

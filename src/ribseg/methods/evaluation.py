@@ -1,22 +1,22 @@
 """Evaluation of localization maps on one split: all thresholds in one pass, with bootstrap intervals.
 
-docs/method.md, section 4, says what is scored.
+The scores are defined in docs/method.md, section 4.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
+from ribseg.functional.cam import resize
 from ribseg.functional.evaluation import TENTHS, coverage_histogram, threshold_histogram
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores, sweep_of
 
-MANY = 3  # classes in an image, from where on they are counted together
+MANY = 3  # images with this many classes or more form one group
 NOTHING_SCORED = (
     "no pixel of the masks belongs to a class: all are background (0) or 255 (ignore), so nothing can be "
     "scored. run=[check_data] shows what the masks hold"
@@ -24,11 +24,11 @@ NOTHING_SCORED = (
 
 
 class ImageCounts(NamedTuple):
-    """What an evaluator needs of one image.
+    """Counts of one image for `MapEvaluator`.
 
     Attributes:
         labels: (C+1, C+1, T+1) int64, see `functional.threshold_histogram`.
-        scores: (T+1,) int64, see `functional.threshold.score_histogram`; without the mask.
+        scores: (T+1,) int64, see `functional.threshold.score_histogram`; independent of the mask.
         coverage: (10, T+1) int64, see `functional.evaluation.coverage_histogram`; None without tenths.
     """
 
@@ -38,15 +38,14 @@ class ImageCounts(NamedTuple):
 
 
 class MapEvaluator:
-    """Gathers the maps of one source (CAM, RIB, a control) on one split.
+    """Evaluates the maps of one method (CAM, RIB, a control) on one split.
 
-    Keeps a sparse histogram per image, so that scores at any threshold and their bootstrap need no second
-    reading of the maps.
+    It keeps a sparse histogram per image for scores and bootstrap at any threshold, so maps are read once.
 
     Args:
         num_classes: C, without background.
         thresholds: (T,) background scores.
-        ignore_index: mask label of pixels that do not count.
+        ignore_index: mask label of ignored pixels.
     """
 
     def __init__(self, num_classes: int, thresholds: Tensor, ignore_index: int = 255) -> None:
@@ -58,12 +57,12 @@ class MapEvaluator:
         self._numbers: list[int] = []
 
     def count(self, maps: LocalizationMaps, target: Tensor, tenths: Tensor | None = None) -> ImageCounts:
-        """Counts one image; thread-safe, nothing is kept.
+        """Returns the counts of one image; thread-safe, does not change the evaluator.
 
         Args:
             maps: of the image.
             target: (H, W) int, its mask.
-            tenths: (H, W) of its objects, see `functional.evaluation.distance_tenths`; None counts none.
+            tenths: (H, W), see `functional.evaluation.distance_tenths`; None skips the coverage.
         """
         metric = self.metric
         check_target(target, metric.num_classes, metric.ignore_index)
@@ -77,11 +76,11 @@ class MapEvaluator:
         return ImageCounts(labels, score_histogram(full, metric.thresholds), coverage)
 
     def add(self, counts: ImageCounts, classes: int = 1) -> None:
-        """Adds what `count` says of an image.
+        """Adds the counts of an image.
 
         Args:
-            counts: of the image.
-            classes: how many classes it has by its image-level labels.
+            counts: from `count`.
+            classes: number of its image-level labels.
         """
         self._numbers.append(classes)
         if counts.coverage is not None:
@@ -93,14 +92,14 @@ class MapEvaluator:
         self._entries.append(torch.cat([index, values[:, None]], 1).numpy().astype(np.int32))
 
     def sweep(self) -> dict[str, Tensor]:
-        """See `ThresholdSweep.compute`; raises a DataError if the masks hold nothing that could be scored."""
+        """Returns `ThresholdSweep.compute`; raises a DataError if the masks have no foreground pixels."""
         result = sweep_of(self._histogram, self.metric.thresholds)
         if result["miou"].isnan().all():
             raise DataError(NOTHING_SCORED)
         return result
 
     def unsupervised_threshold(self) -> float | None:
-        """What the maps alone suggest, see `functional.threshold.otsu`; None where no image has a class."""
+        """The threshold of `functional.threshold.otsu` from the maps only; None if no image has a class."""
         if not self._scores.any():
             return None
         thresholds = self.metric.thresholds
@@ -119,10 +118,10 @@ class MapEvaluator:
         return torch.from_numpy(counts)
 
     def coverage(self, threshold: float) -> list[float] | None:
-        """The share of the objects' pixels with their true label at one of the thresholds, by tenth.
+        """The fraction of object pixels with the correct label at one of the thresholds, by tenth.
 
-        From the tenth of an object's pixels that is nearest to its CAM's peak to the farthest, over all
-        objects. None where no tenths were counted.
+        Tenths are ordered from the nearest to the farthest pixels of an object from its CAM's maximum, and
+        pooled over all objects. None if no tenths were counted.
         """
         total = self._coverage.sum(1)
         if not total.any():
@@ -131,9 +130,9 @@ class MapEvaluator:
         return (covered / total.clamp(min=1)).tolist()
 
     def by_number_of_classes(self, threshold: float) -> list[dict[str, Any]]:
-        """Images and mIoU at one of the thresholds, of images with 1, 2, and 3 or more classes.
+        """Number of images and mIoU at one of the thresholds, for images with 1, 2, and 3 or more classes.
 
-        The mIoU is None where the masks of a group hold no class.
+        The mIoU is None if the masks of a group have no foreground pixels.
         """
         counts, numbers = self.counts(threshold), np.minimum(self._numbers, MANY)
         groups = []
@@ -156,63 +155,68 @@ class MapEvaluator:
         """Plain values for the table and `results.json`.
 
         Args:
-            fixed_threshold: chosen elsewhere, not on this split; None leaves what depends on it out.
+            fixed_threshold: chosen independently of this split; None skips the values at this threshold.
             resamples: of the bootstrap over images.
             seed: of the bootstrap.
 
         Returns:
-            "best_miou", "best_threshold", "precision" and "recall" and "iou" there, "images"; at the fixed
-            threshold "fixed_threshold", "miou_at_fixed", "iou_at_fixed", "interval_at_fixed" (95 %); and at
-            the threshold that is chosen without masks "unsupervised_threshold", "miou_unsupervised". At the
-            fixed threshold, or else the best: "coverage", "by_number_of_classes". Fractions in [0, 1]; None
-            where a class does not occur, or there is no such threshold.
+            "images"; "best_miou", "best_threshold", and "precision", "recall", "iou" at this threshold;
+            "fixed_threshold", "miou_at_fixed", "iou_at_fixed", "interval_at_fixed" (95 %);
+            "unsupervised_threshold" (chosen without masks), "miou_unsupervised"; and at the fixed, else the
+            best threshold: "coverage", "by_number_of_classes". Fractions in [0, 1]; None for classes that do
+            not occur and for missing thresholds.
         """
         sweep = self.sweep()
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
         unsupervised = self.unsupervised_threshold()
-        result: dict[str, Any] = {
+        shown = round(float(sweep["best_threshold"]), 6) if fixed_threshold is None else fixed_threshold
+        return {
             "best_miou": float(sweep["best_miou"]),
             "best_threshold": round(float(sweep["best_threshold"]), 6),
             "precision": float(sweep["precision"][best]),
             "recall": float(sweep["recall"][best]),
             "iou": known(sweep["iou"][best]),
             "images": len(self._entries),
-            "miou_at_fixed": None,
-            "iou_at_fixed": None,
-            "fixed_threshold": fixed_threshold,
-            "interval_at_fixed": None,
+            **self._fixed_summary(fixed_threshold, resamples, seed),
             "unsupervised_threshold": unsupervised,
-            "miou_unsupervised": None,
+            "miou_unsupervised": None if unsupervised is None else self._miou(unsupervised),
+            "coverage": self.coverage(shown),
+            "by_number_of_classes": self.by_number_of_classes(shown),
         }
-        shown = result["best_threshold"] if fixed_threshold is None else fixed_threshold
-        result["coverage"] = self.coverage(shown)
-        result["by_number_of_classes"] = self.by_number_of_classes(shown)
-        if unsupervised is not None:
-            result["miou_unsupervised"] = float(pooled_scores(self.counts(unsupervised)).miou)
-        if fixed_threshold is not None:
-            counts = self.counts(fixed_threshold)
-            pooled = pooled_scores(counts)
-            result["miou_at_fixed"], result["iou_at_fixed"] = float(pooled.miou), known(pooled.iou)
-            result["interval_at_fixed"] = interval(bootstrap_miou(counts, resamples, seed))
-        return result
+
+    def _fixed_summary(self, threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
+        """The part of `summary` at the fixed threshold; None for all values without one."""
+        miou, iou, bounds = None, None, None
+        if threshold is not None:
+            counts = self.counts(threshold)
+            scores = pooled_scores(counts)
+            miou, iou = float(scores.miou), known(scores.iou)
+            bounds = interval(bootstrap_miou(counts, resamples, seed))
+        return {
+            "miou_at_fixed": miou,
+            "iou_at_fixed": iou,
+            "fixed_threshold": threshold,
+            "interval_at_fixed": bounds,
+        }
+
+    def _miou(self, threshold: float) -> float:
+        return float(pooled_scores(self.counts(threshold)).miou)
 
 
 def known(values: Tensor) -> list[float | None]:
-    """(N,) numbers for JSON: None in the place of NaN."""
+    """(N,) numbers for JSON, with None instead of NaN."""
     return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def full_size(maps: LocalizationMaps, size: tuple[int, int]) -> Tensor:
-    """(K, H, W) maps: those that were kept, or the strided ones enlarged (bilinear).
+    """The (K, H, W) full-size maps, or the strided ones upsampled bilinearly if there are none.
 
     Raises:
-        ValueError: the maps belong to an image of another size.
+        ValueError: the maps are of an image of another size.
     """
     known = maps.size if maps.full is None else tuple(maps.full.shape[1:])
     if known is not None and tuple(known) != size:
-        raise ValueError(f"the maps belong to an image of {known} pixels, but are asked for with {size}")
+        raise ValueError(f"expected maps of an image of {size} pixels, got maps of {known} pixels")
     if maps.full is not None:
         return maps.full
-    if maps.strided.shape[0] == 0:
-        return maps.strided.new_zeros(0, *size)
-    return F.interpolate(maps.strided[None], size, mode="bilinear", align_corners=False)[0]
+    return resize(maps.strided, size)

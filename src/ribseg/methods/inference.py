@@ -1,8 +1,7 @@
-"""From an image and a segmenter to a mask: scales and mirror image, dense CRF, tiles.
+"""Segmenter inference: multiple scales and flip, dense CRF, tiles.
 
-The published test: docs/method.md, section 6.
-
-Functions of any network that maps (N, 3, H, W) images to (N, C+1, h, w) logits.
+The published test settings are in docs/method.md, section 6. All functions work with any network that maps
+(N, 3, H, W) images to (N, C+1, h, w) logits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from ribseg.methods.memory import memory_errors, usable_device
 from ribseg.models.segmenter import Segmenter, load_segmenter
 
 ImageLike = str | Path | np.ndarray
-# Of the published test, for `crf=`.
+# Published test settings, for `crf=`.
 PUBLISHED_CRF = {
     "iterations": 10, "gaussian_sxy": 1, "gaussian_compat": 3,
     "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_compat": 4,
@@ -35,7 +34,7 @@ SMALLER_TILES = "Cut the image into smaller tiles (tile=512, --tile 512)"
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels; the ends are not included."""
+    """A rectangle in an image, in pixels, with exclusive ends."""
 
     top: int
     bottom: int
@@ -44,19 +43,19 @@ class Box(NamedTuple):
 
     @property
     def place(self) -> tuple[slice, slice]:
-        """As an index of rows and columns."""
+        """Index of its rows and columns in the image."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 class Tile(NamedTuple):
-    """What is looked at, and what of it is kept: the rest is context that another tile has, too."""
+    """The input rectangle of a tile, and the part of its output that is kept; the rest is context."""
 
     seen: Box
     kept: Box
 
     @property
     def inside(self) -> tuple[slice, slice]:
-        """What is kept, as an index of the rows and columns of what is seen."""
+        """Index of the kept rows and columns in the tile's output."""
         top, left = self.seen.top, self.seen.left
         return slice(self.kept.top - top, self.kept.bottom - top), slice(
             self.kept.left - left, self.kept.right - left
@@ -74,18 +73,18 @@ def predict(
 
     Args:
         images: a path, or an (H, W, 3) uint8 RGB array, or several of them.
-        checkpoint: `segmenter.safetensors` of a segmenter stage, or what `load_segmenter` returns.
-        device: where to compute; None for a GPU if there is one. A loaded segmenter stays where it is.
-        settings: scales, flip, crf, tile and margin of `predict_labels`. What is not given is as the
-            checkpoint says, which is how the segmenter was tested.
+        checkpoint: `segmenter.safetensors` of a segmenter stage, or a loaded `Segmenter`.
+        device: to compute on; None for a GPU if there is one. A loaded segmenter stays on its device.
+        settings: scales, flip, crf, tile and margin of `predict_labels`; the defaults are in the checkpoint,
+            as the segmenter was tested.
 
     Returns:
         (H, W) uint8 labels, 0 background, c + 1 class c; a list of them for several images.
 
     Raises:
-        ConfigError: the checkpoint cannot be used, or a setting cannot work.
+        ConfigError: the checkpoint cannot be used, or a setting is invalid.
         DataError: an image cannot be read.
-        DeviceMemoryError: the device's memory does not suffice for an image.
+        DeviceMemoryError: an image does not fit into the device's memory.
     """
     if not isinstance(checkpoint, Segmenter):
         checkpoint = load_segmenter(checkpoint, usable_device(device))
@@ -113,20 +112,20 @@ def predict_labels(
     tile: int | None = None,
     margin: int | None = None,
 ) -> np.ndarray:
-    """The labels of one image.
+    """Predicts the labels of one image.
 
     Args:
-        model: see the top of this file; it computes where its parameters are.
+        model: (N, 3, H, W) images -> (N, C+1, h, w) logits; computes on the device of its parameters.
         image: (H, W, 3) uint8 RGB.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         scales: see `class_probabilities`.
         flip: see `class_probabilities`.
-        crf: settings of `dense_crf`, which refines the probabilities; `PUBLISHED_CRF`; None for none.
-        tile: images with a longer side than this many pixels are cut into tiles, so that memory does not
-            grow with the image; None for never.
-        margin: pixels of context around what is kept of a tile; None for an eighth of `tile`. With less
-            than the network's receptive field the result differs near the seams.
+        crf: settings of `dense_crf` on the probabilities, e.g. `PUBLISHED_CRF`; None disables it.
+        tile: images with a longer side than this many pixels are split into tiles, which bounds the memory;
+            None disables tiling.
+        margin: pixels of context around the kept part of a tile; None for an eighth of `tile`. Below the
+            network's receptive field the result differs near the seams.
 
     Returns:
         (H, W) uint8.
@@ -134,7 +133,7 @@ def predict_labels(
     Raises:
         ConfigError: see `class_probabilities` and `tiles`.
         DataError: not an (H, W, 3) uint8 image.
-        DeviceMemoryError: the device's memory does not suffice for the image, or for a tile of it.
+        DeviceMemoryError: the image, or a tile, does not fit into the device's memory.
     """
     check_image(image)
     labels = np.empty(image.shape[:2], np.uint8)
@@ -154,14 +153,14 @@ def check_inference(
     tile: int | None = None,
     margin: int | None = None,
 ) -> None:
-    """Raises a ConfigError, or a TypeError for an unknown one, unless `predict_labels` can take the settings.
+    """Raises a ConfigError unless the settings of `predict_labels` are in range.
 
     Args:
         scales: see `predict_labels`.
-        flip: see there.
-        crf: see there.
-        tile: see there; smaller ones than 16 pixels are refused: no network sees anything in them.
-        margin: see there.
+        flip: see `predict_labels`.
+        crf: see `predict_labels`; an unknown setting raises a TypeError.
+        tile: see `predict_labels`; at least 16 pixels.
+        margin: see `predict_labels`.
     """
     check_numbers("scales", scales, above=0)
     check_switch("flip", flip)
@@ -175,30 +174,30 @@ def check_inference(
 
 
 def normalized(model: nn.Module, image: np.ndarray, mean: Channels, std: Channels) -> Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 on the model's device."""
+    """Normalizes an (H, W, 3) uint8 image to (3, H, W) float32 on the model's device."""
     device = next(model.parameters()).device
     pixels = torch.from_numpy(image).to(device).permute(2, 0, 1).float() / 255
-    columns = [torch.tensor(values, device=device)[:, None, None] for values in (mean, std)]
-    return (pixels - columns[0]) / columns[1]
+    shift, scale = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    return (pixels - shift) / scale
 
 
 @torch.no_grad()
 def class_probabilities(
     model: nn.Module, image: Tensor, scales: Sequence[float] = (1.0,), flip: bool = True
 ) -> Tensor:
-    """Probabilities averaged over scales and mirror image.
+    """Label probabilities averaged over scales and mirror images.
 
     Args:
-        model: in whatever mode; it is used in evaluation mode and left as it was.
+        model: used in evaluation mode; its mode is restored.
         image: (3, H, W) normalised.
         scales: published (0.5, 0.75, 1); the image is resized bilinearly.
-        flip: look at the mirror image, too.
+        flip: average with the mirror image.
 
     Returns:
         (C+1, H, W) float32, summing to one.
 
     Raises:
-        ConfigError: no scale, or one that is not positive.
+        ConfigError: no scales, or one that is not positive.
     """
     check_numbers("scales", scales, above=0)
     check_switch("flip", flip)
@@ -223,7 +222,7 @@ def class_probabilities(
 def most_probable(
     image: np.ndarray, probabilities: Tensor | np.ndarray, crf: Mapping[str, Any] | None = None
 ) -> np.ndarray:
-    """(C+1, H, W) probabilities -> (H, W) uint8 labels, if wanted by a dense CRF on the (H, W, 3) image."""
+    """(C+1, H, W) probabilities -> (H, W) uint8 labels, optionally after a dense CRF on the image."""
     values = torch.as_tensor(probabilities).float()
     if crf is not None:
         values = dense_crf(image, values, **crf)
@@ -231,15 +230,15 @@ def most_probable(
 
 
 def tiles(size: tuple[int, int], tile: int | None, margin: int | None = None) -> Iterator[Tile]:
-    """Tiles whose kept parts cover an image once.
+    """Yields tiles whose kept parts cover an image exactly once.
 
     Args:
         size: (H, W).
-        tile: longest side of what is seen, in pixels; None for one tile.
+        tile: longest side of a tile in pixels; None for one tile.
         margin: see `predict_labels`.
 
     Raises:
-        ConfigError: nothing of a tile would be kept.
+        ConfigError: the margins leave nothing of a tile.
 
     >>> [(t.seen[2:], t.kept[2:]) for t in tiles((4, 10), 6, 1)]
     [((0, 6), (0, 5)), ((4, 10), (5, 10))]
@@ -255,7 +254,7 @@ def tiles(size: tuple[int, int], tile: int | None, margin: int | None = None) ->
 
 
 def margin_of(tile: int, margin: int | None) -> int:
-    """Pixels of context around what is kept of a tile; raises a ConfigError if nothing would be."""
+    """The margin of a tile in pixels; raises a ConfigError if it leaves nothing of the tile."""
     check_number("tile", tile, low=1, whole=True)
     check_number("margin", margin, low=0, whole=True, words=(None,))
     margin = tile // 8 if margin is None else margin
@@ -265,7 +264,7 @@ def margin_of(tile: int, margin: int | None) -> int:
 
 
 def _spans(length: int, tile: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
-    """Begin and end of what is seen, and of what is kept, along one side; tiles are of full length."""
+    """Yields (begin, end, first kept, last kept) of the tiles along one side; tiles have full length."""
     kept = 0
     while kept < length:
         begin = max(0, min(kept - margin, length - tile))
@@ -276,6 +275,6 @@ def _spans(length: int, tile: int, margin: int) -> Iterator[tuple[int, int, int,
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raises a DataError if an array is no (H, W, 3) uint8 image."""
+    """Raises a DataError unless an array is an (H, W, 3) uint8 image."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise DataError(f"expected an image (H, W, 3) of uint8, got {image.dtype} {image.shape}")

@@ -1,4 +1,4 @@
-"""The device to compute on, and one that runs out of memory, said with what to do."""
+"""Choice of the device, and errors when its memory is exhausted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from ribseg.errors import ConfigError, DeviceMemoryError, reason
 
 
 def usable_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name; None for a GPU if there is one, else the CPU.
+    """The device with this name; None for a GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: the device is not available.
     """
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,14 +23,14 @@ def usable_device(name: str | torch.device | None = None) -> torch.device:
 
 @contextmanager
 def memory_errors(device: torch.device, work: str, advice: str) -> Iterator[None]:
-    """Inside, torch's error about too little memory becomes a DeviceMemoryError.
+    """Turns torch's out-of-memory errors inside into a DeviceMemoryError.
 
     Args:
-        device: whose memory it is.
-        work: what it does not suffice for.
-        advice: whole sentences.
+        device: that ran out of memory.
+        work: that needed it, for the message.
+        advice: complete sentences for the message.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"the memory of {device} does not suffice for {work}. {advice}") from error
+        raise DeviceMemoryError(f"{device} is out of memory for {work}. {advice}") from error

@@ -1,4 +1,4 @@
-"""Classes by name or index, and the classes that a classifier finds in an image."""
+"""Class names and indices, and the classes that a classifier predicts for an image."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ from ribseg.methods.cam import features_of, head_of
 from ribseg.models.imagenet import imagenet_names
 
 SHOWN = 8  # names in a message
-PROBABLE = 0.1  # of a softmax head: classes with at least this probability
+PROBABLE = 0.1  # lowest probability of predicted classes with a softmax head
 
 
 def indices_of(labels: Sequence[str | int], names: Sequence[str] | None, number: int) -> list[int]:
     """The indices of classes.
 
     Args:
-        labels: names, in any case, or indices from 0 on. Of names that list synonyms ("tabby, tabby cat") one
-            is enough.
-        names: of all classes; None where they are not known.
+        labels: names, case-insensitive, or indices starting at 0. For names that list synonyms ("tabby, tabby
+            cat") one synonym is enough.
+        names: of all classes; None if unknown.
         number: C.
 
     Raises:
-        ConfigError: no label; one is unknown, or means several classes; names what there is.
+        ConfigError: no label, or one that is unknown or ambiguous.
 
     >>> indices_of(["Dog", 0], ["cat", "dog"], 2)
     [1, 0]
     """
     if isinstance(labels, str) or not len(labels):
-        raise ConfigError(f'expected a list of classes, as labels=["dog"], got {labels!r}')
+        raise ConfigError(f'expected a list of classes, such as labels=["dog"], got {labels!r}')
     return [
         _index_of_name(label, names) if isinstance(label, str) else _index(label, number) for label in labels
     ]
@@ -46,7 +46,7 @@ def _index(label: int, number: int) -> int:
 
 def _index_of_name(label: str, names: Sequence[str] | None) -> int:
     if names is None:
-        raise ConfigError(f"the classifier has no names of classes: give indices instead of {label!r}")
+        raise ConfigError(f"the classifier has no names of classes: pass indices instead of {label!r}")
     wanted = label.strip().lower()
     whole = [index for index, name in enumerate(names) if name.lower() == wanted]
     synonyms = [
@@ -58,22 +58,22 @@ def _index_of_name(label: str, names: Sequence[str] | None) -> int:
     similar = [names[i] for i in found] or [name for name in names if wanted and wanted in name.lower()]
     similar = similar or difflib.get_close_matches(label, names, n=SHOWN, cutoff=0.4) or list(names)
     more = "" if len(similar) <= SHOWN else f" and {len(similar) - SHOWN} more"
-    what = "means several classes" if found else "is no class of this classifier"
+    what = "matches several classes" if found else "is not a class of this classifier"
     raise ConfigError(f"{label!r} {what}; there is {'; '.join(similar[:SHOWN])}{more}")
 
 
 @torch.no_grad()
 def predicted_classes(classifier: nn.Module, view: Tensor, top: int) -> list[int]:
-    """Indices of the classes that a classifier finds, the most probable one always, ascending.
+    """Indices of the classes that a classifier predicts, ascending; at least the most probable one.
 
     Args:
-        classifier: any module with `features(x)` and `weight`. With the names of ImageNet's classes it is
-            taken for a softmax classifier: a class is found from a probability of .1 on, else from .5 on.
+        classifier: any module with `features(x)` and `weight`. With ImageNet's class names it is treated as a
+            softmax classifier with a probability threshold of 0.1, else as sigmoid with a threshold of 0.5.
         view: (2, 3, h, w), image and mirror image, normalised.
-        top: how many at most.
+        top: largest number of classes.
 
     Raises:
-        ConfigError: `top` is no positive number.
+        ConfigError: `top` is not a positive integer.
     """
     check_number("top", top, low=1, whole=True)
     with evaluating(classifier):

@@ -1,4 +1,4 @@
-"""What of a classifier RIB adapts, and what keeps its weights."""
+"""Splits a classifier into the frozen part and the part that RIB adapts."""
 
 from collections.abc import Callable
 from typing import NamedTuple, get_args
@@ -14,13 +14,13 @@ Features = Callable[[Tensor], Tensor]
 
 
 class Partition(NamedTuple):
-    """A classifier's `features` as two functions, one after the other: `features(x) = adapted(frozen(x))`.
+    """A classifier's `features` as the composition of two functions: `features(x) = adapted(frozen(x))`.
 
     Attributes:
-        frozen: images -> intermediate features. Its weights stay, so each view has to pass it only once.
+        frozen: images -> intermediate features. With constant weights: computed only once per view.
         adapted: intermediate features -> (N, D, h, w) features. Its weights change in every step of RIB.
-        parameters: those of `adapted`; the head's `weight` is not among them.
-        layout: memory format that images should have.
+        parameters: of `adapted`, without the head's `weight`.
+        layout: memory format for the images.
     """
 
     frozen: Features
@@ -30,16 +30,16 @@ class Partition(NamedTuple):
 
 
 def partition(classifier: nn.Module, trainable: Trainable) -> Partition:
-    """Divides a classifier into what stays as it is and what RIB adapts besides the head.
+    """Splits a classifier into the frozen part and the part that RIB adapts in addition to the head.
 
     Args:
-        classifier: a module with `features(x)` and `weight`. One with a `trunk` and a `tail` (a list of
-            stages), as `ribseg.Classifier` has them, is divided between two stages.
-        trainable: what learns: "published" (the tail), "layer4" (its last stage) or "head" (none of it).
+        classifier: a module with `features(x)` and `weight`. With `trunk` and `tail` (a list of stages), as
+            `ribseg.Classifier` has them, it is split between two stages.
+        trainable: the adapted part: "published" (the tail), "layer4" (its last stage) or "head" (nothing).
 
     Raises:
-        ValueError: unknown `trainable` (a ConfigError), or one that needs stages which this classifier lacks.
-        TypeError: no classifier.
+        ValueError: unknown `trainable` (a ConfigError), or the classifier has no stages for it.
+        TypeError: the classifier lacks `features` or `weight`.
     """
     check_choice("trainable", trainable, get_args(Trainable))
     weight, features = head_of(classifier), features_of(classifier)
@@ -48,9 +48,9 @@ def partition(classifier: nn.Module, trainable: Trainable) -> Partition:
         stages = [trunk, *tail]
         cut = {"published": 1, "layer4": len(stages) - 1, "head": len(stages)}[trainable]
         frozen, adapted = nn.Sequential(*stages[:cut]), nn.Sequential(*stages[cut:])
-        # Channels last is what the fast kernels of GPUs want; on CPUs the trunk gets a third faster by it.
+        # Channels last is faster on GPUs, and a third faster for the trunk on CPUs.
         return Partition(frozen, adapted, list(adapted.parameters()), torch.channels_last)
-    # Other modules get their images as they come: some take a layout for granted.
+    # Other modules may assume a layout, so their images are passed unchanged.
     if trainable == "head":
         return Partition(features, nn.Identity(), [], torch.preserve_format)
     if trainable == "layer4":

@@ -1,4 +1,4 @@
-"""Poolings as small callables, so that one can be handed to RIB and named in a configuration."""
+"""Poolings as callables, for `ribseg.RIB` and for configurations."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from ribseg.functional.pooling import (
 
 
 class GAP:
-    """Global average pooling; the labels play no part.
+    """Global average pooling; ignores the labels.
 
     >>> import torch
     >>> GAP()(torch.ones(2, 3, 4, 4), torch.ones(2, 3)).shape
@@ -72,7 +72,7 @@ class GNDRP:
 
 
 class Activated:
-    """A pooling with a last activation behind it: what RIB leaves out, put back for comparison.
+    """A pooling followed by a last activation, for comparison with RIB, which removes it.
 
     Args:
         pooling: maps (N, C, h, w), labels (N, C) -> (N, C).

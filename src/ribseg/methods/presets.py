@@ -8,11 +8,11 @@ from ribseg.types import Preset
 
 @dataclass(frozen=True)
 class Rules:
-    """Where the presets differ; see the table in `ribseg.RIB`."""
+    """Differences between the presets; see the table in `ribseg.RIB`."""
 
-    margin_bounds_loss: bool  # min(m, y_c), against a stop rule
-    area_keeps_first_view: bool  # the scale-1 map of the step that stops is summed, the others are not
-    records_last: bool  # maps under theta_K are summed, too
+    margin_bounds_loss: bool  # min(m, y_c) in the loss, instead of a stop rule
+    area_keeps_first_view: bool  # of the step with the area stop, the first view's map is summed
+    records_last: bool  # the maps under theta_K are summed, too
     pooling: GNDRP
 
 

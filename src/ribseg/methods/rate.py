@@ -1,4 +1,4 @@
-"""Search of RIB's learning rate: it does not carry over between networks, poolings or batch sizes."""
+"""Learning rate search for RIB: rates do not transfer between networks, poolings or batch sizes."""
 
 import math
 from collections import Counter
@@ -13,15 +13,15 @@ from ribseg.errors import ConfigError
 from ribseg.types import Adaptation
 
 PER_DECADE = 2
-BISECTIONS = 2  # of the last interval, in the search for a growth: to within a factor of 1.33
+BISECTIONS = 2  # of the last interval in the search by growth: to within a factor of 1.33
 
 
 class Trial(NamedTuple):
-    """What one rate did to the images.
+    """Result of one learning rate.
 
     Attributes:
         lr: the rate.
-        completed: share of images that took all their steps, of those that did at the first rate.
+        completed: fraction of images that took all steps, among those that did at the first rate.
         growth: of the logits, see `growth_of`.
     """
 
@@ -31,7 +31,7 @@ class Trial(NamedTuple):
 
 
 class RateSearch(NamedTuple):
-    """The chosen rate and what was tried."""
+    """The chosen rate and all trials."""
 
     lr: float
     trials: list[Trial]
@@ -47,29 +47,29 @@ def find_rate(
     completed: float = 0.5,
     growth: float | None = None,
 ) -> RateSearch:
-    """The learning rate that drives a few images as far as is asked, without any ground truth.
+    """Searches RIB's learning rate on a few images, without ground truth.
 
-    With `growth`, the rate at which the target classes' logits grow by that factor until the last step: what
-    a rate does depends on the network and on the loss, how far the logits come less so. Without, the largest
-    rate at which enough images still take all their steps: RIB's own stop rules (margin, area) say when an
-    image has been driven too far. Images that they stop at the first rate already, because their plain CAM is
-    as wide, do not count. Rates are tried upwards, two per decade, until one is too large.
+    With `growth`, finds the rate at which the target logits grow by this factor up to the last step; this
+    criterion depends less on network and loss than the rate itself. Without, finds the largest rate at which
+    enough images take all steps before RIB's stop rules (margin, area) end them; images that stop at the
+    first rate, because the area of their CAM is too large, are excluded. Rates increase, two per decade,
+    until one is too large.
 
     Args:
         adapt: learning rate -> adaptations of a few images.
         low: first rate.
         high: last rate.
-        completed: the share of images that must take all steps.
-        growth: factor by which the logits shall grow, see `growth_of`; None goes by `completed`.
+        completed: fraction of images that must take all steps.
+        growth: target growth of the logits, see `growth_of`; None uses `completed`.
 
     Returns:
         The rate, from `low` to `high`.
 
     Raises:
-        ConfigError: the range is empty; the first rate stops every image; or it lets the logits grow beyond
-            `growth`, or the last rate not as far.
+        ConfigError: the range is empty; every image stops at the first rate; or `growth` is exceeded at the
+            first rate or not reached at the last.
 
-    Source: none in the paper, whose rate belongs to ResNet-50.
+    Source: not in the paper, whose rate is for ResNet-50.
     """
     check_search(low, high, completed, growth)
     if growth is None:
@@ -78,11 +78,11 @@ def find_rate(
 
 
 def growth_of(adaptations: Sequence[Adaptation]) -> float:
-    """How the classifier's logits of the target classes have grown, as a factor: 1 if they have not.
+    """Growth factor of the classifier's target logits; 1 for no growth.
 
-    The rise from the first step to the last over the magnitude at the first, both summed over the images,
-    plus one. So it is the factor between the means where these are positive, and defined where they are not.
-    Infinite where an adaptation ended in numbers that are not finite, NaN where nothing was measured.
+    It is 1 + (sum of increases from first to last step) / (sum of magnitudes at the first step) over the
+    images: the ratio of the means if these are positive, but defined for negative ones, too. Infinite if an
+    adaptation ended with non-finite numbers, NaN without measurements.
     """
     ends = [(item.history[0].logit, item.history[-1].logit) for item in adaptations if item.history]
     if not ends:
@@ -114,17 +114,17 @@ def _rates(low: float, high: float) -> list[float]:
 def _largest_completed(adapt: Adapt, low: float, high: float, completed: float) -> RateSearch:
     rates = _rates(low, high)
     first = adapt(rates[0])
-    telling = [index for index, item in enumerate(first) if item.stopped is None]
-    if not telling:
+    complete = [index for index, item in enumerate(first) if item.stopped is None]
+    if not complete:
         raise ConfigError(
-            f"no rate can be found: already lr={low:g} stops all images: "
-            f"{dict(Counter(item.stopped for item in first))}. If by area, the plain CAMs are as wide: raise "
-            "rib.area_limit, or train the classifier longer; if by margin, raise rib.margin or lower "
-            "rate_search.low. Or give rib.lr a number."
+            f"the rate search failed: all images stop at the first rate, lr={low:g}: "
+            f"{dict(Counter(item.stopped for item in first))}. If by area, that of the CAMs is too large: "
+            "raise rib.area_limit, or train the classifier longer; if by margin, raise rib.margin or lower "
+            "rate_search.low. Or set rib.lr to a number."
         )
     trials = [Trial(rates[0], 1.0, growth_of(first))]
     for lr in rates[1:]:
-        trials.append(_trial(adapt, lr, telling))
+        trials.append(_trial(adapt, lr, complete))
         if trials[-1].completed < completed:
             return RateSearch(trials[-2].lr, trials)
     return RateSearch(trials[-1].lr, trials)
@@ -139,15 +139,15 @@ def _rate_of_growth(adapt: Adapt, low: float, high: float, growth: float) -> Rat
             break
     if math.isnan(trials[-1].growth):
         raise ConfigError(
-            "no rate can be found by rate_search.growth: the method measures no logits (Adaptation.history). "
-            "Set rate_search.growth=null, or give lr a number"
+            "the rate search by growth failed: the method records no logits (Adaptation.history). Set "
+            "rate_search.growth=null, or set lr to a number"
         )
     if len(trials) == 1 or trials[-1].growth < growth:
         wrong, setting = ("below", "high") if trials[-1].growth < growth else ("above", "low")
         raise ConfigError(
-            f"no rate can be found: at lr={trials[-1].lr:g} the logits have grown "
-            f"{trials[-1].growth:.3g}-fold, {wrong} rate_search.growth={growth:g}; change "
-            f"rate_search.{setting}, or give rib.lr a number"
+            f"the rate search failed: at lr={trials[-1].lr:g} the logits grow by a factor of "
+            f"{trials[-1].growth:.3g}, {wrong} rate_search.growth={growth:g}; change rate_search.{setting}, "
+            "or set rib.lr to a number"
         )
     below, above = trials[-2], trials[-1]
     for _ in range(BISECTIONS):
@@ -160,9 +160,9 @@ def _distance(growth: float, wanted: float) -> float:
     return abs(math.log(max(growth, 1e-9) / wanted))
 
 
-def _trial(adapt: Adapt, lr: float, telling: Sequence[int] | None = None) -> Trial:
-    """A rate on those images that tell something; None: on all."""
-    found = adapt(lr)
-    chosen = range(len(found)) if telling is None else telling
-    completed = sum(found[index].stopped is None for index in chosen) / len(chosen)
-    return Trial(lr, completed, growth_of(found))
+def _trial(adapt: Adapt, lr: float, images: Sequence[int] | None = None) -> Trial:
+    """The result of a rate; `completed` counts only the images with these indices, None: all."""
+    adaptations = adapt(lr)
+    chosen = range(len(adaptations)) if images is None else images
+    completed = sum(adaptations[index].stopped is None for index in chosen) / len(chosen)
+    return Trial(lr, completed, growth_of(adaptations))

@@ -1,4 +1,4 @@
-"""From localization maps to labels: confident labels for IRNet, and maps walked to its boundaries."""
+"""Refinement of localization maps: confident labels for IRNet, and random walks over affinities."""
 
 from collections.abc import Callable
 
@@ -26,25 +26,25 @@ def confident_labels(
     background: float = 0.17,
     crf: CRF | None = dense_crf,
 ) -> np.ndarray:
-    """Labels where the maps are sure, twice refined by a CRF (docs/method.md, section 5.1).
+    """Confident labels from localization maps and CRFs (docs/method.md, section 5.1).
 
-    A pixel is of a class where that class wins over the high background score, and background where that wins
-    even when its score is low; between the two it is unsure.
+    A pixel has the label of a class that exceeds the high background score, is background if no class exceeds
+    the low one, and otherwise ignored. Both label maps are refined by the CRF first.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        maps: of this image; those at stride 4 are enlarged where no others were kept.
+        maps: of this image; without full-size maps, those at stride 4 are upsampled.
         foreground: background score for the confident foreground, in [0, 1].
         background: background score for the confident background, at most `foreground`.
-        crf: as `dense_crf`, called with image, labels and `num_labels`; a `functools.partial` of it carries
-            settings. None leaves the labels as they are.
+        crf: a function like `dense_crf`, called with image, labels and `num_labels`; a `functools.partial`
+            can set its settings. None disables the CRF.
 
     Returns:
-        (H, W) uint8: 0 background, c + 1 class c, 255 unsure.
+        (H, W) uint8: 0 background, c + 1 class c, 255 ignored.
 
     Raises:
         ValueError: the maps are of another size.
-        ConfigError: a score is out of range, or the two are the wrong way round.
+        ConfigError: a score is out of range, or `background` exceeds `foreground`.
     """
     full = full_size(maps, (image.shape[0], image.shape[1]))
     check_confidence(foreground, background)
@@ -56,7 +56,7 @@ def confident_labels(
 
 
 def check_confidence(foreground: float, background: float) -> None:
-    """Raises a ConfigError unless these are scores in [0, 1], that of the background not the higher one."""
+    """Raises a ConfigError unless 0 <= background <= foreground <= 1."""
     check_number("foreground", foreground, 0, 1)
     check_number("background", background, 0, 1)
     if background > foreground:
@@ -64,7 +64,7 @@ def check_confidence(foreground: float, background: float) -> None:
 
 
 def _refined(image: np.ndarray, maps: Tensor, score: float, crf: CRF | None) -> np.ndarray:
-    """(H, W) of 0 background and k + 1 for map k, as the published program numbers them for its CRF."""
+    """(H, W) labels after the CRF: 0 background and k + 1 for map k, as in the published program."""
     labels = argmax_labels(maps, torch.arange(len(maps)), score).numpy()
     return labels if crf is None else crf(image, labels, num_labels=len(maps) + 1)
 
@@ -79,20 +79,20 @@ def walk_maps(
     steps: int = 256,
     per_class: bool = False,
 ) -> Tensor:
-    """Localization maps after the random walk, at the image's size (docs/method.md, section 5.3).
+    """Localization maps after IRN's random walk, at the image's size (docs/method.md, section 5.3).
 
     `argmax_labels(walk_maps(...), maps.classes, 0.27)` is the pseudo mask.
 
     Args:
         maps: of one image.
-        boundary: (ceil(H/4), ceil(W/4)) in [0, 1], as `IRNet.predict` gives it; the walk runs on its device.
+        boundary: (ceil(H/4), ceil(W/4)) in [0, 1], from `IRNet.predict`; the walk runs on its device.
         size: (H, W) of the image.
         power: exponent of the maps before the walk.
         radius: see `random_walk`.
         beta: see `random_walk`.
         steps: see `random_walk`.
-        per_class: divide each map by its own maximum; published is the maximum over all classes together,
-            under which a class that is seen weakly, or whose object is large, may vanish.
+        per_class: divide each map by its own maximum. Published is the maximum over all classes, under which
+            classes with low scores or large objects may vanish.
 
     Returns:
         (K, H, W) float32 in [0, 1] on the CPU.
@@ -112,14 +112,14 @@ def walk_maps_by_features(
     steps: int = 256,
     per_class: bool = False,
 ) -> Tensor:
-    """The same over affinities from features at stride 8, as PSA does it (docs/method.md, section 5.5).
+    """Localization maps after PSA's random walk, at the image's size (docs/method.md, section 5.5).
 
-    PSA walks a map of the background along with the classes; here the background stays a score, as in IRN.
+    As `walk_maps`, with affinities from features at stride 8. PSA also propagates a background map; here the
+    background is a score, as in IRN.
 
     Args:
         maps: of one image; those at stride 4 are averaged to stride 8.
-        features: (D, ceil(H/8), ceil(W/8)), as `PSANet.predict` gives them; the walk runs on
-            their device.
+        features: (D, ceil(H/8), ceil(W/8)), from `PSANet.predict`; the walk runs on their device.
         size: (H, W) of the image.
         power: exponent of the maps before the walk.
         radius: see `feature_random_walk`.
@@ -150,7 +150,7 @@ def check_walk(
 
 
 def _full_scores(walked: Tensor, stride: int, size: tuple[int, int], per_class: bool) -> Tensor:
-    """(K, h, w) -> (K, H, W), divided by the maximum."""
+    """(K, h, w) -> (K, H, W), upsampled, cropped and divided by the maximum."""
     if len(walked) == 0:
         return torch.zeros(0, *size)
     large = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]

@@ -1,8 +1,8 @@
-"""RIB: fine-tunes a classifier on one image without its last activation, and sums the CAMs on the way.
+"""RIB: fine-tunes a classifier on one image without its last activation, and sums the CAMs of all steps.
 
 Reducing Information Bottleneck for Weakly Supervised Semantic Segmentation (NeurIPS 2021), section 4.
-Plain PyTorch: any module with `features(x)` and `weight` will do. Equations, rules and the published settings
-are in docs/method.md, section 3.
+Plain PyTorch for any module with `features(x)` and `weight`. Equations, rules and published settings are in
+docs/method.md, section 3.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,21 +28,21 @@ Pooling = Callable[[Tensor, Tensor], Tensor]
 Reference = tuple[Tensor | None, Tensor | None]
 References = Iterable[Reference]
 
-# Pixels that pass the frozen part at once on a CPU: two crops of 256, or one of 512. With more, what lies
-# between two layers falls out of its cache, which costs a quarter more time (measured with ResNet-50).
+# Pixels per forward pass of the frozen part on a CPU: two crops of 256, or one of 512. With more, activations
+# exceed the CPU's cache, which takes a quarter more time (measured with ResNet-50).
 CACHED_PIXELS = 2**17
 LESS_MEMORY = (
-    "Pass fewer of them at once (rib.reference_chunk=4; the maps stay the same), compute in half precision "
-    "(trainer.precision=bf16-mixed), or make large images smaller (data.max_side=...)"
+    "Use smaller chunks of references (rib.reference_chunk=4; the maps stay the same), half precision "
+    "(trainer.precision=bf16-mixed), or smaller images (data.max_side=...)"
 )
 
 
 class RIB:
     """Adapts a classifier to one image and returns the summed class activation maps.
 
-    For k = 0, 1, ..: record the maps of all views under theta_k, then one SGD step on
+    For k = 0, 1, ..: record the maps of all views under theta_k, then take one SGD step on
     `- sum_c t_c y_c` over the image's own views and a batch of reference images, where `y` is the pooled
-    class map (equations 6 and 7). The classifier itself is left exactly as it was.
+    class map (equations 6 and 7). The classifier's weights are restored afterwards.
 
     | preset   | margin m                             | area stop                       | maps summed |
     |----------|--------------------------------------|---------------------------------|-------------|
@@ -51,42 +51,41 @@ class RIB:
     | paper    | `min(m, y_c)` in the loss            | nothing of that step is summed  | 0 .. K      |
     | fixed    | as official                          | nothing of that step is summed  | 0 .. K-1    |
 
-    The last update of `official` and `fixed` changes nothing that is read, so it is not computed. The part of
-    the network that does not learn sees each view once, not once per step.
+    The last update of `official` and `fixed` has no effect on the result, so it is skipped. The frozen part
+    of the network is computed once per view, not once per step.
 
     Args:
         classifier: a module with `features(x)` -> (N, D, h, w) and a parameter `weight`, (C, D) or
-            (C, D, 1, 1). `trunk` and `tail`, as `ribseg.Classifier` has them, save work; their layers are
-            looked at now and must not be replaced later.
-        pooling: callable (maps (N,C,h,w), labels (N,C)) -> (N,C); None takes the preset's GNDRP.
+            (C, D, 1, 1). `trunk` and `tail`, as `ribseg.Classifier` has them, save computation; their layers
+            must not be replaced later.
+        pooling: callable (maps (N,C,h,w), labels (N,C)) -> (N,C); None: the preset's GNDRP.
         steps: K. With 0 the result is that of `ribseg.cam`.
         lr: learning rate at k = 0; it decays as (1 - k/K)^power.
-        head_lr_factor: the head's rate is so many times `lr`.
+        head_lr_factor: multiplier of `lr` for the head.
         weight_decay: of SGD.
-        margin: m; None switches it off.
-        area_limit: adaptation ends when the share of locations of the first view whose normalised map
-            exceeds `area_threshold` is larger than this; None switches it off.
-        area_threshold: see above.
-        loss_views: which views carry the loss; the others give maps only.
-        trainable: what learns: "published" (layer3, layer4 and head), "layer4" (and head), or "head".
+        margin: m; None disables it.
+        area_limit: the adaptation ends when the fraction of locations of the first view whose normalised map
+            exceeds `area_threshold` is above this limit; None disables it.
+        area_threshold: see `area_limit`.
+        loss_views: indices of the views in the loss; the others only contribute maps.
+        trainable: the adapted part: "published" (layer3, layer4 and head), "layer4" (and head), or "head".
         preset: see the table.
-        momentum: of SGD. The released program's optimizer passes its weight decay in this place, hence 1e-4.
-        power: of the decay.
-        reference_chunk: reference images per pass through the network; None: all of a batch. Fewer need less
-            memory. The gradients are summed, so the maps are the same but for rounding.
-        compile: let `torch.compile` fuse the network's operations, for any image size at once; takes a minute
-            or two, once, and is meant for thousands of images on a GPU.
-        loss: callable (logits (N,C), labels (N,C)) -> scalar, a *sum* over rows: they are passed in parts,
-            own views and references apart. None takes the preset's, `ribseg.functional.losses.rib_loss`;
-            only that is bounded by the margin of "paper".
+        momentum: of SGD; 1e-4 because the released program passes its weight decay in this place.
+        power: of the learning rate decay.
+        reference_chunk: reference images per forward pass; None: the whole batch. Smaller chunks need less
+            memory. The gradients are summed, so the maps are equal up to rounding.
+        compile: use `torch.compile` with dynamic image sizes; compiling takes one or two minutes, which pays
+            off for thousands of images on a GPU.
+        loss: callable (logits (N,C), labels (N,C)) -> scalar *sum* over rows: own views and references are
+            passed in separate calls. None: `ribseg.functional.losses.rib_loss`, the only loss that the margin
+            of "paper" bounds.
 
     Attributes:
-        uses_references: False where references that share no class with the image change no bit of its maps
-            (with `trainable="head"`, our loss and our poolings, for numbers that are finite): they need not
-            be loaded.
+        uses_references: False if references without a class of the image cannot change its maps, so that they
+            need not be loaded (with `trainable="head"`, the default loss, GAP or GNDRP, and finite numbers).
 
     Raises:
-        ConfigError: an argument is out of range, or the loss gives no finite scalar with a gradient.
+        ConfigError: an argument is out of range, or the loss is not a finite scalar with a gradient.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class RIB:
         self.loss_views, self.reference_chunk = tuple(loss_views), reference_chunk
         if loss is not None:
             check_loss(loss, self.weight.new_zeros(2, len(self.weight)))
-        self.uses_references = not self._rows_apart(trainable, loss)
+        self.uses_references = not self._classes_independent(trainable, loss)
         self.stop_margin = None if self.rules.margin_bounds_loss else margin
         self.loss: Loss = loss or partial(rib_loss, margin=margin if self.rules.margin_bounds_loss else None)
         self.frozen, self.adapted, self.parameters, self.layout = partition(classifier, trainable)
@@ -136,34 +135,34 @@ class RIB:
             self.frozen, self.adapted = (torch.compile(f, dynamic=True) for f in (self.frozen, self.adapted))
 
     def __call__(self, views: Sequence[Tensor], labels: Tensor, references: References = ()) -> Adaptation:
-        """Adapts to one image.
+        """Adapts the classifier to one image and returns the summed maps.
 
         Args:
             views: (2, 3, h_s, w_s) float tensors, the image at each scale with its mirror image second. The
-                first is the one whose area the stop rule looks at.
+                area stop rule uses the first view.
             labels: (C,) in {0, 1}.
-            references: yields (images (B,3,S,S), labels (B,C)) per step, consumed lazily; (None, None), or
-                nothing more, leaves the loss to the image's own views.
+            references: yields (images (B,3,S,S), labels (B,C)) per step, consumed lazily; with (None, None),
+                or after its end, the loss is over the image's own views only.
 
         Returns:
             Maps per view, summed over the steps; see `ribseg.types.Adaptation`. `stopped` is "not_finite"
-            if a map, logit or loss was not finite; then the maps are those of the steps before.
+            if a map, logit or loss was not finite; then the maps are those of the previous steps.
 
         Raises:
-            ValueError: views or labels have the wrong shape, or a loss view does not exist.
-            RuntimeError: called under `torch.inference_mode`, where gradients cannot be had.
-            DeviceMemoryError: the device's memory does not suffice.
+            ValueError: wrong shapes of views or labels, or a loss view does not exist.
+            RuntimeError: called under `torch.inference_mode`, which disables gradients.
+            DeviceMemoryError: the device is out of memory.
         """
         with self.adapting(views, labels, references) as result:
             return result
 
     def trace(self, views: Sequence[Tensor], labels: Tensor, references: References = ()) -> list[Adaptation]:
-        """What `__call__` would return if it ended with step 0, 1, ..; the last is what it returns.
+        """Returns the results after step 0, 1, ..; the last one equals that of `__call__`.
 
         Args:
             views: see `__call__`.
             labels: see `__call__`.
-            references: see `__call__`; errors are the same, too.
+            references: see `__call__`, also for errors.
         """
         with self._results(views, labels, references) as results:
             return list(results)
@@ -172,11 +171,11 @@ class RIB:
     def adapting(
         self, views: Sequence[Tensor], labels: Tensor, references: References = ()
     ) -> Iterator[Adaptation]:
-        """Adapts to one image; inside the block the classifier keeps the adapted weights.
+        """Adapts to one image; the classifier keeps the adapted weights inside the `with` block.
 
-        For looking at what the adaptation did: gradients, logits, further maps. Afterwards, also after an
-        error, the classifier is as it was. The weights inside are those of the last maps: theta_K with the
-        preset "paper", theta_{K-1} with the others. They may be not finite if `stopped` says so.
+        For inspecting the adapted classifier: gradients, logits, further maps. Its weights are restored
+        afterwards, also after an error. Inside they are those of the last maps: theta_K with the preset
+        "paper", theta_{K-1} with the others; possibly non-finite if `stopped` is "not_finite".
 
         Args:
             views: see `__call__`.
@@ -184,7 +183,7 @@ class RIB:
             references: see `__call__`.
 
         Yields:
-            What `__call__` returns; errors are the same, too.
+            The result of `__call__`, with the same errors.
         """
         with self._results(views, labels, references) as results:
             *_, last = results
@@ -194,10 +193,13 @@ class RIB:
     def _results(
         self, views: Sequence[Tensor], labels: Tensor, references: References
     ) -> Iterator[Iterable[Adaptation]]:
-        """The results after each step, to be asked for inside the block, where the classifier may change."""
+        """Yields the results after each step, to be consumed inside the block, where weights may change."""
         check_views(views, labels, len(self.weight), self.loss_views)
         if torch.is_inference_mode_enabled():
-            raise RuntimeError("RIB needs gradients; use torch.no_grad or Trainer(inference_mode=False)")
+            raise RuntimeError(
+                "RIB needs gradients; instead of inference mode use torch.no_grad or "
+                "Trainer(inference_mode=False)"
+            )
         if not labels.any():
             empty = present_classes(labels)
             maps = ViewMaps([view.new_zeros(0, 1, 1) for view in views], empty)
@@ -205,21 +207,21 @@ class RIB:
         elif self.steps == 0:
             yield [cam(self.classifier, views, labels)]
         else:
-            model, moving = self.classifier, [*self.parameters, self.weight]
+            model, adapted = self.classifier, [*self.parameters, self.weight]
             sizes = ", ".join(f"{view.shape[-2]} x {view.shape[-1]}" for view in views)
             work = f"views of {sizes} and {self.reference_chunk or 'all'} reference images at once"
-            with evaluating(model), restored(moving, model), torch.enable_grad(), autocast_without_cache():
-                yield self._explained(self._adapt(views, labels, iter(references)), work)
+            with evaluating(model), restored(adapted, model), torch.enable_grad(), autocast_without_cache():
+                yield self._memory_checked(self._adapt(views, labels, iter(references)), work)
 
-    def _explained(self, results: Iterator[Adaptation], work: str) -> Iterator[Adaptation]:
-        """The results; where memory runs out on the way to them, the error says what it was needed for."""
+    def _memory_checked(self, results: Iterator[Adaptation], work: str) -> Iterator[Adaptation]:
+        """Yields the results; out-of-memory errors name the work."""
         with memory_errors(self.weight.device, work, LESS_MEMORY):
             yield from results
 
     def _adapt(
         self, views: Sequence[Tensor], labels: Tensor, references: Iterator[Reference]
     ) -> Iterator[Adaptation]:
-        """The method: for each step the maps, the loss, the stop rules, the result so far, the update."""
+        """The algorithm; yields the result after each step."""
         classes, target = present_classes(labels), labels.to(self.weight.device, torch.float32)
         present = classes.to(self.weight.device)
         sums = [torch.zeros(len(classes), 1, 1, device=self.weight.device) for _ in views]
@@ -234,7 +236,7 @@ class RIB:
             steps.append(measure(own[0], maps, logits, target, loss, self.area_threshold))
             stop = self._stop_rule(k, steps[-1])
             sums = self._accumulate(sums, maps, stop)
-            # The last of `updates` and of `steps` differ where the last update is not computed.
+            # `updates` is one less than `steps` if the last update is skipped.
             taken = k + self.steps - self.updates if stop is None else steps_taken(k, stop, steps[-1])
             yield Adaptation(ViewMaps(sums, classes), classes, taken, stop, tuple(steps))
             if stop or k == self.updates:  # theta_{k + 1} is never read
@@ -244,7 +246,7 @@ class RIB:
 
     def _stop_rule(self, k: int, measured: AdaptationStep) -> Stop | None:
         """The first rule that ends the adaptation with step k, in the order of the released program."""
-        if not_finite(measured.loss):  # its update has made theta_k
+        if not_finite(measured.loss):  # of the update that led to theta_k
             return "not_finite"
         if k > 0 and area_exceeded(measured.area, self.area_limit):
             return "area"
@@ -253,7 +255,7 @@ class RIB:
         return "margin" if margin_reached(measured.target_logits, self.stop_margin) else None
 
     def _accumulate(self, sums: list[Tensor], maps: Sequence[Tensor], stop: Stop | None) -> list[Tensor]:
-        """The sums with the maps of a step, as far as the rule that ends the adaptation lets them count."""
+        """Adds the maps of a step to the sums, as far as the stop rule permits."""
         if stop == "area" and self.rules.area_keeps_first_view:
             return [sums[0] + maps[0], *sums[1:]]
         if stop in ("area", "not_finite"):
@@ -262,16 +264,16 @@ class RIB:
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        """What does not learn, computed once per view instead of once per step."""
+        """The output of the frozen part, computed once per view."""
         images = images.to(self.weight.device, non_blocking=True, memory_format=self.layout)
         few = max(1, CACHED_PIXELS // (images.shape[-2] * images.shape[-1]))
-        # Modules of others get all at once.
+        # Only ribseg's own layout is split; other modules get the whole batch.
         if self.weight.device.type == "cpu" and self.layout == torch.channels_last and len(images) > few:
             return torch.cat([self.frozen(part) for part in images.split(few)])
         return self.frozen(images)
 
     def _class_maps(self, encoded: Sequence[Tensor], learning: bool) -> list[Tensor]:
-        """(2, C, h_s, w_s) class maps of each view, with gradients where it carries the loss."""
+        """(2, C, h_s, w_s) class maps of each view, with gradients for the loss views."""
         maps = []
         for number, features in enumerate(encoded):
             with torch.set_grad_enabled(learning and number in self.loss_views):
@@ -287,9 +289,9 @@ class RIB:
         return torch.cat([self.pooling(maps[view], rows) for view in self.loss_views])
 
     def _learn(self, optimizer: torch.optim.SGD, logits: Tensor, target: Tensor, batch: Reference) -> Tensor:
-        """The loss of a step, scalar; its gradients lie at the weights then.
+        """Computes the gradients of a step; returns its scalar loss.
 
-        The own views' are made before the references pass: what they keep in memory is free by then.
+        The backward pass of the own views comes before the references, to release its memory.
         """
         optimizer.zero_grad()
         loss = self._backward(logits, target.expand_as(logits))
@@ -303,7 +305,7 @@ class RIB:
         return loss
 
     def _backward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of some rows, whose gradients are added: it is a sum, so rows may come in parts."""
+        """Accumulates the gradients of the loss, a sum over rows; returns the loss."""
         loss = self.loss(logits, labels)
         loss.backward()
         return loss.detach()
@@ -319,24 +321,24 @@ class RIB:
             group["lr"] = self.rate(k) * group["factor"]
         optimizer.step()
 
-    def _rows_apart(self, trainable: Trainable, loss: Loss | None) -> bool:
-        """Whether each class learns from the rows that are labelled with it alone.
+    def _classes_independent(self, trainable: Trainable, loss: Loss | None) -> bool:
+        """Whether a class's weights depend only on rows with this class as target.
 
-        So it is where only the head learns, our loss looks at the target classes of a row, and our pooling at
-        one class at a time. What one brings oneself may mix the classes.
+        True if only the head learns, with the default loss, which uses target classes only, and GAP or GNDRP,
+        which pool each class separately. Custom losses and poolings may mix classes.
         """
         return trainable == "head" and loss is None and type(self.pooling) in APART
 
     @property
     def has_stop_rule(self) -> bool:
-        """Whether the margin or the area can end an adaptation before its last step."""
+        """Whether the margin or area rule can end an adaptation early."""
         return not (self.area_limit is None and self.stop_margin is None)
 
     @property
     def updates(self) -> int:
-        """How many steps change weights that are read, and so how many batches of references are used."""
+        """Number of computed weight updates, and so of reference batches."""
         return self.steps if self.rules.records_last else max(self.steps - 1, 0)
 
     def rate(self, step: int) -> float:
-        """The backbone's learning rate at a step: polynomial decay, as in the classifier's training."""
+        """The backbone's learning rate at a step, with polynomial decay."""
         return self.lr * (1 - step / self.steps) ** self.power

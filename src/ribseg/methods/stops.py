@@ -1,4 +1,4 @@
-"""When RIB ends the adaptation of an image before its last step (docs/method.md, section 3.2)."""
+"""Stop rules of RIB, which end the adaptation of an image early (docs/method.md, section 3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from ribseg.types import AdaptationStep, Stop
 def measure(
     raw: Tensor, maps: Sequence[Tensor], logits: Tensor, labels: Tensor, loss: Tensor, area_threshold: float
 ) -> AdaptationStep:
-    """The numbers of one step, copied from the device at once: the only time that a step waits for it.
+    """The measurements of one step, copied from the device together: a step's only synchronization.
 
     Args:
         raw: (2, K, h, w) class maps of the present classes, the first view and its mirror image.
-        maps: one (K, h_s, w_s) tensor per view, at least zero.
+        maps: one (K, h_s, w_s) tensor per view, non-negative.
         logits: (N, C) of the image's own views.
         labels: (C,) in {0, 1}.
-        loss: scalar of the step before.
+        loss: scalar loss of the previous step.
         area_threshold: in [0, 1].
     """
     finite = torch.stack([torch.isfinite(view).all() for view in maps]).all()
@@ -31,7 +31,7 @@ def measure(
 
 
 def area_exceeded(area: float, limit: float | None) -> bool:
-    """Whether the present classes' maps cover more of the image than the limit; None switches the rule off.
+    """Whether the area of the present classes' maps exceeds the limit; None disables the rule.
 
     >>> area_exceeded(0.8, 0.7), area_exceeded(0.8, None), area_exceeded(float("nan"), 0.7)
     (True, False, False)
@@ -40,7 +40,7 @@ def area_exceeded(area: float, limit: float | None) -> bool:
 
 
 def margin_reached(target_logits: float, margin: float | None) -> bool:
-    """Whether the target logits exceed the margin m in magnitude; None switches the rule off.
+    """Whether the magnitude of the target logits exceeds the margin m; None disables the rule.
 
     >>> margin_reached(-700.0, 600.0), margin_reached(500.0, 600.0), margin_reached(700.0, None)
     (True, False, False)
@@ -49,7 +49,7 @@ def margin_reached(target_logits: float, margin: float | None) -> bool:
 
 
 def not_finite(*numbers: float) -> bool:
-    """Whether any of some numbers is NaN or infinite.
+    """Whether any number is NaN or infinite.
 
     >>> not_finite(1.0, float("nan")), not_finite(1.0)
     (True, False)
@@ -58,8 +58,8 @@ def not_finite(*numbers: float) -> bool:
 
 
 def steps_taken(k: int, stop: Stop, measured: AdaptationStep) -> int:
-    """The number of steps of an adaptation that a rule has ended with step k.
+    """The number of SGD steps of an adaptation that a rule ended at step k.
 
-    The margin ends the step in which it is found; a loss that is not finite was that of the step before.
+    The margin stop includes step k; a non-finite loss is from the previous step, which does not count.
     """
     return k + (stop == "margin") - not_finite(measured.loss)

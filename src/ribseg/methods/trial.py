@@ -1,4 +1,4 @@
-"""Whether a network can be used as a classifier, tried on two small images before anything long begins."""
+"""Validates a custom classifier network on small images before a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ from ribseg.methods.cam import features_of, head_of
 from ribseg.methods.partition import partition
 from ribseg.types import Trainable
 
-SIZES = ((64, 64), (97, 81))  # height and width; the odd one is what photographs are like
-BATCH = 2  # an image and its mirror image, as in every view
+SIZES = ((64, 64), (97, 81))  # height and width; photographs have sizes like the second
+BATCH = 2  # image and mirror image, as in every view
 CONTRACT = (
     "expected features(x) from images (N, 3, H, W) of any size to (N, D, h, w), and weight (C, D) or "
     "(C, D, 1, 1); see ribseg.RIB"
@@ -24,17 +24,17 @@ CONTRACT = (
 def check_network(
     classifier: nn.Module, num_classes: int, trains: bool = False, trainable: Trainable | None = None
 ) -> None:
-    """Tries a network on images of 64x64 and 97x81 pixels; it is left exactly as it was.
+    """Raises a ConfigError unless a network works on images of 64x64 and 97x81 pixels; does not change it.
 
     Args:
         classifier: any module with `features(x)` and `weight`.
         num_classes: C of the data, without background.
-        trains: whether it will be trained: it then needs logits `forward(x)` (N, C), `num_classes` and
-            `parameter_groups()`, too.
-        trainable: what RIB will adapt; None if it will not.
+        trains: whether it will be trained, which also requires logits `forward(x)` (N, C), `num_classes` and
+            `parameter_groups()`.
+        trainable: the part that RIB will adapt; None without RIB.
 
     Raises:
-        ConfigError: the network breaks the contract; says where, with what was expected and found.
+        ConfigError: the network does not have the required interface.
     """
     name = type(classifier).__name__
     try:
@@ -45,15 +45,15 @@ def check_network(
     _check_weight(name, weight, num_classes)
     if trainable not in (None, "head") and len(learning) == 1:
         raise ConfigError(
-            f"{name} has no weights that learn besides its head, so rib.trainable={trainable} would adapt "
-            "the head alone; give some of them requires_grad=True, or say rib.trainable=head"
+            f"{name} has no trainable weights besides its head, so rib.trainable={trainable} would adapt "
+            "only the head; set requires_grad=True for some of them, or rib.trainable=head"
         )
-    generator = torch.Generator().manual_seed(0)  # the global one belongs to the run
+    generator = torch.Generator().manual_seed(0)  # must not change the global random state
     for size in SIZES:
         images = torch.randn(BATCH, 3, *size, generator=generator).to(weight.device, weight.dtype)
         with evaluating(classifier), torch.set_grad_enabled(bool(learning)):
-            _try(classifier, name, images, learning)
-        learning = []  # one backward pass says enough
+            _check_features(classifier, name, images, learning)
+        learning = []  # one backward pass is enough
     if trains:
         _check_training(classifier, name, num_classes)
 
@@ -69,13 +69,13 @@ def _check_weight(name: str, weight: Tensor, num_classes: int) -> None:
 
 
 def _check_training(classifier: Any, name: str, num_classes: int) -> None:
-    """What `ribseg.modules.ClassifierModule` needs besides."""
+    """Checks the additional interface for `ribseg.modules.ClassifierModule`."""
     absent = [part for part in ("num_classes", "parameter_groups") if not hasattr(classifier, part)]
     if absent:
         raise ConfigError(
             f"{name} has no {' and no '.join(absent)}: the training of the classifier needs num_classes, "
             "parameter_groups() -> (parameters of the backbone, of the head), and logits forward(x) of shape "
-            "(N, C). Or give a trained one: classifier.checkpoint=FILE"
+            "(N, C). Or load a trained classifier: classifier.checkpoint=FILE"
         )
     weight = head_of(classifier)
     images = torch.zeros(BATCH, 3, *SIZES[0], device=weight.device, dtype=weight.dtype)
@@ -90,33 +90,35 @@ def _check_training(classifier: Any, name: str, num_classes: int) -> None:
         )
 
 
-def _try(classifier: nn.Module, name: str, images: Tensor, learning: Sequence[nn.Parameter]) -> None:
+def _check_features(
+    classifier: nn.Module, name: str, images: Tensor, learning: Sequence[nn.Parameter]
+) -> None:
     try:
         features = features_of(classifier)(images)
     except Exception as error:
         raise ConfigError(_failed(name, "features", images, error)) from error
     weight = head_of(classifier)
-    complaint = _complaint(features, weight)
-    if complaint:
+    problem = _problem(features, weight)
+    if problem:
         raise ConfigError(
-            f"{name}.features gives {_described(features)} for images {tuple(images.shape)}: {complaint}. "
+            f"{name}.features gives {_described(features)} for images {tuple(images.shape)}: {problem}. "
             f"{CONTRACT}"
         )
     if learning:
         _check_gradients(name, features, weight, learning)
 
 
-def _complaint(features: Any, weight: Tensor) -> str:
-    """What is wrong with features; nothing for good ones."""
+def _problem(features: Any, weight: Tensor) -> str:
+    """What is wrong with features; empty for valid ones."""
     if not isinstance(features, Tensor):
-        return "that is no tensor"
+        return "that is not a tensor"
     channels = weight.shape[1]
     if features.ndim == 3 and features.shape[-1] == channels:
-        return "those are tokens (N, L, D) of a transformer, not a map; bring them to (N, D, h, w)"
+        return "those are tokens (N, L, D) of a transformer, not a map; reshape them to (N, D, h, w)"
     if features.ndim != 4:
-        return f"that has {features.ndim} dimensions, not 4; features come before pooling and head"
+        return f"that has {features.ndim} dimensions, not 4; return features before pooling and head"
     if features.shape[1] != channels and features.shape[-1] == channels:
-        return "the channels are last (NHWC); bring them forward with .permute(0, 3, 1, 2)"
+        return "the channels are last (NHWC); convert them with .permute(0, 3, 1, 2)"
     if features.shape[1] != channels:
         return f"{features.shape[1]} channels do not fit weight, which has {channels} columns"
     if len(features) != BATCH or 0 in features.shape:
@@ -129,21 +131,21 @@ def _complaint(features: Any, weight: Tensor) -> str:
 
 
 def _check_gradients(name: str, features: Tensor, weight: Tensor, learning: Sequence[nn.Parameter]) -> None:
-    """Whether a loss on the class maps reaches what RIB adapts."""
+    """Checks that a loss on the class maps has gradients for the adapted weights."""
     wanted = [parameter for parameter in learning if parameter.requires_grad]
     try:
         maps = class_maps(features, weight)
         found = torch.autograd.grad(maps.square().mean(), wanted, allow_unused=True)
     except RuntimeError as error:
         raise ConfigError(
-            f"no gradient of {name}'s class maps can be computed, but RIB needs one: {reason(error)}"
+            f"the gradient of {name}'s class maps, which RIB needs, cannot be computed: {reason(error)}"
         ) from error
     body = [g for p, g in zip(wanted, found, strict=True) if p is not weight]
     if body and all(gradient is None for gradient in body):
         raise ConfigError(
-            f"{name}.features is detached from its weights: no gradient of the class maps reaches one of the "
-            f"{len(body)} that RIB adapts. Take .detach(), torch.no_grad or numpy out of features, or adapt "
-            "the head alone with rib.trainable=head"
+            f"{name}.features is detached from its weights: the class maps have no gradient for any of the "
+            f"{len(body)} that RIB adapts. Remove .detach(), torch.no_grad or numpy from features, or adapt "
+            "only the head with rib.trainable=head"
         )
     if any(g is not None and not bool(torch.isfinite(g).all()) for g in found):
         raise ConfigError(f"gradients of {name}'s class maps are not finite; RIB could not take a step")

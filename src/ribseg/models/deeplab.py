@@ -13,11 +13,11 @@ from ribseg.models.backbone import Backbone, load_weights
 from ribseg.models.classifier import set_batch_norm_eval
 
 Norm = Literal["frozen", "train"]
-HEAD_STD = 0.01  # of the head's first weights, as published
+HEAD_STD = 0.01  # of the head's initial weights, as published
 
 
 class ParameterGroups(NamedTuple):
-    """The parameters that learn, by learning rate: published are 1, 10 and 20 times the base rate."""
+    """The trainable parameters by learning rate: published are 1, 10 and 20 times the base rate."""
 
     backbone: list[nn.Parameter]
     head_weights: list[nn.Parameter]
@@ -29,8 +29,8 @@ class ASPP(nn.Module):
 
     Args:
         in_channels: D.
-        num_classes: with background.
-        dilations: one convolution each.
+        num_classes: C + 1, with background.
+        dilations: of the parallel convolutions.
     """
 
     def __init__(
@@ -52,29 +52,71 @@ def _branch(in_channels: int, num_classes: int, dilation: int) -> nn.Conv2d:
     return layer
 
 
-class DeepLabV2(nn.Module):
-    """An atrous CNN with an ASPP head.
-
-    The last stages are dilated, not strided. Their first 3x3 convolution keeps the dilation of the stage
-    before: it looked at the map before the stride was taken away (in the networks of the original program,
-    whose strides lie in the 1x1 convolutions, all of them are dilated; the receptive fields are the same).
+class SegmenterNetwork(nn.Module):
+    """A segmenter network whose BatchNorm layers can be frozen.
 
     Args:
         num_classes: C + 1, with background.
-        backbone: name of a timm CNN; the field's choice is a ResNet-101.
+        norm: see `DeepLabV2`.
+
+    Attributes:
+        settings: arguments that build an equal network, without its weights.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    settings: dict[str, Any]
+
+    def __init__(self, num_classes: int, norm: Norm) -> None:
+        super().__init__()
+        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        check_choice("norm", norm, get_args(Norm))
+        self.num_classes, self.norm = num_classes, norm
+
+    def freezable(self) -> nn.Module:
+        """The part whose BatchNorm layers are frozen with norm="frozen"."""
+        return self
+
+    def freeze_batch_norm(self) -> None:
+        """With norm="frozen", stops the BatchNorm layers from learning; call it when the network is built."""
+        if self.norm == "frozen":
+            set_batch_norm_eval(self.freezable())
+            for layer in self.freezable().modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SegmenterNetwork":
+        """As `nn.Module.train`, but frozen BatchNorm layers stay in evaluation mode."""
+        super().train(mode)
+        if self.norm == "frozen":
+            set_batch_norm_eval(self.freezable())
+        return self
+
+
+class DeepLabV2(SegmenterNetwork):
+    """An atrous CNN with an ASPP head.
+
+    The last stages are dilated, not strided. As in timm, their first 3x3 convolution keeps the dilation of
+    the previous stage. In the original program, with strides in the 1x1 convolutions, all 3x3 convolutions of
+    a stage are dilated equally; the receptive fields are the same.
+
+    Args:
+        num_classes: C + 1, with background.
+        backbone: name of a timm CNN; published: ResNet-101.
         pretrained: load timm's ImageNet weights for the backbone.
         weights: a file of backbone weights (.pth or .safetensors), or "demo" for the built-in backbone.
         output_stride: 8 or 16.
         dilations: of the ASPP branches.
-        norm: "frozen": BatchNorm keeps the statistics and weights that it was loaded with (published; right
-            for small batches); "train": it learns (with several GPUs under `Trainer(sync_batchnorm=True)`).
+        norm: "frozen": BatchNorm keeps its loaded statistics and weights (published; suits small batches);
+            "train": it learns (with several GPUs under `Trainer(sync_batchnorm=True)`).
         backbone_kwargs: passed on to timm.
 
     Attributes:
-        settings: arguments with which an equal network is built, without its weights.
+        settings: arguments that build an equal network, without its weights.
 
     Raises:
-        ConfigError: a setting cannot work.
+        ConfigError: an argument is out of range, or the backbone or its weights cannot be used.
 
     >>> model = DeepLabV2(num_classes=3, backbone="resnet10t")
     >>> model(torch.zeros(1, 3, 65, 81)).shape
@@ -94,61 +136,33 @@ class DeepLabV2(nn.Module):
         norm: Norm = "frozen",
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        super().__init__(num_classes, norm)
         check_switch("pretrained", pretrained)
         check_numbers("dilations", dilations, low=1, whole=True)
-        check_norm(norm)
-        self.num_classes, self.norm = num_classes, norm
-        self.settings: dict[str, Any] = {
-            "num_classes": num_classes,
-            "backbone": backbone,
-            "output_stride": output_stride,
-            "dilations": list(dilations),
-            "norm": norm,
-            "backbone_kwargs": dict(backbone_kwargs or {}),
-        }
+        self.settings = {
+            "num_classes": num_classes, "backbone": backbone, "output_stride": output_stride,
+            "dilations": list(dilations), "norm": norm, "backbone_kwargs": dict(backbone_kwargs or {}),
+        }  # fmt: skip
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous=True, kwargs=backbone_kwargs)
         if weights is not None:
             load_weights(self.backbone, weights)
         self.head = ASPP(self.backbone.num_features, num_classes, dilations)
-        if norm == "frozen":
-            freeze_batch_norm(self)
+        self.freeze_batch_norm()
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, h, w) logits at the output stride."""
         return self.head(self.backbone(images))
 
-    def train(self, mode: bool = True) -> "DeepLabV2":
-        """As `nn.Module.train`, but frozen BatchNorm stays frozen."""
-        super().train(mode)
-        if self.norm == "frozen":
-            set_batch_norm_eval(self)
-        return self
-
     def parameter_groups(self) -> ParameterGroups:
-        """The parameters that learn."""
+        """The trainable parameters: backbone; weights and biases of the head."""
         return split_parameters(self.backbone, self.head)
 
 
 def split_parameters(backbone: nn.Module, *heads: nn.Module) -> ParameterGroups:
-    """The parameters that learn: the backbone's, and the heads' weights and biases."""
+    """The trainable parameters: backbone; weights and biases of the heads."""
     named = [(name, p) for head in heads for name, p in head.named_parameters() if p.requires_grad]
     return ParameterGroups(
         [parameter for parameter in backbone.parameters() if parameter.requires_grad],
         [parameter for name, parameter in named if not name.endswith("bias")],
         [parameter for name, parameter in named if name.endswith("bias")],
     )
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Stops BatchNorm layers from learning; after each `train()` call `set_batch_norm_eval`, too."""
-    set_batch_norm_eval(module)
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.requires_grad_(False)
-
-
-def check_norm(norm: str) -> None:
-    """Raises a ConfigError if it is no `Norm`."""
-    check_choice("norm", norm, get_args(Norm))

@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose gradients are as fast as their forward pass on a CPU."""
+"""Depthwise convolutions with a faster backward pass on a CPU."""
 
 from typing import Any, cast
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-SMALLEST_KERNEL = 5  # for 3 x 3 the library's own gradient is as fast or faster
+SMALLEST_KERNEL = 5  # for 3 x 3 torch's own gradient is as fast or faster
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution with stride 1 whose output has the size of its input."""
+    """A depthwise convolution with stride 1 and the output size of its input."""
 
     @staticmethod
     def forward(images: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
@@ -25,20 +25,21 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         images, weight = ctx.saved_tensors
-        to_images, to_weight = ctx.needs_input_grad[:2]
-        given = None
-        if to_images:  # a convolution with the mirrored kernel, as the output is as large as the input
+        image_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:  # a convolution with the mirrored kernel, as the sizes are equal
             kernel = weight.flip(-2, -1).to(gradient.dtype)
-            given = F.conv2d(gradient, kernel, padding=ctx.padding, groups=len(weight)).to(images.dtype)
-        found = _weight_gradient(images, gradient, ctx.padding).to(weight.dtype) if to_weight else None
-        return given, found, None
+            image_gradient = F.conv2d(gradient, kernel, padding=ctx.padding, groups=len(weight))
+            image_gradient = image_gradient.to(images.dtype)
+        if ctx.needs_input_grad[1]:
+            weight_gradient = _weight_gradient(images, gradient, ctx.padding).to(weight.dtype)
+        return image_gradient, weight_gradient, None
 
 
 def _weight_gradient(images: Tensor, gradient: Tensor, padding: tuple[int, int]) -> Tensor:
-    """(C, 1, k, k): how the output's gradient correlates with the shifted input, for each channel.
+    """(C, 1, k, k): correlation of the output's gradient with the shifted input, for each channel.
 
-    Written as a depthwise convolution of every image's channel with its gradient as the kernel. oneDNN's own
-    gradient of kernels of 5 and more takes 2 to 12 times as long on small batches, as RIB's are.
+    Computed as a depthwise convolution of each channel of each image, with its gradient as the kernel. The
+    gradient of oneDNN takes 2 to 12 times as long for kernels of 5 and more and small batches, as in RIB.
     """
     number, channels, height, width = images.shape
     rows = images.to(gradient.dtype).reshape(1, number * channels, height, width)
@@ -49,13 +50,12 @@ def _weight_gradient(images: Tensor, gradient: Tensor, padding: tuple[int, int])
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution as `nn.Conv2d`, with faster gradients on a CPU.
+    """A depthwise `nn.Conv2d` with faster gradients on a CPU.
 
-    Outputs are the same to the bit, gradients but for rounding. Shares the parameters of the one that it
-    replaces.
+    Outputs are equal to the bit, gradients up to rounding. Shares its parameters with the layer it replaces.
 
     Args:
-        conv: for which `replaceable` is true.
+        conv: a layer for which `replaceable` is true.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -76,7 +76,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def replaceable(module: nn.Module) -> bool:
-    """Whether a module is a convolution that `DepthwiseConv2d` computes: depthwise, stride 1, same size."""
+    """Whether `DepthwiseConv2d` can replace a module: a depthwise convolution of stride 1 and same size."""
     if type(module) not in (nn.Conv2d, Conv2dSame):
         return False
     conv = cast(nn.Conv2d, module)
@@ -94,7 +94,7 @@ def replaceable(module: nn.Module) -> bool:
 
 
 def replace_depthwise(module: nn.Module) -> None:
-    """Puts a `DepthwiseConv2d` in the place of every convolution that it computes."""
+    """Replaces every `replaceable` convolution by a `DepthwiseConv2d`, in place."""
     for name, child in module.named_children():
         if replaceable(child):
             setattr(module, name, DepthwiseConv2d(cast(nn.Conv2d, child)))

@@ -1,4 +1,4 @@
-"""Classifiers with the head that ImageNet gave them: maps without any training of one's own."""
+"""Classifiers with their pretrained ImageNet head: localization maps without any training."""
 
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ CLASSES = 1000
 
 @lru_cache(maxsize=1)
 def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes, as "tabby, tabby cat"."""
+    """The names of ImageNet's 1,000 classes, such as "tabby, tabby cat"."""
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(index) for index in range(CLASSES))
 
@@ -25,16 +25,15 @@ def imagenet_names() -> tuple[str, ...]:
 def imagenet_classifier(name: str) -> Classifier:
     """A classifier of ImageNet's 1,000 classes, in evaluation mode.
 
-    Its last stages are dilated to an output stride of 16, so that they see what they were trained on; taking
-    their strides away, as the published recipe does, asks for a training. The head's bias is left out: class
-    maps have none.
+    The last stages are dilated to an output stride of 16, which keeps their receptive fields: removing
+    strides without dilation, as in the published recipe, requires training. The head's bias is ignored.
 
     Args:
         name: "efficientnet_lite0" to "efficientnet_lite2" (weights of the extra `ribseg[weights]`), or a timm
-            CNN with a tag of ImageNet-1k weights, as "resnet50.tv_in1k", which timm downloads once.
+            CNN with a tag of ImageNet-1k weights, such as "resnet50.tv_in1k", downloaded once.
 
     Raises:
-        ConfigError: the weights are not there, or the network cannot be used; says what else can be done.
+        ConfigError: the weights are not available, or the network cannot be used.
     """
     if name in PACKAGED:
         classifier = Classifier(PACKAGED[name], CLASSES, atrous=True, classes=imagenet_names())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, padding, trial_image
+from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, padding, trial_image
 from ribseg.models.released.irn import irn_state
 from ribseg.models.weights import load_released, read_state_dict
 
@@ -24,8 +24,8 @@ class IRNOutput(NamedTuple):
 
     Attributes:
         boundary: (N, h, w) logits of a class boundary.
-        displacement: (N, 2, h, w), (dy, dx) to the centre of the object, in pixels of the map; the mean over
-            the training images is not yet subtracted.
+        displacement: (N, 2, h, w), (dy, dx) to the center of the object, in pixels of the map, without
+            subtraction of the training mean.
     """
 
     boundary: Tensor
@@ -33,29 +33,29 @@ class IRNOutput(NamedTuple):
 
 
 class IRNPrediction(NamedTuple):
-    """What IRNet says of one image of H x W pixels, at stride 4.
+    """Prediction for one image of H x W pixels, at stride 4.
 
     Attributes:
-        boundary: (ceil(H/4), ceil(W/4)) in [0, 1], the mean over image and mirror image.
-        displacement: (2, ceil(H/4), ceil(W/4)) in pixels of the map, the mean subtracted.
+        boundary: (ceil(H/4), ceil(W/4)) in [0, 1], averaged over image and mirror image.
+        displacement: (2, ceil(H/4), ceil(W/4)) in pixels of the map, with the training mean subtracted.
     """
 
     boundary: Tensor
     displacement: Tensor
 
 
-class IRNet(nn.Module):
+class IRNet(FrozenBackboneNetwork):
     """Two branches over the five feature levels of a frozen backbone.
 
-    The levels are, as in the paper for ResNet-50: the stem, and the last block at stride 4, 8, 16 and 16.
-    They are found by a trial run, so that any CNN will do whose trunk passes stride 4.
+    As in the paper for ResNet-50, the levels are the stem and the last blocks at strides 4, 8, 16 and 16. A
+    trial forward pass finds them in any CNN with features at stride 4.
 
     Args:
-        backbone: with its weights; is frozen and kept in evaluation mode.
+        backbone: with its weights; frozen, in evaluation mode.
 
     Attributes:
         stride: image pixels per location of the outputs.
-        displacement_mean: (2,) buffer, subtracted by `predict`; measured at the end of training.
+        displacement_mean: (2,) buffer, measured at the end of training and subtracted by `predict`.
 
     Raises:
         ConfigError: the backbone has no levels at stride 4 and 8.
@@ -70,8 +70,7 @@ class IRNet(nn.Module):
     displacement_mean: Tensor
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        super().__init__(backbone)
         self._cuts = _find_levels(backbone)
         channels = [level.shape[1] for level in self.features(trial_image(backbone))]
         self.boundary = BoundaryBranch(channels)
@@ -99,8 +98,8 @@ class IRNet(nn.Module):
 
         Args:
             views: (2, 3, H, W), the normalised image and its mirror image.
-            crop_size: images are padded with zeros, right and below, to this size, on which the branches were
-                trained (their GroupNorm looks at the whole map). Larger ones are padded to a multiple of 32.
+            crop_size: images are zero-padded at the right and bottom to this size, the one in training
+                (GroupNorm depends on it); larger ones to a multiple of 32.
         """
         if views.ndim != 4 or views.shape[:2] != (2, 3):
             raise ValueError(f"expected (2, 3, H, W), image and mirror image, got {tuple(views.shape)}")
@@ -112,15 +111,9 @@ class IRNet(nn.Module):
         displacement = output.displacement[0, :, :rows, :columns]
         return IRNPrediction(boundary, displacement - self.displacement_mean[:, None, None])
 
-    def train(self, mode: bool = True) -> "IRNet":
-        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
 
 class BoundaryBranch(nn.Module):
-    """All levels reduced to 32 channels, at stride 4, then one 1x1 convolution to the logit of a boundary."""
+    """Reduces all levels to 32 channels at stride 4; a 1x1 convolution gives the boundary logits."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -128,14 +121,14 @@ class BoundaryBranch(nn.Module):
         self.final = nn.Conv2d(BOUNDARY_WIDTH * len(channels), 1, 1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Five levels -> (N, h, w) logits at the second's size."""
+        """Five levels -> (N, h, w) logits at the size of the second level."""
         size = levels[1].shape[-2:]
         reduced = [_fit(layer(x), size).relu() for layer, x in zip(self.levels, levels, strict=True)]
         return self.final(torch.cat(reduced, 1))[:, 0]
 
 
 class DisplacementBranch(nn.Module):
-    """The three deep levels merged at stride 8, then all at stride 4, then two 1x1 convolutions."""
+    """Merges the three deepest levels at stride 8, then all at stride 4; two 1x1 convolutions follow."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -146,7 +139,7 @@ class DisplacementBranch(nn.Module):
         self.final = nn.Conv2d(MERGED_WIDTH, 2, 1, bias=False)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Five levels -> (N, 2, h, w) at the second's size."""
+        """Five levels -> (N, 2, h, w) at the size of the second level."""
         size, deep_size = levels[1].shape[-2:], levels[2].shape[-2:]
         sizes = [size, size, deep_size, deep_size, deep_size]
         reduced = [_fit(layer(x), s).relu() for layer, x, s in zip(self.levels, levels, sizes, strict=True)]
@@ -159,7 +152,7 @@ def _reduction(channels: int, width: int, groups: int) -> nn.Sequential:
 
 
 def _fit(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Brings maps to a size as published: enlarged by a whole factor, the surplus cut off right and below."""
+    """Resizes maps as published: upsamples by an integer factor, then crops at the right and bottom."""
     height, width = size
     factor = round(height / maps.shape[-2])
     if factor > 1:
@@ -175,7 +168,7 @@ def _blocks(backbone: Backbone) -> list[nn.Module]:
 
 @torch.no_grad()
 def _find_levels(backbone: Backbone) -> list[int]:
-    """After how many blocks each of the five levels ends."""
+    """The number of blocks up to the end of each of the five levels."""
     images, strides = trial_image(backbone), []
     trial = images.shape[-1]
     for block in backbone.stages[0].children():
@@ -199,7 +192,7 @@ def load_official_irn(path: str | Path) -> IRNet:
         path: `res50_irn.pth`; read with `weights_only=True`.
 
     Raises:
-        ConfigError: not such a checkpoint, incomplete, or its duplicate keys contradict each other.
+        ConfigError: not such a checkpoint, incomplete, or two copies of a weight differ.
     """
     network = IRNet(Backbone("resnet50.tv_in1k", output_stride=16))
     load_released(network, irn_state(read_state_dict(path), path), path, "the released ResNet-50 IRNet")

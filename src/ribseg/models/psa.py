@@ -7,21 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, padding, trial_image
+from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, padding, trial_image
 
 STRIDE = 8
-WIDTHS = (64, 128, 256)  # channels to which the three levels are reduced
+WIDTHS = (64, 128, 256)  # channels after the reduction of the three levels
 
 
-class PSANet(nn.Module):
-    """Features whose distance says whether two pixels belong together.
+class PSANet(FrozenBackboneNetwork):
+    """Features whose distance tells whether two pixels have the same label.
 
     Three levels of the backbone (in a ResNet layer2, layer3 and layer4) are reduced to 64, 128 and 256
-    channels, brought to stride 8 and mixed by a 1x1 convolution. Published over a ResNet-38 that learns with
-    it; here the backbone stays as it is, as in IRNet.
+    channels, resized to stride 8 and merged by a 1x1 convolution. The published network trains a ResNet-38
+    backbone along; here the backbone is frozen, as in IRNet.
 
     Args:
-        backbone: with its weights; is frozen and kept in evaluation mode.
+        backbone: with its weights; frozen, in evaluation mode.
 
     Attributes:
         stride: image pixels per feature-map location.
@@ -37,8 +37,7 @@ class PSANet(nn.Module):
     stride = STRIDE
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        super().__init__(backbone)
         trial = trial_image(backbone)
         levels = self.levels(trial)
         if levels[0].shape[-1] * STRIDE != trial.shape[-1]:
@@ -55,11 +54,11 @@ class PSANet(nn.Module):
     @torch.no_grad()
     def levels(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> the outputs of the trunk and the last two stages."""
-        found = []
+        levels = []
         for stage in self.backbone.stages:
             images = stage(images)
-            found.append(images)
-        return found
+            levels.append(images)
+        return levels
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 448, ceil(H/8), ceil(W/8))."""
@@ -78,7 +77,7 @@ class PSANet(nn.Module):
 
         Args:
             views: (1 or 2, 3, H, W), the normalised image first.
-            crop_size: images are padded with zeros, right and below, to this size; larger ones to a multiple
+            crop_size: images are zero-padded at the right and bottom to this size, larger ones to a multiple
                 of 32.
 
         Returns:
@@ -87,9 +86,3 @@ class PSANet(nn.Module):
         height, width = views.shape[-2:]
         padded = F.pad(views[:1], (0, padding(width, crop_size), 0, padding(height, crop_size)))
         return self(padded)[0, :, : -(-height // STRIDE), : -(-width // STRIDE)]
-
-    def train(self, mode: bool = True) -> "PSANet":
-        """As `nn.Module.train`, but the backbone stays in evaluation mode."""
-        super().train(mode)
-        self.backbone.eval()
-        return self

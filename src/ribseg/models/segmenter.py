@@ -1,4 +1,4 @@
-"""Segmenters with all that is needed to use them, in one file that is read without executing anything."""
+"""Trained segmenters with classes, normalization and palette; saved in one file that contains no code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from torch import nn
 
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, three
 from ribseg.data.io.masks import voc_palette
-from ribseg.errors import ConfigError, reason
+from ribseg.errors import ConfigError
 from ribseg.models.deeplab import DeepLabV2
-from ribseg.models.described import read_described, write_described
+from ribseg.models.described import build_errors, check_architecture, read_described, write_described
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.weights import fitting, load_fitting, read_file
 
 KIND = "segmenter"
-FORMER_KIND = "ribseg segmenter 1"  # in files of torch.save, which versions before 0.1.0 wrote
+FORMER_KIND = "ribseg segmenter 1"  # in torch.save files of versions before 0.1.0
 ARCHITECTURES: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
     model.architecture: model for model in (DeepLabV2, SMPSegmenter)
 }
@@ -27,7 +27,7 @@ KEYS = ("kind", "architecture", "settings", "classes", "mean", "std", "palette",
 
 @dataclass(frozen=True, eq=False)
 class Segmenter:
-    """A network and what belongs to it.
+    """A segmenter network with everything needed to use it.
 
     Attributes:
         model: (N, 3, H, W) normalised images -> (N, C+1, h, w) logits, label 0 is background.
@@ -35,7 +35,7 @@ class Segmenter:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         palette: (256, 3) uint8 RGB colours of the labels.
-        inference: keyword arguments of `ribseg.methods.inference.predict_labels` with which it is to be used.
+        inference: default keyword arguments of `ribseg.methods.inference.predict_labels`.
     """
 
     model: nn.Module
@@ -46,14 +46,14 @@ class Segmenter:
     inference: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Writes it to one file, from which `ribseg.load` gives it back.
+        """Writes the segmenter to one file, which `ribseg.load` reads.
 
         Args:
-            path: ends in .safetensors; nothing in the file can be executed.
+            path: must end in .safetensors; the file contains no code.
 
         Raises:
-            ConfigError: another ending; settings or inference hold objects; the model is no `DeepLabV2` or
-                `SMPSegmenter` and lacks their `architecture` and `settings`.
+            ConfigError: another file extension; objects in settings or inference; or a model without
+                `architecture` and `settings`, as `DeepLabV2` and `SMPSegmenter` have them.
             RibsegError: the file cannot be written.
         """
         description = {
@@ -69,37 +69,28 @@ class Segmenter:
         if None in description.values():
             raise ConfigError(
                 f"{type(self.model).__name__} cannot be described in a file: it needs `architecture` (a "
-                "text) and `settings` (a dictionary), as DeepLabV2 and SMPSegmenter have them"
+                "string) and `settings` (a dictionary), as DeepLabV2 and SMPSegmenter have them"
             )
         write_described(path, description, self.model.state_dict())
 
 
 def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segmenter:
-    """Reads what `Segmenter.save` wrote; nothing in the file is executed.
+    """Reads a file of `Segmenter.save`, without executing code from it.
 
     Args:
         path: of the file.
-        device: where the model goes.
+        device: of the loaded model.
 
     Returns:
-        The segmenter, its model in evaluation mode.
+        The segmenter, with its model in evaluation mode.
 
     Raises:
-        ConfigError: no such file, not a segmenter, or one of a package that is not installed.
+        ConfigError: no such file, not a segmenter, or it needs a package that is not installed.
     """
     content = _read(Path(path))
-    if content["architecture"] not in list(ARCHITECTURES):
-        raise ConfigError(
-            f"{path} holds a segmenter of the unknown architecture {content['architecture']!r}; this version "
-            f"knows {', '.join(ARCHITECTURES)}"
-        )
-    try:
+    check_architecture(path, "segmenter", content["architecture"], list(ARCHITECTURES))
+    with build_errors(path, content["settings"]):
         return _built(content, device)
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        raise ConfigError(
-            f"the weights in {path} do not fit their own settings {content['settings']}; was the file "
-            f"written by another version? {reason(error)}"
-        ) from error
 
 
 def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:
@@ -113,7 +104,7 @@ def _built(content: dict[str, Any], device: str | torch.device) -> Segmenter:
 
 
 def _palette(stored: str | torch.Tensor) -> np.ndarray:
-    """(256, 3) uint8 from hexadecimal digits, or from the tensor of former files."""
+    """(256, 3) uint8 from a hexadecimal string, or from the tensor of files before 0.1.0."""
     if isinstance(stored, str):
         return np.frombuffer(bytes.fromhex(stored), np.uint8).reshape(256, 3).copy()
     palette = stored.numpy()
@@ -128,15 +119,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_described(path) or read_file(path)
     except ConfigError as error:
-        raise ConfigError(f"expected a segmenter that ribseg wrote, but {error}") from error
+        raise ConfigError(f"expected a segmenter of ribseg, but {error}") from error
     if not is_segmenter(content) or not set(KEYS) <= set(content):
         raise ConfigError(
-            f"{path} is no segmenter that ribseg wrote. Expected the segmenter.safetensors in a folder "
-            "segmenter-*/ of the store; ribseg.models.Segmenter(model, classes, ...).save(PATH) makes one"
+            f"{path} is not a segmenter of ribseg. Expected the segmenter.safetensors in a folder "
+            "segmenter-*/ of the store; ribseg.models.Segmenter(model, classes, ...).save(PATH) writes one"
         )
     return content
 
 
 def is_segmenter(content: Any) -> bool:
-    """Whether what a file holds is a segmenter, of this version or a former one."""
+    """Whether the content of a file is a segmenter of this or a former version."""
     return isinstance(content, Mapping) and content.get("kind") in (KIND, FORMER_KIND)

@@ -1,7 +1,6 @@
 """DeepLab-v3+, SegFormer and other segmenters of the package segmentation-models-pytorch (an extra).
 
-Why that package: it is kept up, its architectures run over any of timm's encoders, and it needs nothing that
-ribseg does not need anyway. timm itself has no segmenters.
+The package is maintained, supports all timm encoders, and adds no further dependencies.
 """
 
 from collections.abc import Mapping
@@ -12,36 +11,35 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ribseg.checks import check_number, check_switch
+from ribseg.checks import check_switch
 from ribseg.errors import ConfigError
-from ribseg.models.classifier import set_batch_norm_eval
-from ribseg.models.deeplab import Norm, ParameterGroups, check_norm, freeze_batch_norm, split_parameters
+from ribseg.models.deeplab import Norm, ParameterGroups, SegmenterNetwork, split_parameters
 from ribseg.models.weights import fitting, load_fitting
 
 PAD_TO = 32  # every encoder takes sides that are multiples of this
 
 
-class SMPSegmenter(nn.Module):
+class SMPSegmenter(SegmenterNetwork):
     """A segmenter of segmentation-models-pytorch, under the interface of `DeepLabV2`.
 
-    Images of any size: they are padded right and below with zeros, the mean colour, to what the encoder
-    needs, and the logits are cut back.
+    Images may have any size: they are zero-padded (the mean color) at the right and bottom for the encoder,
+    and the logits are cropped to the image.
 
     Args:
         num_classes: C + 1, with background.
         name: of the architecture: "deeplabv3plus", "segformer", "unet", "upernet", "fpn", ...
-        encoder: "resnet101", "mit_b2", or any of timm's with the prefix "tu-".
+        encoder: "resnet101", "mit_b2", or any timm encoder with the prefix "tu-".
         pretrained: load the encoder's ImageNet weights.
-        weights: a file of encoder weights (.pth or .safetensors), with the encoder's own names, nested and
+        weights: a file of encoder weights (.pth or .safetensors) with the encoder's own names, nested and
             prefixed in any way.
         norm: see `DeepLabV2`.
         kwargs: passed on to the architecture.
 
     Attributes:
-        settings: arguments with which an equal network is built, without its weights.
+        settings: arguments that build an equal network, without its weights.
 
     Raises:
-        ConfigError: the package is not installed, or it refuses the settings.
+        ConfigError: the package is not installed, or rejects the settings.
     """
 
     architecture: ClassVar[str] = "smp"
@@ -56,20 +54,20 @@ class SMPSegmenter(nn.Module):
         norm: Norm = "train",
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        check_number("num_classes", num_classes, low=2, whole=True)  # with background
+        super().__init__(num_classes, norm)
         check_switch("pretrained", pretrained)
-        check_norm(norm)
         extra = dict(kwargs or {})
-        self.num_classes, self.norm = num_classes, norm
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "num_classes": num_classes, "name": name, "encoder": encoder, "norm": norm, "kwargs": extra,
         }  # fmt: skip
         self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
         if weights is not None:
             _load_encoder(self.network.encoder, weights)
-        if norm == "frozen":  # the encoder's: what the decoder normalises by is only learnt here
-            freeze_batch_norm(self.network.encoder)
+        self.freeze_batch_norm()
+
+    def freezable(self) -> nn.Module:
+        """The encoder: the decoder has no pretrained statistics, so its BatchNorm always learns."""
+        return self.network.encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""
@@ -77,15 +75,8 @@ class SMPSegmenter(nn.Module):
         padding = (0, -width % PAD_TO, 0, -height % PAD_TO)
         return self.network(F.pad(images, padding))[..., :height, :width]
 
-    def train(self, mode: bool = True) -> "SMPSegmenter":
-        """As `nn.Module.train`, but frozen BatchNorm stays frozen."""
-        super().train(mode)
-        if self.norm == "frozen":
-            set_batch_norm_eval(self.network.encoder)
-        return self
-
     def parameter_groups(self) -> ParameterGroups:
-        """The parameters that learn: encoder; weights and biases of decoder and head."""
+        """The trainable parameters: encoder; weights and biases of decoder and head."""
         return split_parameters(self.network.encoder, self.network.decoder, self.network.segmentation_head)
 
 
@@ -97,7 +88,7 @@ def _package() -> ModuleType:
             raise
         raise ConfigError(
             "this segmenter needs the package segmentation-models-pytorch: pip install 'ribseg[smp]'; "
-            "DeepLab-v2 (ribseg.models.DeepLabV2) needs nothing more"
+            "DeepLab-v2 (ribseg.models.DeepLabV2) works without it"
         ) from error
     return segmentation_models_pytorch
 

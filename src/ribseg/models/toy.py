@@ -14,8 +14,8 @@ STRIDES = (1, 2, 1, 2, 1)
 class ToyNet(nn.Module):
     """Five convolutions with ReLU, global average pooling, and a linear layer without bias.
 
-    It has what `ribseg.RIB` asks of a classifier: `features(x)` and `weight`. It sees grey: the mean of the
-    image's channels, so that it takes grey images and RIB's colour views alike.
+    It has `features(x)` and `weight`, as `ribseg.RIB` requires. It averages the image's channels, so it takes
+    gray images as well as RIB's three-channel views.
 
     Args:
         num_classes: C.
@@ -23,7 +23,7 @@ class ToyNet(nn.Module):
         strides: of each convolution.
 
     Attributes:
-        layers: the convolutions, each with its ReLU: what gradient maps are looked at of.
+        layers: the convolutions, each with its ReLU, for gradient maps.
 
     >>> import torch
     >>> net = ToyNet()
@@ -40,7 +40,7 @@ class ToyNet(nn.Module):
         self.layers = nn.ModuleList()
         for before, after, stride in zip([1, *channels[:-1]], channels, strides, strict=True):
             convolution = nn.Conv2d(before, after, 3, stride, padding=1)
-            # torch's own start shrinks the signal from layer to layer; some trainings never get going.
+            # torch's default initialization shrinks the signal per layer; some trainings never converge.
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
             nn.init.zeros_(cast(Tensor, convolution.bias))
             self.layers.append(nn.Sequential(convolution, nn.ReLU()))
@@ -48,7 +48,7 @@ class ToyNet(nn.Module):
 
     @property
     def weight(self) -> nn.Parameter:
-        """(C, D), the rows of the last layer."""
+        """(C, D), the weights of the last layer."""
         return cast(nn.Parameter, self.head.weight)
 
     def features(self, images: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
-"""Files of weights: state dictionaries as anybody saves them, found by the names that a network wants.
+"""Reads weight files of any training program and matches their keys with the names of a network.
 
-A training program saves its weights by themselves or beside other things, under "model", "state_dict",
-"model_ema" or any other name, and with the prefixes of what it wraps networks in: "model.", "module.",
-"backbone.encoder.". Neither is looked up in a list: every dictionary of tensors in the file is tried, with
-every prefix under which a wanted name occurs. Underscores and dots count as the same letter, since the layers
-of a backbone here ("layer1_0") are nested in timm ("layer1.0"). Nothing in a file is executed.
+Training programs nest state dictionaries under "model", "state_dict", "model_ema" or other keys, and prefix
+names with "model.", "module.", "backbone.encoder." and the like. Instead of a list of known layouts, every
+dictionary of tensors in the file is tried, with every prefix of an expected name. Underscores and dots are
+equivalent, as backbone layers here ("layer1_0") are nested in timm ("layer1.0"). No code in a file is run.
 """
 
 import argparse
@@ -22,39 +21,39 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError, reason, shortened
 from ribseg.models.packages import packaged_file, packaged_state
 
-# What torch.load raises on files that are no checkpoint, or half of one.
+# Errors of torch.load for truncated files and files that are not checkpoints.
 BROKEN = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
     ArithmeticError, MemoryError, ImportError, struct.error, pickle.UnpicklingError,
 )  # fmt: skip
-COUNTER = "num_batches_tracked"  # of BatchNorm; nothing needs it, and many files lack it
+COUNTER = "num_batches_tracked"  # of BatchNorm; unused, and missing in many files
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
-DEPTH = 3  # of dictionaries in dictionaries
+DEPTH = 3  # of nested dictionaries
 SHOWN = 4  # names in a message
 Names = Callable[[str], str]
 
 
 class Place(NamedTuple):
-    """Tensors in a file: `where` they lie ("state_dict", "a.b", "" for the whole file), under what keys."""
+    """A dictionary of tensors in a file, and its path there: "state_dict", "a.b", "" for the top level."""
 
     where: str
     tensors: dict[str, Tensor]
 
     def __str__(self) -> str:
-        place = f"the weights lie under {self.where!r}" if self.where else "it holds the weights themselves"
+        place = f"the weights lie under {self.where!r}" if self.where else "the weights are at its top level"
         return f"{place} (keys: {listed(self.tensors)})"
 
 
 class Match(NamedTuple):
-    """What of the wanted weights a place has under a prefix.
+    """The weights of a network that a place has under a prefix.
 
     Attributes:
         place: of the tensors.
-        prefix: before the wanted names, with the dot at its end.
-        names: wanted name -> key in the place.
-        missing: wanted names that are not there, as the file would spell them.
-        foreign: keys in the place that belong to parts of the network, but which it does not have.
-        left_out: keys in the place that the network does without.
+        prefix: of the network's names, with the dot at its end.
+        names: name in the network -> key in the place.
+        missing: names without a key, in the file's spelling.
+        foreign: keys under the network's modules that the network does not have.
+        left_out: keys of optional weights, which are ignored.
     """
 
     place: Place
@@ -66,21 +65,21 @@ class Match(NamedTuple):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Wanted name -> tensor."""
+        """Name in the network -> tensor."""
         return {name: self.place.tensors[key] for name, key in self.names.items()}
 
     @property
     def complete(self) -> bool:
-        """Whether the network can take it."""
+        """Whether the keys match the network's names."""
         return not self.missing and not self.foreign
 
 
 def resolve_weights(path: str | Path) -> Path:
-    """The file that a setting names.
+    """The weight file for a path or a built-in name.
 
     Args:
-        path: of a file; "demo": the built-in backbone; "efficientnet_lite0" to "efficientnet_lite2": ImageNet
-            weights of the extra `ribseg[weights]`.
+        path: of a file; "demo" for the built-in backbone; "efficientnet_lite0" to "efficientnet_lite2" for
+            ImageNet weights of the extra `ribseg[weights]`.
 
     Raises:
         ConfigError: the extra is not installed.
@@ -91,13 +90,13 @@ def resolve_weights(path: str | Path) -> Path:
 
 
 def read_file(path: str | Path) -> Any:
-    """What a file of weights holds, read without executing anything in it.
+    """The content of a weight file, read without executing code from it.
 
     Args:
-        path: of a .safetensors or torch file; or a name that `resolve_weights` knows.
+        path: of a .safetensors or torch file, or a name for `resolve_weights`.
 
     Raises:
-        ConfigError: no such file, damaged, or not readable without executing code; says which.
+        ConfigError: no such file, damaged, or not readable without executing code.
     """
     file = resolve_weights(path)
     if not file.is_file():
@@ -105,7 +104,7 @@ def read_file(path: str | Path) -> Any:
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     try:
-        # Training programs of timm put their arguments beside the weights, as plain a class as there is.
+        # timm's training program saves its arguments with the weights; Namespace is a harmless class.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except BROKEN as error:
@@ -127,25 +126,25 @@ def _why_unreadable(file: Path, error: BaseException) -> str:
     objects: list[str] = []
     try:
         objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except BROKEN:  # no zip file of torch; then its own message has to do
+    except BROKEN:  # not a zip file of torch; use the message of the first error
         objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
     if "TorchScript" in str(error):
         return (
-            f"{file} is a program of TorchScript, not a state dictionary; write one with "
+            f"{file} is a TorchScript program, not a state dictionary; write one with "
             "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
         )
     if not objects:
-        # Torch's own message recommends to execute what is in the file.
+        # torch's own message recommends to execute code from the file.
         why = "" if "weights_only" in str(error) else f" ({reason(error)})"
         return (
-            f"{file} is damaged, or no file of torch.save{why}: it begins with {_beginning(file)}. Expected "
-            ".pth, .pt, .ckpt or .safetensors; copy or download it again"
+            f"{file} is damaged, or not a file of torch.save{why}: it begins with {_beginning(file)}. "
+            "Expected .pth, .pt, .ckpt or .safetensors; copy or download it again"
         )
     return (
         f"{file} cannot be read safely (weights_only=True): it holds objects besides tensors "
-        f"({listed(objects)}), which only code can make. Save the weights alone where the file was made: "
-        "torch.save(model.state_dict(), path). Or, if you trust its maker, take them out of what "
-        "torch.load(path, weights_only=False) gives"
+        f"({listed(objects)}), which cannot be loaded without executing code. Save only the weights: "
+        "torch.save(model.state_dict(), path). Or, if you trust the file's author, extract them from the "
+        "result of torch.load(path, weights_only=False)"
     )
 
 
@@ -168,18 +167,18 @@ def listed(names: Sequence[str] | Mapping[str, Any], shown: int = SHOWN) -> str:
 
 
 def places_of(content: Any, path: str | Path) -> list[Place]:
-    """Every dictionary of tensors in what a file holds, averaged weights ("ema") first, as timm prefers them.
+    """Every dictionary of tensors in the content of a file; averaged weights ("ema") first, as in timm.
 
     Raises:
-        ConfigError: there is none; says what was found.
+        ConfigError: there is none.
     """
     found = list(_places(content, "", DEPTH))
     if not found:
         keys = [str(key) for key in content] if isinstance(content, Mapping) else []
         inside = f" with the keys {listed(keys)}" if keys else ""
         raise ConfigError(
-            f"{path} can be read, but has no tensors by name: it holds a {type(content).__name__}{inside}; "
-            "expected what torch.save(model.state_dict(), path) writes"
+            f"{path} can be read, but has no named tensors: it holds a {type(content).__name__}{inside}; "
+            "expected a file of torch.save(model.state_dict(), path)"
         )
     return sorted(found, key=lambda place: "ema" not in re.split(r"[._]", place.where))
 
@@ -196,7 +195,7 @@ def _places(content: Any, where: str, depth: int) -> Iterator[Place]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; of several dictionaries in it the largest, without "module.".
+    """The tensors of a file by name, without "module."; of several dictionaries the largest.
 
     Raises:
         ConfigError: no such file, or no dictionary of tensors.
@@ -214,19 +213,19 @@ def fitting(
     content: Any = None,
     optional: Sequence[str] = (),
 ) -> Match:
-    """The weights of a network in a file.
+    """Finds the weights of a network in a file.
 
     Args:
-        wanted: the network's state.
+        wanted: the network's state dictionary.
         path: of the file, see `read_file`.
-        spellings: other names of the weights, of which the file may have either; its own are always tried.
+        spellings: functions from the network's names to alternative names that the file may use.
         what: the network, for messages.
-        content: of the file, if it has been read.
-        optional: names of weights that the file may have and the network does without.
+        content: of the file, if already read.
+        optional: names of weights that the file may have and the network ignores.
 
     Raises:
-        ConfigError: the file cannot be read; the network's weights are not in it, or are in several places
-            with different values.
+        ConfigError: the file cannot be read; or the network's weights are not in it, or are there several
+            times with different values.
     """
     places = places_of(read_file(path) if content is None else content, path)
     tried: tuple[Names, ...] = (str, *spellings)
@@ -242,7 +241,7 @@ def fitting(
         spots = sorted({f"{m.place.where}: {m.prefix}*" for m in (match, *others)})
         raise ConfigError(
             f"{path} holds weights of {what} in several places, with different values: {listed(spots)}; save "
-            "the ones that you want by themselves: torch.save(model.state_dict(), path)"
+            "only the ones that you want: torch.save(model.state_dict(), path)"
         )
     return match
 
@@ -254,8 +253,8 @@ def _equal(one: Match, other: Match) -> bool:
 def _matches(
     wanted: Mapping[str, Tensor], place: Place, spelled: Names, optional: Sequence[str]
 ) -> Iterator[Match]:
-    """What a place has of the wanted weights, for every prefix under which one of them occurs."""
-    # Names that differ by a dot or an underscore alone are taken as they are.
+    """Matches of the wanted weights in a place, one for every prefix under which a wanted name occurs."""
+    # If names differ only by dot or underscore, these are not treated as equivalent.
     same = len({_plain(key) for key in place.tensors}) == len(place.tensors)
     simple = _plain if same else str
     plain = {simple(key): key for key in place.tensors}
@@ -293,7 +292,7 @@ def _why_unfit(
         names = [spelled(key) for spelled in tried for key in itertools.islice(wanted, 2)]
         return (
             f"{path} has no weights of {what}: {largest}; expected keys such as {listed(names)}, with any "
-            "prefix. Does the file belong to another network?"
+            "prefix. Is the file of another network?"
         )
     lacks = f"{len(best.missing)} of {len(wanted)} weights are missing ({listed(best.missing)})"
     more = f"{len(best.foreign)} are unknown to it ({listed(best.foreign)})"
@@ -304,10 +303,10 @@ def _why_unfit(
 
 
 def load_fitting(module: nn.Module, match: Match, path: str | Path) -> None:
-    """Loads weights that were found; counters of BatchNorm that the file lacks stay as they are.
+    """Loads matched weights into a module; BatchNorm counters missing in the file keep their values.
 
     Raises:
-        ConfigError: a weight has another shape, is no floating-point number, or is not finite; by name.
+        ConfigError: a weight has another shape or kind of dtype, or is not finite.
     """
     state = module.state_dict()
     for name, tensor in match.tensors.items():
@@ -325,7 +324,7 @@ def load_fitting(module: nn.Module, match: Match, path: str | Path) -> None:
 
 
 def _squeezed(tensor: Tensor) -> tuple[int, ...]:
-    """The shape without ones at its end: a linear layer is a 1x1 convolution."""
+    """The shape without trailing ones: a linear layer is equivalent to a 1x1 convolution."""
     shape = list(tensor.shape)
     while shape and shape[-1] == 1:
         shape.pop()
@@ -335,7 +334,7 @@ def _squeezed(tensor: Tensor) -> tuple[int, ...]:
 def check_finite(
     state: Mapping[str, Tensor], path: str | Path, names: Mapping[str, str] | None = None
 ) -> None:
-    """Raises a ConfigError that names the file and every weight in it that is not finite."""
+    """Raises a ConfigError that lists weights that are not finite, if there are any."""
     broken = [
         (names or {}).get(name, name)
         for name, tensor in state.items()
@@ -344,18 +343,41 @@ def check_finite(
     if broken:
         raise ConfigError(
             f"{path} holds weights that are not finite (NaN or infinite): {listed(broken)}. The training "
-            "that wrote it has diverged, or the file is damaged; take an earlier checkpoint"
+            "has diverged, or the file is damaged; use an earlier checkpoint"
         )
 
 
-def load_released(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> None:
-    """Loads renamed weights of a released checkpoint; counters of BatchNorm, which nothing needs, may lack.
+def renamed(state: Mapping[str, Tensor], rename: Names, path: str | Path) -> dict[str, Tensor]:
+    """The weights of a released checkpoint under other names, each once.
 
     Args:
-        module: is changed in place.
-        state: its weights.
+        state: as read from the file; it may hold a weight under several names.
+        rename: name in the file -> new name, the same for all copies of a weight.
         path: of the file, for messages.
-        what: it should be a checkpoint of, for messages.
+
+    Raises:
+        ConfigError: two copies of a weight differ.
+    """
+    weights: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = rename(key)
+        if name in weights and not torch.equal(weights[name], value):
+            raise ConfigError(
+                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
+                "writes equal copies. Save the checkpoint again from one model."
+            )
+        weights[name] = value
+    return weights
+
+
+def load_released(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> None:
+    """Loads the renamed weights of a released checkpoint; BatchNorm counters may be missing.
+
+    Args:
+        module: changed in place.
+        state: weights under the module's names.
+        path: of the file, for messages.
+        what: the expected network, for messages.
 
     Raises:
         ConfigError: weights are missing, unknown, of other shapes, or not finite.

@@ -1,4 +1,4 @@
-"""LightningModules: training of classifier and segmenter, and the stages that make maps and masks."""
+"""LightningModules and DataModules for training and for predicting maps and masks."""
 
 from ribseg.modules.classification import ClassifierModule
 from ribseg.modules.data_module import WSSSDataModule

@@ -1,4 +1,4 @@
-"""Lightning callbacks: writing maps and masks as they are made, and a fixed number of threads."""
+"""Lightning callbacks: writers of maps and masks, moving average, and number of threads."""
 
 import json
 from collections import deque
@@ -21,14 +21,14 @@ from ribseg.workers import process_pool
 
 
 class MapWriter(BasePredictionWriter):
-    """Writes each image's maps and its record at once, so that a killed run loses one image at most.
+    """Writes the maps and record of each image immediately, so that a killed run loses at most one image.
 
-    The record is appended before the map file appears: an image counts as done by its map file, so every
-    finished image has a record. Images that are done twice have two equal records.
+    The record is appended before the map file, which marks the image as done, so every finished image has a
+    record. Images that are computed twice have two equal records.
 
     Args:
-        folder: gets `maps/<image id>.npz` and `records-<process>.jsonl`.
-        full: keep the full-size maps, too (exact evaluation and CRF; several times the space).
+        folder: for `maps/<image id>.npz` and `records-<process>.jsonl`.
+        full: write full-size maps, too (for exact evaluation and CRF; several times the disk space).
     """
 
     def __init__(self, folder: str | Path, full: bool = True) -> None:
@@ -45,10 +45,10 @@ class MapWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Appends the record, then puts the map file in its place."""
+        """Appends the record, then writes the map file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"records-{trainer.global_rank}.jsonl").open("a") as file:
-            # The newline in front closes the line that a killed process may have left torn.
+            # The leading newline ends a partial line of a killed process.
             file.write("\n" + json.dumps(prediction.record) + "\n")
         maps = prediction.maps
         kept = maps if self.full else type(maps)(maps.classes, maps.strided, None, maps.size)
@@ -56,13 +56,13 @@ class MapWriter(BasePredictionWriter):
 
 
 class MaskWriter(BasePredictionWriter):
-    """Writes each image's mask as a palette PNG; dense CRFs run in processes beside the network.
+    """Writes each image's mask as a palette PNG; dense CRFs run in worker processes.
 
     Args:
-        folder: gets `<image id>.png`.
+        folder: for `<image id>.png`.
         palette: (256, 3) uint8 RGB; None for VOC's.
-        crf: settings of `dense_crf` for predictions that come without labels.
-        workers: processes for them.
+        crf: settings of `dense_crf` for predictions without labels.
+        workers: number of processes for the CRF.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class MaskWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.folder, self.palette, self.crf, self.workers = Path(folder), palette, crf, workers
         self._pool: ProcessPoolExecutor | None = None
-        self._open: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
     def write_on_batch_end(
         self,
@@ -87,24 +87,24 @@ class MaskWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes the mask, or hands its CRF to a process; waits while too many are under way."""
+        """Writes the mask, or submits its CRF to a process; waits while too many are pending."""
         target = self.folder / f"{prediction.image_id}.png"
         if prediction.labels is not None:
             write_mask(target, prediction.labels, self.palette)
             return
         if self._pool is None:
             self._pool = process_pool(self.workers)
-        self._open.append(self._pool.submit(refine_and_write, target, prediction, self.crf, self.palette))
-        if len(self._open) > 2 * self.workers:
-            self._open.popleft().result()
+        self._pending.append(self._pool.submit(refine_and_write, target, prediction, self.crf, self.palette))
+        if len(self._pending) > 2 * self.workers:
+            self._pending.popleft().result()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Waits for the last masks."""
-        while self._open:
-            self._open.popleft().result()
+        while self._pending:
+            self._pending.popleft().result()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Ends the processes."""
+        """Stops the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -113,38 +113,38 @@ class MaskWriter(BasePredictionWriter):
 def refine_and_write(
     target: Path, prediction: MaskPrediction, crf: Mapping[str, Any] | None, palette: np.ndarray | None
 ) -> None:
-    """Writes the mask of one image after its CRF, in another process."""
-    assert prediction.probabilities is not None  # else there would be labels
+    """Applies the CRF and writes the mask of one image; runs in a worker process."""
+    assert prediction.probabilities is not None  # the labels are None
     write_mask(target, most_probable(prediction.image, prediction.probabilities, crf), palette)
 
 
 class MovingAverage(EMAWeightAveraging):
-    """Lightning's exponential moving average of the weights, kept where the model is.
+    """Lightning's exponential moving average of the weights, stored on the model's device.
 
-    By itself it is kept where the model was before it went to its device, which costs a copy every step.
+    Lightning's default is the device before the model is moved, which requires a copy in every step.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before the first step."""
+        """Sets the device before the first step."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
 
 class Threads(Callback):
-    """Sets torch's threads while maps are made, in each process after it was launched.
+    """Sets the number of torch's threads in each process.
 
-    Sums in another order differ in the last digit; with the same number of threads the maps have the same
-    bytes, whatever the number of processes.
+    The order of summation depends on it: with a fixed number the maps are equal to the bit, for any number of
+    processes.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before anything is computed."""
+        """Sets the number of threads."""
         self.before = torch.get_num_threads()
         torch.set_num_threads(self.number)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Back to what it was, for the stages that follow."""
+        """Restores the number of threads for the following stages."""
         torch.set_num_threads(self.before)

@@ -22,13 +22,13 @@ from ribseg.types import Sample
 def published_sgd(groups: list[dict[str, Any]]) -> Optimizer:
     """SGD of the published recipe.
 
-    The released optimizer passes its weight decay where SGD expects the momentum, so there is in effect none.
+    The released program passes its weight decay in the place of the momentum, hence momentum=1e-4.
     """
     return SGD(groups, momentum=1e-4, weight_decay=1e-4)
 
 
 def check_rates(**values: float) -> None:
-    """Raises a ConfigError unless all of these (learning rates, factors, powers) are numbers >= 0."""
+    """Raises a ConfigError unless all values (learning rates, multipliers, powers) are numbers >= 0."""
     for name, value in values.items():
         check_number(name, value, low=0)
 
@@ -36,16 +36,16 @@ def check_rates(**values: float) -> None:
 def with_polynomial_decay(
     trainer: pl.Trainer, optimizer: Optimizer, power: float
 ) -> OptimizerLRSchedulerConfig:
-    """The decay `(1 - step / steps)^power` of all published recipes; it counts steps, not epochs."""
+    """Adds the decay `(1 - step / steps)^power` per step, as in all published recipes."""
     steps = int(trainer.estimated_stepping_batches)
     schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=power)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class MeanAveragePrecision(Metric):
-    """Mean over the classes of their average precision, without those that no image has.
+    """Average precision, averaged over the classes that occur.
 
-    Of these torchmetrics' own mean takes 0 for the precision, which depends on the list of classes alone.
+    torchmetrics' own mean counts absent classes as 0.
 
     >>> metric = MeanAveragePrecision()
     >>> metric.update(torch.tensor([[2.0, 0.0], [1.0, 3.0]]), torch.tensor([[1, 0], [0, 0]]))
@@ -65,7 +65,7 @@ class MeanAveragePrecision(Metric):
         self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds images: (N, C) float and (N, C) of zeros and ones."""
+        """Adds a batch: (N, C) float logits and (N, C) labels in {0, 1}."""
         self.logits.append(logits.detach())
         self.labels.append(labels)
 
@@ -81,16 +81,16 @@ class ClassifierModule(pl.LightningModule):
     """Multi-label classification with two learning rates and polynomial decay per step.
 
     Args:
-        classifier: what is trained.
+        classifier: the network to train.
         lr: learning rate of the backbone at the first step.
-        head_lr_factor: the head's rate is so many times `lr`.
+        head_lr_factor: multiplier of `lr` for the head.
         power: of the decay `(1 - step / steps)^power`.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
-        loss: callable (logits (N,C), labels (N,C)) -> scalar; None takes the published one, the multi-label
-            soft margin (`ribseg.functional.losses.cross_entropy`).
+        loss: callable (logits (N,C), labels (N,C)) -> scalar; None: the published multi-label soft margin
+            loss (`ribseg.functional.losses.cross_entropy`).
 
     Raises:
-        ConfigError: a number is out of range, or the loss gives no finite scalar with a gradient.
+        ConfigError: a number is out of range, or the loss is not a finite scalar with a gradient.
     """
 
     def __init__(
@@ -116,27 +116,27 @@ class ClassifierModule(pl.LightningModule):
         return self.classifier(images)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
+        """Returns the loss of a batch."""
         loss = self.loss(self(batch.image), batch.labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Gathers loss and mean average precision."""
+        """Logs the loss and accumulates the mean average precision."""
         logits, labels = self(batch.image), batch.labels
         self.val_map.update(logits, labels.int())
         loss = self.loss(logits, labels)
         self.log("val/loss", loss, prog_bar=True, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean average precision over the classes that occur; nothing where none does."""
+        """Logs the mean average precision, unless no class occurs."""
         value = self.val_map.compute()
         if not value.isnan():
             self.log("val/mAP", value, prog_bar=True)
         self.val_map.reset()
 
     def new_optimizer(self) -> Optimizer:
-        """The optimizer over its two parameter groups."""
+        """The optimizer with two parameter groups."""
         backbone, head = self.classifier.parameter_groups()
         groups = [
             {"params": backbone, "lr": self.lr},
@@ -145,5 +145,5 @@ class ClassifierModule(pl.LightningModule):
         return self.optimizer(groups)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Two learning rates; the schedule counts steps, not epochs."""
+        """Optimizer and polynomial decay per step."""
         return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)

@@ -1,4 +1,4 @@
-"""One LightningDataModule for all stages."""
+"""The LightningDataModule of all stages."""
 
 import hashlib
 import itertools
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.utils.data import DataLoader
 
-from ribseg.checks import check_number
+from ribseg.checks import check_choice, check_number
 from ribseg.data.adapted import AdaptedDataset
 from ribseg.data.augment.transforms import eval_transform, train_transform
 from ribseg.data.base import BaseDataset, ImageDataset
@@ -29,35 +29,35 @@ from ribseg.modules.epoch_data import EpochDataModule, rank_of
 class WSSSDataModule(EpochDataModule):
     """Data of weakly supervised semantic segmentation: images and image-level labels.
 
-    Data sets are opened on first use, so every attribute can be used with or without a Trainer.
+    Data sets are opened on first use, so every attribute works with or without a Trainer.
 
     Args:
         root: see `VOCFolder`; None with `dataset`.
-        train_split: the classifier learns from it, and reference images come from it.
-        eval_splits: localization maps are made and evaluated on these; may name train_split.
-        pseudo_split: gets pseudo masks, from which affinity and segmenter learn; None for train_split. One
-            within a large train_split saves the maps of the rest.
+        train_split: for training the classifier, and for reference images.
+        eval_splits: for computing and evaluating localization maps; may include train_split.
+        pseudo_split: for pseudo masks, with which affinity network and segmenter are trained; None for
+            train_split. A subset of a large train_split saves computing the other maps.
         labels: see `VOCFolder`.
         classes: see `VOCFolder`.
         masks_dir: see `VOCFolder`.
         images_dir: see `VOCFolder`.
         lists_dir: see `VOCFolder`.
         crop_size: side of training and validation images in pixels.
-        resize_long: (smallest, largest) longer side in training.
-        eval_resize_long: longer side in validation.
+        resize_long: (smallest, largest) longer side in training, pixels.
+        eval_resize_long: longer side in validation, pixels.
         scales: of the views.
-        batch_size: over all processes together; each gets its share.
+        batch_size: total over all processes.
         num_workers: of each data loader, or "auto": one per core, at most 8. 0 loads in the main process.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         seed: of shuffling, augmentation and reference images.
         max_side: see `ViewsDataset`.
-        on_error: "raise" if a file is broken or absent, or "skip" such images, see `check` and `drop`.
-        dataset: makes a data set of one's own, called with `split=...`; see `ribseg.data.ImageDataset`. The
-            arguments for `VOCFolder` have no part in it. None for `VOCFolder`.
+        on_error: for missing or broken files: "raise" an error, or "skip" their images; see `check`, `drop`.
+        dataset: factory of a custom data set, called with `split=...`; see `ribseg.data.ImageDataset`. It
+            ignores the arguments for `VOCFolder`. None for `VOCFolder`.
 
     Raises:
-        ConfigError: if a setting cannot work.
+        ConfigError: a setting is out of range, or both or none of `root` and `dataset` are given.
     """
 
     def __init__(
@@ -85,8 +85,7 @@ class WSSSDataModule(EpochDataModule):
         dataset: Callable[..., ImageDataset] | None = None,
     ) -> None:
         super().__init__()
-        if on_error not in get_args(OnError):
-            raise ConfigError(f"expected on_error raise or skip, found {on_error!r}.")
+        check_choice("on_error", on_error, get_args(OnError))
         self.on_error, self.max_side = on_error, max_side
         check_number("batch_size", batch_size, low=1, whole=True)
         check_number("crop_size", crop_size, low=1, whole=True)
@@ -101,19 +100,14 @@ class WSSSDataModule(EpochDataModule):
         self.eval_transform = eval_transform(crop_size, eval_resize_long, self.mean, self.std)
         self._own = _checked_source(root, dataset)
         self._voc = partial(
-            VOCFolder,
-            str(root),
-            classes=classes,
-            labels=labels,
-            masks_dir=masks_dir,
-            images_dir=images_dir,
-            lists_dir=lists_dir,
-        )
+            VOCFolder, str(root), classes=classes, labels=labels,
+            masks_dir=masks_dir, images_dir=images_dir, lists_dir=lists_dir,
+        )  # fmt: skip
         self._opened: dict[str, BaseDataset] = {}
         self._folders: dict[str, BaseDataset] | None = None
 
     def open(self, split: str, **replaced: Any) -> BaseDataset:
-        """A split of the same data; keyword arguments of `VOCFolder` replace settings where that reads it."""
+        """Opens a split; with `VOCFolder`, keyword arguments override its settings."""
         if self._own is None:
             return self._voc(split=split, **replaced)
         source = self._own(split=split)
@@ -121,17 +115,17 @@ class WSSSDataModule(EpochDataModule):
 
     @property
     def train(self) -> BaseDataset:
-        """The split that the classifier learns from, without transform."""
+        """The split for training the classifier, without transform."""
         return self._split(self.train_split)
 
     @property
     def pseudo(self) -> BaseDataset:
-        """The split that affinity and segmenter learn from, without transform."""
+        """The split for training affinity network and segmenter, without transform."""
         return self._split(self.pseudo_split)
 
     @property
     def evals(self) -> dict[str, BaseDataset]:
-        """Split -> data set, without transform, of the splits that are evaluated."""
+        """Split -> data set, without transform, for the eval_splits."""
         return {split: self._split(split) for split in self.eval_splits}
 
     @property
@@ -141,7 +135,7 @@ class WSSSDataModule(EpochDataModule):
 
     @property
     def mapped(self) -> list[BaseDataset]:
-        """The splits whose images get localization maps, each once: pseudo_split first, then eval_splits."""
+        """The splits with localization maps, each once: pseudo_split, then eval_splits."""
         return self._splits(self.pseudo_split, *self.eval_splits)
 
     @property
@@ -156,7 +150,7 @@ class WSSSDataModule(EpochDataModule):
 
     @property
     def folders(self) -> dict[str, BaseDataset]:
-        """Image id -> the first split that holds it, in the order of `splits`."""
+        """Image id -> the first of `splits` with this image."""
         if self._folders is None:
             self._folders = {}
             for dataset in self.splits:
@@ -165,18 +159,18 @@ class WSSSDataModule(EpochDataModule):
 
     @property
     def all_ids(self) -> list[str]:
-        """Ids of the images that get localization maps, each once, in the order of `mapped`."""
+        """Ids of the images with localization maps, each once, in the order of `mapped`."""
         return list(dict.fromkeys(i for dataset in self.mapped for i in dataset.ids))
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens all splits; a second call does nothing."""
+        """Opens all splits that are not open yet."""
         _ = self.folders
 
     def check(self, full: bool = False, masks: bool = True, progress: bool = False) -> dict[str, CheckReport]:
-        """Looks through all splits; call it once, before the first stage.
+        """Checks the files of all splits; call it once, before the first stage.
 
         Args:
-            full: decode every file; otherwise headers only.
+            full: decode every file; otherwise read headers only.
             masks: whether the eval_splits need masks. Training needs none.
             progress: show a progress bar.
 
@@ -184,7 +178,7 @@ class WSSSDataModule(EpochDataModule):
             A report per split.
 
         Raises:
-            DataError: lists what is wrong in all splits; with on_error="skip" only if nothing is good.
+            DataError: lists the problems of all splits; with on_error="skip" only if no image is usable.
         """
         reports, errors = {}, []
         for folder in self.splits:
@@ -200,12 +194,12 @@ class WSSSDataModule(EpochDataModule):
         return reports
 
     def drop(self, ids: Collection[str]) -> None:
-        """Takes images off all lists, e.g. those that `check` has skipped."""
+        """Removes images from all splits, e.g. those that `check` skipped."""
         self._opened = {dataset.split: dataset.without(ids) for dataset in self.splits}
         self._folders = None
 
     def fingerprint(self, masks: bool) -> str:
-        """sha256 over the fingerprints of all splits; see `VOCFolder.fingerprint`."""
+        """SHA-256 of the fingerprints of all splits; see `VOCFolder.fingerprint`."""
         parts = [dataset.fingerprint(masks) for dataset in self.splits]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -214,9 +208,9 @@ class WSSSDataModule(EpochDataModule):
         return self.training_batches(self.train.with_transform(self.train_transform))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Batches of the first of eval_splits that shares no image with train_split, else of another one.
+        """Batches of the first eval_split without images of train_split, else of another one.
 
-        An empty list if there is none. VOC's train lies in trainaug: scores on it would say nothing.
+        VOC's train is part of trainaug, so it is no validation split for it. Empty list without a split.
         """
         others = [folder for split, folder in self.evals.items() if split != self.train_split]
         learnt = set(self.train.ids)
@@ -226,7 +220,7 @@ class WSSSDataModule(EpochDataModule):
     def predict_dataset(
         self, ids: Sequence[str] | None = None, scales: Sequence[float] | None = None
     ) -> ViewsDataset:
-        """Images with their views, one an item; see `ViewsDataset`.
+        """Images with their views; see `ViewsDataset`.
 
         Args:
             ids: from any of the splits, in any order; None for all.
@@ -243,8 +237,8 @@ class WSSSDataModule(EpochDataModule):
     ) -> DataLoader:
         """Items of `predict_dataset` one by one, not stacked, for `Trainer.predict`.
 
-        With fewer images than processes some come twice, because Lightning lets no process be without any;
-        the result of an image does not depend on who computes it.
+        With fewer images than processes some are repeated, because Lightning requires an image per process;
+        the results are equal.
 
         Args:
             ids: see `predict_dataset`.
@@ -254,14 +248,14 @@ class WSSSDataModule(EpochDataModule):
         chosen = self.all_ids if ids is None else list(ids)
         if 0 < len(chosen) < processes:
             chosen = list(itertools.islice(itertools.cycle(chosen), processes))
-        # Large tensors of all sizes: two items in advance per worker are enough.
+        # Items are large tensors: the default of two prefetched items per worker is enough.
         return DataLoader(
             self.predict_dataset(chosen, scales),
             batch_size=1,
             collate_fn=only_item,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it would draw from the global stream
+            generator=torch.Generator(),  # else it would change the global random state
         )
 
     def predict_dataloader(self) -> DataLoader:
@@ -302,24 +296,24 @@ def _checked_source(
     """The dataset argument; raises a ConfigError unless either it or the root is given."""
     if dataset is None:
         if root is None:
-            raise ConfigError("the setting data.root has no default; give it: data.root=...")
+            raise ConfigError("the setting data.root has no default; give it: data.root=PATH")
         return None
     if root is not None:
         raise ConfigError(
-            f"data.root={root} would have no effect: data.dataset makes the data sets. Give places as "
-            "settings of it: +data.dataset.NAME=..."
+            f"data.root={root} would have no effect: data.dataset creates the data sets. Pass paths as its "
+            "arguments: +data.dataset.NAME=..."
         )
     if not callable(dataset):
         raise ConfigError(
-            f"data.dataset is a {type(dataset).__name__}; expected what makes one of each split: set "
-            "data.dataset._partial_=true"
+            f"expected data.dataset to be a factory, called for each split, got a {type(dataset).__name__}: "
+            "set data.dataset._partial_=true"
         )
     return dataset
 
 
 def _channels(values: Sequence[float], name: str) -> Channels:
     if len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise ConfigError(f"expected {name} as three numbers, those of std above 0; found {tuple(values)}.")
+        raise ConfigError(f"expected {name} as three numbers, for std above 0, got {tuple(values)}")
     return float(values[0]), float(values[1]), float(values[2])
 
 
@@ -328,5 +322,5 @@ def _workers(number: int | str) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(8, cores)
     if not isinstance(number, int) or number < 0:
-        raise ConfigError(f"expected num_workers = auto or an integer >= 0, found {number!r}.")
+        raise ConfigError(f"expected num_workers = auto or an integer >= 0, got {number!r}")
     return number

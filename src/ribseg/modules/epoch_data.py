@@ -1,4 +1,4 @@
-"""Loaders for training by epochs whose samples depend on neither workers nor processes."""
+"""Data loaders for training by epochs, independent of the number of workers and processes."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from ribseg.data.augment.seeding import (
 
 
 class EpochDataModule(pl.LightningDataModule):
-    """Loaders for training by epochs that are a function of (seed, epoch), see `ribseg.data.augment.seeding`.
+    """Base class with loaders determined by (seed, epoch), see `ribseg.data.augment.seeding`.
 
-    With them neither `num_workers` nor, for a given `batch_size`, the number of processes changes a sample. A
-    Trainer may have `use_distributed_sampler` either way.
+    Samples depend neither on `num_workers` nor, for a given `batch_size`, on the number of processes. The
+    Trainer's `use_distributed_sampler` has no effect.
 
     Attributes:
-        batch_size: over all processes together; each gets its share.
+        batch_size: total over all processes.
         num_workers: of each loader.
         seed: of order and augmentation.
         setting: the name of `batch_size`, for messages.
@@ -34,34 +34,34 @@ class EpochDataModule(pl.LightningDataModule):
     setting: str = "batch_size"
 
     def training_batches(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Batches of a data set with random augmentation, shuffled, from the Trainer's epoch on.
+        """Shuffled batches of a data set with random augmentation, starting at the Trainer's epoch.
 
         Args:
-            dataset: of items that `default_collate` can stack; see `SeededDataset` for what may be random.
+            dataset: of items for `default_collate`; see `SeededDataset` for random augmentation.
 
         Raises:
-            ConfigError: the batch does not divide among the processes.
+            ConfigError: batch_size is not divisible by the number of processes.
         """
         rank, processes = self._check_share()
-        # What Lightning tells the sampler, too, but only after workers have begun to load.
+        # Lightning also sets the sampler's epoch, but only after workers have started to load.
         loop = None if self.trainer is None else self.trainer.fit_loop
         epoch = 0 if loop is None else loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return training_loader(dataset, self.batch_size, self.seed, self.num_workers, epoch, rank, processes)
 
     def validation_batches(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Batches of a data set in its order; each image once, whatever the number of processes.
+        """Batches of a data set in its order, with each image once for any number of processes.
 
         Args:
-            dataset: of items that `default_collate` can stack.
+            dataset: of items for `default_collate`.
 
         Raises:
-            ConfigError: the batch does not divide among the processes.
+            ConfigError: batch_size is not divisible by the number of processes.
         """
         rank, processes = self._check_share()
         return validation_loader(dataset, self.batch_size, self.num_workers, rank, processes)
 
     def _check_share(self) -> tuple[int, int]:
-        """Rank of this process and number of processes, among which the batch divides."""
+        """Rank and number of processes; raises a ConfigError if batch_size is not divisible by the latter."""
         rank, processes = rank_of(self.trainer)
         share_of(self.batch_size, processes, self.setting)
         return rank, processes
@@ -73,14 +73,14 @@ def rank_of(trainer: pl.Trainer | None) -> tuple[int, int]:
 
 
 class SamplesCheck(pl.Callback):
-    """Warns before the training if a data module of one's own leaves its samples to chance."""
+    """Warns if the training batches of a custom data module are not reproducible."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Looks at the training batches."""
+        """Checks the training loader."""
         loader = trainer.train_dataloader
         if not (isinstance(loader, DataLoader) and is_seeded(loader)):
             rank_zero_warn(
-                "train_dataloader returned other batches than those of `training_batches(dataset)`: what they"
-                " hold may depend on data.num_workers and on the number of processes, which the store does "
-                "not tell apart"
+                "train_dataloader did not return the loader of `training_batches(dataset)`: its samples may "
+                "depend on data.num_workers and on the number of processes, which are not part of the "
+                "store's digests"
             )

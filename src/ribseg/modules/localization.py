@@ -1,7 +1,7 @@
-"""The stage that makes localization maps, as `Trainer.predict`: one image a step, processes independent.
+"""Localization maps in `Trainer.predict`, one image per step.
 
-Never `fit` with manual optimization: DDP would average gradients of different images and wait for steps that
-other processes do not take.
+Not `fit` with manual optimization: DDP would average gradients of different images, and wait for processes
+with fewer steps.
 """
 
 import time
@@ -20,17 +20,17 @@ from ribseg.methods.cam import merge_maps
 from ribseg.types import Adaptation, PredictItem
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]
-ENDLESS = 10**9  # batches for a method that does not say how many it takes
+UNLIMITED = 10**9  # number of reference batches for a method without `updates`
 
 
 class Prediction(NamedTuple):
-    """What a step leaves.
+    """Result of a step.
 
     Attributes:
         image_id: of the image.
         maps: its normalised localization maps.
-        record: plain values for the table: "id", "classes", "steps", "stopped", "seconds"; and for each
-            step "logits" and "areas", see `ribseg.types.AdaptationStep`.
+        record: JSON values for the table: "id", "classes", "steps", "stopped", "seconds"; and lists over the
+            steps "logits" and "areas", see `ribseg.types.AdaptationStep`.
     """
 
     image_id: str
@@ -39,14 +39,14 @@ class Prediction(NamedTuple):
 
 
 class LocalizationModule(pl.LightningModule):
-    """Makes the localization maps of one image after the other, each from the same classifier.
+    """Computes the localization maps of images with a method, image by image.
 
     Args:
-        classifier: a module with `features(x)` and `weight`; goes to the Trainer's device.
-        method: of this classifier, see `ribseg.methods.base.Method`.
-        references: (image id, labels, number) -> batches of reference images; None leaves methods without.
-        name: of the method; its generators are functions of seed, name and image id.
-        seed: of these generators.
+        classifier: a module with `features(x)` and `weight`; moved to the Trainer's device.
+        method: bound to this classifier, see `ribseg.methods.base.Method`.
+        references: (image id, labels, number) -> batches of reference images; None: no references.
+        name: of the method; its random generators are determined by seed, name and image id.
+        seed: of the random generators.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class LocalizationModule(pl.LightningModule):
             self.references = None
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
-        """Maps of one image, not normalised; see `ribseg.methods.base.Method` for views and labels."""
+        """Returns the maps of one image, not normalised; see `ribseg.methods.base.Method`."""
         generator = partial(rng, self.seed, self.name.replace("_", " "), image_id)
         given: dict[str, Any] = {"generator": generator()} if "generator" in self.given else {}
         if "references" in self.given and self.references is not None:
             targets = getattr(self.method, "targets", None)
             chosen = labels if targets is None else targets(labels, generator())
             number = getattr(self.method, "updates", None)
-            given["references"] = self.references(image_id, chosen, ENDLESS if number is None else number)
+            given["references"] = self.references(image_id, chosen, UNLIMITED if number is None else number)
         return self.method(views=views, labels=labels, **given)
 
     def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
-        """An item of `WSSSDataModule.predict_dataset` -> its maps and a record."""
+        """Returns maps and record of an item of `WSSSDataModule.predict_dataset`."""
         start = time.perf_counter()
         result = self.localize(item.id, item.views, item.labels)
         maps = merge_maps(result.maps, item.size)

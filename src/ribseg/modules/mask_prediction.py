@@ -1,4 +1,4 @@
-"""A segmenter's masks as `Trainer.predict`: one image a step, processes independent."""
+"""Mask prediction with a segmenter in `Trainer.predict`, one image per step."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from ribseg.types import ImageItem
 
 
 class MaskPrediction(NamedTuple):
-    """What a step leaves: labels, or the probabilities from which a CRF is still to make them.
+    """Result of a step: labels, or probabilities for a deferred CRF.
 
     Attributes:
         image_id: of the image.
         labels: (H, W) uint8, or None.
         image: (H, W, 3) uint8.
-        probabilities: (C+1, H, W) float32, where there are no labels yet.
+        probabilities: (C+1, H, W) float32 if `labels` is None.
     """
 
     image_id: str
@@ -27,14 +27,14 @@ class MaskPrediction(NamedTuple):
 
 
 class MaskPredictionModule(pl.LightningModule):
-    """Segments images as the segmenter's `inference` says.
+    """Segments images with the segmenter's `inference` settings.
 
-    `Trainer.predict`, not `test`: under DDP a test gives some images to two processes.
+    For `Trainer.predict`, not `test`, which gives some images to two processes under DDP.
 
     Args:
         segmenter: trained.
-        defer_crf: leave the CRF to whoever takes the prediction (`MaskWriter` with its processes), so that
-            the device need not wait. Images that are cut into tiles are refined here, tile by tile.
+        defer_crf: leave the CRF to the receiver of the predictions (the processes of `MaskWriter`), so that
+            the device does not wait. Tiled images are refined here, tile by tile.
     """
 
     def __init__(self, segmenter: Segmenter, defer_crf: bool = False) -> None:
@@ -42,14 +42,14 @@ class MaskPredictionModule(pl.LightningModule):
         self.model, self.segmenter, self.defer_crf = segmenter.model, segmenter, defer_crf
 
     def predict_step(self, item: ImageItem, batch_idx: int) -> MaskPrediction:
-        """An image -> its mask, or what the CRF needs."""
-        image, settings, given = item.image, dict(self.segmenter.inference), self.segmenter
+        """Returns the mask of an image, or the probabilities for the CRF."""
+        image, settings, segmenter = item.image, dict(self.segmenter.inference), self.segmenter
         tile = settings.get("tile")
         whole = tile is None or max(image.shape[:2]) <= tile
         if not (self.defer_crf and whole and settings.get("crf") is not None):
-            labels = predict_labels(self.model, image, mean=given.mean, std=given.std, **settings)
+            labels = predict_labels(self.model, image, mean=segmenter.mean, std=segmenter.std, **settings)
             return MaskPrediction(item.id, labels, image)
-        pixels = normalized(self.model, image, given.mean, given.std)
+        pixels = normalized(self.model, image, segmenter.mean, segmenter.std)
         views = {name: settings[name] for name in ("scales", "flip") if name in settings}
         probabilities = class_probabilities(self.model, pixels, **views)
         return MaskPrediction(item.id, None, image, probabilities.cpu().numpy())

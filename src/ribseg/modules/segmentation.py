@@ -27,29 +27,28 @@ def published_segmenter_sgd(groups: list[dict[str, Any]]) -> Optimizer:
 class SegmentationModule(pl.LightningModule):
     """Per-pixel classification with three learning rates and polynomial decay per iteration.
 
-    The length is that of the Trainer in steps (`max_steps`). Training batches have `image` (N, 3, S, S) and
+    The Trainer's `max_steps` is the length of the decay. Training batches have `image` (N, 3, S, S) and
     `mask` (N, S, S), validation items `image` (3, H, W), `mask` (H, W) and `counts`, see `CountedDataset`.
 
     Args:
         model: (N, 3, H, W) -> (N, C+1, h, w) logits, with `num_classes` (with background) and
             `parameter_groups()`: backbone, head weights, head biases.
         lr: learning rate of the backbone at the first step.
-        head_lr_factor: the rate of the head's weights is so many times `lr`.
-        head_bias_lr_factor: the rate of the head's biases is so many times `lr`; they do not decay.
+        head_lr_factor: multiplier of `lr` for the head's weights.
+        head_bias_lr_factor: multiplier of `lr` for the head's biases, which have no weight decay.
         power: of the decay `(1 - step / steps)^power`.
-        loss_scales: the images are shown at these scales and the losses added; with more than one, the
-            largest logits over all scales get a loss, too (published multi-scale training: 1, 0.75, 0.5).
+        loss_scales: of the images; their losses are summed. With several scales, the maximum of the logits
+            over the scales has a loss, too (published multi-scale training: 1, 0.75, 0.5).
         loss_at: see `segmentation_loss`.
         balanced: see `segmentation_loss`.
         class_weights: see `segmentation_loss`.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
-        tile: validation images with a longer side are cut into tiles; see
-            `ribseg.methods.inference.predict_labels`.
-        margin: see there.
+        tile: for validation images, see `ribseg.methods.inference.predict_labels`.
+        margin: see `tile`.
 
     Raises:
-        ConfigError: a number is out of range, weights are not one per label, or nothing of a tile is kept.
-        DataError: in validation: an image and its mask differ in size.
+        ConfigError: a number is out of range, or class_weights are not one per label.
+        DataError: a validation image and its mask differ in size.
     """
 
     class_weights: Tensor | None
@@ -83,7 +82,7 @@ class SegmentationModule(pl.LightningModule):
         self.power, self.loss_scales, self.loss_at = power, tuple(loss_scales), loss_at
         self.balanced, self.optimizer = balanced, optimizer
         if tile is not None:
-            margin_of(tile, margin)  # refuses what cannot work before anything is learnt
+            margin_of(tile, margin)  # raises a ConfigError before the training
         self.tile, self.margin = tile, margin
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -94,13 +93,13 @@ class SegmentationModule(pl.LightningModule):
         return self.model(images)
 
     def training_step(self, batch: MaskSample, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
+        """Returns the loss of a batch."""
         loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.mask))
         return loss
 
     def loss(self, batch: MaskSample) -> Tensor:
-        """Added over the scales."""
+        """The loss of a batch, summed over the scales."""
         logits = multi_scale_logits(self.model, batch.image, self.loss_scales)
         losses = [
             segmentation_loss(part, batch.mask, self.class_weights, self.balanced, self.loss_at)
@@ -109,7 +108,7 @@ class SegmentationModule(pl.LightningModule):
         return torch.stack(losses).sum()
 
     def validation_step(self, item: MaskSample, batch_idx: int) -> None:
-        """Counts the pixels of one image, at one scale."""
+        """Adds the pixels of one image, predicted at one scale, to the confusion matrix."""
         labels = torch.empty_like(item.mask)
         if item.image.shape[-2:] != labels.shape:
             sizes = [tuple(part.shape[-2:]) for part in (item.image, item.mask)]
@@ -130,7 +129,7 @@ class SegmentationModule(pl.LightningModule):
         self.val_confusion.reset()
 
     def new_optimizer(self) -> Optimizer:
-        """The optimizer over its three parameter groups."""
+        """The optimizer with three parameter groups."""
         groups = self.model.parameter_groups()
         return self.optimizer(
             [
@@ -145,12 +144,12 @@ class SegmentationModule(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Three learning rates; the schedule counts optimizer steps."""
+        """Optimizer and polynomial decay per optimizer step."""
         return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)
 
 
 def multi_scale_logits(model: nn.Module, images: Tensor, scales: Sequence[float]) -> list[Tensor]:
-    """Logits at each scale, and, of more than one scale, their maximum at the size of the largest."""
+    """Logits at each scale and, for several scales, their maximum at the largest size."""
     logits = []
     for scale in scales:
         size = [max(1, round(side * scale)) for side in images.shape[-2:]]

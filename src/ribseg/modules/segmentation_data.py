@@ -1,4 +1,4 @@
-"""The loaders of images with masks: for training by epochs (affinities) and by iterations (segmenters)."""
+"""Data loaders of images with masks: by epochs (affinities) and by iterations (segmenters)."""
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -21,8 +21,8 @@ class CropDataModule(EpochDataModule):
 
     Args:
         train: images and masks, with a random transform to crops of one size.
-        val: the same with one that is not random.
-        batch_size: of one step, over all processes together.
+        val: the same with a deterministic transform.
+        batch_size: per step, total over all processes.
         num_workers: of the loaders.
         seed: of order and augmentation.
         setting: the name of `batch_size`, for messages.
@@ -51,21 +51,20 @@ class CropDataModule(EpochDataModule):
 
 
 class SegmentationDataModule(pl.LightningDataModule):
-    """Endless training batches from the Trainer's step on, and whole images for validation.
+    """Infinite training batches starting at the Trainer's step, and whole images for validation.
 
     The Trainer must not replace the samplers (`use_distributed_sampler=False`).
 
     Args:
         train: images and masks, with a transform to crops of one size.
         val: whole images and masks, or None.
-        batch_size: of one optimizer step, over all processes and accumulated batches.
-        accumulate: forward passes per optimizer step; as the Trainer's `accumulate_grad_batches`.
+        batch_size: per optimizer step, total over all processes and accumulated batches.
+        accumulate: forward passes per optimizer step; equal to the Trainer's `accumulate_grad_batches`.
         num_workers: of the loaders.
         seed: of order and augmentation.
 
     Raises:
-        ConfigError: a number is out of range, or the batch does not divide among forward passes and
-            processes.
+        ConfigError: a number is out of range, or batch_size is not divisible by accumulate * processes.
     """
 
     def __init__(
@@ -85,16 +84,16 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.check(1)
 
     def check(self, processes: int) -> None:
-        """Raises a ConfigError if the batch does not divide."""
+        """Raises a ConfigError unless batch_size is divisible by accumulate * processes."""
         if self.batch_size % (self.accumulate * processes):
             raise ConfigError(
                 f"segmenter.batch_size={self.batch_size} counts all processes and accumulated batches "
                 f"together, but does not divide by {processes} processes x segmenter.accumulate="
-                f"{self.accumulate}; choose a multiple, so that the recipe's batch is kept"
+                f"{self.accumulate}; choose a multiple to keep the recipe's batch size"
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of `image` (N, 3, S, S) and `mask` (N, S, S) without end, from the Trainer's step on."""
+        """Infinite batches of `image` (N, 3, S, S) and `mask` (N, S, S), starting at the Trainer's step."""
         rank, processes = rank_of(self.trainer)
         step = 0 if self.trainer is None else self.trainer.global_step
         self.check(processes)
@@ -110,7 +109,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return DataLoader(dataset, batch_sampler=sampler, **loader_settings(self.num_workers))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Whole images one by one; an empty list if there are none."""
+        """Whole images one by one; an empty list without validation data."""
         if self.val is None:
             return []
         rank, processes = rank_of(self.trainer)

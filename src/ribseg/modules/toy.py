@@ -1,4 +1,4 @@
-"""Training of the toy network, and what RIB does to its gradients (docs/method.md, section 7)."""
+"""Training of the toy network, and its gradients before and after RIB (docs/method.md, section 7)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,15 +21,15 @@ from ribseg.models.toy import ToyNet
 
 
 class ToyModule(pl.LightningModule):
-    """Adam with a one-cycle learning rate.
+    """Trains the toy network with Adam and a one-cycle learning rate.
 
     Args:
-        network: what is trained.
+        network: the network to train.
         loss: logits (N, C), labels (N, C) -> scalar.
-        lr: the highest learning rate.
+        lr: the maximum learning rate.
 
     Raises:
-        ConfigError: the rate is no number > 0.
+        ConfigError: lr is not a number > 0.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ToyModule(pl.LightningModule):
         self.network, self.loss, self.lr = network, loss, lr
 
     def training_step(self, batch: ToyImages, batch_idx: int) -> Tensor:
-        """The loss of a batch with images (N, 1, 64, 64) and labels (N, 2)."""
+        """Returns the loss of a batch with images (N, 1, 64, 64) and labels (N, 2)."""
         loss = self.loss(self.network(batch.images), batch.labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
@@ -50,7 +50,7 @@ class ToyModule(pl.LightningModule):
         return Adam(self.parameters(), lr=self.lr)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The schedule counts steps."""
+        """Optimizer and one-cycle schedule per step."""
         optimizer = self.new_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = OneCycleLR(optimizer, self.lr, total_steps=max(steps, 2))
@@ -58,14 +58,14 @@ class ToyModule(pl.LightningModule):
 
 
 class Measured(NamedTuple):
-    """One image before and after RIB.
+    """Measurements of one image before and after RIB.
 
     Attributes:
         before: (L + 1, R) high gradient ratios, per layer (the class prediction last) and region.
-        after: the same under the adapted weights; NaN if the adaptation was not finite.
+        after: the same under the adapted weights; NaN after a non-finite adaptation.
         maps: (2, L + 1, H, W) gradient maps, before and after, smoothed, not normalised.
         steps: SGD steps.
-        stopped: which rule ended the adaptation.
+        stopped: the stop rule that ended the adaptation, if any.
     """
 
     before: Tensor
@@ -76,19 +76,19 @@ class Measured(NamedTuple):
 
 
 class BottleneckModule(pl.LightningModule):
-    """High gradient ratios of single images before and after RIB, as `Trainer.predict`.
+    """High gradient ratios of single images before and after RIB, in `Trainer.predict`.
 
     Args:
-        network: what is looked at; RIB leaves it as it was.
+        network: to analyze; RIB restores its weights.
         pooling: of RIB.
-        activation: the last activation in the class prediction whose gradient is taken; None for the logit.
+        activation: the last activation of the class prediction; None for the logits.
         gradient: arguments of `ribseg.analysis.high_gradient_ratio`.
-        wrong_class: a control: adapt to the class that is not in the image, and look at its prediction.
+        wrong_class: control: adapt to the class that is not in the image, and analyze its prediction.
         kwargs: arguments of `ribseg.RIB`.
 
     Raises:
-        ConfigError: an argument is out of range, or one of `gradient`.
-        TypeError: `gradient` holds an unknown one.
+        ConfigError: an argument, also of `gradient`, is out of range.
+        TypeError: an unknown argument in `gradient`.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class BottleneckModule(pl.LightningModule):
         self.rib = RIB(network, pooling, **kwargs)
 
     def predict_step(self, batch: ToyImages, batch_idx: int) -> Measured:
-        """A batch of one image (1, 1, H, W), labels (1, C) and regions (1, R, H, W) -> its measurements."""
-        # RIB's views have three channels and a mirror image; a mirrored 2 is no 2, so the image stands twice.
+        """Returns the measurements of one image (1, 1, H, W), labels (1, C) and regions (1, R, H, W)."""
+        # RIB's views have three channels and a mirror image; a mirrored digit is none, so it is repeated.
         view = batch.images.expand(2, 3, -1, -1)
         labels = 1 - batch.labels[0] if self.wrong_class else batch.labels[0]
         found = gradients_before_and_after(

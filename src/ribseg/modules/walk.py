@@ -1,36 +1,35 @@
-"""The random walk over learned affinities as `Trainer.predict` (docs/method.md, section 5.3)."""
+"""The random walk over learned affinities in `Trainer.predict` (docs/method.md, section 5.3)."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.checks import check_number
 from ribseg.data.io.maps import LocalizationMaps
-from ribseg.methods.cam import STRIDE
+from ribseg.functional.cam import resize
 from ribseg.methods.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
-from ribseg.types import PredictItem
+from ribseg.types import STRIDE, PredictItem
 
 
 class RandomWalkModule(pl.LightningModule):
-    """Walks the maps of one image after the other along the affinities that a network sees in it.
+    """Refines localization maps by a random walk over affinities that a network predicts, image by image.
 
     Args:
-        network: IRNet, whose boundaries the walk does not cross, or PSA's network.
+        network: IRNet or PSA's network.
         read_maps: image id -> its localization maps.
-        crop_size: on which the network was trained, see `IRNet.predict`.
+        crop_size: of the network's training, see `IRNet.predict`.
         kwargs: power, radius, beta, steps and per_class of `ribseg.methods.refine.walk_maps`, or of
             `walk_maps_by_features`.
 
     Raises:
         ConfigError: a number is out of range.
-        TypeError: the walk does not know an argument.
+        TypeError: an unknown argument.
     """
 
     def __init__(
@@ -47,14 +46,11 @@ class RandomWalkModule(pl.LightningModule):
         self.crop_size, self.walk = crop_size, kwargs
 
     def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
-        """An item of `WSSSDataModule.predict_dataset`, whose first view has scale 1 -> its walked maps."""
+        """Returns the refined maps of an item of `predict_dataset`, whose first view must have scale 1."""
         start = time.perf_counter()
         maps, size = self.read_maps(item.id), item.size
         full = self._walk(maps, item.views[0].to(self.device), size)
-        strided = full.new_zeros(0, -(-size[0] // STRIDE), -(-size[1] // STRIDE))
-        if len(full):
-            small = tuple(strided.shape[1:])
-            strided = F.interpolate(full[None], small, mode="bilinear", align_corners=False)[0]
+        strided = resize(full, _strided(size))
         record = {
             "id": item.id,
             "classes": len(maps.classes),
@@ -65,17 +61,18 @@ class RandomWalkModule(pl.LightningModule):
         return Prediction(item.id, LocalizationMaps(maps.classes, strided, full, size), record)
 
     def _walk(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
-        """Walks at the size of the view: that of the image, unless `max_side` has scaled it down."""
-        seen = (views.shape[-2], views.shape[-1])
-        if seen != size and len(maps.classes):
-            small = (-(-seen[0] // STRIDE), -(-seen[1] // STRIDE))
-            strided = F.interpolate(maps.strided[None], small, mode="bilinear", align_corners=False)[0]
-            maps = LocalizationMaps(maps.classes, strided, None, seen)
+        """Refines the maps at the size of the view, which `max_side` may have reduced."""
+        view_size = (views.shape[-2], views.shape[-1])
+        if view_size != size and len(maps.classes):
+            maps = LocalizationMaps(maps.classes, resize(maps.strided, _strided(view_size)), None, view_size)
         prediction = self.network.predict(views, self.crop_size)
         if isinstance(prediction, IRNPrediction):
-            walked = walk_maps(maps, prediction.boundary, seen, **self.walk)
+            walked = walk_maps(maps, prediction.boundary, view_size, **self.walk)
         else:
-            walked = walk_maps_by_features(maps, prediction, seen, **self.walk)
-        if seen == size or len(walked) == 0:
-            return walked if seen == size else walked.new_zeros(0, *size)
-        return F.interpolate(walked[None], size, mode="bilinear", align_corners=False)[0]
+            walked = walk_maps_by_features(maps, prediction, view_size, **self.walk)
+        return walked if view_size == size else resize(walked, size)
+
+
+def _strided(size: tuple[int, int]) -> tuple[int, int]:
+    """The size of maps at stride 4 of an image of (H, W) pixels."""
+    return -(-size[0] // STRIDE), -(-size[1] // STRIDE)

@@ -1,1 +1,1 @@
-"""Readers of the checkpoints that authors released."""
+"""Readers of checkpoints released by the authors of RIB and IRN."""

@@ -1,17 +1,16 @@
-"""Names of the weights in the checkpoints that IRN's and RIB's authors released (`res50_irn.pth`)."""
+"""Weight names in the IRNet checkpoints released by IRN's and RIB's authors (`res50_irn.pth`)."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ribseg.errors import ConfigError
+from ribseg.models.weights import renamed
 
-STAGE_OF = {"layer3": 1, "layer4": 2}  # every other layer of the ResNet is in the trunk, stage 0
-# The network registers its layers up to three times: by themselves, in a stage, and in a list of layers.
-# The mean displacement is registered with its own name and as the last step of the displacement branch.
+STAGE_OF = {"layer3": 1, "layer4": 2}  # all other layers of the ResNet are in the trunk, stage 0
+# The released network registers each layer up to three times: directly, in a stage, and in a list of layers;
+# the mean displacement under its own name and as the last layer of the displacement branch.
 RENAMED = (
     (re.compile(r"^edge_layers\.(\d)\."), lambda m: f"fc_edge{int(m[1]) + 1}."),
     (re.compile(r"^dp_layers\.(\d)\."), lambda m: f"fc_dp{int(m[1]) + 1}."),
@@ -29,32 +28,22 @@ BRANCHES = (
     (re.compile(r"^(?:mean_shift|fc_dp7\.4)\.running_mean$"), lambda m: "displacement_mean"),
     (re.compile(r"^resnet50\.(\w+)\."), lambda m: f"backbone.stages.{STAGE_OF.get(m[1], 0)}.{m[1]}."),
 )
-# Tables that the training program keeps as buffers, and the ResNet's unused ImageNet head.
+# Constant buffers of the training program, and the ResNet's unused ImageNet head.
 LEFT_OUT = re.compile(r"^(path_indices\d+|disp_target|resnet50\.fc\..*)$")
 
 
 def irn_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Renames the weights of a released checkpoint to those of `IRNet`.
+    """Returns the weights of a released checkpoint under the names of `IRNet`.
 
     Args:
         state: as read from the file.
-        path: for messages.
+        path: of the file, for messages.
 
     Raises:
-        ConfigError: two entries for the same weight differ.
+        ConfigError: two copies of a weight differ.
     """
-    weights: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if LEFT_OUT.match(key):
-            continue
-        name = _rename(key)
-        if name in weights and not torch.equal(weights[name], value):
-            raise ConfigError(
-                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
-                "writes equal copies. Save the checkpoint again from one model."
-            )
-        weights[name] = value
-    return weights
+    kept = {key: value for key, value in state.items() if not LEFT_OUT.match(key)}
+    return renamed(kept, _rename, path)
 
 
 def _rename(key: str) -> str:

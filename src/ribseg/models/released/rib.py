@@ -1,19 +1,18 @@
-"""Reader of the classifier checkpoints that RIB's and IRN's authors released (`res50_cam.pth`)."""
+"""Reader of the classifier checkpoints released by RIB's and IRN's authors (`res50_cam.pth`)."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
-from ribseg.models.weights import listed, load_released, places_of, read_file
+from ribseg.models.weights import listed, load_released, places_of, read_file, renamed
 
-# The released network registers each layer up to three times: under the ResNet, under its stage, and under
-# the list of stages. Index of a module in a stage -> name of the layer.
+# The released network registers each layer up to three times: in the ResNet, in its stage, and in the list of
+# stages. Index of a module in stage 1 -> name of the layer.
 STAGE1 = {"0": "conv1", "1": "bn1", "4": "layer1"}
 LAYER = re.compile(r"^(resnet50|stage[1-4]|backbone\.[0-3])\.")
 ALIASES = (
@@ -32,16 +31,16 @@ def load_official_classifier(path: str | Path) -> Classifier:
             (20 or 80) is read from it.
 
     Returns:
-        The classifier, in training mode as every new module (its BatchNorm statistics are frozen anyway).
+        The classifier, in training mode like every new module (with frozen BatchNorm statistics).
 
     Raises:
-        ConfigError: not such a checkpoint, incomplete, or its duplicate keys contradict each other.
+        ConfigError: not such a checkpoint, incomplete, or two copies of a weight differ.
     """
     content = read_file(path)
     released = [place.tensors for place in places_of(content, path) if is_released(place.tensors)]
     if not released:
         raise ConfigError(
-            f"{path} has no classifier.weight (C, D, 1, 1) beside a ResNet's layers: it is not a checkpoint "
+            f"{path} has no classifier.weight (C, D, 1, 1) and layers of a ResNet: it is not a checkpoint "
             f"of the released classifier, but {_kind(content, path)}"
         )
     state = released_state(released[0], path)
@@ -51,59 +50,48 @@ def load_official_classifier(path: str | Path) -> Classifier:
 
 
 def is_released(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dictionary has the released classifier's names: its head, and layers of its ResNet."""
+    """Whether a state dictionary has the names of the released classifier: its head and ResNet layers."""
     keys = {key.removeprefix("module."): value for key, value in state.items()}
-    heads = [value for key, value in keys.items() if _rename(key) == "head.weight" != key]
+    heads = [value for key, value in keys.items() if _canonical(key) == "head.weight" != key]
     return any(value.ndim == 4 and len(value) for value in heads) and any(map(LAYER.match, keys))
 
 
 def released_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Renames the weights of a released checkpoint to those of `Classifier`.
+    """Returns the weights of a released checkpoint under the names of `Classifier`.
 
     Raises:
-        ConfigError: two entries for the same weight differ.
+        ConfigError: two copies of a weight differ.
     """
     stage_of = {"layer3": 1, "layer4": 2}
     return {
         key
         if key.startswith("head.")
         else f"backbone.stages.{stage_of.get(key.split('.')[0], 0)}.{key}": value
-        for key, value in _canonical(state, path).items()
+        for key, value in renamed(state, _canonical, path).items()
         if not key.startswith("fc.")
     }
 
 
 def _kind(content: Any, path: str | Path) -> str:
-    """What a file is instead, and which setting takes it."""
+    """Describes a file that is not a released classifier, and the setting that reads it."""
     keys = [key for place in places_of(content, path) for key in place.tensors]
     if isinstance(content, Mapping) and str(content.get("kind")).startswith("ribseg segmenter"):
-        return "a segmenter that ribseg wrote"
+        return "a segmenter of ribseg"
     if isinstance(content, Mapping) and "pytorch-lightning_version" in content:
-        return f"a checkpoint of Lightning: give it as classifier.checkpoint={path}"
+        return f"a Lightning checkpoint: load it with classifier.checkpoint={path}"
     if any(key.endswith("head.weight") for key in keys) and any("stages.0." in key for key in keys):
-        return f"a classifier that ribseg wrote: give it as classifier.checkpoint={path}"
+        return f"a classifier of ribseg: load it with classifier.checkpoint={path}"
     if any("fc_edge" in key for key in keys):
         return "the released IRNet (ribseg.models.load_official_irn reads it)"
     return (
-        f"weights with the keys {listed(keys)}. Of a whole classifier: classifier.checkpoint={path}; of a "
-        f"backbone to train from: classifier.model.weights={path}"
+        f"weights with the keys {listed(keys)}. If they are of a trained classifier: "
+        f"classifier.checkpoint={path}; of a pretrained backbone: classifier.model.weights={path}"
     )
 
 
-def _canonical(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = _rename(key.removeprefix("module."))
-        if name in weights and not torch.equal(weights[name], value):
-            raise ConfigError(
-                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
-                "writes equal copies. Save the checkpoint again from one model."
-            )
-        weights[name] = value
-    return weights
-
-
-def _rename(key: str) -> str:
+def _canonical(key: str) -> str:
+    """The name shared by all copies of a weight: "layer3.0.conv1.weight", "head.weight"."""
+    key = key.removeprefix("module.")
     for pattern, replacement in ALIASES:
         match = pattern.match(key)
         if not match:

@@ -1,0 +1,90 @@
+"""What the trainings of the affinity networks (IRNet, PSA) have in common."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ribseg.functional.irn import AffinityLosses, check_radius
+from ribseg.functional.psa import FeatureAffinityLosses
+from ribseg.models.irn import IRNet
+from ribseg.models.psa import PSANet
+from ribseg.modules.classification import check_rates, published_sgd, with_polynomial_decay
+from ribseg.types import MaskSample
+
+Network = TypeVar("Network", IRNet, PSANet)
+
+
+class AffinityModule(pl.LightningModule, Generic[Network]):
+    """Trains an affinity network on confident labels: `image` (N, 3, S, S) and `mask` (N, S, S).
+
+    Args:
+        network: the network to train; its backbone is frozen.
+        radius: of the pairs, in pixels of the network's output.
+        lr: learning rate at the first step.
+        power: of the decay `(1 - step / steps)^power`.
+        ignore_index: label of pixels without a loss.
+        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+
+    Attributes:
+        smallest_crop: smallest side of a crop in pixels that contains pairs.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        radius: int,
+        lr: float,
+        power: float = 0.9,
+        ignore_index: int = 255,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+    ) -> None:
+        super().__init__()
+        check_radius(radius)
+        check_rates(lr=lr, power=power)
+        self.network: Network = network
+        self.smallest_crop = 2 * network.stride * radius
+        self.radius, self.ignore_index = radius, ignore_index
+        self.lr, self.power, self.optimizer = lr, power, optimizer
+
+    @abstractmethod
+    def losses(self, batch: MaskSample) -> AffinityLosses | FeatureAffinityLosses:
+        """The losses of a batch."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trained parameters, each group with its `lr`."""
+
+    def training_step(self, batch: MaskSample, batch_idx: int) -> Tensor:
+        """Returns the weighted sum of the losses, and logs each of them."""
+        losses = self.losses(batch)
+        named = {f"train/{name}": value for name, value in losses._asdict().items()}
+        self.log_dict(named, batch_size=len(batch.mask))
+        self.log("train/loss", losses.total, prog_bar=True, batch_size=len(batch.mask))
+        return losses.total
+
+    def new_optimizer(self) -> Optimizer:
+        """The optimizer over `parameter_groups`."""
+        return self.optimizer(self.parameter_groups())
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Optimizer and polynomial decay per step."""
+        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)
+
+
+def strided_labels(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """(N, H, W) integer labels -> (N, h, w): the label at the center of each cell, as Pillow's nearest.
+
+    >>> strided_labels(torch.arange(8)[None, None].expand(1, 4, 8), (1, 2)).tolist()
+    [[[2, 6]]]
+    """
+    return F.interpolate(mask[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].to(mask.dtype)
