@@ -43,9 +43,9 @@ def data_results(
     return result | ({"without_references": counts} if counts else {})
 
 
-def print_notes(context: Context) -> None:
-    """Prints the notes of `context.data_facts`."""
-    for row in context.data_facts.get("notes", []):
+def print_notes(context: Context, facts: Mapping[str, Any]) -> None:
+    """Prints the notes of data facts, see `data_results`."""
+    for row in facts["notes"]:
         context.console.print(f"[yellow]data[/]: {escape(str(Note(**row)))}", soft_wrap=True)
 
 
