@@ -100,10 +100,11 @@ def prepare_coco(
         for split, listing in listings.items():
             draw_masks(_annotations(root, split), set(listing.ids), target / MASKS, chosen, workers, progress)
         _write_tables(target, names, listings)
-        counts = {
-            s: {"images": len(x.ids), "labelled": sum(map(bool, x.labels))} for s, x in listings.items()
-        }
-        write_json(target / MANIFEST, stamp | {"preset": name, "counts": counts})
+        write_json(target / MANIFEST, stamp | {"preset": name, "counts": _counts(listings)})
+    return _prepared(root, target, splits, {"policy": name, **asdict(chosen), "target": str(target)})
+
+
+def _prepared(root: Path, target: Path, splits: Sequence[str], facts: dict[str, Any]) -> Prepared:
     return Prepared(
         {
             "root": str(root),
@@ -113,8 +114,16 @@ def prepare_coco(
             "classes": str((target / "classes.txt").absolute()),
             "labels": str((target / "image_labels.csv").absolute()),
         },
-        {"policy": name, **asdict(chosen), "target": str(target)},
+        facts,
     )
+
+
+def _counts(listings: Mapping[str, Listing]) -> dict[str, dict[str, int]]:
+    """Split -> its number of images, and of those with a label."""
+    return {
+        split: {"images": len(listing.ids), "labelled": sum(map(bool, listing.labels))}
+        for split, listing in listings.items()
+    }
 
 
 def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:

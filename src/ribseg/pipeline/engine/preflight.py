@@ -71,9 +71,7 @@ def preflight_data(context: Context, stages: Sequence[Stage], reported: Mapping[
         context.on_first(lambda: check_data(context))
         skip_broken(context)
     facts = note_data(context, reported)
-    for chain in chains(context.cfg):
-        if {chain.name(kind) for kind in REFINEMENT} & set(context.cfg.run):
-            check_refinement(context, chain)
+    check_chains(context)
     if ExportStage.name in context.cfg.run:
         check_export(context)
     plan_stages(context, stages)
@@ -86,6 +84,13 @@ def preflight_data(context: Context, stages: Sequence[Stage], reported: Mapping[
     if any(context.will_run(stage.name) for stage in stages):
         context.console.print(f"[bold]disk[/]: {context.store.free_space} free in {context.store.root}")
     return facts
+
+
+def check_chains(context: Context) -> None:
+    """Checks the chains of refinement of which the run has a stage."""
+    for chain in chains(context.cfg):
+        if {chain.name(kind) for kind in REFINEMENT} & set(context.cfg.run):
+            check_refinement(context, chain)
 
 
 def plan_stages(context: Context, stages: Sequence[Stage]) -> None:

@@ -48,8 +48,7 @@ def report_data(context: Context) -> dict[str, Any]:
     ]
     leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)
-    for kind, ids in leaks.items():
-        same[kind] = [*same.get(kind, []), *ids]
+    same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
     print_survey(context, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
     drawing = drawing_methods(context.cfg, context.cfg.run or entries(context.cfg))
