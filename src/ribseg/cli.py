@@ -21,6 +21,16 @@ Localization maps of images. Without --classifier it is EfficientNet-Lite0 with 
 
 For every image: NAME.png, a picture of the maps; NAME.npz, the maps; NAME_mask.png, the mask at the
 threshold, a palette PNG; with --steps NAME_steps.png, the maps after each step."""
+# Formats of `ribseg convert` that hold arrays, and those that hold images.
+ARRAYS = {
+    "irn-to-ribseg": ".npy dictionaries of IRN, RIB or AdvCAM (keys, cam, high_res) to .npz maps",
+    "amn-to-ribseg": "the same of AMN, whose first map is that of the background, to .npz maps",
+    "psa-to-ribseg": ".npy dictionaries of PSA, ACR or S2C (class index -> map) to .npz maps",
+}
+IMAGES = {
+    "pngs-to-ribseg": "gray PNGs <id>/<class name>.png or <id>_<class name>.png to .npz maps",
+    "masks-to-ribseg": "masks <id>.png that hold class ids to .npz maps of ones and zeros",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,12 +84,8 @@ def _add_localize(commands: Any) -> None:
     parser.set_defaults(module="ribseg.commands.localize")
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
-    add(
-        "--labels",
-        type=_names,
-        metavar="NAMES",
-        help="classes by name or index: dog,person; with commas in names: 'tabby, cat;dog'",
-    )
+    labels = "classes by name or index: dog,person; with commas in names: 'tabby, cat;dog'"
+    add("--labels", type=_names, metavar="NAMES", help=labels)
     add("--classifier", help="classifier.safetensors of a run, res50_cam.pth, or a CNN of timm by name")
     add("--method", default="rib", help="rib (default), cam, or another name of `methods`")
     add("--references", type=Path, metavar="FOLDER", help="photographs that RIB learns from beside the image")
@@ -120,24 +126,17 @@ def _add_convert(commands: Any) -> None:
     )
     parser.set_defaults(module="ribseg.commands.convert")
     formats = parser.add_subparsers(dest="formats", required=True)
-    for name, text in (
-        ("irn-to-ribseg", ".npy dictionaries of IRN, RIB or AdvCAM (keys, cam, high_res) to .npz maps"),
-        ("amn-to-ribseg", "the same of AMN, whose first map is the background's, to .npz maps"),
-        ("psa-to-ribseg", ".npy dictionaries of PSA, ACR or S2C (class index -> map) to .npz maps"),
-    ):
+    for name, text in ARRAYS.items():
         command = _add_formats(formats, name, text)
         number = "number of classes without background"
         command.add_argument("--classes", type=int, required=True, help=number)
     _add_formats(formats, "ribseg-to-irn", ".npz maps to IRN's .npy dictionaries")
-    for name, text in (
-        ("pngs-to-ribseg", "gray PNGs <id>/<class name>.png or <id>_<class name>.png to .npz maps"),
-        ("masks-to-ribseg", "masks <id>.png that hold class ids to .npz maps of ones and zeros"),
-    ):
+    for name, text in IMAGES.items():
         command = _add_formats(formats, name, text)
         root = "data set in VOC layout, for ids, classes and sizes"
         command.add_argument("--root", required=True, help=root)
         command.add_argument("--split", required=True, help="its list of images, e.g. train")
-    text = "cls_labels.npy of PSA, IRN and their relatives to a CSV file for data.labels"
+    text = "cls_labels.npy of PSA, IRN and similar programs to a CSV file for data.labels"
     labels = formats.add_parser("labels-to-csv", help=text, description=text)
     labels.add_argument("source", help="the .npy file")
     labels.add_argument("target", help="the CSV file to write; must not be there yet")

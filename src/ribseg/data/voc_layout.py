@@ -72,18 +72,10 @@ def read_split(folder: Path, split: str, images: Container[str]) -> tuple[tuple[
     ids = [sys.intern(line.split()[0]) for line in lines]
     if not ids:
         raise DataError(f"the split {split!r} is empty: {path} names no image. Expected one image id a line.")
-    problems: dict[str, list[str]] = {}
-    for number, (line, image_id) in enumerate(zip(lines, ids, strict=True), 1):
-        kind = _problem_of_line(line, image_id, images)
-        if kind:
-            problems.setdefault(kind, []).append(f"entry {number}: {line!r}")
-    if SPACES not in problems:  # of ids that hold spaces several begin alike
-        rows = _repeated(ids)
-        problems |= {"named twice": [f"entry {row + 1}: {lines[row]}" for row in rows]} if rows else {}
+    problems = _problems_of_list(lines, ids, images)
     if problems:
-        several = any(len(lines[row].split()) > 1 for row in _repeated(ids))
         advice = "An id is the image's file name without ending and without folder; name each once."
-        if SPACES in problems or several:
+        if SPACES in problems or any(len(lines[row].split()) > 1 for row in _repeated(ids)):
             advice += (
                 " Lists in VOC layout separate columns by spaces, so only the first word of a line is the "
                 "id: if file names hold spaces, rename the files (underscores, for example) and the ids in "
@@ -91,6 +83,21 @@ def read_split(folder: Path, split: str, images: Container[str]) -> tuple[tuple[
             )
         raise DataError(list_problems(f"{path} cannot be used", problems, advice))
     return splits, ids
+
+
+def _problems_of_list(
+    lines: Sequence[str], ids: Sequence[str], images: Container[str]
+) -> dict[str, list[str]]:
+    """Kind of problem -> the lines that have it."""
+    problems: dict[str, list[str]] = {}
+    for number, (line, image_id) in enumerate(zip(lines, ids, strict=True), 1):
+        kind = _problem_of_line(line, image_id, images)
+        if kind:
+            problems.setdefault(kind, []).append(f"entry {number}: {line!r}")
+    repeated = _repeated(ids) if SPACES not in problems else []  # ids with spaces may share their first word
+    if repeated:
+        problems["named twice"] = [f"entry {row + 1}: {lines[row]}" for row in repeated]
+    return problems
 
 
 def _problem_of_line(line: str, image_id: str, images: Container[str]) -> str | None:

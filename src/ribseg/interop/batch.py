@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.progress import track
 
 from ribseg.data.io.files import scan_folder
+from ribseg.data.io.maps import LocalizationMaps, save_maps
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
 
 
@@ -38,6 +39,18 @@ def convert_missing(
         advice = "Mend these and do the same again: what is converted is skipped."
         raise DataError(list_problems(headline, {"broken": problems}, advice, show=len(problems)))
     return len(todo)
+
+
+def convert_to_npz(
+    ids: Iterable[str], read: Callable[[str], LocalizationMaps], target_dir: str | Path, progress: bool
+) -> int:
+    """Writes the maps that `read` returns for each image id as `<image id>.npz`; see `convert_missing`."""
+    target = Path(target_dir)
+
+    def convert(image_id: str) -> None:
+        save_maps(target / f"{image_id}.npz", read(image_id))
+
+    return convert_missing(ids, lambda i: target / f"{i}.npz", convert, progress)
 
 
 def files_in(folder: Path, ending: str) -> list[str]:

@@ -9,10 +9,10 @@ import torch
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import scan_folder
-from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.interop.batch import convert_missing
+from ribseg.interop.batch import convert_to_npz
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
 from ribseg.interop.irn import read_irn_maps
 from ribseg.interop.psa import read_psa_maps
@@ -48,12 +48,7 @@ def convert_maps(
         DataError: lists the images whose files are broken, or of another size than their image.
         RibsegError: as `map_reader`.
     """
-    read, target = map_reader(source_dir, dataset, layout), Path(target_dir)
-
-    def convert(image_id: str) -> None:
-        save_maps(target / f"{image_id}.npz", read(image_id))
-
-    return convert_missing(dataset.ids, lambda i: target / f"{i}.npz", convert, progress)
+    return convert_to_npz(dataset.ids, map_reader(source_dir, dataset, layout), target_dir, progress)
 
 
 def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> Reader:

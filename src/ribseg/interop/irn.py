@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ribseg.data.io.files import atomic_write
-from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps
 from ribseg.errors import DataError
-from ribseg.interop.batch import convert_missing, files_in
+from ribseg.interop.batch import convert_missing, convert_to_npz, files_in
 from ribseg.interop.unpickle import read_pickled_arrays
 from ribseg.methods.cam import STRIDE
 from ribseg.methods.evaluation import full_size
@@ -47,13 +47,12 @@ def convert_irn_maps(
         DatasetNotFoundError: there are no such files.
         DataError: lists the files that are broken, do not fit, or ask for more than arrays.
     """
-    source, target = Path(source_dir), Path(target_dir)
+    source = Path(source_dir)
 
-    def convert(image_id: str) -> None:
-        maps = read_irn_maps(source / f"{image_id}.npy", num_classes, background_first)
-        save_maps(target / f"{image_id}.npz", maps)
+    def read(image_id: str) -> LocalizationMaps:
+        return read_irn_maps(source / f"{image_id}.npy", num_classes, background_first)
 
-    return convert_missing(files_in(source, ".npy"), lambda i: target / f"{i}.npz", convert, progress)
+    return convert_to_npz(files_in(source, ".npy"), read, target_dir, progress)
 
 
 def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool = False) -> int:

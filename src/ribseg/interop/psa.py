@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ribseg.data.io.maps import LocalizationMaps, save_maps
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
-from ribseg.interop.batch import convert_missing, files_in
+from ribseg.interop.batch import convert_to_npz, files_in
 from ribseg.interop.folders import maps_of_full
 from ribseg.interop.irn import problem_of_scores
 from ribseg.interop.unpickle import read_pickled_arrays
@@ -21,12 +21,12 @@ def convert_psa_maps(
     source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool = False
 ) -> int:
     """Turns PSA's `<image id>.npy` files into `<image id>.npz` files; otherwise as `convert_irn_maps`."""
-    source, target = Path(source_dir), Path(target_dir)
+    source = Path(source_dir)
 
-    def convert(image_id: str) -> None:
-        save_maps(target / f"{image_id}.npz", read_psa_maps(source / f"{image_id}.npy", num_classes))
+    def read(image_id: str) -> LocalizationMaps:
+        return read_psa_maps(source / f"{image_id}.npy", num_classes)
 
-    return convert_missing(files_in(source, ".npy"), lambda i: target / f"{i}.npz", convert, progress)
+    return convert_to_npz(files_in(source, ".npy"), read, target_dir, progress)
 
 
 def read_psa_maps(path: str | Path, num_classes: int) -> LocalizationMaps:

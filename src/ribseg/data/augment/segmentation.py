@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import albumentations as A
-import cv2
 import numpy as np
 from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ribseg.data.augment.transforms import pad_to, random_crops
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, rescale, rescaled_size
-from ribseg.data.io.masks import IGNORE
 from ribseg.errors import ConfigError, DataError
 from ribseg.types import MaskSample
 
@@ -104,18 +103,7 @@ def segmentation_train_transform(
     low, high = scale
     if not 0 < low <= high:
         raise ConfigError(f"expected scale as 0 < smallest <= largest, found {tuple(scale)}.")
-    if not 0 <= flip <= 1:
-        raise ConfigError(f"expected flip in [0, 1], found {flip}.")
-    return A.Compose(
-        [
-            RandomRescale(scale_limit=(low - 1, high - 1), p=1.0),
-            A.HorizontalFlip(p=flip),
-            A.Normalize(mean=tuple(mean), std=tuple(std)),
-            _pad(crop_size, "random"),
-            A.RandomCrop(height=crop_size, width=crop_size),
-            ToTensorV2(),
-        ]
-    )
+    return random_crops(RandomRescale(scale_limit=(low - 1, high - 1), p=1.0), crop_size, mean, std, flip)
 
 
 def segmentation_eval_transform(
@@ -137,7 +125,7 @@ def segmentation_eval_transform(
     return A.Compose(
         [
             A.Normalize(mean=tuple(mean), std=tuple(std)),
-            _pad(crop_size, "top_left"),
+            pad_to(crop_size, "top_left"),
             A.Crop(x_min=0, y_min=0, x_max=crop_size, y_max=crop_size),
             ToTensorV2(),
         ]
@@ -155,16 +143,3 @@ def whole_image_transform(mean: Channels = IMAGENET_MEAN, std: Channels = IMAGEN
         A transform of (H, W, 3) uint8 and (H, W) uint8 into (3, H, W) float32 and (H, W) uint8 tensors.
     """
     return A.Compose([A.Normalize(mean=tuple(mean), std=tuple(std)), ToTensorV2()])
-
-
-def _pad(crop_size: int, position: str) -> A.PadIfNeeded:
-    if crop_size < 1:
-        raise ConfigError(f"expected a positive crop_size, found {crop_size}.")
-    return A.PadIfNeeded(
-        min_height=crop_size,
-        min_width=crop_size,
-        position=position,
-        border_mode=cv2.BORDER_CONSTANT,
-        fill=0,
-        fill_mask=IGNORE,
-    )

@@ -16,6 +16,7 @@ import numpy as np
 from albumentations.pytorch import ToTensorV2
 
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, rescale
+from ribseg.data.io.masks import IGNORE
 from ribseg.errors import ConfigError
 
 T = TypeVar("T", bound=A.BaseCompose | A.BasicTransform)
@@ -52,19 +53,7 @@ def train_transform(
         ConfigError: if a size is not positive, the range is empty, or `flip` is no probability.
     """
     low, high = _range(resize_long)
-    _check_crop(crop_size)
-    if not 0 <= flip <= 1:
-        raise ConfigError(f"expected flip in [0, 1], found {flip}.")
-    return A.Compose(
-        [
-            LongestSide(max_size=list(range(low, high + 1))),
-            A.HorizontalFlip(p=flip),
-            A.Normalize(mean=tuple(mean), std=tuple(std)),
-            _pad(crop_size, "random"),
-            A.RandomCrop(height=crop_size, width=crop_size),
-            ToTensorV2(),
-        ]
-    )
+    return random_crops(LongestSide(max_size=list(range(low, high + 1))), crop_size, mean, std, flip)
 
 
 def eval_transform(
@@ -87,15 +76,66 @@ def eval_transform(
     Raises:
         ConfigError: if a size is not positive.
     """
-    _check_crop(crop_size)
+    pad = pad_to(crop_size, "top_left")
     _range((resize_long, resize_long))
     return A.Compose(
         [
             LongestSide(max_size=min(resize_long, crop_size)),
             A.Normalize(mean=tuple(mean), std=tuple(std)),
-            _pad(crop_size, "top_left"),
+            pad,
             ToTensorV2(),
         ]
+    )
+
+
+def random_crops(
+    resize: A.BasicTransform, size: int, mean: Channels, std: Channels, flip: float
+) -> A.Compose:
+    """The published training augmentation: random resizing, flip, normalization, random crop.
+
+    Args:
+        resize: draws a scale and resizes.
+        size: side of the square crop in pixels; smaller images are padded first, see `pad_to`.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        flip: probability of a horizontal flip.
+
+    Raises:
+        ConfigError: if the size is not positive, or `flip` is not a probability.
+    """
+    if not 0 <= flip <= 1:
+        raise ConfigError(f"expected flip in [0, 1], found {flip}.")
+    return A.Compose(
+        [
+            resize,
+            A.HorizontalFlip(p=flip),
+            A.Normalize(mean=tuple(mean), std=tuple(std)),
+            pad_to(size, "random"),
+            A.RandomCrop(height=size, width=size),
+            ToTensorV2(),
+        ]
+    )
+
+
+def pad_to(size: int, position: str) -> A.PadIfNeeded:
+    """Padding of smaller images to a square: 0 (the mean color) in the image, 255 (ignore) in the mask.
+
+    Args:
+        size: side of the square in pixels.
+        position: of the image in the square, "random" or "top_left".
+
+    Raises:
+        ConfigError: if the size is not positive.
+    """
+    if size < 1:
+        raise ConfigError(f"expected a positive crop_size, found {size}.")
+    return A.PadIfNeeded(
+        min_height=size,
+        min_width=size,
+        position=position,
+        border_mode=cv2.BORDER_CONSTANT,
+        fill=0,
+        fill_mask=IGNORE,
     )
 
 
@@ -127,19 +167,8 @@ def worker_init_fn(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
 
 
-def _pad(crop_size: int, position: str) -> A.PadIfNeeded:
-    return A.PadIfNeeded(
-        min_height=crop_size, min_width=crop_size, position=position, border_mode=cv2.BORDER_CONSTANT, fill=0
-    )
-
-
 def _range(resize_long: Sequence[int]) -> tuple[int, int]:
     low, high = resize_long
     if not 1 <= low <= high:
         raise ConfigError(f"expected resize_long as 1 <= smallest <= largest, found {tuple(resize_long)}.")
     return int(low), int(high)
-
-
-def _check_crop(crop_size: int) -> None:
-    if crop_size < 1:
-        raise ConfigError(f"expected a positive crop_size, found {crop_size}.")

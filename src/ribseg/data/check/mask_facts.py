@@ -1,6 +1,6 @@
 """What the values in the masks of a split say, and whether they agree with its labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,11 +97,9 @@ def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFact
         labels: (N, C) bool.
     """
     rows = [row for row, look in enumerate(looks) if look is not None]
+    known_looks = [look for look in looks if look is not None]
     present, pixels, border = np.zeros((len(rows), 256), bool), np.zeros(256, int), np.zeros(256, int)
-    colours: dict[int, set[int]] = {}
-    for row, look in enumerate(look for look in looks if look is not None):
-        for number, colour in zip(look.ids, look.colours, strict=False):  # a gray mask has none
-            colours.setdefault(number, set()).add(colour)
+    for row, look in enumerate(known_looks):
         ids = list(look.ids)
         present[row, ids] = True
         pixels[ids] += look.pixels
@@ -120,8 +118,17 @@ def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFact
         misfits=misfits,
         renumbered=moved,
         judged=judged,
-        colours=[[i, len(colours[i])] for i in sorted(colours) if 0 < i < IGNORE and len(colours[i]) > 1],
+        colours=_several_colours(known_looks),
     )
+
+
+def _several_colours(looks: Iterable[MaskLook]) -> list[list[int]]:
+    """Rows of (id, number of colours), of the class ids with several colours in the palettes."""
+    colours: dict[int, set[int]] = {}
+    for look in looks:
+        for number, colour in zip(look.ids, look.colours, strict=False):  # a gray mask has none
+            colours.setdefault(number, set()).add(colour)
+    return [[i, len(colours[i])] for i in sorted(colours) if 0 < i < IGNORE and len(colours[i]) > 1]
 
 
 def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]], int, int]:

@@ -13,7 +13,7 @@ from rich.progress import track
 from ribseg.data.coco.instances import Instances, read_instances
 from ribseg.data.coco.masks import Job, write_semantic_mask
 from ribseg.data.coco.policy import Crowd, Overlap, Policy, Unannotated, chosen_policy
-from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.files import atomic_write, scan_folder, write_json
 from ribseg.data.io.labels import write_label_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 from ribseg.workers import ordered_map, worker_count
@@ -96,16 +96,15 @@ def prepare_coco(
             raise ConfigError("COCO's masks are drawn by pycocotools: pip install 'ribseg[coco]'")
         names, listings = _read_splits(root, splits, chosen)
         # From here on the folder belongs to these annotations and this policy.
-        atomic_write(target / MANIFEST, json.dumps(stamp, indent=1).encode())
+        write_json(target / MANIFEST, stamp)
         for split, listing in listings.items():
             draw_masks(_annotations(root, split), set(listing.ids), target / MASKS, chosen, workers, progress)
         _write_tables(target, names, listings)
-        counts = {
-            s: {"images": len(x.ids), "labelled": sum(map(bool, x.labels))} for s, x in listings.items()
-        }
-        atomic_write(
-            target / MANIFEST, json.dumps(stamp | {"preset": name, "counts": counts}, indent=1).encode()
-        )
+        write_json(target / MANIFEST, stamp | {"preset": name, "counts": _counts(listings)})
+    return _prepared(root, target, splits, {"policy": name, **asdict(chosen), "target": str(target)})
+
+
+def _prepared(root: Path, target: Path, splits: Sequence[str], facts: dict[str, Any]) -> Prepared:
     return Prepared(
         {
             "root": str(root),
@@ -115,8 +114,16 @@ def prepare_coco(
             "classes": str((target / "classes.txt").absolute()),
             "labels": str((target / "image_labels.csv").absolute()),
         },
-        {"policy": name, **asdict(chosen), "target": str(target)},
+        facts,
     )
+
+
+def _counts(listings: Mapping[str, Listing]) -> dict[str, dict[str, int]]:
+    """Split -> its number of images, and of those with a label."""
+    return {
+        split: {"images": len(listing.ids), "labelled": sum(map(bool, listing.labels))}
+        for split, listing in listings.items()
+    }
 
 
 def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:

@@ -1,9 +1,12 @@
 """Folders, text lists and atomic writing: what the readers and writers of this package share."""
 
+import json
 import os
 import sys
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ribseg.errors import DataError, DatasetNotFoundError, RibsegError, list_problems
 
@@ -29,6 +32,11 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         raise RibsegError(
             f"cannot write {path}: {error.strerror or error}. Choose a writable folder with free space."
         ) from error
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
+    """Writes a value as JSON, as `atomic_write` does."""
+    atomic_write(path, json.dumps(value, indent=indent).encode())
 
 
 def is_plain_id(text: str, longest: int = 200) -> bool:
@@ -75,6 +83,12 @@ def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
             list_problems(f"the folder {folder} cannot be used", {"files of one id": pairs}, advice)
         )
     return found
+
+
+def missing_ids(folder: Path, ids: Iterable[str], ending: str) -> list[str]:
+    """The ids without a file `<id><ending>` in a folder, which need not exist."""
+    found = scan_folder(folder, (ending,)) if folder.is_dir() else {}
+    return [image_id for image_id in ids if image_id not in found]
 
 
 def read_lines(path: Path) -> list[str]:

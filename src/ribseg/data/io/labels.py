@@ -5,9 +5,10 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -174,8 +175,23 @@ def _xml_names(path: Path) -> list[str]:
 def _csv_rows(
     path: Path, wanted: set[str] | None, problems: Problems, others: set[str] | None = None
 ) -> dict[str, list[str]]:
-    """Image id -> names, of the wanted images; `others` gets the ids of the rows that are passed over."""
+    """Image id -> names, of the wanted images; adds the ids of all other rows to `others`."""
     rows: dict[str, list[str]] = {}
+    for number, row in _csv_lines(path):
+        image_id = (row["image"] or "").strip()
+        if None in row or row["classes"] is None or not image_id:
+            problems["malformed rows"].append(f"line {number}: {list(row.values())}"[:120])
+        elif image_id in rows:
+            problems[TWICE].append(f"line {number}: {image_id}")
+        elif wanted is None or image_id in wanted:
+            rows[image_id] = row["classes"].split()
+        elif others is not None:
+            others.add(image_id)
+    return rows
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """Line number and cells, by column name, of each row of a CSV file of labels."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -186,22 +202,13 @@ def _csv_rows(
                 )
             reader.fieldnames = header
             for row in reader:
-                image_id = (row["image"] or "").strip()
-                if None in row or row["classes"] is None or not image_id:
-                    problems["malformed rows"].append(f"line {reader.line_num}: {list(row.values())}"[:120])
-                elif image_id in rows:
-                    problems[TWICE].append(f"line {reader.line_num}: {image_id}")
-                elif wanted is None or image_id in wanted:
-                    rows[image_id] = row["classes"].split()
-                elif others is not None:
-                    others.add(image_id)
+                yield reader.line_num, row
     except FileNotFoundError as error:
         raise DatasetNotFoundError(
             f"the label file {path} is absent. Expected a CSV with `image,classes`."
         ) from error
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it again.") from error
-    return rows
 
 
 def _matrix(

@@ -1,10 +1,10 @@
 """What the stages of one run share: settings, data, store, processes."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich.progress import track
 
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
@@ -23,6 +24,9 @@ from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.loggers import logger_settings
 from ribseg.pipeline.engine.store import Artefact, Store, check_writable
+
+if TYPE_CHECKING:
+    from ribseg.pipeline.engine.stage import Stage
 
 T = TypeVar("T")
 MADE = ("labels", "classes")  # settings of the data that stay open where `prepare` makes them
@@ -33,27 +37,29 @@ class Context:
     """One run.
 
     Args:
-        cfg: the composed configuration.
-        output: the run's own folder, for results and report.
+        cfg: the configuration; `run` and `rerun` name single stages, see `plan.planned`.
+        output: folder of the run, for results and report.
+        artefacts: of stages that were planned elsewhere.
 
     Attributes:
         data: the DataModule.
-        store: where artefacts lie.
-        console: prints on the first process only.
-        skipped: split -> image id -> what is wrong with it, of images that were taken off the lists.
-        rerun: stages that are computed again although the store holds their results.
-        data_facts: what stands under "data" in `results.json`; known after `preflight`.
+        store: the artefact store.
+        console: prints in the first process only.
+        artefacts: stage name -> its artefact, of all planned stages; filled by `plan`.
+        rerun: names of the stages that are computed again although the store holds their results.
+        skipped: split -> image id -> reason, of the images that `skip` removed from the lists.
     """
 
-    def __init__(self, cfg: DictConfig, output: Path) -> None:
+    def __init__(
+        self, cfg: DictConfig, output: Path, artefacts: Mapping[str, Artefact] | None = None
+    ) -> None:
         self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
         self.store = Store(cfg.store.root)
         self.console = make_console(quiet=not self.is_first)
-        self.artefacts: dict[str, Artefact] = {}
+        self.artefacts = dict(artefacts or {})
         self.rerun: set[str] = set()
         self.skipped: dict[str, dict[str, str]] = {}
-        self.data_facts: dict[str, Any] = {}
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
@@ -102,8 +108,44 @@ class Context:
             work()
         self.wait()
 
+    def plan(self, stage: "Stage") -> Artefact:
+        """Adds the artefact of a stage, whose inputs must have been planned, and returns it.
+
+        The stage is computed again if `rerun` names it or one of its inputs is.
+        """
+        artefact = self.artefacts[stage.name] = stage.artefact(self)
+        if stage.name in self.cfg.rerun or self.rerun & set(stage.required(self)):
+            self.rerun.add(stage.name)
+        return artefact
+
+    def begin_reruns(self) -> None:
+        """Creates the folders in which stages are computed again.
+
+        If some exist, an interrupted run with the same command left them: then only these stages remain to be
+        computed again, not those that it had already replaced.
+        """
+        chosen = self.rerun & set(self.cfg.run)
+        folders = {name: self.artefacts[name].replacement().folder for name in chosen}
+        begun = {name for name, folder in folders.items() if folder.is_dir()}
+        if begun:
+            self.rerun -= chosen - begun
+            return
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)  # all processes of a run may get here at once
+
+    def finish(self, stage: str, facts: Mapping[str, Any], seconds: float, again: bool) -> None:
+        """Stores the result of a stage; with `again` it replaces the previous one."""
+        artefact = self.artefacts[stage]
+        self.on_first(lambda: (artefact.replace if again else artefact.finish)(facts, seconds))
+        self.rerun.discard(stage)
+
+    def skip(self, broken: dict[str, dict[str, str]]) -> None:
+        """Removes broken images from the lists of the data: split -> image id -> reason."""
+        self.skipped = broken
+        self.data.drop({image_id for images in broken.values() for image_id in images})
+
     def is_ready(self, stage: str) -> bool:
-        """Whether the result of a stage is in the store, and not about to be outdated."""
+        """Whether the store holds the result of a stage, and the run does not compute it again."""
         return self.artefacts[stage].finished and stage not in self.rerun
 
     def will_run(self, stage: str) -> bool:
@@ -114,6 +156,10 @@ class Context:
         """Until all processes are here."""
         if dist.is_initialized():
             dist.barrier()
+
+    def track(self, items: Iterable[T], title: str, total: int) -> Iterable[T]:
+        """The items, with a progress bar on the console where `progress` is set."""
+        return track(items, title, total, disable=not self.cfg.progress, console=self.console)
 
     @property
     def processes(self) -> int:

@@ -1,8 +1,9 @@
 """Checks of the data before the first stage: every file is opened once, and what is unusual is said."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 from ribseg.data.check.dataset import check_dataset
 from ribseg.data.check.mask_facts import MaskFacts
@@ -12,9 +13,7 @@ from ribseg.pipeline.engine.methods import drawing_methods
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
-from ribseg.pipeline.stages.chains import (
-    FULL,
-)
+from ribseg.pipeline.stages.chains import FULL
 from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import training_folder
@@ -26,9 +25,8 @@ def check_truth(context: Context) -> None:
     settings = {"masks": [folder.split], "full": full, "values": True}
     artefact = context.store.artefact("data", settings, {}, folder.fingerprint(masks=True))
     if not artefact.finished:
-        start = time.perf_counter()
-        report = check_dataset(folder, masks=True, full=full, progress=context.cfg.progress)
-        artefact.finish({folder.split: asdict(report)}, time.perf_counter() - start)
+        check = partial(check_dataset, folder, masks=True, full=full, progress=context.cfg.progress)
+        artefact.compute(lambda: {folder.split: asdict(check())})
     refuse_unusable(context, mask_values(artefact))
 
 
@@ -45,18 +43,22 @@ def refuse_unusable(context: Context, values: Mapping[str, MaskFacts]) -> None:
         raise DataError("\n".join(filter(None, found)))
 
 
-def note_data(context: Context) -> None:
-    """Says what is unusual about the data, before the first stage.
+def note_data(context: Context, reported: Mapping[str, Any]) -> dict[str, Any]:
+    """The data facts, as far as the masks have been decoded; prints their notes.
+
+    Args:
+        context: of the run.
+        reported: data facts whose notes have been printed; equal ones are not printed again.
 
     Raises:
-        DataError: masks are to be scored that no score can mean anything on.
+        DataError: the scores of the masks could not mean anything.
     """
     values = mask_values(data_artefact(context))
     refuse_unusable(context, values)
-    said = context.data_facts
-    context.data_facts = data_results(context, values, drawing_methods(context.cfg, context.cfg.run))
-    if context.data_facts != said:
-        print_notes(context)
+    facts = data_results(context, values, drawing_methods(context.cfg, context.cfg.run))
+    if facts != reported:
+        print_notes(context, facts)
+    return facts
 
 
 def check_data(context: Context) -> None:
@@ -65,10 +67,10 @@ def check_data(context: Context) -> None:
     if artefact.finished:
         return
     context.console.print("[bold]data[/]: checking all files")
-    start = time.perf_counter()
-    reports = context.data.check(context.cfg.check_files, needs_masks(context), progress=context.cfg.progress)
-    facts = {split: asdict(report) for split, report in reports.items()}
-    artefact.finish(facts, time.perf_counter() - start)
+    check = partial(
+        context.data.check, context.cfg.check_files, needs_masks(context), progress=context.cfg.progress
+    )
+    artefact.compute(lambda: {split: asdict(report) for split, report in check().items()})
 
 
 def data_artefact(context: Context) -> Artefact:
@@ -97,13 +99,12 @@ def needs_masks(context: Context) -> bool:
     return context.data.on_error == "skip" and any(folder.has_mask(i) for folder in evals for i in folder.ids)
 
 
-def drop_skipped(context: Context) -> None:
-    """Takes images off the lists that the check has found broken, and says so; in every process."""
+def skip_broken(context: Context) -> None:
+    """Removes the images that the check found broken from the lists, in every process, and reports them."""
     artefact = data_artefact(context)
-    context.skipped = {split: facts["skipped"] for split, facts in artefact.facts.items()}
+    context.skip({split: facts["skipped"] for split, facts in artefact.facts.items()})
     for split, broken in context.skipped.items():
         if broken:
             context.console.print(
-                f"[yellow]skipped[/]: {len(broken)} images of {split}; why is said in {artefact.folder}"
+                f"[yellow]skipped[/]: {len(broken)} images of {split}; reasons in {artefact.folder}"
             )
-    context.data.drop({image_id for broken in context.skipped.values() for image_id in broken})

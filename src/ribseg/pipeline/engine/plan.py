@@ -1,5 +1,6 @@
 """Which stages a configuration has, and which of them a run has."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -113,6 +114,23 @@ def planned_stages(cfg: DictConfig) -> list[str]:
     given = any(cfg.classifier.get(name) for name in CHECKPOINTS)
     takes_it = given and not entries(cfg).keys().isdisjoint(chosen)
     return list(dict.fromkeys([ClassifierStage.name, *chosen])) if takes_it else chosen
+
+
+def planned(cfg: DictConfig) -> tuple[DictConfig, bool]:
+    """The configuration with single stages in `run` and `rerun`, and whether the data is to be checked.
+
+    Returns:
+        A copy whose `run` holds no groups and no `check_data`; and whether that was in it.
+
+    Raises:
+        ConfigError: an unknown name, or none at all.
+    """
+    plan = copy.deepcopy(cfg)
+    plan.run = planned_stages(cfg)
+    plan.rerun = rerun_stages(plan)
+    checks_data = CHECK_DATA in plan.run
+    plan.run = [name for name in plan.run if name != CHECK_DATA]
+    return plan, checks_data
 
 
 def rerun_stages(cfg: DictConfig) -> list[str]:

@@ -1,15 +1,16 @@
 """Whether a run can work: known in seconds, before anything long begins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ribseg.checks import within
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.data_checks import check_data, check_truth, drop_skipped, note_data
+from ribseg.pipeline.engine.data_checks import check_data, check_truth, note_data, skip_broken
 from ribseg.pipeline.engine.part_checks import check_callbacks, check_imports, check_parts, check_settings
 from ribseg.pipeline.engine.plan import REPORT
 from ribseg.pipeline.engine.stage import Stage
-from ribseg.pipeline.engine.store import MANIFEST
+from ribseg.pipeline.engine.store import MANIFEST, Artefact
 from ribseg.pipeline.report.data_notes import nothing_to_learn
 from ribseg.pipeline.stages.bottleneck import BottleneckStage, check_bottleneck
 from ribseg.pipeline.stages.chains import FULL, REFINEMENT, chains, segmenter_name
@@ -21,12 +22,18 @@ from ribseg.pipeline.stages.segmenter import SegmenterStage, check_segmenter
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 
 
-def preflight(context: Context, stages: Sequence[Stage]) -> None:
-    """Finds in seconds what would otherwise fail after hours, and gives every stage its artefact.
+def preflight(
+    context: Context, stages: Sequence[Stage], reported: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Checks in seconds what would otherwise fail after hours, and plans the artefacts of all stages.
 
     Args:
         context: of the run.
         stages: all that a run with this configuration may have.
+        reported: data facts whose notes have been printed already.
+
+    Returns:
+        The data facts, "data" in `results.json`; empty if no stage reads the data set.
 
     Raises:
         RibsegError: settings, data or store cannot work.
@@ -34,12 +41,14 @@ def preflight(context: Context, stages: Sequence[Stage]) -> None:
     check_settings(context.cfg)
     check_imports(context.cfg, stages)
     check_callbacks(context, stages)
-    _ = context.result_loggers  # made now: one that cannot be is said before anything long begins
+    _ = context.result_loggers  # built now, so that a logger that cannot be built ends the run at once
+    facts: dict[str, Any] = {}
     if reads_data(context, stages):
-        preflight_data(context, [stage for stage in stages if stage.reads_data])
+        facts = preflight_data(context, [stage for stage in stages if stage.reads_data], reported or {})
     if BottleneckStage.name in context.cfg.run:
         check_bottleneck(context)
         plan_stages(context, [stage for stage in stages if not stage.reads_data])
+    return facts
 
 
 def reads_data(context: Context, stages: Sequence[Stage]) -> bool:
@@ -49,22 +58,20 @@ def reads_data(context: Context, stages: Sequence[Stage]) -> bool:
     return not chosen or bool(chosen - alone)
 
 
-def preflight_data(context: Context, stages: Sequence[Stage]) -> None:
-    """The part of `preflight` for the stages that read the data set."""
+def preflight_data(context: Context, stages: Sequence[Stage], reported: Mapping[str, Any]) -> dict[str, Any]:
+    """Does the part of `preflight` for the stages that read the data set; returns the data facts."""
     with within("data"):
         context.data.setup()
     if not context.data.train.labels.any():
         raise DataError(nothing_to_learn(context.data.train, str(context.cfg.data.labels)))
-    # What is skipped changes the lists, and with them where results lie. Else the files come last: to open
-    # them all takes long, and a wrong setting is to be said at once.
+    # Skipped images change the lists, and so the digests of all results: then the files are checked first.
+    # Otherwise last, because that takes long and a wrong setting should be reported at once.
     skips = context.data.on_error == "skip"
     if skips:
         context.on_first(lambda: check_data(context))
-        drop_skipped(context)
-    note_data(context)
-    for chain in chains(context.cfg):
-        if {chain.name(kind) for kind in REFINEMENT} & set(context.cfg.run):
-            check_refinement(context, chain)
+        skip_broken(context)
+    facts = note_data(context, reported)
+    check_chains(context)
     if ExportStage.name in context.cfg.run:
         check_export(context)
     plan_stages(context, stages)
@@ -73,38 +80,27 @@ def preflight_data(context: Context, stages: Sequence[Stage]) -> None:
     check_segmenters(context, stages)
     if not skips:
         context.on_first(lambda: check_data(context))
-        note_data(context)
+        facts = note_data(context, facts)
     if any(context.will_run(stage.name) for stage in stages):
         context.console.print(f"[bold]disk[/]: {context.store.free_space} free in {context.store.root}")
+    return facts
+
+
+def check_chains(context: Context) -> None:
+    """Checks the chains of refinement of which the run has a stage."""
+    for chain in chains(context.cfg):
+        if {chain.name(kind) for kind in REFINEMENT} & set(context.cfg.run):
+            check_refinement(context, chain)
 
 
 def plan_stages(context: Context, stages: Sequence[Stage]) -> None:
-    """Gives stages their artefacts, and checks that what they need will be there."""
-    asked = set(context.cfg.rerun)
+    """Plans the artefacts of stages, and checks that the inputs of the chosen ones exist or will be made."""
     for stage in stages:
         if stage.wanted(context) and (stage.name != EvaluateStage.name or wants_scores(context)):
-            context.artefacts[stage.name] = stage.artefact(context)
-            check_complete(context, stage)
-            if stage.name in asked or context.rerun & set(stage.required(context)):
-                context.rerun.add(stage.name)
-    begin_rerun(context)
+            check_complete(context, stage, context.plan(stage))
+    context.begin_reruns()
     for stage in stages:
         check_inputs(context, stage)
-
-
-def begin_rerun(context: Context) -> None:
-    """Makes the folders in which stages are computed again; where there are some, an earlier call goes on.
-
-    So the same command after a kill does not begin again with what it had already replaced.
-    """
-    chosen = context.rerun & set(context.cfg.run)
-    folders = {name: context.artefacts[name].replacement().folder for name in chosen}
-    begun = {name for name, folder in folders.items() if folder.is_dir()}
-    if begun:
-        context.rerun -= chosen - begun
-        return
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)  # processes that start together all come here
 
 
 def check_segmenters(context: Context, stages: Sequence[Stage]) -> None:
@@ -117,9 +113,8 @@ def check_segmenters(context: Context, stages: Sequence[Stage]) -> None:
         context.on_first(lambda: check_truth(context))
 
 
-def check_complete(context: Context, stage: Stage) -> None:
-    """Takes the manifest off a finished artefact that has lost files: the stage will then make them again."""
-    artefact = context.artefacts[stage.name]
+def check_complete(context: Context, stage: Stage, artefact: Artefact) -> None:
+    """Deletes the manifest of a finished artefact that lacks files, so that the stage makes them again."""
     if context.agree(artefact.finished and not stage.complete(context, artefact)):
         context.console.print(f"[bold]{stage.name}[/]: files are gone from {artefact.folder}; not finished")
         context.on_first(lambda: (artefact.folder / MANIFEST).unlink(missing_ok=True))

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from ribseg.data.io.files import atomic_write
+from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context, separate_processes
 from ribseg.pipeline.engine.loggers import finish_loggers, log_results
 from ribseg.pipeline.engine.methods import entries, map_sources
-from ribseg.pipeline.engine.plan import REPORT, planned_stages, rerun_stages, stages_of
+from ribseg.pipeline.engine.plan import REPORT, planned, stages_of
 from ribseg.pipeline.engine.preflight import preflight
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
-from ribseg.pipeline.report.check_data import CHECK_DATA, report_data
+from ribseg.pipeline.report.check_data import report_data
 from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import print_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
@@ -38,29 +38,33 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     Raises:
         RibsegError: settings or data cannot work; said before anything long begins.
     """
-    cfg.run = planned_stages(cfg)
-    cfg.rerun = rerun_stages(cfg)
+    plan, checks_data = planned(cfg)
     quiet_lightning()
-    torch.backends.cudnn.allow_tf32 = bool(cfg.tf32)
+    torch.backends.cudnn.allow_tf32 = bool(plan.tf32)
     with separate_processes():
-        context = Context(cfg, Path(output))
-        if CHECK_DATA in cfg.run:
-            context.on_first(lambda: report_data(context))
-            cfg.run = [name for name in cfg.run if name != CHECK_DATA]
-            if not cfg.run:
+        context = Context(plan, Path(output))
+        reported: dict[str, Any] = {}
+        if checks_data:
+            context.on_first(lambda: reported.update(report_data(context)["data"]))
+            if not plan.run:
                 return {}
-        stages = stages_of(cfg)
-        preflight(context, stages)
+        stages = stages_of(plan)
+        data_facts = preflight(context, stages, reported)
         for stage in stages:
             run_stage(context, stage)
-        results = gather(context)
+        results = gather(context, data_facts)
         if context.is_first:
-            atomic_write(context.output / "results.json", json.dumps(results, indent=1).encode())
-            print_tables(context, results)
-            log_results(context, results)
-            if REPORT in cfg.run:
-                context.console.print(f"report: {write_report(context, results)}")
+            publish(context, results)
         return results
+
+
+def publish(context: Context, results: dict[str, Any]) -> None:
+    """Writes `results.json` and the report, prints the tables, and logs the numbers."""
+    write_json(context.output / "results.json", results)
+    print_tables(context, results)
+    log_results(context, results)
+    if REPORT in context.cfg.run:
+        context.console.print(f"report: {write_report(context, results)}")
 
 
 def objective(results: Mapping[str, Any], path: str | None) -> float | None:
@@ -110,55 +114,71 @@ def run_stage(context: Context, stage: Stage) -> None:
     finally:
         finish_loggers()
     seconds = time.perf_counter() - start
-    context.on_first(lambda: (artefact.replace if again else artefact.finish)(facts, seconds))
-    context.rerun.discard(stage.name)
+    context.finish(stage.name, facts, seconds, again)
     context.console.print(f"  {seconds:.0f} s")
 
 
-def gather(context: Context) -> dict[str, Any]:
-    """What was measured, by stage, with where it lies and what computed it."""
+def gather(context: Context, data_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The measurements by stage, as in `results.json`, with the artefacts and the environment.
+
+    Args:
+        context: of the run.
+        data_facts: what `preflight` returned.
+    """
     finished = {name: artefact for name, artefact in context.artefacts.items() if context.is_ready(name)}
     results: dict[str, Any] = {"name": context.cfg.name, "seed": context.cfg.seed}
     if context.preparation:
-        # COCO's policy belongs to every number: what was set, and what the preset made of it.
-        results["prepared"] = context.preparation
-    if context.data_facts:
-        results["data"] = context.data_facts
-    if "classifier" in finished:
-        results["classifier"] = finished["classifier"].facts
-    if "evaluate" in finished:
-        results["localization"] = localization_results(context, finished["evaluate"])
-    methods = {name: entry for name, entry in entries(context.cfg).items() if name in finished}
-    if methods:
-        results["methods"] = {n: finished[n].facts | {"label": entry.label} for n, entry in methods.items()}
-    if "rib" in methods:
-        results["adaptation"] = finished["rib"].facts
-    if "pseudo_masks" in finished:
-        results["pseudo_masks"] = pseudo_mask_results(finished["pseudo_masks"])
-    segmenters = segmenter_results(context)
-    if segmenters:
-        results["segmenter"] = segmenters
-    if "export" in finished:
-        results["export"] = finished["export"].facts
-    if any(context.skipped.values()):
-        results["skipped"] = context.skipped
-    if "bottleneck" in finished:
-        results["bottleneck"] = json.loads((finished["bottleneck"].folder / BOTTLENECK).read_text())
+        results["prepared"] = context.preparation  # COCO's policy belongs to every number
+    if data_facts:
+        results["data"] = data_facts
+    results |= stage_results(context, finished)
     results["store"] = {name: str(artefact.folder) for name, artefact in finished.items()}
     results["environment"] = environment()
     return results
 
 
-def localization_results(context: Context, artefact: Artefact) -> dict[str, Any]:
-    """Scores of all sources of maps, with what tables call them."""
-    scores, sources = json.loads((artefact.folder / RESULT).read_text()), map_sources(context.cfg)
+def stage_results(context: Context, finished: Mapping[str, Artefact]) -> dict[str, Any]:
+    """The parts of `results.json` that the finished stages give."""
+    facts = {name: finished[name].facts for name in ("classifier", "rib", "export") if name in finished}
+    methods = {
+        name: finished[name].facts | {"label": entry.label}
+        for name, entry in entries(context.cfg).items()
+        if name in finished
+    }
+    parts = {
+        "classifier": facts.get("classifier"),
+        "localization": localization_results(context, finished.get("evaluate")),
+        "methods": methods or None,
+        "adaptation": facts.get("rib"),
+        "pseudo_masks": pseudo_mask_results(finished.get("pseudo_masks")),
+        "segmenter": segmenter_results(context) or None,
+        "export": facts.get("export"),
+        "skipped": context.skipped if any(context.skipped.values()) else None,
+        "bottleneck": read_json(finished.get("bottleneck"), BOTTLENECK),
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def read_json(artefact: Artefact | None, name: str) -> dict[str, Any] | None:
+    """The content of a JSON file of an artefact; None without an artefact."""
+    return None if artefact is None else json.loads((artefact.folder / name).read_text())
+
+
+def localization_results(context: Context, artefact: Artefact | None) -> dict[str, Any] | None:
+    """The scores of all sources of maps, with their labels in tables; None without an evaluation."""
+    scores = read_json(artefact, RESULT)
+    if scores is None:
+        return None
+    sources = map_sources(context.cfg)
     named = {name: {"label": sources[name].label, "control": sources[name].control} for name in scores}
     return {name: scores[name] | named[name] for name in sources if name in scores}
 
 
-def pseudo_mask_results(artefact: Artefact) -> dict[str, Any]:
-    """Scores of all variants; those of the last one, on the first split, stand one level up."""
-    scores = json.loads((artefact.folder / SCORES).read_text())
+def pseudo_mask_results(artefact: Artefact | None) -> dict[str, Any] | None:
+    """The scores of all variants, and on top those of the last one on the first split; None without masks."""
+    scores = read_json(artefact, SCORES)
+    if scores is None:
+        return None
     variant = list(scores)[-1]
     first = next((value for value in scores[variant].values() if isinstance(value, dict)), {})
     headline = {key: first[key] for key in ("miou", "iou") if key in first}

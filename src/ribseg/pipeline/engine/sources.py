@@ -58,12 +58,10 @@ def source_digest(target: str) -> str:
     found = _module_of(target)
     if found is None:
         return "not found"
-    name, file = found
-    seen = {name: file}
-    _follow(name, file, seen, _project(name))
+    modules = _with_imports(*found)
     digest = hashlib.sha256()
-    for module in sorted(seen):
-        digest.update(f"{module}\n".encode() + seen[module].read_bytes())
+    for module in sorted(modules):
+        digest.update(f"{module}\n".encode() + modules[module].read_bytes())
     return digest.hexdigest()
 
 
@@ -112,18 +110,28 @@ def _counts(file: Path, base: Path) -> bool:
     return base in file.parents and (not _is_installed(file) or base not in _library_folders())
 
 
-def _follow(module: str, file: Path, seen: dict[str, Path], base: Path) -> None:
-    """Adds what a module imports of the project, with the packages that hold it."""
-    for imported in _imports(module, file) if file.suffix == ".py" else ():
-        parts = imported.split(".")
-        for name in (".".join(parts[: length + 1]) for length in range(len(parts))):
-            found = _file(name) if name not in seen and is_foreign(name) else None
-            if found is None:
-                continue
-            if not _counts(found, base):
-                break  # a library: none of its modules is looked at
-            seen[name] = found
-            _follow(name, found, seen, base)
+def _with_imports(module: str, file: Path) -> dict[str, Path]:
+    """Module -> file, of a module and all modules of its project that it imports, directly or indirectly."""
+    base, found, pending = _project(module), {module: file}, [module]
+    while pending:
+        name = pending.pop()
+        for imported in _imports(name, found[name]) if found[name].suffix == ".py" else ():
+            new = {n: path for n, path in _project_modules(imported, base) if n not in found}
+            found |= new
+            pending += new
+    return found
+
+
+def _project_modules(imported: str, base: Path) -> Iterator[tuple[str, Path]]:
+    """The module of a dotted name and the packages around it, with their files; none of a library."""
+    parts = imported.split(".")
+    for name in (".".join(parts[: length + 1]) for length in range(len(parts))):
+        file = _file(name) if is_foreign(name) else None
+        if file is None:
+            continue
+        if not _counts(file, base):
+            return
+        yield name, file
 
 
 def _imports(module: str, file: Path) -> Iterator[str]:

@@ -12,7 +12,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
@@ -22,7 +23,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from ribseg.data.io.files import atomic_write
+from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 
 MANIFEST = "manifest.json"
@@ -117,6 +118,12 @@ class Artefact:
         """The same in another folder, to be computed there while the old result stays."""
         return dataclasses.replace(self, folder=self.folder.with_name(self.folder.name + REPLACEMENT))
 
+    def compute(self, work: Callable[[], Mapping[str, Any]]) -> None:
+        """Calls `work` and finishes with the facts that it returns."""
+        start = time.perf_counter()
+        facts = work()
+        self.finish(facts, time.perf_counter() - start)
+
     def finish(self, facts: Mapping[str, Any], seconds: float) -> None:
         """Writes the manifest: from now on the stage is not run again."""
         self._write_manifest(facts, seconds, reruns=0)
@@ -142,7 +149,7 @@ class Artefact:
             "input_reruns": {name: artefact.reruns for name, artefact in self.inputs.items()},
             "environment": environment(),
         }
-        atomic_write(self.folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+        write_json(self.folder / MANIFEST, manifest, indent=2)
 
 
 class Store:

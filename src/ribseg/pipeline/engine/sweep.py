@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ribseg.data.io.files import atomic_write
+from ribseg.data.io.files import write_json
 from ribseg.errors import RibsegError
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.report.table import TableData
@@ -43,7 +43,7 @@ def recorded_failure() -> Iterator[None]:
             traceback.print_exc()
         reason = str(error) if isinstance(error, RibsegError) else f"{type(error).__name__}: {error}"
         print(f"\nribseg: this job of the sweep failed: {reason}", file=sys.stderr)
-        atomic_write(folder / FAILURE, json.dumps({"reason": reason}).encode())
+        write_json(folder / FAILURE, {"reason": reason}, indent=None)
         if "BasicSweeper" not in str(job.sweeper.get("_target_")):
             raise
 
@@ -61,7 +61,7 @@ class SweepTable(Callback):
         jobs = [read_job(place) for place in sorted(places, key=_job_number)]
         if not jobs:
             return
-        atomic_write(folder / "sweep.json", json.dumps(jobs, indent=1).encode())
+        write_json(folder / "sweep.json", jobs)
         make_console().print(*(table.for_terminal() for table in sweep_tables(jobs)))
         if any("failure" in job for job in jobs):
             sys.exit(1)

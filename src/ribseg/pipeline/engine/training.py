@@ -1,15 +1,17 @@
 """Training of a module by epochs, from its last checkpoint on."""
 
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 
 from ribseg.data.io.files import atomic_write
+from ribseg.errors import ConfigError
 from ribseg.models.weights import BROKEN
 from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.engine.context import Context
@@ -43,14 +45,42 @@ def fit(
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
     callbacks = [keep, SamplesCheck(), *context.callbacks(part).values()]
     trainer = context.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
-    last = checkpoints / "last.ckpt"
-    resume = context.agree(str(last) if readable(last, context) else None)
+    return fit_from(context, trainer, module, data, checkpoints / "last.ckpt")
+
+
+def fit_from(
+    context: Context,
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    checkpoint: Path,
+) -> dict[str, float]:
+    """Trains, resuming from a checkpoint if it can be read; returns the last metrics."""
+    resume = context.agree(str(checkpoint) if readable(checkpoint, context) else None)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
+def check_finite(artefact: Artefact, weights: Iterable[Tensor], setting: str, lr: Any) -> None:
+    """Raises a ConfigError that names the learning rate's setting if trained weights are not finite."""
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights):
+        raise ConfigError(
+            f"the weights of {artefact.stage} are no longer finite: its training has diverged. Lower "
+            f"{setting}={lr}; {artefact.folder} can be deleted"
+        )
+
+
+def check_complete(missing: Sequence[str], images: int, what: str) -> None:
+    """Raises a ConfigError if a Trainer's predictions are missing for some of the images."""
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} of {images} images still have no {what}: does the Trainer stop early "
+            "(trainer.limit_predict_batches, trainer.fast_dev_run)?"
+        )
+
+
 def readable(checkpoint: Path, context: Context) -> bool:
-    """Whether there is a checkpoint to go on from; one that a kill left torn is passed over, and said so."""
+    """Whether a checkpoint exists and can be read; a broken one, as a kill may leave it, is reported."""
     if not checkpoint.is_file():
         return False
     try:

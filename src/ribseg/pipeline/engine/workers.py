@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.progress import track
-
 from ribseg.pipeline.engine.context import Context
 from ribseg.workers import ordered_map, worker_count
 
@@ -17,6 +15,5 @@ def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job],
     workers = worker_count(context.cfg.refine.workers)
     # Starting processes takes longer than a few images do.
     done = ordered_map(work, missing, workers if len(missing) >= 2 * workers else 1)
-    quiet = not context.cfg.progress
-    for _ in track(done, title, len(missing), disable=quiet, console=context.console):
+    for _ in context.track(done, title, len(missing)):
         pass

@@ -1,13 +1,12 @@
 """`run=[check_data]`: a report on the data, and exit status 1 if something is wrong with it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
-from ribseg.data.io.files import atomic_write
+from ribseg.data.io.files import write_json
 from ribseg.errors import DataError, list_problems
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import drawing_methods, entries
@@ -49,21 +48,19 @@ def report_data(context: Context) -> dict[str, Any]:
     ]
     leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)
-    for kind, ids in leaks.items():
-        same[kind] = [*same.get(kind, []), *ids]
+    same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
     print_survey(context, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
-    chosen = set(context.cfg.run) - {CHECK_DATA}
-    drawing = drawing_methods(context.cfg, chosen or entries(context.cfg))
-    context.data_facts = data_results(context, values, drawing)
-    print_notes(context)
+    drawing = drawing_methods(context.cfg, context.cfg.run or entries(context.cfg))
+    facts = data_results(context, values, drawing)
+    print_notes(context, facts)
     errors = found_errors(surveys, same, values, data.classes)
     written = {
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
         "duplicates": same,
         "within": within,
         "prepared": context.preparation,
-        "data": context.data_facts,
+        "data": facts,
         "errors": sum(map(len, errors.values())),
     }
     conclude(context, written, errors)
@@ -99,7 +96,7 @@ def conclude(context: Context, written: Mapping[str, Any], errors: Groups) -> No
     if "policy" in context.preparation:
         context.console.print(policy_line(context.preparation), soft_wrap=True)
     path = context.output / RESULT
-    atomic_write(path, json.dumps(written, indent=1).encode())
+    write_json(path, written)
     if errors:
         advice = f"All of them are in {path}. Repair or unlist these files and call it again."
         raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))

@@ -11,6 +11,7 @@ from rich.markup import escape
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.feed.references import ReferenceSampler
+from ribseg.modules.data_module import WSSSDataModule
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.report.mask_notes import mask_notes
@@ -43,9 +44,9 @@ def data_results(
     return result | ({"without_references": counts} if counts else {})
 
 
-def print_notes(context: Context) -> None:
-    """Prints the notes of `context.data_facts`."""
-    for row in context.data_facts.get("notes", []):
+def print_notes(context: Context, facts: Mapping[str, Any]) -> None:
+    """Prints the notes of data facts, see `data_results`."""
+    for row in facts["notes"]:
         context.console.print(f"[yellow]data[/]: {escape(str(Note(**row)))}", soft_wrap=True)
 
 
@@ -87,24 +88,14 @@ def reference_notes(context: Context, counts: Mapping[str, Any], drawing: Sequen
 
 
 def class_notes(context: Context) -> Iterator[Note]:
-    """Classes that cannot be learnt as such, or that no image has."""
+    """Notes on classes that no image has, or that a classifier cannot learn from these images."""
     data = context.data
     train = data.train.labels.sum(0)
     others = {s: folder.labels.sum(0) for s, folder in data.evals.items() if s != data.train_split}
-    anywhere = train + sum(others.values(), np.zeros_like(train))
     trained = not any(context.cfg.classifier.get(name) for name in ("checkpoint", "official_checkpoint"))
-    for split, counts in others.items():
-        only = (
-            {int(c): int(counts[c]) for c in np.flatnonzero((train == 0) & (counts > 0))} if trained else {}
-        )
-        if only:
-            yield Note(
-                "class_without_training_image",
-                f"{names_and_counts(data.classes, only)} of {split}, but no image of {data.train_split}",
-                "The class is never learnt, its maps are accidental (a segmenter never finds it), and its "
-                f"IoU counts in the mIoU of {split}.",
-                f"Put images of it into {data.train_split}, or take it out of classes.txt, labels and masks.",
-            )
+    if trained:
+        yield from _untrained_class_notes(data, train, others)
+    anywhere = train + sum(others.values(), np.zeros_like(train))
     absent = {int(c): 0 for c in np.flatnonzero(anywhere == 0)}
     if absent:
         yield Note(
@@ -123,6 +114,22 @@ def class_notes(context: Context) -> Iterator[Note]:
             "The classifier can answer yes without looking, so that its maps need not lie on the class.",
             f"Add images without the class to {data.train_split}; they may be without any label.",
         )
+
+
+def _untrained_class_notes(
+    data: WSSSDataModule, train: np.ndarray, others: Mapping[str, np.ndarray]
+) -> Iterator[Note]:
+    """Notes on classes of evaluated splits that no training image has; arrays: (C,) images per class."""
+    for split, counts in others.items():
+        only = {int(c): int(counts[c]) for c in np.flatnonzero((train == 0) & (counts > 0))}
+        if only:
+            yield Note(
+                "class_without_training_image",
+                f"{names_and_counts(data.classes, only)} of {split}, but no image of {data.train_split}",
+                "The class is never learnt, its maps are accidental (a segmenter never finds it), and its "
+                f"IoU counts in the mIoU of {split}.",
+                f"Put images of it into {data.train_split}, or take it out of classes.txt, labels and masks.",
+            )
 
 
 def split_notes(context: Context) -> Iterator[Note]:

@@ -49,22 +49,7 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
 def mask_notes(split: str, facts: MaskFacts, classes: Sequence[str]) -> Iterator[Note]:
     """What is unusual about masks that can be scored."""
     yield from _against_labels(split, facts, classes)
-    background, ignored = facts.pixels(0, 0), facts.pixels(IGNORE, IGNORE)
-    scored = background + facts.foreground
-    if not background:
-        yield Note(
-            "masks_without_background",
-            f"no pixel of the {facts.masks} masks of {split} is background (0)",
-            "A map that covers the whole image is never wrong there, and the background has no IoU.",
-            f"Write 0 where there is no object, {IGNORE} only where a pixel is to be ignored.",
-        )
-    elif ignored > MOST * (scored + ignored):
-        yield Note(
-            "masks_mostly_ignored",
-            f"{ignored / (scored + ignored):.0%} of the pixels of the masks of {split} are {IGNORE}",
-            "They are left out of all scores.",
-            f"If {IGNORE} is background or an object there, write 0 or the class's id.",
-        )
+    yield from _background_notes(split, facts)
     if facts.colours:
         several = ", ".join(f"{i} ({n} colours)" for i, n in facts.colours[:SHOWN])
         yield Note(
@@ -73,18 +58,37 @@ def mask_notes(split: str, facts: MaskFacts, classes: Sequence[str]) -> Iterator
             "If a program numbered the colours of each file anew, an id means another class in each.",
             "Write all masks with one palette, ids in the order of classes.txt.",
         )
-    at_border = facts.pixels(1, IGNORE - 1, border=True)
-    border = at_border + facts.pixels(0, 0, border=True)
-    if (
-        len(classes) == 1
-        and background
-        and at_border > MOST * border
-        and at_border * scored > facts.foreground * border
-    ):
+    if len(classes) == 1:
+        yield from _inverted_notes(split, facts, classes[0])
+
+
+def _background_notes(split: str, facts: MaskFacts) -> Iterator[Note]:
+    background, ignored = facts.pixels(0, 0), facts.pixels(IGNORE, IGNORE)
+    pixels = background + facts.foreground + ignored
+    if not background:
+        yield Note(
+            "masks_without_background",
+            f"no pixel of the {facts.masks} masks of {split} is background (0)",
+            "A map that covers the whole image is never wrong there, and the background has no IoU.",
+            f"Write 0 where there is no object, {IGNORE} only where a pixel is to be ignored.",
+        )
+    elif ignored > MOST * pixels:
+        yield Note(
+            "masks_mostly_ignored",
+            f"{ignored / pixels:.0%} of the pixels of the masks of {split} are {IGNORE}",
+            "They are left out of all scores.",
+            f"If {IGNORE} is background or an object there, write 0 or the class's id.",
+        )
+
+
+def _inverted_notes(split: str, facts: MaskFacts, name: str) -> Iterator[Note]:
+    background, at_border = facts.pixels(0, 0), facts.pixels(1, IGNORE - 1, border=True)
+    scored, border = background + facts.foreground, at_border + facts.pixels(0, 0, border=True)
+    if background and at_border > MOST * border and at_border * scored > facts.foreground * border:
         yield Note(
             "masks_inverted",
             f"{at_border / border:.0%} of the pixels at the borders of the images of {split} belong to "
-            f"{classes[0]!r}, but {facts.foreground / scored:.0%} of all",
+            f"{name!r}, but {facts.foreground / scored:.0%} of all",
             "The masks look inverted: objects seldom surround the background.",
             "Expected 0 for background and 1 for the object.",
         )

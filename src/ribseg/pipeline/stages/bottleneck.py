@@ -25,7 +25,7 @@ from ribseg.data.demo.digits import (
     split_digits,
     toy_images,
 )
-from ribseg.data.io.files import atomic_write
+from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
 from ribseg.functional.activations import last_activation
 from ribseg.methods.pooling import Activated
@@ -78,7 +78,7 @@ class BottleneckStage(Stage):
             missing.append(context.cfg.seed)
         for_seeds(context, artefact, measure_seed, missing)
         records = [json.loads(path.read_text()) for path in paths.values()]
-        atomic_write(artefact.folder / RESULT, json.dumps(put_together(records), indent=1).encode())
+        write_json(artefact.folder / RESULT, summarize(records))
 
 
 def check_bottleneck(context: Context) -> None:
@@ -147,7 +147,7 @@ def measure_seed(context: Context, artefact: Artefact, seed: int) -> None:
         "after": by_region(item.after for item in items),
         "network": score_network(context, network.cpu(), scored),
     }
-    atomic_write(record_path(artefact, seed), json.dumps(record, indent=1).encode())
+    write_json(record_path(artefact, seed), record)
 
 
 def by_region(ratios: Iterable[Tensor]) -> dict[str, list[float | None]]:
@@ -195,7 +195,7 @@ def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None
     atomic_write(path, buffer.getvalue())
 
 
-def put_together(records: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     """As "bottleneck" in `results.json`: means and deviations over seeds, all records."""
     summary = summarize_seeds(records)
     accuracies = [record["network"]["accuracy"] for record in records]

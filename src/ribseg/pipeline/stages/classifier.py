@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import nn
 
 from ribseg.errors import ConfigError
@@ -14,7 +13,7 @@ from ribseg.models.described import write_described
 from ribseg.pipeline.engine.context import Context, build, named_callbacks
 from ribseg.pipeline.engine.stage import TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import fit, weights_file
+from ribseg.pipeline.engine.training import check_finite, fit, weights_file
 
 CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
 
@@ -46,12 +45,8 @@ class ClassifierStage(Stage):
         classifier = new_classifier(context)
         module = build(context.cfg.classifier.module, classifier=classifier)
         facts = fit(context, artefact, self.name, module, context.cfg.classifier.epochs, context.data)
-        if not all(bool(torch.isfinite(weight).all()) for weight in classifier.parameters()):
-            raise ConfigError(
-                "the classifier's weights are no longer finite: its training has diverged. Lower "
-                f"classifier.module.lr={context.cfg.classifier.module.get('lr')}; {artefact.folder} can be "
-                "deleted"
-            )
+        lr = context.cfg.classifier.module.get("lr")
+        check_finite(artefact, classifier.parameters(), "classifier.module.lr", lr)
         context.on_first(lambda: save(context, artefact, classifier))
         return facts
 

@@ -1,7 +1,6 @@
 """The training images, decoded once into the store, for reference images."""
 
 import shutil
-import time
 
 import torch.distributed as dist
 
@@ -13,26 +12,35 @@ GIB = 1024**3
 
 
 def decoded_images(context: Context) -> ImagePool | None:
-    """The training images, decoded, in the store; None where there are too many."""
-    limit, train, artefact = pool_limit(context), context.data.train, pool_artefact(context)
-    if not limit:
+    """The pool of decoded training images in the store; None if it would be too large."""
+    artefact = pool_artefact(context)
+    if not pool_limit(context):
         return None
     if not artefact.finished and (context.is_first or not dist.is_initialized()):
-        sizes = image_sizes(train)
-        need, free = pool_bytes(sizes), shutil.disk_usage(context.store.root).free
-        reason = "maps.pool_gib allows" if need > limit else "the store's disk has" if need > free else None
-        amount = f"{len(train)} decoded training images for references: {need / GIB:.2f} GiB"
-        if reason:
-            context.console.print(
-                f"  {amount}; {reason} {min(limit, free) / GIB:.2f}: decoding at each draw instead"
-            )
-        else:
-            context.console.print(f"  {amount} in {artefact.folder}")
-            start = time.perf_counter()
-            build_pool(artefact.folder, train, sizes, progress=context.cfg.progress)
-            artefact.finish({"images": len(train), "bytes": need}, time.perf_counter() - start)
+        decode_images(context, artefact)
     context.wait()
     return ImagePool(artefact.folder) if artefact.finished else None
+
+
+def decode_images(context: Context, artefact: Artefact) -> None:
+    """Fills the pool if `maps.pool_gib` and the disk have room for it."""
+    limit, train = pool_limit(context), context.data.train
+    sizes = image_sizes(train)
+    need, free = pool_bytes(sizes), shutil.disk_usage(context.store.root).free
+    amount = f"{len(train)} decoded training images for references: {need / GIB:.2f} GiB"
+    if need > min(limit, free):
+        reason = "maps.pool_gib allows" if need > limit else "the store's disk has"
+        context.console.print(
+            f"  {amount}; {reason} {min(limit, free) / GIB:.2f}: decoding at each draw instead"
+        )
+        return
+    context.console.print(f"  {amount} in {artefact.folder}")
+
+    def build() -> dict[str, int]:
+        build_pool(artefact.folder, train, sizes, progress=context.cfg.progress)
+        return {"images": len(train), "bytes": need}
+
+    artefact.compute(build)
 
 
 def pool_limit(context: Context) -> float:

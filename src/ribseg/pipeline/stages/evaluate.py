@@ -1,15 +1,13 @@
 """The evaluation stage: all sources of maps on all splits, with the controls beside them."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from rich.progress import track
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import atomic_write
+from ribseg.data.io.files import write_json
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
 from ribseg.functional.evaluation import distance_tenths
@@ -70,7 +68,7 @@ class EvaluateStage(Stage):
         }
         settings = context.cfg.evaluate
         result = score(sweeps, settings.fixed_threshold, settings.bootstrap, context.cfg.seed)
-        atomic_write(artefact.folder / RESULT, json.dumps(result, indent=1).encode())
+        write_json(artefact.folder / RESULT, result)
 
 
 def ready_sources(context: Context) -> list[MapSource]:
@@ -99,8 +97,7 @@ def sweep_split(
         }
 
     results = ordered_map(count, folder.ids, settings.workers, threads=True)
-    quiet = not context.cfg.progress
-    shown = track(results, f"{title} {folder.split}", len(folder), disable=quiet, console=context.console)
+    shown = context.track(results, f"{title} {folder.split}", len(folder))
     for counts, labels in zip(shown, folder.labels, strict=True):
         for source, one in counts.items():
             evaluators[source].add(one, int((labels > 0).sum()))

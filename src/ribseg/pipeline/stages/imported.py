@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ribseg.data.io.files import scan_folder
+from ribseg.data.io.files import missing_ids
 from ribseg.errors import ConfigError
 from ribseg.interop import convert_maps, map_reader
 from ribseg.pipeline.engine.context import Context
@@ -28,9 +28,7 @@ class ImportedStage(Stage):
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps are there."""
-        folder = artefact.folder / "maps"
-        there = scan_folder(folder, (".npz",)) if folder.is_dir() else {}
-        return set(context.data.all_ids) <= set(there)
+        return not missing_ids(artefact.folder / "maps", context.data.all_ids, ".npz")
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Reads what is not there yet, in the first process."""

@@ -1,6 +1,5 @@
 """The search for a method's learning rate on a few training images, and where its result is kept."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -43,8 +42,7 @@ def searched_rate(context: Context, entry: Entry, make: Make) -> float:
     """
     artefact = rate_artefact(context, entry)
     if not artefact.finished and (context.is_first or not dist.is_initialized()):
-        start = time.perf_counter()
-        artefact.finish(search(context, make), time.perf_counter() - start)
+        artefact.compute(lambda: search(context, make))
     context.wait()
     return float(artefact.facts["lr"])
 

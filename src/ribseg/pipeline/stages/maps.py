@@ -11,7 +11,7 @@ from torch import nn
 
 from ribseg.checks import SettingError
 from ribseg.data.feed.references import ReferenceBatches
-from ribseg.data.io.files import scan_folder
+from ribseg.data.io.files import missing_ids
 from ribseg.data.io.maps import read_records
 from ribseg.errors import ConfigError
 from ribseg.methods.base import takes
@@ -22,6 +22,7 @@ from ribseg.pipeline.engine.digest import contents, with_sources
 from ribseg.pipeline.engine.methods import Entry, entries
 from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS, Stage
 from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.training import check_complete
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.decoded_images import decoded_images
 from ribseg.pipeline.stages.learning_rate import searched_rate
@@ -46,9 +47,7 @@ class MapStage(Stage):
 
     def missing(self, context: Context, artefact: Artefact) -> list[str]:
         """Ids of the images that have no maps yet."""
-        folder = artefact.folder / "maps"
-        there = scan_folder(folder, (".npz",)) if folder.is_dir() else {}
-        return [image_id for image_id in context.data.all_ids if image_id not in there]
+        return missing_ids(artefact.folder / "maps", context.data.all_ids, ".npz")
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Makes the maps that are not there yet."""
@@ -63,12 +62,7 @@ class MapStage(Stage):
             loader = context.data.prediction_loader(missing, self.scales, context.processes)
             trainer.predict(module, loader, return_predictions=False)
             context.wait()
-            left = self.missing(context, artefact)
-            if left:
-                raise ConfigError(
-                    f"{len(left)} of {number} images still have no maps in {artefact.folder}: does the "
-                    "Trainer stop early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
-                )
+            check_complete(self.missing(context, artefact), number, f"maps in {artefact.folder}")
         return summarize(read_records(artefact.folder))
 
     @abstractmethod

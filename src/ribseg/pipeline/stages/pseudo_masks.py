@@ -1,6 +1,5 @@
 """Pseudo masks from maps: palette PNGs, their background scores, and what they are worth."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from itertools import product
@@ -12,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.files import missing_ids, scan_folder, write_json
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
@@ -115,9 +114,9 @@ class PseudoMasksStage(RefinementStage):
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all masks and their scores are there."""
         folders = [artefact.folder / variant for variant in self.chain.variants(context.cfg)]
-        if not (artefact.folder / SCORES).is_file() or not all(folder.is_dir() for folder in folders):
-            return False
-        return all(set(context.data.all_ids) <= set(scan_folder(folder, (".png",))) for folder in folders)
+        return (artefact.folder / SCORES).is_file() and not any(
+            missing_ids(folder, context.data.all_ids, ".png") for folder in folders
+        )
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Writes the masks that are not there yet, in a pool of the first process, and scores them."""
@@ -141,7 +140,7 @@ class PseudoMasksStage(RefinementStage):
                     f"  [yellow]warning[/]: the masks of {variant!r} hold only background; its score "
                     f"{thresholds[variant]:.2f} is too high, or the maps are empty"
                 )
-        atomic_write(artefact.folder / SCORES, json.dumps(scores, indent=1).encode())
+        write_json(artefact.folder / SCORES, scores)
 
     def _score(self, context: Context, artefact: Artefact, variant: str, split: str) -> dict[str, Any]:
         folder = context.data.evals[split]

@@ -27,7 +27,7 @@ from ribseg.pipeline.engine.context import Context, build, named_callbacks, plai
 from ribseg.pipeline.engine.parts import check_training, takes
 from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import readable, weights_file
+from ribseg.pipeline.engine.training import check_finite, fit_from, weights_file
 from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
 from ribseg.pipeline.stages.classifier import given_checkpoint, new_classifier, trained_classifier
 from ribseg.pipeline.stages.pseudo_masks import read_pseudo_mask
@@ -93,11 +93,7 @@ class SegmenterStage(Stage):
         chosen = torch.load(checkpoint(artefact, cfg.select), map_location="cpu", weights_only=True)
         prefix = "model."
         state = {k.removeprefix(prefix): v for k, v in chosen["state_dict"].items() if k.startswith(prefix)}
-        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-            raise ConfigError(
-                f"the weights of {self.name} are no longer finite: its training has diverged. Lower "
-                f"segmenter.module.lr={cfg.module.get('lr')}; {artefact.folder} can be deleted"
-            )
+        check_finite(artefact, state.values(), "segmenter.module.lr", cfg.module.get("lr"))
         model.load_state_dict(state)
         context.on_first(lambda: described(context, model).save(weights_file(artefact, WEIGHTS)))
         return facts | {"selected": cfg.select, "selected_at": chosen["global_step"]}
@@ -226,16 +222,14 @@ def train(
         val_check_interval=cfg.check_every * cfg.accumulate,
         limit_val_batches=None if data.val is not None else 0,
     )
-    last = checkpoint(artefact, "last")
-    resume = context.agree(str(last) if readable(last, context) else None)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    metrics = fit_from(context, trainer, module, data, checkpoint(artefact, "last"))
     stopped = trainer.should_stop and bool(context.callbacks("segmenter"))  # by a callback, as was asked for
     if trainer.global_step < cfg.max_steps and not stopped:
         raise ConfigError(
             f"{artefact.stage} stopped at iteration {trainer.global_step} of {cfg.max_steps}: does the "
             "Trainer stop early (trainer.max_time, trainer.limit_train_batches, trainer.fast_dev_run)?"
         )
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return metrics
 
 
 def training_callbacks(context: Context, artefact: Artefact, watched: bool) -> list[Callback]:
@@ -261,6 +255,25 @@ def check_segmenter(context: Context, source: str) -> None:
     Raises:
         RibsegError: a setting cannot work, or masks are absent.
     """
+    check_schedule(context)
+    if source == FULL:
+        check_full(context)
+    if context.is_ready(segmenter_name(source)):
+        return
+    cfg = context.cfg.segmenter
+    # The classifier may not be trained yet, but an untrained one has the same shapes.
+    given = given_checkpoint(context)
+    classifier = trained_classifier(context) if given else new_classifier(context, pretrained=False)
+    with within("segmenter.model"):
+        model = new_segmenter(context, classifier)
+    check_training("segmenter.module", cfg.module, model=model)
+    with within("segmenter.precision"):
+        build(context.cfg.trainer, logger=False, precision=cfg.precision or context.cfg.trainer.precision)
+    segmentation_data(context, source).check(context.processes)
+
+
+def check_schedule(context: Context) -> None:
+    """Raises a ConfigError if steps, checkpoints and validation of the training do not fit together."""
     cfg = context.cfg.segmenter
     if cfg.max_steps % cfg.check_every:
         raise ConfigError(
@@ -272,23 +285,15 @@ def check_segmenter(context: Context, source: str) -> None:
             f"expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits with "
             f"masks; got {cfg.select} with validate={cfg.validate}"
         )
-    if source == FULL:
-        folder = training_folder(context, source)
-        absent = [image_id for image_id in folder.ids if not folder.has_mask(image_id)]
-        if absent:
-            raise ConfigError(
-                f"segmenter.sources=[full] learns from the ground truth, but {len(absent)} of {len(folder)} "
-                f"training images of {folder.origin} have no mask, first {absent[:3]}; name the folder "
-                "that has all of them with segmenter.masks_dir (VOC: SegmentationClassAug)"
-            )
-    if context.is_ready(segmenter_name(source)):
-        return
-    # The classifier need not be trained yet, but an untrained one has the same shapes.
-    given = given_checkpoint(context)
-    classifier = trained_classifier(context) if given else new_classifier(context, pretrained=False)
-    with within("segmenter.model"):
-        model = new_segmenter(context, classifier)
-    check_training("segmenter.module", cfg.module, model=model)
-    with within("segmenter.precision"):
-        build(context.cfg.trainer, logger=False, precision=cfg.precision or context.cfg.trainer.precision)
-    segmentation_data(context, source).check(context.processes)
+
+
+def check_full(context: Context) -> None:
+    """Raises a ConfigError if training images have no mask, which the fully supervised segmenter needs."""
+    folder = training_folder(context, FULL)
+    absent = [image_id for image_id in folder.ids if not folder.has_mask(image_id)]
+    if absent:
+        raise ConfigError(
+            f"segmenter.sources=[full] learns from the ground truth, but {len(absent)} of {len(folder)} "
+            f"training images of {folder.origin} have no mask, first {absent[:3]}; name the folder "
+            "that has all of them with segmenter.masks_dir (VOC: SegmentationClassAug)"
+        )

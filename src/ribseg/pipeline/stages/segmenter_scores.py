@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.feed.iterations import WholeImages, only_item
-from ribseg.data.io.files import atomic_write, scan_folder
+from ribseg.data.io.files import missing_ids, write_json
 from ribseg.data.io.masks import read_mask
-from ribseg.errors import ConfigError
 from ribseg.metrics import confusion_matrix, counts_of
 from ribseg.models import Segmenter, load_segmenter
 from ribseg.modules.callbacks import MaskWriter, Threads
@@ -24,7 +23,7 @@ from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import weights_file
+from ribseg.pipeline.engine.training import check_complete, weights_file
 from ribseg.pipeline.stages.chains import (
     FULL,
     masks_stage,
@@ -69,7 +68,7 @@ class SegmenterTestStage(Stage):
         """Whether scores and masks are there."""
         folders = tested_folders(context).values()
         return (artefact.folder / SCORES).is_file() and not any(
-            missing_masks(artefact.folder / folder.split, folder) for folder in folders
+            missing_ids(artefact.folder / folder.split, folder.ids, ".png") for folder in folders
         )
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
@@ -85,19 +84,13 @@ class SegmenterTestStage(Stage):
             split: score_masks(context, artefact.folder / split, folder)
             for split, folder in tested_folders(context).items()
         }
-        atomic_write(artefact.folder / SCORES, json.dumps(scores, indent=1).encode())
+        write_json(artefact.folder / SCORES, scores)
 
 
 def tested_segmenter(context: Context, source: str) -> Segmenter:
     """The trained segmenter under the configured test."""
     segmenter = load_segmenter(weights_file(context.artefacts[segmenter_name(source)], WEIGHTS))
     return dataclasses.replace(segmenter, inference=plain(context.cfg.segmenter.test))
-
-
-def missing_masks(place: Path, folder: BaseDataset) -> list[str]:
-    """Ids of the images without a mask in a folder."""
-    there = scan_folder(place, (".png",)) if place.is_dir() else {}
-    return [image_id for image_id in folder.ids if image_id not in there]
 
 
 def write_masks(
@@ -112,7 +105,7 @@ def write_masks(
         folder: the images.
         place: gets `<image id>.png`.
     """
-    missing = context.agree(missing_masks(place, folder))
+    missing = context.agree(missing_ids(place, folder.ids, ".png"))
     if not missing:
         return
     if len(missing) < len(folder):
@@ -126,12 +119,7 @@ def write_masks(
     trainer = context.trainer(artefact.stage, artefact.folder, callbacks)
     trainer.predict(module, image_loader(context, missing, folder), return_predictions=False)
     context.wait()
-    left = missing_masks(place, folder)
-    if left:
-        raise ConfigError(
-            f"{len(left)} of {len(folder)} images still have no mask in {place}: does the Trainer stop early "
-            "(trainer.limit_predict_batches, trainer.fast_dev_run)?"
-        )
+    check_complete(missing_ids(place, folder.ids, ".png"), len(folder), f"mask in {place}")
 
 
 def image_loader(context: Context, ids: Sequence[str], folder: BaseDataset) -> DataLoader:

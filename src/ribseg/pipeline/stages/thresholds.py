@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import torch
 from omegaconf import DictConfig
-from rich.progress import track
 
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.errors import ConfigError, DataError
@@ -81,13 +80,8 @@ def unsupervised_threshold(context: Context, stage: str) -> float:
         maps = load_maps(map_path(context.artefacts[stage].folder, image_id))
         return score_histogram(maps.strided if maps.full is None else maps.full, thresholds)
 
-    counts = track(
-        ordered_map(count, folder.ids, settings.workers, threads=True),
-        "Threshold without masks",
-        len(folder),
-        disable=not context.cfg.progress,
-        console=context.console,
-    )
+    results = ordered_map(count, folder.ids, settings.workers, threads=True)
+    counts = context.track(results, "Threshold without masks", len(folder))
     total = sum(counts, torch.zeros(len(thresholds) + 1, dtype=torch.int64))
     if not total.any():
         raise DataError(f"the maps of {stage} hold no class on {folder.split}: no background score fits")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from ribseg.data.demo.digits import (
@@ -128,10 +128,9 @@ def _in_process(
 ) -> float:
     """One seed in a fresh process, without a progress bar: there would be one per process."""
     quiet_lightning()
-    cfg.progress = False
-    context = Context(cfg, output)
-    context.artefacts = artefacts
-    return _timed(work, context, artefact, seed)
+    quiet = OmegaConf.merge(cfg, {"progress": False})
+    assert isinstance(quiet, DictConfig)
+    return _timed(work, Context(quiet, output, artefacts), artefact, seed)
 
 
 def _timed(work: SeedWork, context: Context, artefact: Artefact, seed: int) -> float:
