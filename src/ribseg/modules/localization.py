@@ -60,20 +60,29 @@ class LocalizationModule(pl.LightningModule):
         super().__init__()
         self.classifier, self.method, self.references = classifier, method, references
         self.name, self.seed = name, seed
-        self.given = [name for name in ("references", "generator") if takes(method, name)]
+        self.taken = [name for name in ("references", "generator") if takes(method, name)]
         if not getattr(method, "uses_references", True):
             self.references = None
 
     def localize(self, image_id: str, views: list[Tensor], labels: Tensor) -> Adaptation:
         """Returns the maps of one image, not normalised; see `ribseg.methods.base.Method`."""
+        return self.method(views=views, labels=labels, **self.given(image_id, labels))
+
+    def trace(self, image_id: str, views: list[Tensor], labels: Tensor) -> list[Adaptation]:
+        """Returns the results after each step of a method that has a `trace`."""
+        trace: Callable[..., list[Adaptation]] = self.method.trace  # type: ignore[attr-defined]
+        return trace(views=views, labels=labels, **self.given(image_id, labels))
+
+    def given(self, image_id: str, labels: Tensor) -> dict[str, Any]:
+        """Returns what the method takes besides views and labels: references and generator."""
         generator = partial(rng, self.seed, self.name.replace("_", " "), image_id)
-        given: dict[str, Any] = {"generator": generator()} if "generator" in self.given else {}
-        if "references" in self.given and self.references is not None:
+        given: dict[str, Any] = {"generator": generator()} if "generator" in self.taken else {}
+        if "references" in self.taken and self.references is not None:
             targets = getattr(self.method, "targets", None)
             chosen = labels if targets is None else targets(labels, generator())
             number = getattr(self.method, "updates", None)
             given["references"] = self.references(image_id, chosen, UNLIMITED if number is None else number)
-        return self.method(views=views, labels=labels, **given)
+        return given
 
     def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
         """Returns maps and record of an item of `WSSSDataModule.predict_dataset`."""

@@ -1,6 +1,6 @@
 """One call from an image to its localization maps, without a data set."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from ribseg.data.feed.views import SCALES, multi_scale_views
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, as_image, capped
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
-from ribseg.functional.random import rng
 from ribseg.methods.base import Method, takes
 from ribseg.methods.cam import head_of, merge_maps
 from ribseg.methods.memory import usable_device
@@ -27,6 +26,7 @@ from ribseg.methods.naming import indices_of, predicted_classes
 from ribseg.models.imagenet import imagenet_classifier
 from ribseg.models.load import load_described_classifier
 from ribseg.models.packages import PACKAGED
+from ribseg.modules.localization import LocalizationModule
 from ribseg.pipeline.engine.configuration import composed
 from ribseg.pipeline.engine.context import build
 from ribseg.pipeline.engine.methods import Entry, check_entries, entries
@@ -35,7 +35,6 @@ from ribseg.types import Adaptation
 Labels = Sequence[str | int]
 DEFAULT = "efficientnet_lite0"
 OF_THE_CALL = ("data.", "references", "seed")  # settings that are not of a method
-ENDLESS = 10**9  # batches for a method that does not say how many it takes
 
 
 def localize(
@@ -113,19 +112,19 @@ class Localizer:
         self.names: tuple[str, ...] | None = getattr(self.classifier, "classes", None)
         self.change: Any = None  # of finished maps, for methods that are made of another's
         self.method: Any = self._built(method) if isinstance(method, str) else method
-        self.scales = self.cfg.data.scales if isinstance(method, str) else SCALES
+        chosen = isinstance(method, str) or any(text.startswith("data.scales=") for text in overrides)
+        self.scales = self.cfg.data.scales if chosen else SCALES
         if max(getattr(self.method, "loss_views", ()), default=0) >= len(self.scales):
             raise ConfigError(f"rib.loss_views must be places in data.scales={list(self.scales)}")
         if references is not None and not takes(self.method, "references"):
             raise ConfigError(f"the method {self.name!r} takes no references")
-        self.photographs = None
-        if references is not None:
-            self.photographs = LabelledPhotographs(references, self.find_classes, len(self.weight))
+        batches = None if references is None else self._batches(references)
+        self.module = LocalizationModule(self.classifier, self.method, batches, self.name, self.cfg.seed)
 
     def __call__(self, image: Any, labels: Labels | None = None, top: int = 3) -> LocalizationMaps:
         """The maps of an image; see `localize`."""
-        pixels, target = self._prepared(image, labels, top)
-        return self._finished(self.method(**self._given(image, pixels, target)), pixels)
+        pixels, given = self._prepared(image, labels, top)
+        return self._finished(self.module.localize(*given), pixels)
 
     def trace(self, image: Any, labels: Labels | None = None, top: int = 3) -> list[LocalizationMaps]:
         """The maps after each step of a method that takes steps; the last are those of the call.
@@ -135,17 +134,18 @@ class Localizer:
         """
         if self.change is not None or not hasattr(self.method, "trace"):
             raise ConfigError(f"the method {self.name!r} takes no steps (it has no `trace`)")
-        pixels, target = self._prepared(image, labels, top)
-        steps: Iterable[Adaptation] = self.method.trace(**self._given(image, pixels, target))
-        return [self._finished(step, pixels) for step in steps]
+        pixels, given = self._prepared(image, labels, top)
+        return [self._finished(step, pixels) for step in self.module.trace(*given)]
 
     def find_classes(self, pixels: np.ndarray, top: int = 3) -> list[int]:
         """Indices of the classes that the classifier finds in an (H, W, 3) uint8 image, at most `top`."""
         view = self._views(pixels, (1.0,))[0].to(self.weight.device)
         return predicted_classes(self.classifier, view, top)
 
-    def _prepared(self, image: Any, labels: Labels | None, top: int) -> tuple[np.ndarray, Tensor]:
-        """The pixels, and (C,) labels in {0, 1}."""
+    def _prepared(
+        self, image: Any, labels: Labels | None, top: int
+    ) -> tuple[np.ndarray, tuple[str, list[Tensor], Tensor]]:
+        """The pixels; and name, views and (C,) labels in {0, 1}, as `LocalizationModule` takes them."""
         pixels = as_image(image)
         if labels is None:
             chosen = self.find_classes(pixels, top)
@@ -153,25 +153,16 @@ class Localizer:
             chosen = indices_of(labels, self.names, len(self.weight))
         target = torch.zeros(len(self.weight))
         target[chosen] = 1
-        return pixels, target
+        name = Path(image).stem if isinstance(image, str | Path) else "image"
+        return pixels, (name, self._views(pixels, self.scales), target)
 
-    def _given(self, image: Any, pixels: np.ndarray, target: Tensor) -> dict[str, Any]:
-        """What the method is called with."""
-        key = Path(image).stem if isinstance(image, str | Path) else "image"
-        given: dict[str, Any] = {"views": self._views(pixels, self.scales), "labels": target}
-        if takes(self.method, "generator"):
-            given["generator"] = rng(self.cfg.seed, self.name.replace("_", " "), key)
-        if self.photographs is not None:
-            given["references"] = self._references(key, target)
-        return given
-
-    def _references(self, key: str, target: Tensor) -> Iterator[Any]:
-        assert self.photographs is not None
-        transform = train_transform(self.cfg.data.crop_size, self.cfg.data.resize_long, *self.normalization)
-        sampler = ReferenceSampler(self.photographs.ids, self.photographs.labels, self.cfg.seed)
-        batches = ReferenceBatches(self.photographs, sampler, transform, self.cfg.references)
-        updates = getattr(self.method, "updates", None)
-        return batches(key, target, ENDLESS if updates is None else updates)
+    def _batches(self, folder: str | Path) -> ReferenceBatches:
+        """Batches of the photographs of a folder, with the classes that the classifier finds in them."""
+        photographs = LabelledPhotographs(folder, self.find_classes, len(self.weight))
+        data = self.cfg.data
+        transform = train_transform(data.crop_size, data.resize_long, *self.normalization)
+        sampler = ReferenceSampler(photographs.ids, photographs.labels, self.cfg.seed)
+        return ReferenceBatches(photographs, sampler, transform, self.cfg.references)
 
     def _views(self, pixels: np.ndarray, scales: Sequence[float]) -> list[Tensor]:
         mean, std = self.normalization
