@@ -60,7 +60,7 @@ def normalize(maps: Tensor, eps: float = EPS) -> Tensor:
 
 
 def active_area(maps: Tensor, threshold: float = 0.3) -> Tensor:
-    """The share of locations where any normalised map exceeds a threshold.
+    """The fraction of locations where any normalised map exceeds a threshold.
 
     Args:
         maps: (K, h, w), non-negative, not normalised.

@@ -14,8 +14,8 @@ from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, pad_images
 from ribseg.models.chain import trial_images
 from ribseg.models.released.irn import irn_state
 from ribseg.models.weights import load_released, read_state_dict
+from ribseg.types import STRIDE
 
-STRIDE = 4  # of both outputs
 BOUNDARY_WIDTH, BOUNDARY_GROUPS = 32, 4
 DISPLACEMENT_WIDTHS, DISPLACEMENT_GROUPS = (64, 128, 256, 256, 256), (8, 16, 16, 16, 16)
 MERGED_WIDTH, MERGED_GROUPS = 256, 16
