@@ -145,7 +145,7 @@ def test_classes_by_name_and_index(classifier):
     for wrong, message in (
         ("dog", "expected a list"),
         ([], "expected a list"),
-        (["cow"], "is no class"),
+        (["cow"], "is not a class"),
         ([3], r"integer in \[0, 2\], got 3"),
         ([True], "labels"),
     ):
@@ -242,7 +242,7 @@ def test_the_command_writes_picture_maps_mask_and_strip(tmp_path, image, classif
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labels", "cow"], "is no class"),
+        (["--labels", "cow"], "is not a class"),
         (["--method", "none"], "expected a method"),
         (["--classifier", "absent.safetensors"], "no file at"),
         (["--device", "cuda:99"], "the device 'cuda:99' cannot be used here"),

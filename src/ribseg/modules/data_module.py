@@ -296,7 +296,7 @@ def _checked_source(
     """The dataset argument; raises a ConfigError unless either it or the root is given."""
     if dataset is None:
         if root is None:
-            raise ConfigError("the setting data.root has no default; give it: data.root=PATH")
+            raise ConfigError("the setting data.root has no default; give it: data.root=...")
         return None
     if root is not None:
         raise ConfigError(
