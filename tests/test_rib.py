@@ -400,7 +400,7 @@ def test_growth_is_defined_where_logits_begin_below_zero():
     [
         (growing(1e9), "rate_search.low"),
         (growing(1e-9), "rate_search.high"),
-        (fake_adaptations(1.0), "measures no logits"),
+        (fake_adaptations(1.0), "records no logits"),
     ],
 )
 def test_rate_search_by_growth_says_what_to_change(adapt, message):

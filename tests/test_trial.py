@@ -270,7 +270,7 @@ def test_a_classifier_that_somebody_else_trained(tmp_path, tree):
     [
         (["classifier.checkpoint=FILE"], "knows 5 classes, but the data has 2"),
         (["classifier.checkpoint=FILE", "classifier.official_checkpoint=FILE"], "exclude each other"),
-        (["classifier.official_checkpoint=FILE"], "give it as classifier.checkpoint="),
+        (["classifier.official_checkpoint=FILE"], "load it with classifier.checkpoint="),
         (["classifier.checkpoint=/nowhere.pt"], "/nowhere.pt"),
         (["classifier.model.weights=efficientnet_lite0"], r"data\.mean=\[0\.5,0\.5,0\.5\]"),
     ],

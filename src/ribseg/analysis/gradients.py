@@ -58,7 +58,7 @@ def input_gradients(
             handle.remove()
     missing = [number for number in range(len(layers)) if number not in sums]
     if missing:
-        raise ValueError(f"layers {missing} were not called by the forward pass; give modules that it uses")
+        raise ValueError(f"layers {missing} were not called by the forward pass; pass modules that it uses")
     targets = [*(sums[number] for number in range(len(layers))), *([total] if output else [])]
     return [_gradient(target, point, number) for number, target in enumerate(targets)]
 

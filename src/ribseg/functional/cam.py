@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.types import STRIDE
+
 EPS = 1e-5  # added to the maximum before dividing, as in the released program
 
 
@@ -58,7 +60,7 @@ def normalize(maps: Tensor, eps: float = EPS) -> Tensor:
 
 
 def active_area(maps: Tensor, threshold: float = 0.3) -> Tensor:
-    """The share of locations where any normalised map exceeds a threshold.
+    """The fraction of locations where any normalised map exceeds a threshold.
 
     Args:
         maps: (K, h, w), non-negative, not normalised.
@@ -71,6 +73,12 @@ def active_area(maps: Tensor, threshold: float = 0.3) -> Tensor:
     area = (normalized > threshold).any(0).float().mean()
     # nan > threshold is false, so without this a broken map would have a small area.
     return torch.where(torch.isfinite(normalized).all(), area, area.new_full((), float("nan")))
+
+
+def strided_size(size: Sequence[int], stride: int = STRIDE) -> tuple[int, int]:
+    """The size of maps at a stride: (H, W) in pixels -> (ceil(H / stride), ceil(W / stride))."""
+    height, width = size
+    return -(-height // stride), -(-width // stride)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -152,7 +152,7 @@ def affinity_losses(
 
     Args:
         boundary: (N, h, w) in [0, 1], at stride 4.
-        displacement: (N, 2, h, w), (dy, dx) to the centre of the pixel's object, in pixels of the map.
+        displacement: (N, 2, h, w), (dy, dx) to the center of the pixel's object, in pixels of the map.
         labels: (N, h, w) integers, 0 = background.
         radius: of the pairs, in pixels of the map; 10 in the paper.
         ignore_index: label of ignored pixels.

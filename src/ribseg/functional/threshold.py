@@ -26,7 +26,7 @@ def score_histogram(maps: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def otsu(counts: Tensor, thresholds: Tensor) -> int:
-    """The threshold with the largest variance between the classes below and above it.
+    """The index of Otsu's threshold, which maximizes the variance between the groups below and above it.
 
     Pass counts summed over images: a single image may be all object. Of several equally good thresholds, as
     in a gap between two peaks, the middle one is taken.
@@ -36,7 +36,7 @@ def otsu(counts: Tensor, thresholds: Tensor) -> int:
         thresholds: (T,) ascending.
 
     Returns:
-        Index of the threshold.
+        Index into `thresholds`.
 
     Raises:
         ValueError: all counts are zero, or the lengths do not match.

@@ -1,1 +1,1 @@
-"""The methods: what the papers say, as plain PyTorch."""
+"""Methods for localization maps, their refinement and evaluation, in plain PyTorch."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ribseg.data.io.maps import LocalizationMaps
-from ribseg.functional.cam import class_maps, merge_mirrored, normalize, resize_and_sum
+from ribseg.functional.cam import class_maps, merge_mirrored, normalize, resize_and_sum, strided_size
 from ribseg.functional.state import evaluating
 from ribseg.types import STRIDE, Adaptation, ViewMaps
 
@@ -68,9 +68,9 @@ def merge_maps(
     height, width = (int(side) for side in size)
     if height < 1 or width < 1:
         raise ValueError(f"expected the image size (H, W) in pixels, got {size}")
-    strided = resize_and_sum(maps, (-(-height // STRIDE), -(-width // STRIDE)))
-    padded = (-(-height // PAD_TO) * PAD_TO, -(-width // PAD_TO) * PAD_TO)
-    full = resize_and_sum(maps, padded)[:, :height, :width]
+    strided = resize_and_sum(maps, strided_size((height, width), STRIDE))
+    rows, columns = strided_size((height, width), PAD_TO)
+    full = resize_and_sum(maps, (rows * PAD_TO, columns * PAD_TO))[:, :height, :width]
     return LocalizationMaps(known, normalize(strided), normalize(full), (height, width))
 
 

@@ -13,9 +13,9 @@ from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
 from ribseg.functional.random_walk import check_walk_arguments
 from ribseg.methods.evaluation import full_size
+from ribseg.types import STRIDE
 
 IGNORE = 255
-STRIDE = 4  # of `LocalizationMaps.strided` and of IRNet's boundary
 CRF = Callable[..., np.ndarray]
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import BlurPool2d
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
@@ -103,14 +104,11 @@ class FrozenBackboneNetwork(nn.Module):
         return self
 
 
-def trial_image(backbone: Backbone) -> Tensor:
-    """(1, 3, 64, 64) zeros for finding the shapes of the stages' outputs."""
-    return trial_images(backbone)
-
-
-def padding(side: int, crop_size: int) -> int:
-    """Padding in pixels of a side to `crop_size`, or to the next multiple of 32 if it is longer."""
-    return max(crop_size, -(-side // PAD_TO) * PAD_TO) - side
+def pad_images(images: Tensor, crop_size: int = 0) -> Tensor:
+    """Zero-pads (N, 3, H, W) at the right and bottom to `crop_size`, longer sides to a multiple of 32."""
+    height, width = images.shape[-2:]
+    bottom, right = (max(crop_size - side, -side % PAD_TO) for side in (height, width))
+    return F.pad(images, (0, right, 0, bottom))
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

@@ -53,18 +53,7 @@ def _branch(in_channels: int, num_classes: int, dilation: int) -> nn.Conv2d:
 
 
 class SegmenterNetwork(nn.Module):
-    """A segmenter network whose BatchNorm layers can be frozen.
-
-    Args:
-        num_classes: C + 1, with background.
-        norm: see `DeepLabV2`.
-
-    Attributes:
-        settings: arguments that build an equal network, without its weights.
-
-    Raises:
-        ConfigError: an argument is out of range.
-    """
+    """Base class of segmenters whose BatchNorm layers can be frozen; see `DeepLabV2` for the arguments."""
 
     settings: dict[str, Any]
 

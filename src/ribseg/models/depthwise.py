@@ -81,14 +81,14 @@ def replaceable(module: nn.Module) -> bool:
         return False
     conv = cast(nn.Conv2d, module)
     size = cast(tuple[int, int], conv.kernel_size)
-    centred = (size[0] // 2, size[1] // 2)
+    same_size = (size[0] // 2, size[1] // 2)
     return (
         conv.groups == conv.in_channels == conv.out_channels
         and min(size) >= SMALLEST_KERNEL
         and all(side % 2 for side in size)
         and conv.stride == conv.dilation == (1, 1)
         and conv.bias is None
-        and (type(conv) is Conv2dSame or conv.padding == centred)
+        and (type(conv) is Conv2dSame or conv.padding == same_size)
         and conv.padding_mode == "zeros"
     )
 

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, padding, trial_image
+from ribseg.functional.cam import strided_size
+from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, pad_images
+from ribseg.models.chain import trial_images
 from ribseg.models.released.irn import irn_state
 from ribseg.models.weights import load_released, read_state_dict
+from ribseg.types import STRIDE
 
-STRIDE = 4  # of both outputs
 BOUNDARY_WIDTH, BOUNDARY_GROUPS = 32, 4
 DISPLACEMENT_WIDTHS, DISPLACEMENT_GROUPS = (64, 128, 256, 256, 256), (8, 16, 16, 16, 16)
 MERGED_WIDTH, MERGED_GROUPS = 256, 16
@@ -72,7 +74,7 @@ class IRNet(FrozenBackboneNetwork):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self._cuts = _find_levels(backbone)
-        channels = [level.shape[1] for level in self.features(trial_image(backbone))]
+        channels = [level.shape[1] for level in self.features(trial_images(backbone))]
         self.boundary = BoundaryBranch(channels)
         self.displacement = DisplacementBranch(channels)
         self.register_buffer("displacement_mean", torch.zeros(2))
@@ -103,9 +105,8 @@ class IRNet(FrozenBackboneNetwork):
         """
         if views.ndim != 4 or views.shape[:2] != (2, 3):
             raise ValueError(f"expected (2, 3, H, W), image and mirror image, got {tuple(views.shape)}")
-        height, width = views.shape[-2:]
-        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
-        output = self(F.pad(views, (0, padding(width, crop_size), 0, padding(height, crop_size))))
+        rows, columns = strided_size(views.shape[-2:], STRIDE)
+        output = self(pad_images(views, crop_size))
         logits = output.boundary[:, :rows, :columns]
         boundary = ((logits[0] + logits[1].flip(-1)) / 2).sigmoid()
         displacement = output.displacement[0, :, :rows, :columns]
@@ -169,7 +170,7 @@ def _blocks(backbone: Backbone) -> list[nn.Module]:
 @torch.no_grad()
 def _find_levels(backbone: Backbone) -> list[int]:
     """The number of blocks up to the end of each of the five levels."""
-    images, strides = trial_image(backbone), []
+    images, strides = trial_images(backbone), []
     trial = images.shape[-1]
     for block in backbone.stages[0].children():
         images = block(images)

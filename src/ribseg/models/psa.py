@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, padding, trial_image
+from ribseg.functional.cam import strided_size
+from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, pad_images
+from ribseg.models.chain import trial_images
 
 STRIDE = 8
 WIDTHS = (64, 128, 256)  # channels after the reduction of the three levels
@@ -38,7 +40,7 @@ class PSANet(FrozenBackboneNetwork):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
-        trial = trial_image(backbone)
+        trial = trial_images(backbone)
         levels = self.levels(trial)
         if levels[0].shape[-1] * STRIDE != trial.shape[-1]:
             raise ConfigError(
@@ -83,6 +85,5 @@ class PSANet(FrozenBackboneNetwork):
         Returns:
             (448, ceil(H/8), ceil(W/8)).
         """
-        height, width = views.shape[-2:]
-        padded = F.pad(views[:1], (0, padding(width, crop_size), 0, padding(height, crop_size)))
-        return self(padded)[0, :, : -(-height // STRIDE), : -(-width // STRIDE)]
+        rows, columns = strided_size(views.shape[-2:], STRIDE)
+        return self(pad_images(views[:1], crop_size))[0, :, :rows, :columns]

@@ -34,7 +34,7 @@ class Segmenter:
         classes: C names, without background.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
-        palette: (256, 3) uint8 RGB colours of the labels.
+        palette: (256, 3) uint8 RGB colors of the labels.
         inference: default keyword arguments of `ribseg.methods.inference.predict_labels`.
     """
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.checks import check_switch
 from ribseg.errors import ConfigError
+from ribseg.models.backbone import pad_images
 from ribseg.models.deeplab import Norm, ParameterGroups, SegmenterNetwork, split_parameters
 from ribseg.models.weights import fitting, load_fitting
-
-PAD_TO = 32  # every encoder takes sides that are multiples of this
 
 
 class SMPSegmenter(SegmenterNetwork):
@@ -72,8 +70,7 @@ class SMPSegmenter(SegmenterNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""
         height, width = images.shape[-2:]
-        padding = (0, -width % PAD_TO, 0, -height % PAD_TO)
-        return self.network(F.pad(images, padding))[..., :height, :width]
+        return self.network(pad_images(images))[..., :height, :width]
 
     def parameter_groups(self) -> ParameterGroups:
         """The trainable parameters: encoder; weights and biases of decoder and head."""

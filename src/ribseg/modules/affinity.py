@@ -1,4 +1,4 @@
-"""What the trainings of the affinity networks (IRNet, PSA) have in common."""
+"""Common training code of the affinity networks IRNet and PSA."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -15,38 +15,23 @@ from ribseg.functional.irn import AffinityLosses, check_radius
 from ribseg.functional.psa import FeatureAffinityLosses
 from ribseg.models.irn import IRNet
 from ribseg.models.psa import PSANet
-from ribseg.modules.classification import check_rates, published_sgd, with_polynomial_decay
+from ribseg.modules.classification import check_rates, with_polynomial_decay
 from ribseg.types import MaskSample
 
 Network = TypeVar("Network", IRNet, PSANet)
 
 
 class AffinityModule(pl.LightningModule, Generic[Network]):
-    """Trains an affinity network on confident labels: `image` (N, 3, S, S) and `mask` (N, S, S).
-
-    Args:
-        network: the network to train; its backbone is frozen.
-        radius: of the pairs, in pixels of the network's output.
-        lr: learning rate at the first step.
-        power: of the decay `(1 - step / steps)^power`.
-        ignore_index: label of pixels without a loss.
-        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
-
-    Attributes:
-        smallest_crop: smallest side of a crop in pixels that contains pairs.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
+    """Base class for training affinity networks on confident labels; see `IRNModule` for the arguments."""
 
     def __init__(
         self,
         network: Network,
         radius: int,
         lr: float,
-        power: float = 0.9,
-        ignore_index: int = 255,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+        power: float,
+        ignore_index: int,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
     ) -> None:
         super().__init__()
         check_radius(radius)

@@ -213,8 +213,8 @@ class WSSSDataModule(EpochDataModule):
         VOC's train is part of trainaug, so it is no validation split for it. Empty list without a split.
         """
         others = [folder for split, folder in self.evals.items() if split != self.train_split]
-        learnt = set(self.train.ids)
-        others.sort(key=lambda folder: not learnt.isdisjoint(folder.ids))  # stable: else in their order
+        train_ids = set(self.train.ids)
+        others.sort(key=lambda folder: not train_ids.isdisjoint(folder.ids))  # a stable sort
         return self.validation_batches(others[0].with_transform(self.eval_transform)) if others else []
 
     def predict_dataset(
@@ -296,7 +296,7 @@ def _checked_source(
     """The dataset argument; raises a ConfigError unless either it or the root is given."""
     if dataset is None:
         if root is None:
-            raise ConfigError("the setting data.root has no default; give it: data.root=PATH")
+            raise ConfigError("the setting data.root has no default; give it: data.root=...")
         return None
     if root is not None:
         raise ConfigError(

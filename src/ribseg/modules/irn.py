@@ -28,7 +28,7 @@ class IRNModule(AffinityModule[IRNet]):
         lr: learning rate of the boundary branch at the first step.
         displacement_lr_factor: multiplier of `lr` for the displacement branch.
         power: of the decay `(1 - step / steps)^power`.
-        ignore_index: label of pixels without a loss.
+        ignore_index: label of ignored pixels.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
 
     Attributes:

@@ -23,7 +23,7 @@ class PSAModule(AffinityModule[PSANet]):
         radius: of the pairs, in pixels at stride 8; crops must have at least 16 * radius pixels.
         lr: learning rate at the first step. Published for new layers: 1.0.
         power: of the decay `(1 - step / steps)^power`.
-        ignore_index: label of pixels without a loss.
+        ignore_index: label of ignored pixels.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
 
     Attributes:

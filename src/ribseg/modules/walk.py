@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ribseg.checks import check_number
 from ribseg.data.io.maps import LocalizationMaps
-from ribseg.functional.cam import resize
+from ribseg.functional.cam import resize, strided_size
 from ribseg.methods.refine import check_walk, walk_maps, walk_maps_by_features
 from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
-from ribseg.types import STRIDE, PredictItem
+from ribseg.types import PredictItem
 
 
 class RandomWalkModule(pl.LightningModule):
@@ -50,7 +50,7 @@ class RandomWalkModule(pl.LightningModule):
         start = time.perf_counter()
         maps, size = self.read_maps(item.id), item.size
         full = self._walk(maps, item.views[0].to(self.device), size)
-        strided = resize(full, _strided(size))
+        strided = resize(full, strided_size(size))
         record = {
             "id": item.id,
             "classes": len(maps.classes),
@@ -64,15 +64,12 @@ class RandomWalkModule(pl.LightningModule):
         """Refines the maps at the size of the view, which `max_side` may have reduced."""
         view_size = (views.shape[-2], views.shape[-1])
         if view_size != size and len(maps.classes):
-            maps = LocalizationMaps(maps.classes, resize(maps.strided, _strided(view_size)), None, view_size)
+            maps = LocalizationMaps(
+                maps.classes, resize(maps.strided, strided_size(view_size)), None, view_size
+            )
         prediction = self.network.predict(views, self.crop_size)
         if isinstance(prediction, IRNPrediction):
             walked = walk_maps(maps, prediction.boundary, view_size, **self.walk)
         else:
             walked = walk_maps_by_features(maps, prediction, view_size, **self.walk)
         return walked if view_size == size else resize(walked, size)
-
-
-def _strided(size: tuple[int, int]) -> tuple[int, int]:
-    """The size of maps at stride 4 of an image of (H, W) pixels."""
-    return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
