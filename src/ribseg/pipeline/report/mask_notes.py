@@ -1,4 +1,4 @@
-"""What the values of masks say against a score: wrong ids, missing background, contradictions with labels."""
+"""Notes on masks whose scores would mislead: wrong ids, no background, contradictions with labels."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,13 +6,13 @@ from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.io.masks import IGNORE
 from ribseg.pipeline.report.notes import SHOWN, Note
 
-MANY = 0.1  # share of images whose labels and masks differ that is said; VOC's XML files differ in fewer
+MANY = 0.1  # share of images with differing labels and masks above which it is noted; VOC has fewer
 MOST = 0.5  # share of pixels
-SEVERAL = 5  # images in which labels and masks must all contradict each other to be refused
+SEVERAL = 5  # images from which on masks are refused if all contradict their labels
 
 
 def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str | None:
-    """Why no score on these masks can mean anything; None if it can.
+    """The reason why scores on these masks would be meaningless; None if there is none.
 
     Args:
         split: its name.
@@ -47,7 +47,7 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
 
 
 def mask_notes(split: str, facts: MaskFacts, classes: Sequence[str]) -> Iterator[Note]:
-    """What is unusual about masks that can be scored."""
+    """Notes on masks that can be scored."""
     yield from _against_labels(split, facts, classes)
     yield from _background_notes(split, facts)
     if facts.colours:
