@@ -224,13 +224,13 @@ DECIDED = {
     "min_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
     "max_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
     "min_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
-    "accumulate_grad_batches": "segmenter.accumulate; other trainings take a whole batch at once",
+    "accumulate_grad_batches": "segmenter.accumulate; other trainings do not accumulate",
     "check_val_every_n_epoch": "segmenter.check_every",
     "val_check_interval": "segmenter.check_every",
-    "enable_checkpointing": "nothing: checkpoints are what an interrupted training goes on from",
+    "enable_checkpointing": "nothing: interrupted trainings resume from checkpoints",
     "inference_mode": "nothing: each stage knows whether it needs gradients",
-    "use_distributed_sampler": "nothing: the loaders know their process",
-    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only whole results",
+    "use_distributed_sampler": "nothing: the loaders divide the data among processes",
+    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only complete results",
     "barebones": "logger=none progress=false",
 }
 
