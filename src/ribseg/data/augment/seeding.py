@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from ribseg.data.augment.streams import AUGMENTATIONS, generators_of, own_streams, restart
+from ribseg.data.augment.streams import AUGMENTATIONS, generators_of, reseed, seeded_globals
 from ribseg.data.augment.transforms import worker_init_fn
 from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
@@ -156,9 +156,9 @@ class SeededDataset(Dataset[Any]):
         ids = getattr(self.dataset, "ids", None)
         image_id = str(index if ids is None else ids[index])
         draw = rng(self.seed, "augmentation", epoch, image_id)
-        with own_streams(draw):
+        with seeded_globals(draw):
             for generator in self._generators:
-                restart(generator, int(draw.integers(2**63)))
+                reseed(generator, int(draw.integers(2**63)))
             return self.dataset[index]
 
     @cached_property

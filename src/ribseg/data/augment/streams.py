@@ -26,7 +26,7 @@ GENERATORS = (
 
 
 @contextmanager
-def own_streams(draw: np.random.Generator) -> Iterator[None]:
+def seeded_globals(draw: np.random.Generator) -> Iterator[None]:
     """Seeds the global generators from `draw` and uses one thread inside; restores all states afterwards.
 
     torch's generators on GPUs are not touched, because a network may be using them.
@@ -53,7 +53,7 @@ def generators_of(dataset: Dataset[Any]) -> list[Any]:
     return list(found.values())
 
 
-def restart(generator: Any, seed: int) -> None:
+def reseed(generator: Any, seed: int) -> None:
     """Seeds one of `GENERATORS`, in place."""
     if isinstance(generator, AUGMENTATIONS):
         seeded(generator, seed)

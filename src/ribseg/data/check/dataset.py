@@ -11,7 +11,7 @@ from typing import Literal
 from rich.progress import track
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.check.mask_facts import MaskFacts, MaskLook, look_at_mask, mask_facts
+from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_content, mask_facts
 from ribseg.data.check.near_misses import near_misses, with_reason
 from ribseg.data.io.images import ImageHeader, check_pixels, read_header
 from ribseg.data.io.masks import mask_colours, mask_size
@@ -66,7 +66,7 @@ def check_dataset(
     """
     inspect = partial(_inspect, dataset, masks, full)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        results: Iterable[tuple[list[Finding], MaskLook | None]] = pool.map(inspect, dataset.ids)
+        results: Iterable[tuple[list[Finding], MaskContent | None]] = pool.map(inspect, dataset.ids)
         if progress:
             results = track(results, f"Checking {dataset.split}", total=len(dataset))
         findings, looks = zip(*results, strict=True)
@@ -113,7 +113,7 @@ def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None
 
 def _inspect(
     dataset: BaseDataset, masks: bool, full: bool, image_id: str
-) -> tuple[list[Finding], MaskLook | None]:
+) -> tuple[list[Finding], MaskContent | None]:
     findings = list(image_findings(dataset, full, image_id))
     if not masks:
         return findings, None
@@ -135,7 +135,7 @@ def image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[
         yield "unreadable images", _message(error, image_id)
 
 
-def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[Finding], MaskLook | None]:
+def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[Finding], MaskContent | None]:
     """The problems of an image's mask, and its content if it is usable; `full` decodes it."""
     if not dataset.has_mask(image_id):
         return [("absent masks", image_id)], None
@@ -143,7 +143,7 @@ def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[
     try:
         if full:
             palette = None if path is None else mask_colours(path)
-            look = look_at_mask(dataset.mask(image_id), palette)
+            look = mask_content(dataset.mask(image_id), palette)
         size = look.size if look else mask_size(path) if path else dataset.mask(image_id).shape
     except UNREADABLE as error:
         return [("unusable masks", _message(error, image_id))], None

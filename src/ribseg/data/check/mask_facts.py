@@ -12,7 +12,7 @@ ENOUGH = 3  # images that a class needs for a judgement about its id
 SELDOM, NEARLY_ALWAYS = 0.5, 0.9  # Jaccard index of the images that have a label and those that have an id
 
 
-class MaskLook(NamedTuple):
+class MaskContent(NamedTuple):
     """The content of one mask.
 
     Attributes:
@@ -73,7 +73,7 @@ class MaskFacts:
         return self.pixels(1, IGNORE - 1)
 
 
-def look_at_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> MaskLook:
+def mask_content(mask: np.ndarray, palette: np.ndarray | None = None) -> MaskContent:
     """The content of a mask.
 
     Args:
@@ -86,10 +86,10 @@ def look_at_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> MaskLoo
     ids = np.flatnonzero(all_)
     pixels, border = all_[ids], (all_ - inside)[ids]
     packed = np.zeros(0, int) if palette is None else palette[ids].astype(int) @ (1 << 16, 1 << 8, 1)
-    return MaskLook((height, width), *(tuple(values.tolist()) for values in (ids, pixels, border, packed)))
+    return MaskContent((height, width), *(tuple(values.tolist()) for values in (ids, pixels, border, packed)))
 
 
-def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFacts:
+def mask_facts(looks: Sequence[MaskContent | None], labels: np.ndarray) -> MaskFacts:
     """The statistics of the masks of a split.
 
     Args:
@@ -122,7 +122,7 @@ def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFact
     )
 
 
-def _several_colours(looks: Iterable[MaskLook]) -> list[list[int]]:
+def _several_colours(looks: Iterable[MaskContent]) -> list[list[int]]:
     """Rows of (id, number of colours), of the class ids with several colours in the palettes."""
     colours: dict[int, set[int]] = {}
     for look in looks:

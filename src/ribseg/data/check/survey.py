@@ -15,7 +15,7 @@ from rich.progress import track
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.dataset import Finding, explain_absent, header_of, image_findings, inspect_mask
-from ribseg.data.check.mask_facts import MaskFacts, MaskLook, mask_facts
+from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_facts
 from ribseg.data.io.images import open_image
 from ribseg.data.io.labels import labels_from_xml
 from ribseg.data.voc import VOCFolder
@@ -40,7 +40,7 @@ class ImageFacts(NamedTuple):
     size: tuple[int, int] | None = None
     kind: str = ""
     digest: str = ""
-    mask: MaskLook | None = None
+    mask: MaskContent | None = None
 
 
 @dataclass

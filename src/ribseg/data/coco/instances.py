@@ -88,7 +88,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
             f"no annotations {path}; expected COCO's annotations/instances_<split>.json"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no readable JSON: {reason(error)}. Fetch it again.") from error
+        raise DataError(f"{path} cannot be read as JSON: {reason(error)}. Fetch it again.") from error
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise DataError(

@@ -125,7 +125,7 @@ class PerThread(threading.local):
         self.transform = deepcopy(transform)
 
 
-class Begun(NamedTuple):
+class PendingBatch(NamedTuple):
     """A batch in preparation.
 
     Attributes:
@@ -145,7 +145,7 @@ class Begun(NamedTuple):
         return (self.images, self.labels) if len(self.labels) else (None, None)
 
 
-class Ahead(Iterator[Batch]):
+class PrefetchedBatches(Iterator[Batch]):
     """An iterator over batches that threads prepare one step ahead of the consumer.
 
     The threads end with the iterator, also if it is deleted before its end; pending rows are cancelled.
@@ -156,18 +156,18 @@ class Ahead(Iterator[Batch]):
         threads: number of threads for the rows of a batch.
     """
 
-    def __init__(self, begin: Callable[..., Begun], steps: int, threads: int) -> None:
+    def __init__(self, begin: Callable[..., PendingBatch], steps: int, threads: int) -> None:
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="references")
         self._begin = partial(begin, apply=self._workers.map)
         self._step, self._steps = 0, steps
-        self._begun = self._begin(0)
+        self._pending = self._begin(0)
 
     def __next__(self) -> Batch:
         if self._step == self._steps:
             raise StopIteration
-        current, self._step = self._begun, self._step + 1
+        current, self._step = self._pending, self._step + 1
         if self._step < self._steps:
-            self._begun = self._begin(self._step)
+            self._pending = self._begin(self._step)
         return current.finished()
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ class ReferenceBatches:
         """
         begin = partial(self._begin, image_id, torch.as_tensor(labels).cpu(), PerThread(self.transform))
         if self.threads and steps:
-            return Ahead(begin, steps, self.threads)
+            return PrefetchedBatches(begin, steps, self.threads)
         return (begin(step).finished() for step in range(steps))
 
     def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
@@ -234,7 +234,7 @@ class ReferenceBatches:
 
     def _begin(
         self, image_id: str, labels: Tensor, own: PerThread, step: int, apply: Callable[..., Any] = map
-    ) -> Begun:
+    ) -> PendingBatch:
         """Draws the images of a step; `apply` maps the function that writes a crop over the rows."""
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
         images = torch.empty(len(chosen), *self._shape, pin_memory=self.pin and len(chosen) > 0)
@@ -247,4 +247,4 @@ class ReferenceBatches:
             images[row].numpy()[...] = crop.numpy()
 
         labels_of_chosen = torch.from_numpy(self.dataset.labels[chosen]).float()
-        return Begun(images, labels_of_chosen, apply(write, range(len(chosen))))
+        return PendingBatch(images, labels_of_chosen, apply(write, range(len(chosen))))

@@ -9,7 +9,7 @@ from ribseg.data.check.dataset import check_dataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.errors import DataError
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import drawing_methods
+from ribseg.pipeline.engine.methods import reference_methods
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
@@ -19,7 +19,7 @@ from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import training_folder
 
 
-def check_truth(context: Context) -> None:
+def check_full_masks(context: Context) -> None:
     """Checks every mask that the fully supervised segmenter learns from; the report is kept in the store."""
     folder, full = training_folder(context, FULL), context.cfg.check_files
     settings = {"masks": [folder.split], "full": full, "values": True}
@@ -27,7 +27,7 @@ def check_truth(context: Context) -> None:
     if not artefact.finished:
         check = partial(check_dataset, folder, masks=True, full=full, progress=context.cfg.progress)
         artefact.compute(lambda: {folder.split: asdict(check())})
-    refuse_unusable(context, mask_values(artefact))
+    check_usable(context, mask_values(artefact))
 
 
 def mask_values(artefact: Artefact) -> dict[str, MaskFacts]:
@@ -36,7 +36,7 @@ def mask_values(artefact: Artefact) -> dict[str, MaskFacts]:
     return {split: MaskFacts(**one["values"]) for split, one in facts.items() if one.get("values")}
 
 
-def refuse_unusable(context: Context, values: Mapping[str, MaskFacts]) -> None:
+def check_usable(context: Context, values: Mapping[str, MaskFacts]) -> None:
     """Raises a DataError if masks cannot be scored or learnt from."""
     found = [unusable_masks(split, facts, context.data.classes) for split, facts in values.items()]
     if any(found):
@@ -54,8 +54,8 @@ def note_data(context: Context, reported: Mapping[str, Any]) -> dict[str, Any]:
         DataError: the scores of the masks could not mean anything.
     """
     values = mask_values(data_artefact(context))
-    refuse_unusable(context, values)
-    facts = data_results(context, values, drawing_methods(context.cfg, context.cfg.run))
+    check_usable(context, values)
+    facts = data_results(context, values, reference_methods(context.cfg, context.cfg.run))
     if facts != reported:
         print_notes(context, facts)
     return facts

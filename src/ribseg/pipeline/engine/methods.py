@@ -198,6 +198,6 @@ def refinable(cfg: Mapping[str, Any]) -> list[str]:
     return [name for name, entry in entries(cfg).items() if entry.maps_of is None] + [IMPORTED]
 
 
-def drawing_methods(cfg: Mapping[str, Any], chosen: Container[str]) -> list[Entry]:
+def reference_methods(cfg: Mapping[str, Any], chosen: Container[str]) -> list[Entry]:
     """The chosen methods, without controls, that draw reference images."""
     return [e for e in entries(cfg).values() if e.name in chosen and e.references and not e.control]

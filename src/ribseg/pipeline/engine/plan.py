@@ -18,7 +18,7 @@ from ribseg.pipeline.stages.chains import (
     chains,
     segmenter_name,
     segmenter_sources,
-    tested_name,
+    segmenter_test_name,
 )
 from ribseg.pipeline.stages.classifier import CHECKPOINTS, ClassifierStage
 from ribseg.pipeline.stages.evaluate import EvaluateStage
@@ -73,7 +73,7 @@ def groups_of(cfg: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, list[s
         "methods": [entry.name for entry in made if not entry.control],
         "controls": [entry.name for entry in made if entry.control],
         "refine": [chain.name(kind) for chain in refined for kind in REFINEMENT],
-        SEGMENTER: [name(source) for name in (segmenter_name, tested_name) for source in sources],
+        SEGMENTER: [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],
         "bottleneck": [ToyNetworksStage.name, BottleneckStage.name],
     }
 

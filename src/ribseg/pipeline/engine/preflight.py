@@ -6,7 +6,7 @@ from typing import Any
 from ribseg.checks import within
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.data_checks import check_data, check_truth, note_data, skip_broken
+from ribseg.pipeline.engine.data_checks import check_data, check_full_masks, note_data, skip_broken
 from ribseg.pipeline.engine.part_checks import check_callbacks, check_imports, check_parts, check_settings
 from ribseg.pipeline.engine.plan import REPORT
 from ribseg.pipeline.engine.stage import Stage
@@ -110,7 +110,7 @@ def check_segmenters(context: Context, stages: Sequence[Stage]) -> None:
     for source in dict.fromkeys(stage.source for stage in chosen):
         check_segmenter(context, source)
     if segmenter_name(FULL) in run:
-        context.on_first(lambda: check_truth(context))
+        context.on_first(lambda: check_full_masks(context))
 
 
 def check_complete(context: Context, stage: Stage, artefact: Artefact) -> None:

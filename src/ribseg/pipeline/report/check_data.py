@@ -9,7 +9,7 @@ from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
 from ribseg.data.io.files import write_json
 from ribseg.errors import DataError, list_problems
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import drawing_methods, entries
+from ribseg.pipeline.engine.methods import entries, reference_methods
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
 from ribseg.pipeline.report.table import TableData
@@ -51,7 +51,7 @@ def report_data(context: Context) -> dict[str, Any]:
     same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
     print_survey(context, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
-    drawing = drawing_methods(context.cfg, context.cfg.run or entries(context.cfg))
+    drawing = reference_methods(context.cfg, context.cfg.run or entries(context.cfg))
     facts = data_results(context, values, drawing)
     print_notes(context, facts)
     errors = found_errors(surveys, same, values, data.classes)
@@ -63,7 +63,7 @@ def report_data(context: Context) -> dict[str, Any]:
         "data": facts,
         "errors": sum(map(len, errors.values())),
     }
-    conclude(context, written, errors)
+    write_findings(context, written, errors)
     return written
 
 
@@ -91,7 +91,7 @@ def found_errors(
     return errors
 
 
-def conclude(context: Context, written: Mapping[str, Any], errors: Groups) -> None:
+def write_findings(context: Context, written: Mapping[str, Any], errors: Groups) -> None:
     """Writes the findings; raises a DataError if there are errors."""
     if "policy" in context.preparation:
         context.console.print(policy_line(context.preparation), soft_wrap=True)

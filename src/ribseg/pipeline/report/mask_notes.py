@@ -29,13 +29,13 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
         return (
             f"no pixel of the {facts.masks} masks of {split} belongs to a class; ids found: {found}. Only "
             f"background could be scored. Expected 1 for the first name in classes.txt ({classes[0]!r}) and "
-            f"so on. {marked}Mend the masks, set data.masks_dir, or take {split} out of data.eval_splits"
+            f"so on. {marked}Correct the masks, set data.masks_dir, or take {split} out of data.eval_splits"
         )
     if facts.judged > 1 and facts.misfits == facts.judged and facts.renumbered:
         return (
-            f"the masks of {split} number the classes otherwise than classes.txt: {_moved(facts, classes)}. "
-            "Expected 0 for background and 1 for the first name. Mend the masks or the order of classes.txt; "
-            "and see whether each mask has the name of its image"
+            f"class ids in the masks of {split} do not follow classes.txt: {_moved(facts, classes)}. Expected "
+            "0 for background and 1 for the first name. Correct the masks or the order of classes.txt, and "
+            "check that each mask has the name of its image"
         )
     if facts.labelled - facts.empty >= SEVERAL and not facts.common:
         return (
@@ -100,7 +100,7 @@ def _against_labels(split: str, facts: MaskFacts, classes: Sequence[str]) -> Ite
             "masks_without_class",
             f"{facts.empty} of {facts.labelled} labelled images of {split} have a mask without any class",
             "Whatever maps find in them counts as wrong.",
-            f"If {IGNORE} marks the objects there, write the class's id; if they show none, mend the labels.",
+            f"If {IGNORE} marks the objects, write the class's id; if there are none, correct the labels.",
         )
     if facts.renumbered:
         yield Note(

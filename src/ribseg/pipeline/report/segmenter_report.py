@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ribseg.pipeline.report.table import Columns, TableData, percent
-from ribseg.pipeline.stages.chains import tested_name
+from ribseg.pipeline.stages.chains import segmenter_test_name
 
 HEADER = (
     "segmenter trained on",
@@ -50,7 +50,7 @@ def segmenter_columns(segmenter: Mapping[str, Any]) -> Columns:
 def pictured_segmentations(results: dict[str, Any], split: str) -> dict[str, Path]:
     """Title -> folder of the segmenters' masks of a split."""
     return {
-        f"segmenter ({source})": Path(results["store"][tested_name(source)]) / split
+        f"segmenter ({source})": Path(results["store"][segmenter_test_name(source)]) / split
         for source, values in results.get("segmenter", {}).items()
         if split in values["split"]
     }

@@ -55,7 +55,7 @@ class RefinementStage(Stage, ABC):
         """Whether the chain is the main one, or the run or a segmenter needs it."""
         names = {self.chain.name(kind) for kind in REFINEMENT}
         named = names & set(context.cfg.run)
-        return self.chain.main or bool(named) or self.chain.maps in sources_in_play(context.cfg)
+        return self.chain.main or bool(named) or self.chain.maps in active_sources(context.cfg)
 
 
 def chains(cfg: Mapping[str, Any]) -> list[Chain]:
@@ -90,14 +90,14 @@ def segmenter_name(source: str) -> str:
     return f"segmenter_{source}"
 
 
-def tested_name(source: str) -> str:
+def segmenter_test_name(source: str) -> str:
     """The stage that tests the segmenter of a source."""
     return f"segmenter_test_{source}"
 
 
-def sources_in_play(cfg: Mapping[str, Any]) -> set[str]:
+def active_sources(cfg: Mapping[str, Any]) -> set[str]:
     """Sources of the configured segmenters, and of those that the run selects or exports."""
     run = set(cfg["run"])
-    named = {s for s in segmenter_sources(cfg) if {segmenter_name(s), tested_name(s)} & run}
+    named = {s for s in segmenter_sources(cfg) if {segmenter_name(s), segmenter_test_name(s)} & run}
     exported = {cfg["export"]["source"]} if "export" in run else set()
     return {*cfg["segmenter"]["sources"], *named, *exported}

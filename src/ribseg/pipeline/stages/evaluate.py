@@ -82,7 +82,7 @@ def sweep_split(
 ) -> dict[str, MapEvaluator]:
     """Source -> evaluator with the counts of a split at all thresholds; reads its maps and masks once."""
     settings = context.cfg.evaluate
-    chosen = {source.name: (source.stage, changed_by(source)) for source in sources}
+    chosen = {source.name: (source.stage, map_change(source)) for source in sources}
     thresholds = torch.linspace(0, 1, settings.thresholds)
     evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in chosen}
 
@@ -110,7 +110,7 @@ def tenths_of(cam_maps: LocalizationMaps, target: torch.Tensor) -> torch.Tensor:
     return distance_tenths(full, cam_maps.classes, target)
 
 
-def changed_by(source: MapSource) -> Callable[[LocalizationMaps], LocalizationMaps] | None:
+def map_change(source: MapSource) -> Callable[[LocalizationMaps], LocalizationMaps] | None:
     """The function that modifies a source's maps for scoring; None for none."""
     return None if source.entry is None else build(OmegaConf.create(source.entry.arguments()))
 

@@ -11,7 +11,7 @@ from ribseg.models.program import export_program, save_program
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, tested_name
+from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, segmenter_test_name
 from ribseg.pipeline.stages.segmenter import tested_folders
 from ribseg.pipeline.stages.segmenter_scores import tested_segmenter, write_masks
 
@@ -78,7 +78,7 @@ def exported_folder(context: Context) -> BaseDataset:
 def tested_masks(context: Context) -> Path | None:
     """The folder of the segmenter test's masks, if it has segmented this split with these settings."""
     cfg = context.cfg
-    artefact = context.artefacts.get(tested_name(cfg.export.source))
+    artefact = context.artefacts.get(segmenter_test_name(cfg.export.source))
     if artefact is None or not artefact.finished or cfg.export.split not in tested_folders(context):
         return None
     return artefact.folder / cfg.export.split

@@ -28,7 +28,7 @@ from ribseg.pipeline.engine.parts import check_training, takes
 from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import check_finite, fit_from, weights_file
-from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
+from ribseg.pipeline.stages.chains import FULL, active_sources, masks_stage, segmenter_name
 from ribseg.pipeline.stages.classifier import given_checkpoint, new_classifier, trained_classifier
 from ribseg.pipeline.stages.pseudo_masks import read_pseudo_mask
 
@@ -51,7 +51,7 @@ class SegmenterStage(Stage):
 
     def wanted(self, context: Context) -> bool:
         """Whether the run trains or reports it."""
-        return self.source in sources_in_play(context.cfg)
+        return self.source in active_sources(context.cfg)
 
     def required(self, context: Context) -> tuple[str, ...]:
         """The pseudo masks, and the classifier if its backbone is the initialization."""

@@ -26,11 +26,11 @@ from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import check_complete, weights_file
 from ribseg.pipeline.stages.chains import (
     FULL,
+    active_sources,
     masks_stage,
     segmenter_name,
     segmenter_sources,
-    sources_in_play,
-    tested_name,
+    segmenter_test_name,
 )
 from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores
 from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
@@ -48,12 +48,12 @@ class SegmenterTestStage(Stage):
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
     def __init__(self, source: str) -> None:
-        self.source, self.name = source, tested_name(source)
+        self.source, self.name = source, segmenter_test_name(source)
         self.kind = self.name
 
     def wanted(self, context: Context) -> bool:
         """As its segmenter, if there are masks to score with."""
-        possible = bool(context.data.eval_splits) and self.source in sources_in_play(context.cfg)
+        possible = bool(context.data.eval_splits) and self.source in active_sources(context.cfg)
         return possible or self.name in context.cfg.run
 
     def required(self, context: Context) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def segmenter_results(context: Context) -> dict[str, Any]:
     """Source -> scores, on top those of the first tested split, and the mIoU of its training masks."""
     results: dict[str, Any] = {}
     for source in segmenter_sources(context.cfg):
-        artefact = context.artefacts.get(tested_name(source))
+        artefact = context.artefacts.get(segmenter_test_name(source))
         if artefact is None or not artefact.finished:
             continue
         splits = json.loads((artefact.folder / SCORES).read_text())
