@@ -89,12 +89,7 @@ def _add_localize(commands: Any) -> None:
     add("--classifier", help="classifier.safetensors of a run, res50_cam.pth, or a CNN of timm by name")
     add("--method", default="rib", help="rib (default), cam, or another name of `methods`")
     add("--references", type=Path, metavar="FOLDER", help="folder of reference images for RIB")
-    add(
-        "--threshold",
-        type=_share,
-        default=0.4,
-        help="background score of mask and outline, in [0, 1]; default: 0.4",
-    )
+    add("--threshold", type=_share, default=0.4, help="background score, in [0, 1]; default: 0.4")
     add("--top", type=int, default=3, help="without --labels: maximum number of classes")
     add("--steps", action="store_true", help="also a picture of the maps after each step")
     add("--out", type=Path, default=Path("localized"), help="folder; default: localized")

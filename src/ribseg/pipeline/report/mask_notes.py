@@ -33,7 +33,7 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
         )
     if facts.judged > 1 and facts.misfits == facts.judged and facts.renumbered:
         return (
-            f"class ids in the masks of {split} do not follow classes.txt: {_moved(facts, classes)}. Expected "
+            f"class ids in masks of {split} do not follow classes.txt: {_moved(facts, classes)}. Expected "
             "0 for background and 1 for the first name. Correct the masks or the order of classes.txt, and "
             "check that each mask has the name of its image"
         )
