@@ -372,7 +372,9 @@ def test_an_own_method_gets_what_it_takes(whole, place):
         whole, place, {"rib": {"_target_": "own_parts.Method", "references": 2}}, r"rib\.references=2 would"
     )
     refused(whole, place, {"rib": {"_target_": "own_parts.Method", "power": 2}}, r"rib: .*power")
-    refused(whole, place, {"rib": {"_target_": "own_parts.NoMethod"}}, r"rib: expected what takes views=")
+    refused(
+        whole, place, {"rib": {"_target_": "own_parts.NoMethod"}}, r"rib: expected a callable with views="
+    )
 
 
 def test_the_optimizer_of_an_own_module_is_made_once(whole, place):

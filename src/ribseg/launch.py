@@ -1,6 +1,6 @@
-"""The main job as a command: composes a configuration with Hydra and runs its stages.
+"""The training command: composes a configuration with Hydra and runs its stages.
 
-`python train.py ...` in a checkout and `ribseg train ...` after an installation are the same.
+It is `python train.py ...` in a checkout, and `ribseg train ...` after an installation.
 """
 
 import errno
@@ -17,15 +17,16 @@ from omegaconf import DictConfig, read_write
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.engine.configuration import CONF
 
-_command: list[str] = []  # what stands before Hydra's arguments: nothing after `python train.py`
+_command: list[str] = []  # words before Hydra's arguments: none for `python train.py`
 
 
 def train(arguments: Sequence[str], command: Sequence[str] = ()) -> None:
-    """Runs `arguments`, in Hydra's grammar.
+    """Runs an experiment.
 
     Args:
-        arguments: as "experiment=demo".
-        command: the words before them on the command line, with which a process starts others of its kind.
+        arguments: in Hydra's syntax, as "experiment=demo".
+        command: the words before them on the command line, needed to start the other processes of a
+            distributed run.
     """
     _command[:] = command
     sys.argv = [sys.argv[0], *arguments]
@@ -34,10 +35,10 @@ def train(arguments: Sequence[str], command: Sequence[str] = ()) -> None:
 
 @contextmanager
 def one_job() -> Iterator[None]:
-    """Makes the arguments those of this job alone, as of a run of its own.
+    """Sets sys.argv to the arguments of this job alone.
 
-    Lightning starts the other processes of a distributed run with this process's arguments; in a sweep they
-    would each start the whole sweep.
+    Lightning starts the other processes of a distributed run with sys.argv; in a sweep each of them would
+    otherwise start the whole sweep.
     """
     job = cast(DictConfig, HydraConfig.get())
     given = sys.argv
@@ -55,8 +56,8 @@ def one_job() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with one message, not a traceback, for what a user can repair, and after Ctrl-C."""
-    go_on = "give the same command again: it goes on from what is there"
+    """Ends the program with a message instead of a traceback for a `RibsegError`, a full disk, and Ctrl-C."""
+    resume = "repeat the command: it resumes from the finished parts"
     try:
         yield
     except RibsegError as error:
@@ -64,17 +65,17 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(f"\nribseg: the disk is full ({error}). Make room and {go_on}.")
+        sys.exit(f"\nribseg: the disk is full ({error}). Free some space and {resume}.")
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns Ctrl-C during a training into an exit.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        sys.exit(f"\nribseg: interrupted. Nothing that was finished is lost; {go_on}.")
+        sys.exit(f"\nribseg: interrupted. Nothing that was finished is lost; {resume}.")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    """Runs the stages; returns the objective of `objective=...`, for Hydra's sweepers."""
+    """Runs the stages; returns the number of `objective=...`, for Hydra's sweepers."""
     from ribseg.pipeline.engine.runner import objective, run
     from ribseg.pipeline.engine.sweep import recorded_failure
 
@@ -85,4 +86,4 @@ def main(cfg: DictConfig) -> float | None:
             raise ConfigError(f"choose an experiment: {program} experiment={'|'.join(known)}")
         with one_job():
             return objective(run(cfg, HydraConfig.get().runtime.output_dir), cfg.objective)
-    return None  # a job of a sweep that has failed; the others go on
+    return None  # a failed job of a sweep; the others continue

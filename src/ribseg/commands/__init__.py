@@ -1,1 +1,1 @@
-"""The commands of `ribseg`, a file each."""
+"""The commands of `ribseg`, one module each."""

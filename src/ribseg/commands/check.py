@@ -1,4 +1,4 @@
-"""`ribseg check`: what is in a data set, what is odd and what is wrong."""
+"""`ribseg check`: a report on a data set, with its oddities and errors."""
 
 import argparse
 
@@ -6,6 +6,6 @@ from ribseg.launch import train
 
 
 def run(options: argparse.Namespace) -> None:
-    """Looks at all files of a folder in VOC layout, as `run=[check_data]` does."""
+    """Checks all files of a folder in VOC layout, as `run=[check_data]` does."""
     settings = ["experiment=rib_folder", f"data.root={options.data}", "run=[check_data]", *options.settings]
     train(settings, ["train"])

@@ -1,4 +1,4 @@
-"""`ribseg convert`: maps, masks and labels from and to other programs' formats."""
+"""`ribseg convert`: converts maps, masks and labels from and to other programs' formats."""
 
 import argparse
 from pathlib import Path
@@ -16,16 +16,16 @@ LABELS = "labels-to-csv"
 
 
 def run(options: argparse.Namespace) -> None:
-    """Converts a folder, and goes on where it was interrupted."""
+    """Converts a folder; existing files are kept, so that an interrupted call can be repeated."""
     try:
         written = _converted(options)
     except KeyboardInterrupt as error:
-        again = "interrupted. Give the same command again: it goes on where it stopped."
+        again = "interrupted. Repeat the command: it resumes where it stopped."
         raise RibsegError(again) from error
     if options.formats == LABELS:
         print(f"labels of {written} images written to {options.target}")
     else:
-        print(f"{written} files written to {options.target}; what was there already is kept.")
+        print(f"{written} files written to {options.target}; existing files are kept.")
 
 
 def _converted(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Images that a command reads, files that it writes, and what could not be done."""
+"""Input images and output files of a command, and its errors per image."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
 
 
 def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, Path]:
-    """What is written -> what is read; folders stand for their images.
+    """Output file -> input image, for images and folders of images.
 
     Raises:
-        DataError: two images would be written to one file, or over themselves; or a folder holds none.
+        DataError: two images have the same output file, an image would be overwritten, or a folder has none.
     """
     targets: dict[Path, Path] = {}
     for path in _files(images):
@@ -31,21 +31,20 @@ def each_image(
     done: str,
     failure: str,
 ) -> None:
-    """Works on one image after the other, and names all that could not be done at the end.
+    """Calls `work` for each image; lists those that failed at the end.
 
-    Such an image does not keep the others from being done; an output folder that cannot be written to ends
-    the command at once.
+    A failed image does not stop the others; an output folder that cannot be written to ends the command.
 
     Args:
-        targets: (what is written, what is read).
-        work: on one of them.
+        targets: (output file, input image).
+        work: takes both.
         number: of images.
-        done: what is said at the end, behind the number.
-        failure: what is said of the others, as "could not be segmented".
+        done: printed at the end, after the number of successful images.
+        failure: message for the failed ones, as "could not be segmented".
 
     Raises:
-        DataError: at the end; with the reason for every image that failed.
-        RibsegError: at once; with the images that had failed until then.
+        DataError: at the end, with the reason for every failed image.
+        RibsegError: at once, with the images that have failed so far.
     """
     failed: dict[Path, str] = {}
     try:
@@ -55,7 +54,7 @@ def each_image(
             except (DataError, DeviceMemoryError) as error:
                 failed[image] = str(error)
     except (RibsegError, KeyboardInterrupt) as error:
-        text = str(error) or "interrupted; the files that are written are whole"
+        text = str(error) or "interrupted; the written files are complete"
         raise RibsegError(_with_reasons(text, failed)) from error
     print(f"{number - len(failed)} {done}")
     if failed:
@@ -63,7 +62,7 @@ def each_image(
 
 
 def _with_reasons(text: str, failed: Mapping[Path, str]) -> str:
-    """The text, and every image that failed with the reason."""
+    """The text, followed by every failed image with the reason."""
     reasons = [why if str(image) in why else f"{image}: {why}" for image, why in failed.items()]
     return "\n  ".join([text, *map(shortened, reasons)])
 
@@ -76,7 +75,7 @@ def _files(images: Sequence[Path]) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """All images of a folder, also two of one name (a.jpg and a.png), of which `targets_of` will complain."""
+    """All images in a folder, also with equal stems (a.jpg and a.png), which `targets_of` reports."""
     try:
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
     except OSError as error:

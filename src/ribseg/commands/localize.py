@@ -1,4 +1,4 @@
-"""`ribseg localize`: pictures, maps and masks of single images."""
+"""`ribseg localize`: figures, maps and masks of single images."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ from ribseg.plot import localization_figure, png_of, steps_figure
 
 
 def run(options: argparse.Namespace) -> None:
-    """Localizes the images, and names all that could not be at the end."""
+    """Localizes the images; lists those that failed at the end."""
     targets = targets_of(options.images, options.out, ".png")
     localizer = Localizer(
         options.classifier, options.method, options.references, overrides=options.set, device=options.device
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
 def _localized(
     localizer: Localizer, options: argparse.Namespace, target: Path, image: Path
 ) -> LocalizationMaps:
-    """Writes the files of an image."""
+    """Writes the files of an image; returns its maps."""
     pixels = read_image(image)
     if options.steps:
         series = localizer.trace(image, options.labels, options.top)

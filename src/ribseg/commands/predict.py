@@ -1,4 +1,4 @@
-"""`ribseg predict`: masks of images from a trained segmenter."""
+"""`ribseg predict`: masks of images by a trained segmenter."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ from ribseg.models.segmenter import load_segmenter
 
 
 def run(options: argparse.Namespace) -> None:
-    """Segments the images, and names all that could not be at the end."""
+    """Segments the images; lists those that failed at the end."""
     targets = targets_of(options.images, options.out, ".png")
     segmenter = load_segmenter(options.checkpoint, usable_device(options.device))
     settings = _settings(options)
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says; the checkpoint decides on the rest."""
+    """The inference settings of the command line; others are those of the checkpoint."""
     given: dict[str, Any] = {"tile": options.tile, "scales": options.scales, "flip": options.flip}
     chosen = {name: value for name, value in given.items() if value is not None}
     if options.crf is not None:

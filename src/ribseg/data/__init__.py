@@ -1,12 +1,12 @@
 """Data sets, image-level labels, transforms, views, reference images and map files.
 
-The names below are loaded on first use, so that `import ribseg.data` costs nothing. The LightningDataModule
-is in `ribseg.modules.data_module` and is not among them: this folder stays usable without Lightning.
+The names below are imported on first use, so that `import ribseg.data` is fast. The LightningDataModule is in
+`ribseg.modules.data_module`: this package does not need Lightning.
 """
 
 from typing import TYPE_CHECKING
 
-# Three lists of the public names, as in ribseg/__init__.py, for the same reasons.
+# Public names are in three lists, see ribseg/__init__.py.
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",

@@ -1,4 +1,4 @@
-"""A data set of one's own as the library works with it: lists checked once, images and masks when read."""
+"""An adapter that makes a user's data set a `BaseDataset`, with checks."""
 
 import copy
 from pathlib import Path
@@ -15,15 +15,15 @@ MEMBERS = ("ids", "classes", "labels", "image", "has_mask", "mask", "fingerprint
 
 
 class AdaptedDataset(BaseDataset):
-    """Any `ImageDataset` as a `BaseDataset`; images and masks are checked when they are read.
+    """Any `ImageDataset` as a `BaseDataset`; lists are checked at once, images and masks when they are read.
 
     Args:
         source: the data set.
         split: its name.
 
     Raises:
-        ConfigError: it lacks something.
-        DataError: ids, classes or labels cannot be used; says why.
+        ConfigError: it lacks a required member.
+        DataError: ids, classes or labels cannot be used; gives the reason.
     """
 
     def __init__(self, source: ImageDataset, split: str) -> None:
@@ -40,7 +40,7 @@ class AdaptedDataset(BaseDataset):
 
     @property
     def origin(self) -> str:
-        """Name of the class of the data set."""
+        """Class name of the data set."""
         return type(self.source).__name__
 
     def image(self, image_id: str) -> np.ndarray:
@@ -58,21 +58,21 @@ class AdaptedDataset(BaseDataset):
         )
 
     def fingerprint(self, masks: bool = False) -> str:
-        """That of the data set, and of the ids that are left of it."""
+        """sha256 over the data set's own fingerprint and the remaining ids."""
         digest = self._list_digest()
         digest.update(str(self.source.fingerprint(masks)).encode())
         return digest.hexdigest()
 
     def image_path(self, image_id: str) -> Path | None:
-        """That of a `BaseDataset`."""
+        """See `BaseDataset`."""
         return self.source.image_path(image_id) if isinstance(self.source, BaseDataset) else None
 
     def mask_path(self, image_id: str) -> Path | None:
-        """That of a `BaseDataset`."""
+        """See `BaseDataset`."""
         return self.source.mask_path(image_id) if isinstance(self.source, BaseDataset) else None
 
     def with_masks(self, masks_dir: str) -> "AdaptedDataset":
-        """That of a `BaseDataset`."""
+        """See `BaseDataset`."""
         if not isinstance(self.source, BaseDataset):
             return super().with_masks(masks_dir)
         other = copy.copy(self)
@@ -80,7 +80,7 @@ class AdaptedDataset(BaseDataset):
         return other
 
     def has_image(self, image_id: str) -> bool:
-        """That of a `BaseDataset`."""
+        """See `BaseDataset`."""
         return self.source.has_image(image_id) if isinstance(self.source, BaseDataset) else True
 
     def _check_lists(self) -> None:
@@ -95,7 +95,7 @@ class AdaptedDataset(BaseDataset):
             found = getattr(labels, "dtype", type(labels).__name__), getattr(labels, "shape", "")
             problems["labels"] = [f"expected an array {shape} of bool, found {found[0]} {found[1]}"]
         if problems:
-            advice = "Expected what ribseg.data.ImageDataset says."
+            advice = "ribseg.data.ImageDataset says what is expected."
             raise DataError(
                 list_problems(f"the split {self.split!r} of {self.origin} cannot be used", problems, advice)
             )

@@ -1,4 +1,4 @@
-"""Any data set that can be iterated, written in VOC layout: torchvision's, Hugging Face's, or one's own."""
+"""Writing any iterable data set in VOC layout: torchvision's, Hugging Face's, or one's own."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -27,28 +27,25 @@ def write_voc_tree(
     prefix: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Writes a split of a data set where `data.root=TARGET experiment=rib_folder` finds it.
+    """Writes a split in VOC layout, for `data.root=TARGET experiment=rib_folder`; returns the target.
 
-    Call it once per split with the same target. A call that was killed can be repeated: it writes all files
+    Call it once per split with the same target. An interrupted call can be repeated: it writes all files
     again. Spaces in class names become underscores.
 
     Args:
-        samples: (image, labels) or (image, labels, mask). `image` is a PIL image of any mode (turned as its
-            EXIF tags say) or an (H, W, 3) uint8 array; `labels` an index of a class from 0, a name, several
-            of either, or a (C,) vector of zeros and ones (what looks like such a vector is taken for one;
-            a set never is); `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore), a PIL image of
-            these, or None.
-        target: folder in VOC layout; is made.
+        samples: (image, labels) or (image, labels, mask). `image` is a PIL image of any mode (its EXIF
+            orientation is applied) or an (H, W, 3) uint8 array; `labels` a class index from 0, a class name,
+            several of either, or a (C,) vector of zeros and ones (any sequence that can be such a vector is
+            taken as one, but never a set); `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore),
+            a PIL image of these, or None.
+        target: folder in VOC layout; is created.
         split: name of the list: train, val, ...
         classes: C names, without background.
-        prefix: of the image ids, which are counted; None for the split's name.
-        progress: show a bar.
-
-    Returns:
-        The target.
+        prefix: of the image ids, followed by a number; None for the split's name.
+        progress: show a progress bar.
 
     Raises:
-        DataError: a sample is not of this form, or names an unknown class; says which one.
+        DataError: a sample does not have this form, or names an unknown class; gives its number.
 
     >>> # dataset = torchvision.datasets.Flowers102(root, split="train")       # (image, index)
     >>> # write_voc_tree(dataset, "flowers", "train", names)
@@ -76,7 +73,7 @@ def write_voc_tree(
 
 
 def _indices(labels: Any, classes: Sequence[str], number: int) -> list[int]:
-    """Indices of the classes of a sample, ascending."""
+    """Class indices of a sample, ascending."""
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | np.generic) else labels
     if not isinstance(values, list | tuple | set):
         values = [values]
@@ -102,7 +99,7 @@ def _write_image(path: Path, image: Any, number: int) -> tuple[int, ...]:
             "take the data set without a transform"
         )
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")  # without loss, whatever it was before
+    Image.fromarray(array).save(buffer, format="PNG")  # lossless
     atomic_write(path, buffer.getvalue())
     return array.shape[:2]
 

@@ -1,4 +1,4 @@
-"""What a data set is: the protocol, and a base class with what follows from it."""
+"""The protocol of data sets, and a base class with defaults."""
 
 import copy
 import hashlib
@@ -25,15 +25,15 @@ Self = TypeVar("Self", bound="BaseDataset")
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """One split of images with image-level labels, and masks where there are some.
+    """One split of images with image-level labels, and optionally masks.
 
-    `data.dataset` names what makes one: it is called with `split="train"` and so on. `BaseDataset` has
-    defaults for masks and fingerprint. Data sets are copied to worker processes, so they must be picklable.
+    The `_target_` of `data.dataset` is called with `split="train"` and so on. `BaseDataset` has defaults for
+    masks and fingerprint. Data sets must be picklable, for worker processes.
     """
 
     @property
     def ids(self) -> Sequence[str]:
-        """N different ids; each can be a file's name (see `is_plain_id`)."""
+        """N different ids that can be file names (see `is_plain_id`)."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -44,23 +44,22 @@ class ImageDataset(Protocol):
         """(N, C) bool, rows in the order of `ids`."""
 
     def image(self, image_id: str) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; raises a DataError where it is broken. Several threads may call it."""
+        """The image: (H, W, 3) uint8 RGB; raises a DataError if it is broken. Must be thread-safe."""
 
     def has_mask(self, image_id: str) -> bool:
-        """Whether there is a mask of the image."""
+        """Whether the image has a mask."""
 
     def mask(self, image_id: str) -> np.ndarray:
-        """(H, W) uint8: 0 background, c + 1 class c, 255 ignore; a DataError where it is absent or broken."""
+        """The mask: (H, W) uint8, 0 background, c + 1 class c, 255 ignore; DataError if missing or broken."""
 
     def fingerprint(self, masks: bool = False) -> str:
-        """A text that differs if classes, ids, labels or images (or masks) do: results are kept by it."""
+        """A text that changes if classes, ids, labels, images (or masks) do; part of the stages' digests."""
 
 
 class BaseDataset(Dataset[Sample]):
-    """Defaults for an `ImageDataset`: a subclass sets `ids`, `classes` and `labels`, and has `image`.
+    """Base class of data sets: a subclass sets `ids`, `classes` and `labels`, and defines `image`.
 
-    An item is a `Sample` of `id`, `image` (what `transform` returns, else (H, W, 3) uint8) and `labels` (C,)
-    float32.
+    An item is a `Sample` of `id`, `image` (transformed, or (H, W, 3) uint8) and `labels` (C,) float32.
 
     Attributes:
         split: name of the list of images.
@@ -89,9 +88,9 @@ class BaseDataset(Dataset[Sample]):
         raise DataError(f"{self.origin} has no mask of the image {image_id!r}.")
 
     def fingerprint(self, masks: bool = False) -> str:
-        """sha256 over classes, ids, labels and all pixels, which it looks at once.
+        """sha256 over classes, ids, labels and all pixels, computed once.
 
-        Of many images something cheaper will do, such as the sizes of their files: see `VOCFolder`.
+        For large data sets something cheaper will do, such as file sizes: see `VOCFolder`.
         """
         if self._fingerprint is None or self._fingerprint[0] != masks:
             digest = self._list_digest()
@@ -103,19 +102,19 @@ class BaseDataset(Dataset[Sample]):
         return self._fingerprint[1]
 
     def has_image(self, image_id: str) -> bool:
-        """Whether there is an image; True leaves it to `image`."""
+        """Whether the image exists; if True without a check, `image` raises."""
         return True
 
     def image_path(self, image_id: str) -> Path | None:
-        """File of an image, whose header tells its size; None if it has none."""
+        """The file of an image, whose header has its size; None without a file."""
         return None
 
     def mask_path(self, image_id: str) -> Path | None:
-        """File of a mask, whose header tells its size; None if it has none."""
+        """The file of a mask, whose header has its size; None without a file."""
         return None
 
     def with_masks(self: Self, masks_dir: str) -> Self:
-        """The same images with masks from another folder: only of folders in VOC layout."""
+        """The same images with masks from another folder; only data sets in VOC layout support it."""
         raise ConfigError(
             f"no masks can be read from {masks_dir}: {self.origin} reads them with `mask(image_id)`, from no "
             "folder. Leave segmenter.masks_dir out"
@@ -128,12 +127,12 @@ class BaseDataset(Dataset[Sample]):
 
     @property
     def num_classes(self) -> int:
-        """C, without background."""
+        """Number of classes C, without background."""
         return len(self.classes)
 
     @property
     def palette(self) -> np.ndarray:
-        """See the class."""
+        """The (256, 3) uint8 RGB colours of class ids; VOC's by default."""
         return voc_palette()
 
     def __len__(self) -> int:
@@ -146,7 +145,7 @@ class BaseDataset(Dataset[Sample]):
         return Sample(self.ids[index], image, torch.from_numpy(self.labels[index]).float())
 
     def with_transform(self: Self, transform: Transform | None) -> Self:
-        """The same data under another transform."""
+        """The same data with another transform."""
         other = copy.copy(self)
         other.transform = transform
         return other
@@ -170,7 +169,7 @@ class BaseDataset(Dataset[Sample]):
         return row
 
     def size(self, image_id: str) -> tuple[int, int]:
-        """(height, width) in pixels; of a file from its header."""
+        """(height, width) in pixels; for a file read from its header."""
         path = self.image_path(image_id)
         if path is not None:
             return read_header(path).size
@@ -178,10 +177,10 @@ class BaseDataset(Dataset[Sample]):
         return height, width
 
     def plot(self, sample: Sample) -> "Figure":
-        """Draws an item with the names of its classes, and its mask beside it if there is one.
+        """A figure of an item with its class names, and its mask if there is one.
 
         Args:
-            sample: what `__getitem__` returns; a normalised image is stretched to the full range.
+            sample: an item; a normalised image is stretched to the full range.
         """
         from matplotlib.figure import Figure
 
@@ -197,7 +196,7 @@ class BaseDataset(Dataset[Sample]):
         return figure
 
     def _list_digest(self) -> Any:
-        """sha256 so far, over classes, ids and labels."""
+        """A sha256 object over classes, ids and labels, to be continued."""
         digest = hashlib.sha256("\n".join([*self.classes, "", *self.ids]).encode())
         digest.update(np.packbits(self.labels).tobytes())
         return digest
@@ -217,7 +216,7 @@ def _bytes_of(array: np.ndarray) -> bytes:
 
 
 def _displayable(image: np.ndarray | Tensor) -> np.ndarray:
-    """(H, W, 3) array that imshow takes, from a uint8 array or a (3, H, W) float tensor of any range."""
+    """An (H, W, 3) array for imshow, from a uint8 array or a (3, H, W) float tensor of any range."""
     if isinstance(image, np.ndarray):
         return image
     array = image.float().permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""Data sets in PASCAL VOC layout: VOC 2012 itself, and any folder that looks like it."""
+"""Data sets in PASCAL VOC layout: VOC 2012, and any other folder in this layout."""
 
 import copy
 import os
@@ -18,25 +18,25 @@ from ribseg.errors import ConfigError, DataError, list_problems
 
 Files = dict[str, tuple[str, str]]  # image id -> folder, and the ending of the file's name
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
-PNG_END = 20  # bytes: checksum of the pixels, that of their last chunk, and the closing chunk
+PNG_END = 20  # bytes at the end of a PNG: two checksums of the pixels, and the IEND chunk
 
 
 class VOCFolder(BaseDataset):
-    """Images with image-level labels, and masks where there are some.
+    """A split of a folder in VOC layout: images with image-level labels, and optionally masks.
 
     Args:
-        root: folder with JPEGImages/, ImageSets/Segmentation/*.txt and, as far as needed, SegmentationClass/,
-            Annotations/, classes.txt; or a folder that holds such a one as VOCdevkit/VOC2012 or VOC2012.
+        root: folder with JPEGImages/, ImageSets/Segmentation/*.txt and, if needed, SegmentationClass/,
+            Annotations/, classes.txt; or a folder that contains it as VOCdevkit/VOC2012 or VOC2012.
         split: name of a list, without `.txt`.
-        classes: names without background, or a file with one name a line; None: classes.txt if there, else
-            VOC's twenty.
-        labels: "xml" (Annotations/), "mask" (the classes in the masks), the path of a CSV file (as such, or
-            below root), "none" (no image has any: VOC's test split), or "auto": Annotations/ if there, else
-            image_labels*.csv in root if exactly one, else masks.
+        classes: names without background, or a file with one name per line; None: classes.txt if it exists,
+            else VOC's twenty.
+        labels: "xml" (Annotations/), "mask" (the classes in the masks), the path of a CSV file (may be
+            relative to root), "none" (no labels: VOC's test split), or "auto": Annotations/ if it exists,
+            else image_labels*.csv in root if there is exactly one, else masks.
         transform: see `BaseDataset`.
         masks_dir: folder of the masks, below root or absolute.
         images_dir: folder of the images, below root or absolute, or several; .jpg, .jpeg or .png.
-        lists_dir: folder of the lists, below root or absolute. Of each line the first word counts.
+        lists_dir: folder of the lists, below root or absolute; the first word of each line is the id.
 
     Attributes:
         root: Path of the folder with the images.
@@ -45,16 +45,16 @@ class VOCFolder(BaseDataset):
         classes: tuple of names; `num_classes` is their number. Without background.
         labels: (N, C) bool ndarray.
         palette: (256, 3) uint8 RGB colours of class ids in masks.
-        splits: names of the lists that there are.
+        splits: names of all lists.
 
-    An item is a `Sample`. Files are looked for, not opened: `check_dataset` tells which are absent or broken.
+    An item is a `Sample`. Files are listed, not opened: `check_dataset` finds missing and broken ones.
 
-    A worker that was forked comes to have its own copy of the ids that it reads: 27 MB for 120,000 of COCO's,
-    half of one image's views (`tests/test_data_ids.py` measures it).
+    A forked worker gets its own copy of the ids that it reads: 27 MB for COCO's 120,000, half of the views of
+    one image (measured in `tests/test_data_ids.py`).
 
     Raises:
-        DatasetNotFoundError: if a folder or list is absent.
-        DataError: if the list, the class names or the labels are unusable; lists what is wrong.
+        DatasetNotFoundError: if a folder or list is missing.
+        DataError: if the list, the class names or the labels cannot be used; lists the problems.
     """
 
     def __init__(
@@ -92,45 +92,44 @@ class VOCFolder(BaseDataset):
         return str(self.root)
 
     def has_image(self, image_id: str) -> bool:
-        """Whether there is an image file of this id."""
+        """Whether there is an image file with this id."""
         return image_id in self._images
 
     def has_mask(self, image_id: str) -> bool:
-        """Whether there is a mask file of this id."""
+        """Whether there is a mask file with this id."""
         return image_id in self._masks
 
     @property
     def image_ids(self) -> Collection[str]:
-        """Ids of all image files that there are, listed or not."""
+        """Ids of all image files, listed or not."""
         return self._images.keys()
 
     @property
     def mask_ids(self) -> Collection[str]:
-        """Ids of all mask files that there are."""
+        """Ids of all mask files, listed or not."""
         return self._masks.keys()
 
     def image_path(self, image_id: str) -> Path:
-        """Path of an image; raises DataError if it is absent."""
+        """The file of an image; raises a DataError if it is missing."""
         return _path(self._images, image_id, self.images_dirs[0], IMAGE_ENDINGS)
 
     def mask_path(self, image_id: str) -> Path:
-        """Path of a mask; raises DataError if it is absent."""
+        """The file of a mask; raises a DataError if it is missing."""
         return _path(self._masks, image_id, self.masks_dir, (".png",))
 
     def image(self, image_id: str) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; see `read_image`."""
+        """The image: (H, W, 3) uint8 RGB; see `read_image`."""
         return read_image(self.image_path(image_id))
 
     def mask(self, image_id: str) -> np.ndarray:
-        """(H, W) uint8 class ids, 0 background, 255 ignore; see `read_mask`."""
+        """The mask: (H, W) uint8 class ids, 0 background, 255 ignore; see `read_mask`."""
         return read_mask(self.mask_path(image_id), self.num_classes)
 
     def fingerprint(self, masks: bool = False) -> str:
         """sha256 over classes, ids, labels and the sizes of the image files in bytes.
 
-        Of masks their last bytes count, too, where a PNG has checksums of its pixels: a corrected mask often
-        keeps its size. Reads nothing else; does not depend on where the root is. An absent file counts as
-        size -1.
+        For masks also over their last bytes, the checksums of a PNG, because a corrected mask often keeps its
+        size. Reads nothing else; does not depend on the root's path. A missing file has size -1.
         """
         digest = self._list_digest()
         digest.update(_sizes(self._images, self.ids))
@@ -173,12 +172,12 @@ def _scan_images(folders: Sequence[Path]) -> Files:
 
 
 def _scan_masks(folder: Path) -> Files:
-    # A test set has no masks; who asks for one learns where it was looked for.
+    # A test set has no masks; `mask_path` names this folder in its error.
     return _scan(folder, (".png",)) if folder.is_dir() else {}
 
 
 def _scan(folder: Path, endings: tuple[str, ...]) -> Files:
-    kinds: dict[str, tuple[str, str]] = {}  # a handful of tuples, whatever the number of files
+    kinds: dict[str, tuple[str, str]] = {}  # a few tuples, shared by all files
     names = scan_folder(folder, endings)
     return {i: kinds.setdefault(name[len(i) :], (str(folder), name[len(i) :])) for i, name in names.items()}
 
@@ -191,7 +190,7 @@ def _path(files: Files, image_id: str, folder: Path, endings: tuple[str, ...]) -
 
 
 def _sizes(files: Files, ids: Iterable[str]) -> bytes:
-    """Of each file its size in bytes, of an absent one -1."""
+    """The sizes of the files in bytes, -1 for missing ones, as int64 in bytes."""
     places = ((image_id, files.get(image_id)) for image_id in ids)
     sizes = [
         -1 if place is None else os.stat(f"{place[0]}/{image_id}{place[1]}").st_size  # noqa: PTH116
@@ -201,7 +200,7 @@ def _sizes(files: Files, ids: Iterable[str]) -> bytes:
 
 
 def _ends(files: Files, ids: Iterable[str]) -> bytes:
-    """Of each file its last bytes, of an absent one nothing."""
+    """The last bytes of all existing files."""
     ends = []
     for image_id in ids:
         if image_id in files:

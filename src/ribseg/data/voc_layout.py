@@ -1,4 +1,4 @@
-"""The folders, lists and class names of a data set in VOC layout; what is wrong with them is said by kind."""
+"""The folders, lists and class names of a data set in VOC layout."""
 
 import re
 import sys
@@ -37,10 +37,10 @@ NUMBER = re.compile(r"^\s*\d+[\s:.,;=-]+")
 
 
 def find_root(root: str | Path, images_dirs: Sequence[str], lists_dir: str) -> Path:
-    """Finds the folder in VOC layout: root itself, or VOCdevkit/VOC2012 or VOC2012 below it.
+    """The folder in VOC layout: root itself, or VOCdevkit/VOC2012 or VOC2012 below it.
 
     Raises:
-        DatasetNotFoundError: if none of them has both the images' and the lists' folders.
+        DatasetNotFoundError: if none of them has the folders of images and lists.
     """
     needed = (*images_dirs, lists_dir)
     candidates = [Path(root), Path(root) / "VOCdevkit" / "VOC2012", Path(root) / "VOC2012"]
@@ -59,7 +59,7 @@ def find_root(root: str | Path, images_dirs: Sequence[str], lists_dir: str) -> P
 
 
 def read_split(folder: Path, split: str, images: Container[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Names of all lists, and the ids of one of them."""
+    """The names of all lists, and the ids of one of them."""
     lists = scan_folder(folder, (".txt",))
     splits = tuple(sorted(lists))
     if split not in lists:
@@ -101,7 +101,7 @@ def _problems_of_list(
 
 
 def _problem_of_line(line: str, image_id: str, images: Container[str]) -> str | None:
-    """The kind of what is wrong with a line of a list and its first word."""
+    """The kind of problem with a line of a list and its first word; None if there is none."""
     if line != image_id and (line in images or without_ending(line) in images):
         return SPACES
     if not is_plain_id(image_id):
@@ -113,7 +113,7 @@ def _problem_of_line(line: str, image_id: str, images: Container[str]) -> str | 
 
 
 def _repeated(ids: Sequence[str]) -> list[int]:
-    """Rows of ids that a row before them has."""
+    """Indices of ids that occur earlier in the list."""
     seen: set[str] = set()
     rows = []
     for row, image_id in enumerate(ids):
@@ -124,7 +124,7 @@ def _repeated(ids: Sequence[str]) -> list[int]:
 
 
 def class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tuple[str, ...]:
-    """The names without background: those given, those of a file, of classes.txt, or VOC's."""
+    """The class names without background: as given, from a file, from classes.txt, or VOC's."""
     path = root / (classes if isinstance(classes, str | Path) else "classes.txt")
     source = "classes"
     if isinstance(classes, str | Path) or (classes is None and path.is_file()):
@@ -142,12 +142,12 @@ def class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tuple
     if bare != list(names) and "" not in bare and len(set(bare)) == len(bare) and _is_counted(names):
         raise DataError(
             f"{source} has numbers in front of its names: {', '.join(names[:3])}. Write the names alone, one "
-            "a line: the first is id 1 in the masks, whatever number stood there."
+            "a line: the first is id 1 in the masks, whatever its number was."
         )
     return names
 
 
 def _is_counted(names: Sequence[str]) -> bool:
-    """Whether names begin with the numbers 0, 1, 2, ... or 1, 2, 3, ...; as ids do."""
+    """Whether the names begin with the numbers 0, 1, 2, ... or 1, 2, 3, ..."""
     numbers = [int(found[0].strip(" \t:.,;=-")) if (found := NUMBER.match(name)) else -1 for name in names]
     return len(names) > 1 and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])

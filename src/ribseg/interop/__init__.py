@@ -1,4 +1,4 @@
-"""Exchange with other programs: files of PSA, IRN and their relatives, folders of PNGs, saliency maps.
+"""Exchange with other programs: files of PSA, IRN and similar programs, folders of PNGs, saliency maps.
 
 `python -m ribseg.interop --help` converts folders.
 """

@@ -1,4 +1,4 @@
-"""Converting many files: goes on where it was interrupted, and lists all broken files at the end."""
+"""Converting many files: existing ones are skipped, and all broken ones are listed at the end."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,16 +13,13 @@ from ribseg.errors import DataError, DatasetNotFoundError, list_problems
 def convert_missing(
     ids: Iterable[str], target: Callable[[str], Path], convert: Callable[[str], None], progress: bool
 ) -> int:
-    """Calls `convert` for every image whose target file is not there yet.
+    """Calls `convert` for every image whose target file does not exist; returns how many were written.
 
     Args:
         ids: of the images.
         target: the file that `convert` writes for an image, atomically.
-        convert: raises a DataError where an image cannot be converted; the others are converted all the same.
-        progress: show a bar.
-
-    Returns:
-        How many files were written.
+        convert: raises a DataError if an image cannot be converted; the others are still converted.
+        progress: show a progress bar.
 
     Raises:
         DataError: lists the images that could not be converted.
@@ -36,7 +33,7 @@ def convert_missing(
             problems.append(str(error))
     if problems:
         headline = f"{len(problems)} of {len(todo)} images could not be converted"
-        advice = "Mend these and do the same again: what is converted is skipped."
+        advice = "Correct these and repeat the command: converted files are skipped."
         raise DataError(list_problems(headline, {"broken": problems}, advice, show=len(problems)))
     return len(todo)
 
@@ -54,7 +51,7 @@ def convert_to_npz(
 
 
 def files_in(folder: Path, ending: str) -> list[str]:
-    """The stems of all files with this ending, sorted.
+    """The sorted stems of all files with this extension.
 
     Raises:
         DatasetNotFoundError: if the folder cannot be listed or holds no such file.

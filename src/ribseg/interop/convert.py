@@ -1,4 +1,4 @@
-"""Maps and masks of other programs, read for the images of a data set."""
+"""Reading maps and masks of other programs for the images of a data set."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,19 +30,16 @@ def convert_maps(
     layout: Layout,
     progress: bool = False,
 ) -> int:
-    """Turns a folder of maps or masks into `<image id>.npz` files for the images of a data set.
+    """Converts a folder of maps or masks to `<image id>.npz` files; returns how many were written.
 
-    Files that are there already are kept.
+    Existing files are kept.
 
     Args:
         source_dir: the folder.
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
-        dataset: names the images, their sizes and the classes.
+        dataset: gives the image ids, sizes and classes.
         layout: see `map_reader`.
-        progress: show a bar.
-
-    Returns:
-        How many files were written.
+        progress: show a progress bar.
 
     Raises:
         DataError: lists the images whose files are broken, or of another size than their image.
@@ -52,25 +49,25 @@ def convert_maps(
 
 
 def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> Reader:
-    """A function from the ids of a data set to the maps in a folder.
+    """A function that reads the maps of an image id from a folder.
 
-    Images without a label need no file; they get maps of no class.
+    Images without a label need no file; their maps have no class.
 
     Args:
         source_dir: the folder.
-        dataset: names the images, their sizes and the classes.
+        dataset: gives the image ids, sizes and classes.
         layout: "npz": `<id>.npz` of ribseg; "irn": pickled `<id>.npy` of IRN, see `read_irn_maps`; "amn":
             the same with the background's map first; "psa": those of PSA, see `read_psa_maps`; "png": gray
             PNGs, see `maps_from_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with class
             ids, see `masks_to_maps`.
 
     Returns:
-        A function that raises a DataError where a file is broken or does not fit its image.
+        The function; it raises a DataError if a file is broken or does not match its image.
 
     Raises:
         ConfigError: unknown layout.
-        DatasetNotFoundError: there is no such folder.
-        DataError: lists the images that have a label, but no file.
+        DatasetNotFoundError: the folder does not exist.
+        DataError: lists the images with a label but without a file.
     """
     source = Path(source_dir)
     if layout not in get_args(Layout):
@@ -96,7 +93,7 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
 
 
 def _fitting(dataset: BaseDataset, read: Reader, there: set[str], image_id: str) -> LocalizationMaps:
-    """The maps of an image, if they are of its size and of the data set's classes."""
+    """The maps of an image; raises a DataError unless they match its size and the data set's classes."""
     size = dataset.size(image_id)
     strided = (-(-size[0] // STRIDE), -(-size[1] // STRIDE))
     maps = read(image_id) if image_id in there else None

@@ -1,4 +1,4 @@
-"""Maps and masks that other programs left as folders of PNGs."""
+"""Maps and masks of other programs as folders of PNGs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, n
 def maps_from_pngs(
     folder: str | Path, ids: Sequence[str], classes: Sequence[str]
 ) -> Iterator[tuple[str, LocalizationMaps]]:
-    """Reads localization maps from gray PNGs, one per image and class, image by image.
+    """Yields localization maps from gray PNGs, one file per image and class.
 
     The files are `<id>/<class name>.png` or `<id>_<class name>.png` below the folder; black is 0, white is 1.
     The classes of an image are those that have a file; an empty folder `<id>/` means that it has none. Maps
     at stride 4 are averages over the pixels.
 
     Args:
-        folder: with one of the two layouts, or both.
+        folder: with either layout, or both.
         ids: N image ids.
         classes: C names, without background.
 
@@ -37,7 +37,7 @@ def maps_from_pngs(
         Image id and maps, in the order of ids, with `full` and `size`.
 
     Raises:
-        DataError: at once if files are absent, stray or ambiguous; on the way if one is broken.
+        DataError: at once if files are missing, unexpected or ambiguous; while reading if one is broken.
     """
     found, problems = find_pngs(Path(folder), ids, classes)
     absent = [image_id for image_id in ids if found[image_id] is None]
@@ -49,14 +49,14 @@ def maps_from_pngs(
 
 
 def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
-    """Makes maps of zeros and ones from a mask, so that it can be refined and evaluated as any maps.
+    """Maps of zeros and ones from a mask, so that it can be refined and evaluated like maps.
 
     Args:
         mask: (H, W) integers, 0 background, c + 1 class c; 255 becomes background, which has no map.
 
     Returns:
-        Maps with `full` and `size`; those at stride 4 hold shares of the pixels. Any background score between
-        0 and 1 gives the mask back.
+        Maps with `full` and `size`; maps at stride 4 are shares of the pixels. Any background score between
+        0 and 1 reproduces the mask.
 
     Raises:
         ValueError: not a mask.
@@ -80,10 +80,7 @@ def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
 def find_pngs(
     folder: Path, ids: Sequence[str], classes: Sequence[str]
 ) -> tuple[dict[str, Found | None], dict[str, list[str]]]:
-    """The PNGs of each image, see `maps_from_pngs`, and what is wrong, by kind.
-
-    An image that has neither files nor a folder has None.
-    """
+    """Image id -> its PNGs, see `maps_from_pngs`, None without files and folder; and kind -> problems."""
     flat = scan_folder(folder, (".png",))
     found: dict[str, Found | None] = {}
     owners: dict[Path, str] = {}
@@ -107,10 +104,10 @@ def find_pngs(
 
 
 def read_pngs(found: Found) -> LocalizationMaps:
-    """Maps of one image from its PNGs.
+    """The maps of one image from its PNGs.
 
     Raises:
-        DataError: if a file is broken, or two are not of the same size.
+        DataError: if a file is broken, or sizes differ.
     """
     if not found:
         return maps_of_full(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), known=False)
@@ -126,7 +123,7 @@ def read_pngs(found: Found) -> LocalizationMaps:
 
 
 def maps_of_full(classes: Tensor, full: Tensor, known: bool = True) -> LocalizationMaps:
-    """Maps (K, H, W) of full size, and their averages at stride 4; `known`: (H, W) is the image's size."""
+    """Maps with averages at stride 4 from full-size maps (K, H, W); `known`: (H, W) is the image's size."""
     height, width = full.shape[1:]
     strided = (-(-height // STRIDE), -(-width // STRIDE))
     small = F.adaptive_avg_pool2d(full, strided) if len(full) else full.new_zeros(0, *strided)

@@ -1,4 +1,4 @@
-"""Gray images that hold scores."""
+"""Gray images of scores."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ def read_gray(path: str | Path) -> np.ndarray:
         (H, W) float32 in [0, 1].
 
     Raises:
-        DataError: if the file is absent or broken, or is a palette image or has colours.
+        DataError: if the file is missing or broken, or is a palette or colour image.
     """
     with open_image(path) as image:
         load_pixels(image, path)
         mode, pixels = image.mode, np.array(image)
     if mode == "RGB" and (pixels == pixels[..., :1]).all():
-        mode, pixels = "L", pixels[..., 0]  # gray all the same, as some programs write it
+        mode, pixels = "L", pixels[..., 0]  # gray saved as RGB, as some programs do
     if mode in ("1", "L"):
         return pixels.astype(np.float32) / (1 if mode == "1" else 255)
     if mode.startswith("I") and pixels.min() >= 0 and pixels.max() <= 65535:

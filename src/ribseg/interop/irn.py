@@ -1,4 +1,4 @@
-"""Localization maps in the format of IRN, RIB and their relatives: one pickled `<image id>.npy` per image.
+"""Localization maps in the format of IRN, RIB and similar programs: one pickled `<image id>.npy` per image.
 
 A file is `np.save` of a dictionary: `keys` (K,) class indices from 0 without background, `cam`
 (K, ceil(H/4), ceil(W/4)), `high_res` (K, H, W), as arrays or torch tensors. Images without a class have empty
@@ -19,7 +19,7 @@ from ribseg.interop.unpickle import read_pickled_arrays
 from ribseg.methods.cam import STRIDE
 from ribseg.methods.evaluation import full_size
 
-TOLERANCE = 1e-3  # above 1: what half precision and other programs' sums leave
+TOLERANCE = 1e-3  # above 1, for rounding errors
 
 
 def convert_irn_maps(
@@ -29,23 +29,20 @@ def convert_irn_maps(
     progress: bool = False,
     background_first: bool = False,
 ) -> int:
-    """Turns IRN's `<image id>.npy` files into `<image id>.npz` files, which load without pickle.
+    """Converts IRN's `<image id>.npy` to `<image id>.npz`, which load without pickle; returns how many.
 
-    Files that are there already are kept.
+    Existing files are kept.
 
     Args:
         source_dir: folder of the `.npy` files.
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
         num_classes: C, without background.
-        progress: show a bar.
+        progress: show a progress bar.
         background_first: see `read_irn_maps`.
-
-    Returns:
-        How many files were written.
 
     Raises:
         DatasetNotFoundError: there are no such files.
-        DataError: lists the files that are broken, do not fit, or ask for more than arrays.
+        DataError: lists the files that are broken, do not match, or contain more than arrays.
     """
     source = Path(source_dir)
 
@@ -56,19 +53,16 @@ def convert_irn_maps(
 
 
 def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool = False) -> int:
-    """Turns `<image id>.npz` files into IRN's `<image id>.npy`.
+    """Converts `<image id>.npz` files to IRN's `<image id>.npy`; returns how many were written.
 
     `np.load(path, allow_pickle=True).item()` reads them: `keys` int64, `cam` and `high_res` float32, all of
     them numpy arrays. IRN's random walk calls `.cuda()` on `cam`: put `torch.from_numpy` around it there.
-    Maps that were kept at stride 4 only are enlarged. Files that are there already are kept.
+    Maps kept only at stride 4 are enlarged. Existing files are kept.
 
     Args:
         source_dir: folder of the `.npz` files, e.g. `maps/` of a stage in the store.
         target_dir: gets the `.npy` files.
-        progress: show a bar.
-
-    Returns:
-        How many files were written.
+        progress: show a progress bar.
 
     Raises:
         DatasetNotFoundError: there are no such files.
@@ -86,16 +80,16 @@ def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: boo
 
 
 def read_irn_maps(path: str | Path, num_classes: int, background_first: bool = False) -> LocalizationMaps:
-    """Reads one of IRN's files; see `ribseg.interop.unpickle` for what is refused.
+    """The maps in one of IRN's files; `ribseg.interop.unpickle` reads it safely.
 
     Args:
         path: of the file.
         num_classes: C, without background.
-        background_first: a map of the background stands before those of the classes, as AMN writes it; it is
-            left out, as AMN's own program leaves it out.
+        background_first: the first map is that of the background, as in AMN's files; it is ignored, as AMN
+            does.
 
     Raises:
-        DataError: if it is broken, is no file of IRN's, or does not fit the number of classes.
+        DataError: if it is broken, not in IRN's format, or does not match the number of classes.
     """
     arrays = read_pickled_arrays(path)
     if background_first:
@@ -118,13 +112,13 @@ def read_irn_maps(path: str | Path, num_classes: int, background_first: bool = F
 
 
 def _without_background(arrays: dict[str | int, np.ndarray]) -> dict[str | int, np.ndarray]:
-    """The arrays without the first of the maps."""
+    """The arrays without the first map."""
     maps = {name: arrays[name] for name in ("cam", "high_res") if name in arrays}
     return arrays | {name: array[1:] for name, array in maps.items() if array.ndim == 3}
 
 
 def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
-    """What is wrong with a dictionary that should have classes; empty if nothing is."""
+    """The problem with a dictionary of maps; "" if there is none."""
     if not {"keys", "cam", "high_res"} <= set(arrays):
         hint = "; a map for each class index is PSA's layout, psa" if set(map(type, arrays)) == {int} else ""
         return f"expected keys, cam and high_res, found {sorted(arrays, key=str)[:8]}{hint}"
@@ -142,7 +136,7 @@ def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
 
 
 def problem_of_scores(array: np.ndarray, name: str) -> str:
-    """What is wrong with the values of maps; empty if nothing is."""
+    """The problem with the values of maps; "" if there is none."""
     # The comparison is false for NaN, too.
     if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1 + TOLERANCE:
         return ""

@@ -1,7 +1,7 @@
-"""Image-level labels in the format of PSA, IRN and their relatives: one pickled `cls_labels.npy`.
+"""Image-level labels in the format of PSA, IRN and similar programs: one pickled `cls_labels.npy`.
 
 It is `np.save` of a dictionary: image id -> (C,) zeros and ones. Ids are strings in PSA's file and numbers in
-IRN's: 2007000032 stands for VOC's 2007_000032, and where the data are COCO's, 57870 for 000000057870.
+IRN's: 2007000032 for VOC's 2007_000032, 57870 for COCO's 000000057870.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,15 @@ VOC_DIGITS, COCO_DIGITS = 10, 12
 
 
 def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str] = VOC_CLASSES) -> int:
-    """Turns a `cls_labels.npy` into the CSV file that the setting `data.labels` takes.
+    """Converts a `cls_labels.npy` to the CSV file for `data.labels`; returns the number of images.
 
     Args:
-        source: the `.npy` file; see `ribseg.interop.unpickle` for what is refused.
-        target: the CSV file; must not be there yet.
+        source: the `.npy` file; `ribseg.interop.unpickle` reads it safely.
+        target: the CSV file; must not exist.
         classes: C names in the order of the labels, without background and without spaces.
 
-    Returns:
-        The number of images.
-
     Raises:
-        DataError: it is no such file, its labels are not of these classes, or the target is there already.
+        DataError: the file is not of this format or these classes, or the target exists.
     """
     if Path(target).exists():
         raise DataError(f"{target} is there already. Remove it, or choose another name.")
@@ -51,7 +48,7 @@ def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str
 
 
 def image_id(key: str | int) -> str:
-    """The image's name for a key of the dictionary.
+    """The image id for a key of the dictionary.
 
     >>> image_id(2007000032), image_id(57870), image_id("cat_1")
     ('2007_000032', '000000057870', 'cat_1')

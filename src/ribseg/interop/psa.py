@@ -20,7 +20,7 @@ from ribseg.interop.unpickle import read_pickled_arrays
 def convert_psa_maps(
     source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool = False
 ) -> int:
-    """Turns PSA's `<image id>.npy` files into `<image id>.npz` files; otherwise as `convert_irn_maps`."""
+    """Converts PSA's `<image id>.npy` files to `<image id>.npz`, as `convert_irn_maps` does."""
     source = Path(source_dir)
 
     def read(image_id: str) -> LocalizationMaps:
@@ -30,12 +30,12 @@ def convert_psa_maps(
 
 
 def read_psa_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
-    """Reads one of PSA's files; see `ribseg.interop.unpickle` for what is refused.
+    """The maps in one of PSA's files; `ribseg.interop.unpickle` reads it safely.
 
     Maps at stride 4 are averages over the pixels.
 
     Raises:
-        DataError: if it is broken, is no file of PSA's, or does not fit the number of classes.
+        DataError: if it is broken, not in PSA's format, or does not match the number of classes.
     """
     arrays = read_pickled_arrays(path)
     if not arrays:  # the image's size is not in the file
@@ -49,7 +49,7 @@ def read_psa_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
 
 
 def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
-    """What is wrong with a dictionary; empty if nothing is."""
+    """The problem with a dictionary of maps; "" if there is none."""
     classes = [name for name in arrays if isinstance(name, int)]
     if len(classes) < len(arrays):
         hint = "; keys, cam and high_res are IRN's layout, irn" if "high_res" in arrays else ""

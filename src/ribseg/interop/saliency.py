@@ -11,7 +11,7 @@ from ribseg.interop.gray import read_gray
 
 
 def read_saliency(path_or_array: str | Path | np.ndarray, size: tuple[int, int]) -> Tensor:
-    """Saliency at an image's size.
+    """A saliency map at an image's size.
 
     Args:
         path_or_array: gray PNG; or (h, w) array, integers in 0..255 or floats in [0, 1].
@@ -21,7 +21,7 @@ def read_saliency(path_or_array: str | Path | np.ndarray, size: tuple[int, int])
         (H, W) float32 in [0, 1]; 1 is salient.
 
     Raises:
-        DataError: if the file is absent, broken or not gray.
+        DataError: if the file is missing, broken or not gray.
         ValueError: if the array has another shape or range.
     """
     if isinstance(path_or_array, np.ndarray):
@@ -41,9 +41,9 @@ def read_saliency(path_or_array: str | Path | np.ndarray, size: tuple[int, int])
 
 
 def saliency_background(path_or_array: str | Path | np.ndarray, size: tuple[int, int]) -> Tensor:
-    """The background score that a saliency map gives: (H, W) float32 in [0, 1], one minus saliency.
+    """One minus saliency as a background score: (H, W) float32 in [0, 1].
 
-    `argmax` over it and the maps is a soft choice between both; `functional.labels_with_saliency`, which
-    takes saliency itself, lets saliency decide alone. Arguments and errors as `read_saliency`.
+    With `argmax` over it and the maps, both decide on the background; with `functional.labels_with_saliency`,
+    saliency alone. Arguments and errors as `read_saliency`.
     """
     return 1 - read_saliency(path_or_array, size)

@@ -1,8 +1,8 @@
-"""Reads `.npy` files that hold a pickled dictionary, as PSA, IRN and their descendants write them.
+"""A safe reader of `.npy` files with a pickled dictionary, as PSA, IRN and their successors write them.
 
-A pickle is a small program: it names functions and calls them. Here it gets only stand-ins for those that
-rebuild arrays and tensors; every other name is refused before anything is called. The stand-ins look at what
-they are given, because numpy's own would believe a forged element type.
+A pickle can call any function that it names. This reader replaces the functions that rebuild arrays and
+tensors by its own, and refuses every other name before anything is called. The replacements check their
+arguments, because numpy's own functions would accept a forged element type.
 """
 
 import io
@@ -21,7 +21,7 @@ from torch import Tensor
 from ribseg.errors import DataError, reason
 
 NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")
-# What damaged or foreign pickles are known to raise, in the unpickler and in the stand-ins.
+# Exceptions of the unpickler and the replacements for damaged or foreign pickles.
 _BROKEN = (
     pickle.UnpicklingError,
     EOFError,
@@ -35,13 +35,13 @@ _BROKEN = (
     OverflowError,
     MemoryError,
     SyntaxError,
-    AssertionError,  # torch's, of storages that are not there
+    AssertionError,  # from torch, for missing storages
     tokenize.TokenError,  # numpy reads headers as Python
 )
 
 
 class _Dtype:
-    """In the place of `numpy.dtype`: plain numbers, and the object type of the dictionary around them."""
+    """Replaces `numpy.dtype`: plain numbers, and the object type of the dictionary around them."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.holds_objects = name in ("O", "O8")
@@ -56,7 +56,7 @@ class _Dtype:
 
 
 class _Array:
-    """In the place of `numpy.ndarray`: made empty, then given its content."""
+    """Replaces `numpy.ndarray`: created empty, then filled."""
 
     value: Any = None
 
@@ -75,7 +75,7 @@ class _Array:
 
 
 def _storage(data: bytes) -> Tensor:
-    """In the place of `torch.storage._load_from_bytes`, which would unpickle without any restriction."""
+    """Replaces `torch.storage._load_from_bytes`, which unpickles without restrictions."""
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -86,12 +86,12 @@ def _storage(data: bytes) -> Tensor:
 
 
 def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
-    """In the place of `torch._utils._rebuild_tensor_v2`; torch checks that the view stays inside."""
+    """Replaces `torch._utils._rebuild_tensor_v2`; torch checks the bounds of the view."""
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
 def _scalar(kind: _Dtype, data: bytes) -> int | float | bool:
-    """In the place of numpy's `scalar`, which makes the image ids that are keys of dictionaries of labels."""
+    """Replaces numpy's `scalar`, which rebuilds the image ids in dictionaries of labels."""
     if kind.holds_objects:
         raise pickle.UnpicklingError("a single object is not read; expected a number")
     value: int | float | bool = np.frombuffer(data, np.dtype(kind.order + kind.name)).reshape(()).item()
@@ -99,14 +99,14 @@ def _scalar(kind: _Dtype, data: bytes) -> int | float | bool:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """In the place of `_codecs.encode`: how pickles of protocol 2 spell bytes."""
+    """Replaces `_codecs.encode`, with which pickles of protocol 2 rebuild bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"the encoding {encoding!r} is not read")
     return text.encode(encoding)
 
 
 def _no_bytes() -> bytes:
-    """In the place of `bytes`: how pickles of protocol 2 spell empty bytes."""
+    """Replaces `bytes`, with which pickles of protocol 2 rebuild empty bytes."""
     return b""
 
 
@@ -131,7 +131,7 @@ class _Reader(pickle.Unpickler):
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name; any other name is refused."""
+        """The replacement for a name; refuses all other names."""
         if (module, name) not in STAND_INS:
             raise DataError(
                 f"{self.path} asks for {module}.{name} while it is read, which is refused: maps and labels "
@@ -142,13 +142,12 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickled_arrays(path: str | Path) -> dict[str | int, np.ndarray]:
-    """Reads the dictionary of arrays and torch tensors that `np.save` wrote.
+    """Name or number -> array, from a dictionary that `np.save` has pickled.
 
-    Returns:
-        Name or number -> array; tensors and lists of numbers become arrays, too.
+    Tensors and lists of numbers become arrays.
 
     Raises:
-        DataError: if the file is absent, broken, holds something else, or asks for anything but arrays.
+        DataError: if the file is missing, broken, or contains anything but arrays and tensors.
     """
     try:
         with Path(path).open("rb") as file:

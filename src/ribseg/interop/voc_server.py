@@ -1,7 +1,7 @@
-"""The archive that PASCAL VOC's evaluation server takes: `results/VOC2012/Segmentation/comp6_*_cls/<id>.png`.
+"""Archives for PASCAL VOC's evaluation server: `results/VOC2012/Segmentation/comp6_*_cls/<id>.png`.
 
-Indexed PNGs with VOC's palette, of the images' sizes; anything else scores zero there without a word. So what
-was written is opened again.
+The server expects indexed PNGs with VOC's palette in the images' sizes and silently scores anything else as
+zero, so a written archive is read again and checked.
 """
 
 import gzip
@@ -20,7 +20,7 @@ from ribseg.errors import DataError, list_problems, reason
 
 
 def archive_folder(split: str) -> str:
-    """Where the masks lie in the archive.
+    """The folder of the masks in the archive.
 
     >>> archive_folder("test")
     'results/VOC2012/Segmentation/comp6_test_cls'
@@ -29,7 +29,7 @@ def archive_folder(split: str) -> str:
 
 
 def write_voc_archive(path: str | Path, folder: str | Path, ids: Sequence[str], split: str) -> None:
-    """Packs masks `<id>.png`; the same masks give the same bytes.
+    """Packs masks `<id>.png` into an archive; the same masks give the same bytes.
 
     Args:
         path: of the .tar.gz.
@@ -56,16 +56,16 @@ def write_voc_archive(path: str | Path, folder: str | Path, ids: Sequence[str], 
 def check_voc_archive(
     path: str | Path, sizes: Mapping[str, tuple[int, int]], split: str, num_classes: int
 ) -> None:
-    """Opens an archive and looks at every mask in it.
+    """Checks every mask in an archive.
 
     Args:
         path: of the .tar.gz.
-        sizes: image id -> (height, width), of every image that must be there.
+        sizes: image id -> (height, width), of all expected images.
         split: "val" or "test".
         num_classes: without background.
 
     Raises:
-        DataError: lists what the server would not take.
+        DataError: lists everything that the server would not accept.
     """
     problems: dict[str, list[str]] = {"absent masks": [], "files too many": [], "unusable masks": []}
     names = {f"{archive_folder(split)}/{image_id}.png": image_id for image_id in sizes}
@@ -88,7 +88,7 @@ def check_voc_archive(
 
 
 def _complaint(data: bytes, size: tuple[int, int], palette: bytes, num_classes: int) -> str:
-    """What is wrong with a mask; nothing for a good one."""
+    """The problem with a mask; "" if there is none."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             image.verify()  # checksums

@@ -1,1 +1,1 @@
-"""Stages, the artefact store, and the runner that chains them."""
+"""Stages, the artefact store, and the runner."""

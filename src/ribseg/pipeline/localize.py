@@ -1,4 +1,4 @@
-"""One call from an image to its localization maps, without a data set."""
+"""`ribseg.localize`: localization maps of single images, without a data set."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ from ribseg.types import Adaptation
 
 Labels = Sequence[str | int]
 DEFAULT = "efficientnet_lite0"
-OF_THE_CALL = ("data.", "references", "seed")  # settings that are not of a method
+OF_THE_CALL = ("data.", "references", "seed")  # settings that do not belong to a method
 
 
 def localize(
@@ -51,36 +51,36 @@ def localize(
     """The localization maps of one image.
 
     Args:
-        image: a path, an image of Pillow, an (H, W, 3) uint8 array, or a (3, H, W) tensor in [0, 1].
-        labels: names or indices of the classes that the image shows; None for those that the classifier
-            finds: of an ImageNet head the most probable ones, of any other those above one half.
+        image: a path, a Pillow image, an (H, W, 3) uint8 array, or a (3, H, W) tensor in [0, 1].
+        labels: names or indices of the image's classes; None for predicted ones: the most probable of an
+            ImageNet head, those with a probability above 0.5 of any other.
         classifier: any module with `features(x)` and `weight`; a file that `ribseg.load` reads; the name of
-            an ImageNet classifier, see `ribseg.models.imagenet.imagenet_classifier`. None for that of the
-            method, or "efficientnet_lite0" (extra `ribseg[weights]`).
-        method: a name of the mapping `methods` ("rib", "cam", ..), with the settings of `conf/localize.yaml`;
+            an ImageNet classifier, see `ribseg.models.imagenet.imagenet_classifier`. None for the method's
+            own, or "efficientnet_lite0" (extra `ribseg[weights]`).
+        method: a name in the section `methods` ("rib", "cam", ..), with the settings of `conf/localize.yaml`;
             or an object, such as `ribseg.RIB(classifier, ...)`.
-        references: folder of photographs for a method that takes some; their classes are those that the
-            classifier finds, and those with a class of the image are not used.
-        top: how many classes are taken at most where `labels` is None.
-        overrides: of the settings, in Hydra's grammar, as ["rib.steps=10", "data.max_side=800"].
-        device: where to compute; None for a GPU if there is one. A module stays where it is.
+        references: folder of reference images, for a method that takes them; their labels are predicted, and
+            images that share a class with `image` are not used.
+        top: maximum number of predicted classes, if `labels` is None.
+        overrides: of the settings, in Hydra's syntax, e.g. ["rib.steps=10", "data.max_side=800"].
+        device: None for a GPU if there is one. A module given as `classifier` is not moved.
 
     Returns:
-        Maps, names of their classes, and `mask(threshold)`, `plot(image)`, `save(path)`.
+        Maps and class names, with the methods `mask(threshold)`, `plot(image)` and `save(path)`.
 
     Raises:
-        ConfigError: classifier, method, label or setting cannot be used.
+        ConfigError: a classifier, method, label or setting cannot be used.
         DataError: the image cannot be read.
     """
     return Localizer(classifier, method, references, overrides=overrides, device=device)(image, labels, top)
 
 
 class Localizer:
-    """Makes the maps of one image after the other; the arguments are those of `localize`.
+    """Localizes one image after the other; the arguments are those of `localize`.
 
     Attributes:
-        classifier: that the method starts from.
-        names: of its classes; None where they are not known.
+        classifier: the network.
+        names: of its classes; None if unknown.
 
     >>> import ribseg
     >>> classifier = ribseg.Classifier("resnet10t", 2, classes=["cat", "dog"])
@@ -110,7 +110,7 @@ class Localizer:
             raise ConfigError("the method was made for another classifier; leave out classifier=...")
         self.weight = head_of(self.classifier)
         self.names: tuple[str, ...] | None = getattr(self.classifier, "classes", None)
-        self.change: Any = None  # of finished maps, for methods that are made of another's
+        self.change: Any = None  # modifies finished maps, for a method that takes the maps of another one
         self.method: Any = self._built(method) if isinstance(method, str) else method
         chosen = isinstance(method, str) or any(text.startswith("data.scales=") for text in overrides)
         self.scales = self.cfg.data.scales if chosen else SCALES
@@ -127,10 +127,10 @@ class Localizer:
         return self._finished(self.module.localize(*given), pixels)
 
     def trace(self, image: Any, labels: Labels | None = None, top: int = 3) -> list[LocalizationMaps]:
-        """The maps after each step of a method that takes steps; the last are those of the call.
+        """The maps after each step of an iterative method; the last ones are those of `__call__`.
 
         Raises:
-            ConfigError: it takes none (it has no `trace`).
+            ConfigError: the method has no `trace`.
         """
         if self.change is not None or not hasattr(self.method, "trace"):
             raise ConfigError(f"the method {self.name!r} takes no steps (it has no `trace`)")
@@ -138,7 +138,7 @@ class Localizer:
         return [self._finished(step, pixels) for step in self.module.trace(*given)]
 
     def find_classes(self, pixels: np.ndarray, top: int = 3) -> list[int]:
-        """Indices of the classes that the classifier finds in an (H, W, 3) uint8 image, at most `top`."""
+        """Indices of the predicted classes of an (H, W, 3) uint8 image, at most `top`."""
         view = self._views(pixels, (1.0,))[0].to(self.weight.device)
         return predicted_classes(self.classifier, view, top)
 
@@ -170,7 +170,7 @@ class Localizer:
 
     @cached_property
     def normalization(self) -> tuple[Any, Any]:
-        """Mean and standard deviation of the pixels; ImageNet's where the classifier does not say."""
+        """Mean and standard deviation per channel: the classifier's, else ImageNet's."""
         known = (getattr(self.classifier, name, None) for name in ("mean", "std"))
         mean, std = known
         return mean or IMAGENET_MEAN, std or IMAGENET_STD
@@ -184,7 +184,7 @@ class Localizer:
         return replace(maps, names=names, num_classes=len(self.weight))
 
     def _built(self, name: str) -> Method:
-        """The method of that name in the configuration."""
+        """The method with this name in the configuration."""
         known = _methods(self.cfg)
         if name not in known:
             raise ConfigError(f"expected a method out of {', '.join(known)}, got {name!r}")
@@ -203,7 +203,7 @@ def _methods(cfg: DictConfig) -> dict[str, Entry]:
 
 
 def _network(classifier: nn.Module | str | Path | None, device: str | torch.device | None) -> nn.Module:
-    """The network that is meant by a module, a file or a name."""
+    """The network, given as a module, a file or a name."""
     if isinstance(classifier, nn.Module):
         return classifier
     chosen, place = classifier or DEFAULT, usable_device(device)

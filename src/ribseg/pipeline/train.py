@@ -1,4 +1,4 @@
-"""Pipelines from Python: what `python train.py` does, as a function."""
+"""`ribseg.train`: the command `train.py` as a function."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from ribseg.pipeline.engine.runner import run
 
 
 def train(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs the stages of an experiment, and gives what its `results.json` holds.
+    """Runs the stages of an experiment and returns the content of `results.json`.
 
-    The same as `ribseg train experiment=...`: stages whose results are in the store are not computed again.
+    Same as `ribseg train experiment=...`: stages whose results are in the store are not computed again.
 
     Args:
         experiment: name of a file in `conf/experiment`, as "rib_voc".
-        overrides: in Hydra's grammar, as ["data.root=PATH", "rib.steps=5"]; sweeps are for the command.
-            `results.json` and the report go to `hydra.run.dir`, as "hydra.run.dir=outputs/mine".
+        overrides: in Hydra's syntax, e.g. ["data.root=PATH", "rib.steps=5"]; no sweeps. `results.json` and
+            the report are written to `hydra.run.dir`, e.g. "hydra.run.dir=outputs/mine".
 
     Raises:
-        RibsegError: settings or data cannot work; said before anything long begins.
+        RibsegError: settings or data cannot work; raised before the first stage, if it can be known.
     """
     cfg = composed("config", [f"experiment={experiment}", *overrides])
     output = Path(cfg.hydra.run.dir)

@@ -1,9 +1,8 @@
-"""Training data as a function of (seed, epoch, image id), whoever loads it.
+"""Reproducible training data: each sample is a function of (seed, epoch, image id).
 
-A sampler says which images an epoch has, in which order and in which process, from (seed, epoch) alone; a
-data set restarts every random stream of an item from (seed, epoch, image id). So neither the number of
-workers nor what was loaded before changes a sample, and processes share out the batches that one process
-would see.
+A sampler decides the images of an epoch, their order and their process from (seed, epoch) alone; a data set
+seeds all random generators for each item with (seed, epoch, image id). So samples do not depend on the number
+of workers or on earlier samples, and several processes divide the batches of a single process among them.
 """
 
 import warnings
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from ribseg.data.augment.streams import AUGMENTATIONS, generators_of, own_streams, restart
+from ribseg.data.augment.streams import AUGMENTATIONS, generators_of, reseed, seeded_globals
 from ribseg.data.augment.transforms import worker_init_fn
 from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
@@ -27,30 +26,30 @@ Place = tuple[int, int]  # index of an image, epoch
 
 
 def shuffled(seed: int, epoch: int, images: int) -> np.ndarray:
-    """The order of an epoch's images: (images,) int64."""
+    """The shuffled order of an epoch's images: (images,) int64."""
     return rng(seed, "order", epoch).permutation(images)
 
 
 class EpochSampler(DistributedSampler[Place]):
     """This process's share of each batch of an epoch, in an order that is a function of (seed, epoch).
 
-    For a DataLoader of `batch_size / processes`. An incomplete last batch, which would weigh its images more,
-    is left out, unless there is no other. That one is shared out as evenly as possible; with fewer images
-    than processes some come twice, because a process without any would keep the others waiting.
+    For a DataLoader with batch size `batch_size / processes`. An incomplete last batch, whose images would
+    have more weight, is dropped unless it is the only one. Then it is divided as evenly as possible; with
+    fewer images than processes some repeat, because all processes need the same number of steps.
 
-    Lightning takes a `DistributedSampler` as it is and tells it the epoch. Without a Trainer each pass is the
+    Lightning leaves a `DistributedSampler` unchanged and sets its epoch. Without a Trainer each pass is the
     next epoch.
 
     Args:
-        images: how many there are.
-        batch_size: of one step, over all processes together.
+        images: number of images.
+        batch_size: of one step, over all processes.
         seed: of the order.
         epoch: of the next pass.
         rank: of this process.
-        processes: how many there are.
+        processes: number of processes.
 
     Raises:
-        ConfigError: the batch does not divide among the processes, or there is no image.
+        ConfigError: the batch size is not a multiple of the number of processes, or there is no image.
 
     >>> one = list(EpochSampler(8, 4, seed=1))
     >>> first, second = (list(EpochSampler(8, 4, 1, rank=rank, processes=2)) for rank in range(2))
@@ -88,19 +87,19 @@ class EpochSampler(DistributedSampler[Place]):
 
 
 class ValidationBatches(DistributedSampler[list[int]]):
-    """This process's share of each batch, as a list; each image comes once, all processes get equally many.
+    """This process's share of each validation batch, as a list; each image is in one batch of one process.
 
-    Unequal numbers of steps would hang. So a last batch with fewer images than processes is joined to the one
-    before it. Only where there are fewer images than processes in all some come twice.
+    Unequal numbers of steps would hang, so a last batch with fewer images than processes is merged with the
+    previous one. Only with fewer images than processes in total, some repeat.
 
     Args:
-        images: how many there are.
-        batch_size: of one step, over all processes together.
+        images: number of images.
+        batch_size: of one step, over all processes.
         rank: of this process.
-        processes: how many there are.
+        processes: number of processes.
 
     Raises:
-        ConfigError: the batch does not divide among the processes.
+        ConfigError: the batch size is not a multiple of the number of processes.
 
     >>> [list(ValidationBatches(5, 2, rank, 2)) for rank in range(2)]
     [[[0], [2, 3]], [[1], [4]]]
@@ -124,25 +123,26 @@ class ValidationBatches(DistributedSampler[list[int]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """A data set whose items are functions of (seed, epoch, image id), under the indices of `EpochSampler`.
+    """A data set whose items are functions of (seed, epoch, image id), for the indices of `EpochSampler`.
 
-    Before each item these are restarted: the transforms of albumentations and the generators of random, numpy
-    and torch that the data set holds, itself or in its transforms; and the global streams of random, numpy
-    and torch (CPU), which afterwards are as they were. torch computes on one thread, as it does in a worker.
-    What else it draws from, such as a generator that is a variable of a module, it has to seed itself.
+    Before each item it seeds: albumentations' transforms and the generators of random, numpy and torch that
+    the data set or its transforms have as attributes; and the global generators of random, numpy and torch
+    (CPU), whose states are restored afterwards. torch uses one thread, as in a worker. Other generators, such
+    as global variables of a module, are not seeded.
 
     Args:
-        dataset: has `ids`, else the index stands for the image id. It is copied, and so is albumentations'
-            `transform`.
+        dataset: its `ids` are the image ids, else the indices. It is copied with albumentations' `transform`.
         seed: of the augmentation.
 
-    A plain index stands for epoch 0, a list of indices for a list of items.
+    A plain index means epoch 0, a list of indices a list of items.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
         self.dataset, self.seed = copy(dataset), seed
         transform = getattr(dataset, "transform", None)
-        if isinstance(transform, AUGMENTATIONS):  # others may belong to an object that is no one's to copy
+        if isinstance(
+            transform, AUGMENTATIONS
+        ):  # others may share state with objects that must not be copied
             self.dataset.transform = deepcopy(transform)  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
@@ -156,14 +156,14 @@ class SeededDataset(Dataset[Any]):
         ids = getattr(self.dataset, "ids", None)
         image_id = str(index if ids is None else ids[index])
         draw = rng(self.seed, "augmentation", epoch, image_id)
-        with own_streams(draw):
+        with seeded_globals(draw):
             for generator in self._generators:
-                restart(generator, int(draw.integers(2**63)))
+                reseed(generator, int(draw.integers(2**63)))
             return self.dataset[index]
 
     @cached_property
     def _generators(self) -> list[Any]:
-        """What is searched for only once in each process."""
+        """The generators of the data set, searched for once per process."""
         return generators_of(self.dataset)
 
 
@@ -176,19 +176,19 @@ def training_loader(
     rank: int = 0,
     processes: int = 1,
 ) -> DataLoader[Any]:
-    """Shuffled batches of a data set with random augmentation; each pass is the next epoch.
+    """A DataLoader of shuffled batches with random augmentation; each pass is the next epoch.
 
     Args:
-        dataset: of items that `default_collate` can stack, see `SeededDataset`.
-        batch_size: over all processes together.
+        dataset: with items for `default_collate`, see `SeededDataset`.
+        batch_size: over all processes.
         seed: of order and augmentation.
-        num_workers: changes nothing but the speed.
+        num_workers: changes only the speed.
         epoch: of the first pass.
         rank: of this process.
-        processes: how many there are.
+        processes: number of processes.
 
     Raises:
-        ConfigError: the batch does not divide among the processes, or there is no image.
+        ConfigError: the batch size is not a multiple of the number of processes, or there is no image.
     """
     data = SeededDataset(dataset, seed)
     sampler = EpochSampler(len(data), batch_size, seed, epoch, rank, processes)
@@ -198,17 +198,17 @@ def training_loader(
 def validation_loader(
     dataset: Dataset[Any], batch_size: int, num_workers: int = 0, rank: int = 0, processes: int = 1
 ) -> DataLoader[Any]:
-    """Batches of a data set in its order, see `ValidationBatches`; what is random in an item never changes.
+    """A DataLoader of the `ValidationBatches` of a data set; random items are the same in every pass.
 
     Args:
-        dataset: of items that `default_collate` can stack.
-        batch_size: over all processes together.
-        num_workers: changes nothing but the speed.
+        dataset: with items for `default_collate`.
+        batch_size: over all processes.
+        num_workers: changes only the speed.
         rank: of this process.
-        processes: how many there are.
+        processes: number of processes.
 
     Raises:
-        ConfigError: the batch does not divide among the processes.
+        ConfigError: the batch size is not a multiple of the number of processes.
     """
     data = SeededDataset(dataset)
     batches = ValidationBatches(len(data), batch_size, rank, processes)
@@ -222,32 +222,32 @@ def validation_loader(
 
 
 def loader_settings(num_workers: int) -> dict[str, Any]:
-    """What all loaders that are passed through more than once have in common."""
+    """Common settings of DataLoaders that are iterated more than once."""
     return {
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,  # else each epoch would start new ones
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": worker_init_fn,
-        # Else a DataLoader draws from the global stream, which the network's dropout draws from.
+        # Otherwise a DataLoader draws from the global generator, as the network's dropout does.
         "generator": torch.Generator(),
     }
 
 
 def is_seeded(loader: DataLoader[Any]) -> bool:
-    """Whether neither workers nor processes change what a loader gives: as those of `training_loader`."""
+    """Whether a loader's samples do not depend on workers and processes, as those of `training_loader`."""
     return isinstance(loader.sampler, EpochSampler) and isinstance(loader.dataset, SeededDataset)
 
 
 def share_of(batch_size: int, processes: int, setting: str = "batch_size") -> int:
-    """How much of a batch one process gets.
+    """The batch size of one process.
 
     Args:
-        batch_size: over all processes together.
-        processes: how many there are.
-        setting: its name, for the message.
+        batch_size: over all processes.
+        processes: number of processes.
+        setting: name for the error message.
 
     Raises:
-        ConfigError: it does not divide.
+        ConfigError: the batch size is not a multiple of the number of processes.
     """
     if batch_size < 1 or batch_size % processes:
         raise ConfigError(
@@ -258,7 +258,7 @@ def share_of(batch_size: int, processes: int, setting: str = "batch_size") -> in
 
 
 def rank_and_processes() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torch.distributed knows them."""
+    """Rank of this process and number of processes, from torch.distributed."""
     there = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
 

@@ -1,8 +1,7 @@
-"""Images with label maps, for IRNet and the segmenter, and the augmentation that moves both alike.
+"""Images with label maps, for IRNet and the segmenter, and their joint augmentation.
 
-Published (IRN and DeepLab alike): scaled by a uniform factor of 0.5..1.5, mirrored in half of the cases,
-normalised, and a crop at a random place; where the image is smaller it stands at a random place on the mean
-colour, with 255 as label.
+Published for IRN and DeepLab: scaling by a uniform factor in 0.5..1.5, horizontal flip with probability 0.5,
+normalization, and a random crop; smaller images are padded at random with the mean colour and the label 255.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,16 +22,16 @@ Reader = Callable[[str], np.ndarray]
 
 
 class SegmentationDataset(Dataset[MaskSample]):
-    """Images and label maps from anywhere.
+    """A data set of images and label maps from two functions.
 
     Args:
         ids: of the images.
         image: image id -> (H, W, 3) uint8, as `BaseDataset.image`.
         mask: image id -> (H, W) uint8 class ids, 0 background, 255 ignore, as `BaseDataset.mask`.
-        transform: of image and mask together, see `segmentation_train_transform`; None leaves the arrays.
+        transform: of image and mask, see `segmentation_train_transform`; None for none.
 
     Raises:
-        DataError: from `[i]`, if a file is broken, or a mask has not its image's size.
+        DataError: from `[i]`, if a file is broken, or a mask does not have its image's size.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class SegmentationDataset(Dataset[MaskSample]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> MaskSample:
-        """With a transform of here, (3, S, S) float32 and (S, S) uint8 tensors."""
+        """An item; with a transform of this module (3, S, S) float32 and (S, S) uint8 tensors."""
         image_id = self.ids[index]
         image, mask = self.image(image_id), self.mask(image_id)
         if image.shape[:2] != mask.shape:
@@ -70,7 +69,7 @@ class RandomRescale(A.RandomScale):
         return rescale(img, scale)
 
     def apply_to_mask(self, mask: np.ndarray, scale: float, **params: Any) -> np.ndarray:
-        """Resizes (H, W) uint8 to the same size; no label is mixed with another."""
+        """Resizes (H, W) uint8 to the same size, without interpolating labels."""
         height, width = rescaled_size(mask.shape, scale)
         if (height, width) == mask.shape:
             return mask
@@ -84,21 +83,21 @@ def segmentation_train_transform(
     std: Channels = IMAGENET_STD,
     flip: float = 0.5,
 ) -> A.Compose:
-    """The training augmentation; call it as `transform(image=image, mask=mask)`.
+    """The training augmentation, to be called as `transform(image=image, mask=mask)`.
 
     Args:
         crop_size: side of the square crop in pixels: 512 for IRNet, 321 for the segmenter.
         scale: (smallest, largest) factor.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
-        flip: probability of mirroring.
+        flip: probability of a horizontal flip.
 
     Returns:
         A transform of (H, W, 3) uint8 and (H, W) uint8 into a (3, crop_size, crop_size) float32 tensor and a
         (crop_size, crop_size) uint8 tensor.
 
     Raises:
-        ConfigError: if the size is not positive, the range is empty, or `flip` is no probability.
+        ConfigError: if the size is not positive, the range is empty, or `flip` is not a probability.
     """
     low, high = scale
     if not 0 < low <= high:
@@ -109,7 +108,7 @@ def segmentation_train_transform(
 def segmentation_eval_transform(
     crop_size: int = 512, mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD
 ) -> A.Compose:
-    """Nothing random: the top left of the image, padded right and below. IRNet's mean displacement needs it.
+    """The top left crop, padded right and below, without randomness; for IRNet's mean displacement.
 
     Args:
         crop_size: side of the square output in pixels.

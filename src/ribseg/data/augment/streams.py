@@ -1,4 +1,4 @@
-"""Random streams that a data set may draw from: the global ones, and those that it holds itself."""
+"""Seeding the random generators that a data set may use: global ones, and those in its attributes."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ribseg.data.augment.transforms import seeded
 
-SEARCHED = 100  # entries of a list up to which it is searched for random generators: longer ones are data
+SEARCHED = 100  # maximum length of a list that is searched for generators; longer ones are data
 AUGMENTATIONS = (A.BaseCompose, A.BasicTransform)
 GENERATORS = (
     *AUGMENTATIONS,
@@ -26,10 +26,10 @@ GENERATORS = (
 
 
 @contextmanager
-def own_streams(draw: np.random.Generator) -> Iterator[None]:
-    """Global random streams that start from `draw`, and one thread; afterwards all is as it was.
+def seeded_globals(draw: np.random.Generator) -> Iterator[None]:
+    """Seeds the global generators from `draw` and uses one thread inside; restores all states afterwards.
 
-    torch's streams on GPUs are left alone: a network may use them at the same time.
+    torch's generators on GPUs are not touched, because a network may be using them.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     threads = torch.get_num_threads()
@@ -47,14 +47,14 @@ def own_streams(draw: np.random.Generator) -> Iterator[None]:
 
 
 def generators_of(dataset: Dataset[Any]) -> list[Any]:
-    """The `GENERATORS` that a data set holds: as attributes, in short lists, in its transforms."""
+    """The `GENERATORS` in a data set's attributes, in short lists, and in its transforms."""
     found: dict[int, Any] = {}
     _search(dataset, found, set())
     return list(found.values())
 
 
-def restart(generator: Any, seed: int) -> None:
-    """Restarts one of `GENERATORS`, in place."""
+def reseed(generator: Any, seed: int) -> None:
+    """Seeds one of `GENERATORS`, in place."""
     if isinstance(generator, AUGMENTATIONS):
         seeded(generator, seed)
     elif isinstance(generator, np.random.Generator):
@@ -66,7 +66,7 @@ def restart(generator: Any, seed: int) -> None:
 
 
 def _search(value: Any, found: dict[int, Any], seen: set[int]) -> None:
-    """Gathers the generators that a data set or a transform holds."""
+    """Collects the generators in an object, recursively."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -78,7 +78,7 @@ def _search(value: Any, found: dict[int, Any], seen: set[int]) -> None:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """What a data set, a callable or a short list consists of; other objects are not looked into."""
+    """The attributes or items of a data set, a callable or a short list; nothing for other objects."""
     if isinstance(value, list | tuple | dict):
         parts = value.values() if isinstance(value, dict) else value
         return list(parts) if len(value) <= SEARCHED else []

@@ -1,9 +1,8 @@
 """Augmentation of the classifier's training images and of RIB's reference images.
 
-The published recipe (docs/method.md, section 2.1; Ahn, Cho, Kwak, CVPR 2019; used unchanged by RIB): the
-longer side to a uniform integer in 320..640 with a bicubic filter, mirrored in half of the cases, normalised,
-and a 512 x 512 crop at a random place; where the image is smaller it stands at a random place on zeros, that
-is, on the mean colour.
+The published recipe (docs/method.md, section 2.1; Ahn, Cho, Kwak, CVPR 2019; used unchanged by RIB): bicubic
+resizing of the longer side to a uniform integer in 320..640, a horizontal flip with probability 0.5,
+normalization, and a random 512 x 512 crop; smaller images are padded at random with zeros, the mean colour.
 """
 
 import random
@@ -23,7 +22,7 @@ T = TypeVar("T", bound=A.BaseCompose | A.BasicTransform)
 
 
 class LongestSide(A.LongestMaxSize):
-    """LongestMaxSize with Pillow's bicubic filter, the published one; OpenCV's aliases in reduction."""
+    """LongestMaxSize with Pillow's bicubic filter, as published; OpenCV's has aliasing when downscaling."""
 
     def apply(self, img: np.ndarray, scale: float, **params: Any) -> np.ndarray:
         """Resizes (H, W, 3) uint8 by the drawn scale."""
@@ -37,20 +36,20 @@ def train_transform(
     std: Channels = IMAGENET_STD,
     flip: float = 0.5,
 ) -> A.Compose:
-    """The training augmentation; call it as `transform(image=image)["image"]`.
+    """The training augmentation, to be called as `transform(image=image)["image"]`.
 
     Args:
         crop_size: side of the square crop in pixels.
         resize_long: (smallest, largest) length of the longer side, both included.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
-        flip: probability of mirroring.
+        flip: probability of a horizontal flip.
 
     Returns:
         A transform of (H, W, 3) uint8 into a (3, crop_size, crop_size) float32 tensor.
 
     Raises:
-        ConfigError: if a size is not positive, the range is empty, or `flip` is no probability.
+        ConfigError: if a size is not positive, the range is empty, or `flip` is not a probability.
     """
     low, high = _range(resize_long)
     return random_crops(LongestSide(max_size=list(range(low, high + 1))), crop_size, mean, std, flip)
@@ -62,11 +61,11 @@ def eval_transform(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> A.Compose:
-    """The transform of validation batches: nothing random, nothing cut off.
+    """The transform for validation: no randomness, no cropping.
 
     Args:
         crop_size: side of the square output in pixels.
-        resize_long: length of the longer side (crop_size if that is less); it stands top left on zeros.
+        resize_long: length of the longer side, at most crop_size; padded right and below with zeros.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
 
@@ -140,31 +139,29 @@ def pad_to(size: int, position: str) -> A.PadIfNeeded:
 
 
 def seeded(transform: T, seed: int) -> T:
-    """Restarts a transform's random stream, in place; the same seed gives the same output in any process.
+    """Seeds a transform in place and returns it; the same seed gives the same output in any process.
 
-    `Compose.set_random_seed` would hand the same seed to each step, and steps that start from the same stream
-    agree: an image would be mirrored whenever it is made small. Here all of them draw from one stream.
+    `Compose.set_random_seed` gives the same seed to each step, so that their draws are correlated: an image
+    would be flipped whenever it is scaled down. Here all steps draw from one generator.
 
     Args:
-        transform: what `train_transform` returns.
+        transform: from `train_transform`, for example.
         seed: non-negative.
-
-    Returns:
-        The same object.
     """
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
     return transform
 
 
 def worker_init_fn(worker: int) -> None:
-    """Leaves the cores to the other workers; to be passed to a DataLoader.
+    """Turns off OpenCV's threads in a DataLoader's worker.
 
-    Nothing is seeded here, else the number of workers would change the samples: see `seeding`.
+    It does not seed anything: seeds per worker would make samples depend on the number of workers, see
+    `seeding`.
 
     Args:
-        worker: number of the worker, from the data loader.
+        worker: its number.
     """
-    cv2.setNumThreads(0)  # the workers are the parallelism
+    cv2.setNumThreads(0)  # the workers run in parallel already
 
 
 def _range(resize_long: Sequence[int]) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""What is in a data set, and what is wrong with it."""
+"""Checks and surveys of data sets."""

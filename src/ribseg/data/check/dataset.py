@@ -1,4 +1,4 @@
-"""Looking through a data set before work begins: what is wrong shows at once, not at image 3,000."""
+"""Checking all files of a data set at once, so that problems do not occur in the middle of a run."""
 
 import os
 from collections import defaultdict
@@ -11,7 +11,7 @@ from typing import Literal
 from rich.progress import track
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.check.mask_facts import MaskFacts, MaskLook, look_at_mask, mask_facts
+from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_content, mask_facts
 from ribseg.data.check.near_misses import near_misses, with_reason
 from ribseg.data.io.images import ImageHeader, check_pixels, read_header
 from ribseg.data.io.masks import mask_colours, mask_size
@@ -20,19 +20,19 @@ from ribseg.errors import DataError, list_problems, reason
 
 Finding = tuple[str, str]  # kind, what
 OnError = Literal["raise", "skip"]
-UNREADABLE = (DataError, OSError, ValueError, LookupError)  # the last three of a data set of one's own
+UNREADABLE = (DataError, OSError, ValueError, LookupError)  # the last three from a user's data set
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was looked at and found good.
+    """The result of a check.
 
     Attributes:
-        images: number of images.
-        masks: number of masks; 0 if they were not looked at.
-        unlabelled: ids of images without any label. They are no error: stages that need a class skip them.
+        images: number of good images.
+        masks: number of good masks; 0 if they were not checked.
+        unlabelled: ids of images without any label; not an error, as stages that need a class skip them.
         skipped: id -> what is wrong with it; empty unless `on_error` is "skip".
-        values: what the masks hold, if they were decoded.
+        values: facts of the masks, if they were decoded.
     """
 
     images: int
@@ -50,23 +50,23 @@ def check_dataset(
     progress: bool = False,
     on_error: OnError = "raise",
 ) -> CheckReport:
-    """Checks that all images, and the masks if asked for, are there and fit together.
+    """Checks that all images, and optionally the masks, exist, can be read, and match in size.
 
     Args:
-        dataset: the split to look through.
+        dataset: the split to check.
         masks: whether each image needs a mask.
-        full: decode every file; otherwise the headers only (sizes and modes; not truncation, not class ids).
-        workers: threads (Pillow decodes outside of the interpreter's lock); None for one per core, at most 8.
+        full: decode every file; otherwise read only headers (sizes and modes; not truncation, not class ids).
+        workers: threads (Pillow releases the GIL for decoding); None for one per core, at most 8.
         progress: show a progress bar.
-        on_error: "skip" tells what is wrong in the report, and does not count these images.
+        on_error: "skip" reports bad images in `skipped` instead of raising.
 
     Raises:
-        DataError: lists, by kind, the count and the first few of what is wrong; with "skip" only if no image
-            is good.
+        DataError: lists the problems by kind, with counts and the first few; with "skip" only if no image is
+            good.
     """
     inspect = partial(_inspect, dataset, masks, full)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        results: Iterable[tuple[list[Finding], MaskLook | None]] = pool.map(inspect, dataset.ids)
+        results: Iterable[tuple[list[Finding], MaskContent | None]] = pool.map(inspect, dataset.ids)
         if progress:
             results = track(results, f"Checking {dataset.split}", total=len(dataset))
         findings, looks = zip(*results, strict=True)
@@ -102,7 +102,7 @@ def _listed(dataset: BaseDataset, found: dict[str, list[Finding]], on_error: OnE
 
 
 def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None:
-    """Says beside ids of absent files which file they may mean."""
+    """Adds to the ids of missing files the name of a similar file, in place."""
     if not isinstance(dataset, VOCFolder):
         return
     for kind, known in (("absent images", dataset.image_ids), ("absent masks", dataset.mask_ids)):
@@ -113,7 +113,7 @@ def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None
 
 def _inspect(
     dataset: BaseDataset, masks: bool, full: bool, image_id: str
-) -> tuple[list[Finding], MaskLook | None]:
+) -> tuple[list[Finding], MaskContent | None]:
     findings = list(image_findings(dataset, full, image_id))
     if not masks:
         return findings, None
@@ -122,7 +122,7 @@ def _inspect(
 
 
 def image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[Finding]:
-    """What is wrong with an image; `full` decodes it."""
+    """The problems of an image; `full` decodes it."""
     if not dataset.has_image(image_id):
         yield "absent images", image_id
         return
@@ -132,25 +132,25 @@ def image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[
         else:
             dataset.size(image_id)
     except UNREADABLE as error:
-        yield "unreadable images", _said(error, image_id)
+        yield "unreadable images", _message(error, image_id)
 
 
-def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[Finding], MaskLook | None]:
-    """What is wrong with an image's mask, and what it holds if it can be used; `full` decodes it."""
+def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[Finding], MaskContent | None]:
+    """The problems of an image's mask, and its content if it is usable; `full` decodes it."""
     if not dataset.has_mask(image_id):
         return [("absent masks", image_id)], None
     path, look = dataset.mask_path(image_id), None
     try:
         if full:
             palette = None if path is None else mask_colours(path)
-            look = look_at_mask(dataset.mask(image_id), palette)
+            look = mask_content(dataset.mask(image_id), palette)
         size = look.size if look else mask_size(path) if path else dataset.mask(image_id).shape
     except UNREADABLE as error:
-        return [("unusable masks", _said(error, image_id))], None
+        return [("unusable masks", _message(error, image_id))], None
     try:
         header = header_of(dataset, image_id)
     except UNREADABLE:
-        return [], look  # the image's own finding
+        return [], look  # reported for the image
     if size == header.size:
         return [], look
     hint = ""
@@ -161,7 +161,7 @@ def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[
 
 
 def header_of(dataset: BaseDataset, image_id: str) -> ImageHeader:
-    """Sizes of an image, of a file from its header."""
+    """The size of an image, for a file read from its header."""
     path = dataset.image_path(image_id)
     if path is not None:
         return read_header(path)
@@ -169,8 +169,8 @@ def header_of(dataset: BaseDataset, image_id: str) -> ImageHeader:
     return ImageHeader(size, size)
 
 
-def _said(error: Exception, image_id: str) -> str:
-    """What an error says; our own name the file."""
+def _message(error: Exception, image_id: str) -> str:
+    """The message of an error, with the image id unless it is a DataError, which names the file."""
     return str(error) if isinstance(error, DataError) else f"{image_id}: {reason(error)}"
 
 

@@ -1,4 +1,4 @@
-"""What the values in the masks of a split say, and whether they agree with its labels."""
+"""Statistics of the ids in the masks of a split, and of their agreement with the labels."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import numpy as np
 
 from ribseg.data.io.masks import IGNORE
 
-ENOUGH = 3  # images of a class below which nothing is concluded from where its id occurs
+ENOUGH = 3  # images that a class needs for a judgement about its id
 SELDOM, NEARLY_ALWAYS = 0.5, 0.9  # Jaccard index of the images that have a label and those that have an id
 
 
-class MaskLook(NamedTuple):
-    """One mask; small, because there is one of these per image.
+class MaskContent(NamedTuple):
+    """The content of one mask.
 
     Attributes:
         size: (height, width).
         ids: that occur, ascending.
-        pixels: of each of them.
-        border: the same of the outermost pixels.
-        colours: of each of them in the palette, as 0xRRGGBB; empty in a gray mask.
+        pixels: number of pixels of each id.
+        border: number of pixels of each id at the image border.
+        colours: of each id in the palette, as 0xRRGGBB; empty for a gray mask.
     """
 
     size: tuple[int, int]
@@ -31,25 +31,25 @@ class MaskLook(NamedTuple):
 
     @property
     def classes(self) -> list[int]:
-        """Ids of classes that occur: neither background nor ignore."""
+        """The class ids that occur: neither background nor ignore."""
         return [i for i in self.ids if 0 < i < IGNORE]
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """The masks of a split, as plain values.
+    """Statistics of the masks of a split, as plain values.
 
     Attributes:
-        masks: how many were looked at.
-        ids: rows of (id, masks that hold it, pixels, pixels at the images' borders), of the ids that occur.
-        labelled: images with a label.
-        empty: of these, how many have a mask without any class.
-        differing: of these, how many have other classes in their mask.
-        common: pairs of image and class that label and mask agree on.
-        misfits: classes whose id seldom occurs in the masks of their images, see `renumbered`.
-        renumbered: rows of (class index, id) of these classes whose images hold another id instead.
-        judged: classes with enough images to be judged so.
-        colours: rows of (id, number) of classes that have several colours in the palettes of the masks.
+        masks: number of masks.
+        ids: rows (id, masks with it, pixels, pixels at image borders), of the ids that occur.
+        labelled: number of images with a label.
+        empty: how many of these have a mask without any class.
+        differing: how many of these have a mask with other classes than the label.
+        common: number of pairs of image and class on which label and mask agree.
+        misfits: number of classes whose id seldom occurs in the masks of their images, see `renumbered`.
+        renumbered: rows (class index, id) of these classes, if another id fits instead.
+        judged: number of classes with enough images for this.
+        colours: rows (id, number) of class ids with several colours in the palettes.
     """
 
     masks: int
@@ -64,21 +64,21 @@ class MaskFacts:
     colours: list[list[int]]
 
     def pixels(self, first: int, last: int, border: bool = False) -> int:
-        """Pixels of the ids first..last, or of these those at the images' borders."""
+        """Number of pixels with ids first..last; with `border` only those at image borders."""
         return sum(row[3 if border else 2] for row in self.ids if first <= row[0] <= last)
 
     @property
     def foreground(self) -> int:
-        """Pixels of classes."""
+        """Number of pixels of classes."""
         return self.pixels(1, IGNORE - 1)
 
 
-def look_at_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> MaskLook:
-    """Counts the ids of a mask.
+def mask_content(mask: np.ndarray, palette: np.ndarray | None = None) -> MaskContent:
+    """The content of a mask.
 
     Args:
         mask: (H, W) uint8.
-        palette: (256, 3) uint8 RGB; None of one without colours.
+        palette: (256, 3) uint8 RGB; None for a gray mask.
     """
     height, width = mask.shape
     inner = mask[1:-1, 1:-1] if min(height, width) > 2 else mask[:0]
@@ -86,14 +86,14 @@ def look_at_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> MaskLoo
     ids = np.flatnonzero(all_)
     pixels, border = all_[ids], (all_ - inside)[ids]
     packed = np.zeros(0, int) if palette is None else palette[ids].astype(int) @ (1 << 16, 1 << 8, 1)
-    return MaskLook((height, width), *(tuple(values.tolist()) for values in (ids, pixels, border, packed)))
+    return MaskContent((height, width), *(tuple(values.tolist()) for values in (ids, pixels, border, packed)))
 
 
-def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFacts:
-    """Sums up the masks of a split.
+def mask_facts(looks: Sequence[MaskContent | None], labels: np.ndarray) -> MaskFacts:
+    """The statistics of the masks of a split.
 
     Args:
-        looks: of N images; None where there is no mask, or no usable one.
+        looks: of N images; None without a usable mask.
         labels: (N, C) bool.
     """
     rows = [row for row, look in enumerate(looks) if look is not None]
@@ -122,7 +122,7 @@ def mask_facts(looks: Sequence[MaskLook | None], labels: np.ndarray) -> MaskFact
     )
 
 
-def _several_colours(looks: Iterable[MaskLook]) -> list[list[int]]:
+def _several_colours(looks: Iterable[MaskContent]) -> list[list[int]]:
     """Rows of (id, number of colours), of the class ids with several colours in the palettes."""
     colours: dict[int, set[int]] = {}
     for look in looks:
@@ -132,19 +132,18 @@ def _several_colours(looks: Iterable[MaskLook]) -> list[list[int]]:
 
 
 def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]], int, int]:
-    """Classes whose id seldom occurs in the masks of their images, while another one nearly always does.
+    """Classes whose id seldom occurs in the masks of their images, while another id nearly always does.
 
-    The set of images that have the label is compared with the sets of images that hold each id, by the
-    Jaccard index. So ids that begin at 0 instead of 1, or follow another order of the names, are found; noise
-    in labels or masks is not taken for it.
+    Compares, by the Jaccard index, the set of images with the label to the sets of images with each id. This
+    detects ids that begin at 0 instead of 1, or follow another order of the names, but tolerates noise.
 
     Args:
         labels: (N, C) bool.
-        present: (N, 256) bool, whether a mask holds an id.
+        present: (N, 256) bool, whether a mask has an id.
 
     Returns:
-        Rows of (class index, id that fits instead); how many classes have an id that does not fit; and how
-        many have enough images to be judged.
+        Rows (class index, id that fits instead); the number of classes whose id does not fit; and the number
+        of classes with enough images for a judgement.
     """
     number = labels.shape[1]
     held = present[:, :IGNORE].astype(np.float32)
@@ -154,7 +153,7 @@ def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]]
     overlap = common / np.maximum(union, 1)
     own = overlap[np.arange(number), np.arange(number) + 1]
     best = overlap.argmax(1)
-    # A class of all images says nothing: so is the background.
+    # A class in all images cannot be told from the background.
     judged = (images >= ENOUGH) & (images < len(labels))
     misfits = judged & (own < SELDOM)
     moved = np.flatnonzero(misfits & (overlap.max(1) >= NEARLY_ALWAYS))

@@ -1,4 +1,4 @@
-"""Why a name is not found although something like it is there: endings, case, Unicode forms, lost zeros."""
+"""Hints for names that are not found but similar to a known one: extension, case, Unicode, lost zeros."""
 
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".xml", ".bmp", ".tif", ".tiff", ".npy", ".n
 
 
 def near_misses(absent: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Absent name -> the known name that is meant and how the two differ; without those that have none.
+    """Missing name -> a hint with the similar known name and the difference, if there is one.
 
     >>> near_misses(["a", "B1", "x"], ["a.jpg", "b1", "y"])
     {'a': "there as 'a.jpg': file ending", 'B1': "there as 'b1': upper and lower case"}
@@ -28,12 +28,12 @@ def near_misses(absent: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def with_reason(what: str, why: str | None) -> str:
-    """The text, with a reason in brackets where there is one."""
+    """The text, with a reason in parentheses if there is one."""
     return f"{what} ({why})" if why else what
 
 
 def without_ending(name: str) -> str:
-    """A file's name without its ending; an id that only holds a point stays as it is.
+    """A file name without a known extension; other dots are kept.
 
     >>> without_ending("a.b.JPG"), without_ending("a.b")
     ('a.b', 'a.b')
@@ -50,7 +50,7 @@ def _without_zeros(name: str) -> str:
     return name.lstrip("0") or "0" if name.isdigit() else name
 
 
-# In the order in which they are undone; what each says where it makes a difference.
+# Normalization steps in the order of their application, each with the difference that it removes.
 STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("Unicode form, which looks the same (NFC, NFD)", lambda name: unicodedata.normalize("NFC", name)),
     ("folder in front", _without_folder),
@@ -69,7 +69,7 @@ def _loose(name: str) -> str:
 
 
 def _differences(name: str, other: str) -> Iterable[str]:
-    """Names of the steps that bring two different names nearer to each other."""
+    """The differences between two names: those of the steps that make them more similar."""
     for what, step in STEPS:
         changed = step(name), step(other)
         if (name == other) < (changed[0] == changed[1]) or _unequal_change((name, other), changed):
@@ -78,5 +78,5 @@ def _differences(name: str, other: str) -> Iterable[str]:
 
 
 def _unequal_change(before: tuple[str, str], after: tuple[str, str]) -> bool:
-    """Whether a step changed one of two names only: it undid something that the other has not."""
+    """Whether a step changed only one of two names."""
     return (before[0] == after[0]) != (before[1] == after[1])

@@ -1,4 +1,4 @@
-"""What is in a data set, and what is odd about it: counts, sizes, label sources, damage, leaks."""
+"""A survey of a data set: counts, sizes, problems, oddities, and leaks between splits."""
 
 import hashlib
 import os
@@ -15,49 +15,49 @@ from rich.progress import track
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.dataset import Finding, explain_absent, header_of, image_findings, inspect_mask
-from ribseg.data.check.mask_facts import MaskFacts, MaskLook, mask_facts
+from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_facts
 from ribseg.data.io.images import open_image
 from ribseg.data.io.labels import labels_from_xml
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, DatasetNotFoundError
 
-FEW, MANY = 20, 50  # images of a class below which it is rare; times that the most frequent is more frequent
-TINY, LONG = 64, 4.0  # shorter side in pixels, ratio of the sides
+FEW, MANY = 20, 50  # a class is rare with fewer images, or if the most frequent has this many times as many
+TINY, LONG = 64, 4.0  # odd sizes: shorter side in pixels, ratio of the sides
 
 
 class ImageFacts(NamedTuple):
-    """What one image and its mask say of themselves.
+    """Facts of one image and its mask.
 
     Attributes:
-        findings: what is wrong.
+        findings: problems.
         size: (height, width) in pixels, or None if it cannot be read.
-        kind: format and mode, as "JPEG RGB"; "array" without a file; with "rotated" where EXIF turns it.
+        kind: format and mode, as "JPEG RGB"; "array" without a file; with "rotated" for EXIF rotation.
         digest: of the file's bytes.
-        mask: what its mask holds, None without a usable one.
+        mask: content of its mask, None without a usable one.
     """
 
     findings: list[Finding]
     size: tuple[int, int] | None = None
     kind: str = ""
     digest: str = ""
-    mask: MaskLook | None = None
+    mask: MaskContent | None = None
 
 
 @dataclass
 class Survey:
-    """One split.
+    """The survey of a split.
 
     Attributes:
         split: its name.
-        images: how many are listed.
-        masks: how many have a mask.
-        unlabelled: how many have no label.
-        class_images: class -> images that have it.
+        images: number of images.
+        masks: number of images with a mask.
+        unlabelled: number of images without a label.
+        class_images: class -> number of images.
         sizes: smallest, median and largest height and width; empty if no image can be read.
-        kinds: format and mode -> images.
-        problems: kind -> what is wrong. Errors: nothing can be trusted before they are corrected.
-        oddities: kind -> what is unusual, but works.
-        values: what the masks hold.
+        kinds: format and mode -> number of images.
+        problems: kind -> errors, which must be corrected.
+        oddities: kind -> unusual findings that are no errors.
+        values: statistics of the masks.
         digests: of the files' bytes -> image ids.
     """
 
@@ -75,13 +75,13 @@ class Survey:
 
 
 def survey(dataset: BaseDataset, masks: bool, workers: int | None = None, progress: bool = False) -> Survey:
-    """Opens every file of a split and says what it found; nothing that is wrong raises.
+    """Surveys all files of a split; problems are collected, not raised.
 
     Args:
         dataset: the split.
-        masks: whether each image needs a mask. Masks that there are are looked at in any case.
+        masks: whether each image needs a mask; existing masks are checked in any case.
         workers: threads; None for one per core, at most 8.
-        progress: show a bar.
+        progress: show a progress bar.
     """
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         work = pool.map(partial(_look, dataset, masks), dataset.ids)
@@ -109,14 +109,14 @@ def survey(dataset: BaseDataset, masks: bool, workers: int | None = None, progre
 
 
 def duplicates(surveys: Sequence[Survey]) -> dict[str, list[str]]:
-    """Images whose files are the same bytes, by kind: within a split, or between two (a leak)."""
+    """Kind -> images whose files have the same bytes: within a split, or in two splits (a leak)."""
     places: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for one in surveys:
         for digest, ids in one.digests.items():
             places[digest] += [(one.split, image_id) for image_id in ids]
     found: dict[str, list[str]] = {}
     for same in places.values():
-        # An image that two lists name is one image; see `overlaps`.
+        # An id in two lists is one image; see `overlaps`.
         if len({image_id for _, image_id in same}) < 2:
             continue
         splits = sorted({split for split, _ in same})
@@ -126,14 +126,14 @@ def duplicates(surveys: Sequence[Survey]) -> dict[str, list[str]]:
 
 
 def overlaps(lists: Mapping[str, Collection[str]]) -> tuple[dict[str, list[str]], list[str]]:
-    """Images that two lists name.
+    """Images that are in two lists.
 
     Args:
         lists: split -> image ids.
 
     Returns:
-        Leaks, by kind as those of `duplicates`: images of two lists neither of which holds the other. And,
-        for lists that lie within another, a line each: so one evaluates on what was trained on.
+        Leaks, by kind as in `duplicates`: images in two lists of which neither contains the other. And a line
+        for each list within another, as for an evaluation on training images.
     """
     leaks: dict[str, list[str]] = {}
     within: list[str] = []
@@ -185,7 +185,7 @@ def _odd_sizes(ids: Sequence[str], facts: Sequence[ImageFacts]) -> Iterable[Find
 
 
 def _odd_labels(dataset: BaseDataset, facts: Sequence[ImageFacts]) -> Iterable[Finding]:
-    """Images whose labels differ from what masks or XML files say."""
+    """Images whose labels differ from their masks or XML files."""
     for image_id, row, fact in zip(dataset.ids, dataset.labels, facts, strict=True):
         if fact.mask is not None:
             mask = np.zeros_like(row)

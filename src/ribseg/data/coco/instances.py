@@ -1,4 +1,4 @@
-"""COCO's `instances_*.json`: read, checked, and put in order."""
+"""Reading and checking COCO's `instances_*.json`."""
 
 import json
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ class ImageRecord(NamedTuple):
     """An image of COCO.
 
     Attributes:
-        id: the file's name without ending.
+        id: the file name without extension.
         height: in pixels.
         width: in pixels.
     """
@@ -32,8 +32,8 @@ class Instance(NamedTuple):
 
     Attributes:
         label: 1 for the first category.
-        crowd: a region with many objects, not a single one.
-        segmentation: polygons [[x0, y0, x1, y1, ...], ...] in pixels, or a run-length code as COCO has it.
+        crowd: whether it is a region with many objects (iscrowd).
+        segmentation: polygons [[x0, y0, x1, y1, ...], ...] in pixels, or COCO's run-length encoding.
     """
 
     label: int
@@ -42,10 +42,10 @@ class Instance(NamedTuple):
 
 
 class Instances(NamedTuple):
-    """All of a file.
+    """The content of a file of instances.
 
     Attributes:
-        names: of the categories, in the order of their ids; spaces are underscores.
+        names: of the categories, in the order of their ids, with underscores for spaces.
         images: in the file's order.
         objects: of each image, in the file's order.
     """
@@ -59,8 +59,8 @@ def read_instances(path: str | Path) -> Instances:
     """Reads and checks a file of instances.
 
     Raises:
-        DatasetNotFoundError: there is no such file.
-        DataError: it is no such file, or lists what in it is broken.
+        DatasetNotFoundError: the file does not exist.
+        DataError: it is not a file of instances, or has broken entries; lists them.
     """
     content = _load(Path(path))
     problems: Problems = {}
@@ -88,7 +88,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
             f"no annotations {path}; expected COCO's annotations/instances_<split>.json"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no readable JSON: {reason(error)}. Fetch it again.") from error
+        raise DataError(f"{path} cannot be read as JSON: {reason(error)}. Fetch it again.") from error
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise DataError(
@@ -114,7 +114,7 @@ def _categories(items: list[Any], problems: Problems) -> tuple[dict[int, int], l
 
 
 def _images(items: list[Any], problems: Problems) -> tuple[dict[int, int], list[ImageRecord]]:
-    """Image id -> place in the list of records."""
+    """Image id -> index in the list of records, and this list."""
     place: dict[int, int] = {}
     records: list[ImageRecord] = []
     seen: set[str] = set()
@@ -138,7 +138,7 @@ def _images(items: list[Any], problems: Problems) -> tuple[dict[int, int], list[
 
 
 def _problem(item: Any, place: dict[int, int], label: dict[int, int], images: list[ImageRecord]) -> str:
-    """What is wrong with an annotation; empty if nothing is."""
+    """The problem with an annotation; "" if there is none."""
     if not isinstance(item, dict):
         return "no objects"
     for key, known in (("image_id", place), ("category_id", label)):
@@ -156,7 +156,7 @@ def _problem(item: Any, place: dict[int, int], label: dict[int, int], images: li
 
 
 def _is_polygon(values: Any, reach: int) -> bool:
-    """Far points would make pycocotools allocate as much as they are far."""
+    """Whether these are coordinates of a polygon; pycocotools would allocate memory up to distant points."""
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         return False
     # False for NaN, too.
@@ -177,7 +177,7 @@ def _is_code(code: Any, record: ImageRecord) -> bool:
 
 
 def _length(text: str) -> int:
-    """Sum of the runs of a compressed code, which has six bits a character; -1 if it is none."""
+    """The sum of the runs in a compressed run-length encoding (6 bits per character); -1 if it is invalid."""
     runs: list[int] = []
     value = shift = 0
     for character in text:
@@ -191,7 +191,7 @@ def _length(text: str) -> int:
         if bits & 0x10:
             value |= -1 << shift  # negative
         if len(runs) > 2:
-            value += runs[-2]  # stored as the difference from the run of the same kind before
+            value += runs[-2]  # stored as the difference to the previous run of the same kind
         if value < 0:
             return -1
         runs.append(value)
@@ -200,7 +200,7 @@ def _length(text: str) -> int:
 
 
 def _is_size(sides: list[Any]) -> bool:
-    """Whether these are sides of an image that Pillow would open; larger numbers would be allocated."""
+    """Whether these are sides of an image within Pillow's limit, as memory is allocated by them."""
     if not all(_is_int(side) and 1 <= side <= LARGEST_SIDE for side in sides):
         return False
     return Image.MAX_IMAGE_PIXELS is None or sides[0] * sides[1] <= Image.MAX_IMAGE_PIXELS

@@ -15,12 +15,12 @@ Job = tuple[ImageRecord, list[Instance], Path]
 def semantic_mask(
     record: ImageRecord, objects: Sequence[Instance], crowd: Crowd = "include", overlap: Overlap = "last"
 ) -> np.ndarray:
-    """Draws the objects of an image.
+    """The semantic mask of an image's objects.
 
     Args:
         record: of the image.
-        objects: in the file's order, as `read_instances` checked them.
-        crowd: see `ribseg.data.coco.policy.Policy`; with "ignore255" single objects lie on top of crowds.
+        objects: in the file's order, from `read_instances`.
+        crowd: see `ribseg.data.coco.policy.Policy`; with "ignore255" single objects are drawn over crowds.
         overlap: see `ribseg.data.coco.policy.Policy`.
 
     Returns:
@@ -35,7 +35,7 @@ def semantic_mask(
     regions = [_region(instance, record) for instance in drawn]
     order = list(range(len(drawn)))
     if overlap == "smallest_on_top":
-        # Stable: of equal areas the last of the file is on top.
+        # A stable sort: of equal areas the last one in the file is on top.
         order.sort(key=lambda number: -int(regions[number].sum()))
     for number in order:
         mask[regions[number]] = drawn[number].label
@@ -43,11 +43,11 @@ def semantic_mask(
 
 
 def write_semantic_mask(crowd: Crowd, overlap: Overlap, job: Job) -> str:
-    """Draws and writes one mask; returns what went wrong, for a process of a pool."""
+    """Draws and writes one mask, in a worker process; returns an error message, or ""."""
     record, objects, target = job
     try:
         write_mask(target, semantic_mask(record, objects, crowd, overlap))
-    except ValueError as error:  # pycocotools refuses a segmentation that our checks let pass
+    except ValueError as error:  # pycocotools rejects a segmentation that passed our checks
         return f"{record.id}: {error}"
     return ""
 

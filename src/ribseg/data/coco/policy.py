@@ -1,9 +1,8 @@
-"""How COCO's instances become semantic masks and image-level labels.
+"""Policies for converting COCO's instances to semantic masks and image-level labels.
 
-COCO publishes instances, not semantic masks, and the published conventions for turning one into the other
-disagree: whether crowd regions count, which of two overlapping objects is seen, and whether images without
-any object belong to the set. So these are settings, and they stand beside every result. `PRESETS` are named
-after the public code that does so:
+COCO publishes instances, not semantic masks, and public code differs in the conversion: whether crowd regions
+count, which of two overlapping objects is visible, and whether images without any object are listed. So these
+are settings, and recorded with every result. `PRESETS` are named after public code:
 
 - rib: jbeomlee93/RIB lists all images (82,783 and 40,504) and gives those without a label empty masks. Its
   masks came as a download whose making is not published: crowd and overlap are our choice here, no fact.
@@ -26,16 +25,16 @@ Unannotated = Literal["keep", "drop"]
 
 @dataclass(frozen=True)
 class Policy:
-    """How instances become semantic masks and image-level labels.
+    """A policy for converting instances to semantic masks and image-level labels.
 
     Attributes:
-        crowd: regions that COCO marks as crowds are left out ("exclude": neither in masks nor in labels),
-            drawn as other objects ("include"), drawn as 255 ("ignore255"; their class is a label), or not
-            drawn although their class is a label ("label_only").
-        overlap: of overlapping objects the one that comes last in the file is seen ("last"), or the one with
-            the smallest area ("smallest_on_top").
-        unannotated: images without any counting instance stay in the lists ("keep"; they have no label), or
-            do not ("drop").
+        crowd: crowd regions are left out of masks and labels ("exclude"), treated as other objects
+            ("include"), drawn as 255 with their class as a label ("ignore255"), or not drawn but with their
+            class as a label ("label_only").
+        overlap: of overlapping objects the last one in the file is visible ("last"), or the one with the
+            smallest area ("smallest_on_top").
+        unannotated: images without any instance that counts are listed, without a label ("keep"), or not
+            ("drop").
 
     Raises:
         ConfigError: an unknown value.
@@ -54,7 +53,7 @@ class Policy:
 
     @property
     def folder(self) -> str:
-        """A name for the masks' folder."""
+        """A name for the folder of the masks."""
         return "-".join(f"{name}-{value}" for name, value in asdict(self).items())
 
 
@@ -66,11 +65,11 @@ PRESETS = {
 
 
 def chosen_policy(preset: str, **settings: str | None) -> tuple[Policy, str]:
-    """A preset with the settings that replace its own, and what to call that.
+    """A preset with changed settings, and its name in results.
 
     Args:
         preset: a name in `PRESETS`.
-        settings: attributes of `Policy`; None as the preset has it.
+        settings: attributes of `Policy`; None for the preset's.
 
     Raises:
         ConfigError: unknown preset or value.

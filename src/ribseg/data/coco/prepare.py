@@ -1,4 +1,4 @@
-"""COCO in its official layout, made ready for `VOCFolder`: semantic masks, labels and lists, made once."""
+"""Preparing COCO in its official layout for `VOCFolder`: semantic masks, labels and lists, made once."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ MANIFEST = "coco.json"
 MASKS, LISTS = "SegmentationClass", "ImageSets/Segmentation"
 # Images in the official files of 2014, all and with at least one instance.
 OFFICIAL = {"train2014": (82_783, 82_081), "val2014": (40_504, 40_137)}
-FEW = 64  # masks; starting processes takes longer than drawing them
+FEW = 64  # masks; for fewer, starting processes takes longer than drawing
 
 
 class Prepared(dict[str, Any]):
-    """Arguments of `WSSSDataModule`, and what belongs into the results.
+    """Arguments of `WSSSDataModule`, with facts for the results.
 
     Attributes:
-        facts: the policy: what it is called, its parts, and the folder of what was made.
+        facts: name and settings of the policy, and the target folder.
     """
 
     def __init__(self, arguments: Mapping[str, Any], facts: dict[str, Any]) -> None:
@@ -39,11 +39,11 @@ class Prepared(dict[str, Any]):
 
 
 class Listing(NamedTuple):
-    """A split as it is written.
+    """The list of a split.
 
     Attributes:
-        ids: of the images in the list.
-        labels: of each, the labels 1..C that it has, ascending.
+        ids: of the images.
+        labels: of each image, in 1..C, ascending.
     """
 
     ids: list[str]
@@ -61,30 +61,30 @@ def prepare_coco(
     workers: int | Literal["auto"] = "auto",
     progress: bool = True,
 ) -> Prepared:
-    """Writes masks, lists, class names and labels of COCO; masks that are there already are kept.
+    """Writes masks, lists, class names and labels of COCO; existing masks are kept.
 
-    Category ids, which run to 90 with gaps, become 1..80 in their order; spaces in names become underscores.
+    Category ids, up to 90 with gaps, become 1..80 in their order; spaces in names become underscores.
 
     Args:
         root: folder with `<split>/*.jpg` and `annotations/instances_<split>.json`.
         target: gets `SegmentationClass/<id>.png`, `ImageSets/Segmentation/<split>.txt`, `classes.txt`,
-            `image_labels.csv`, and `coco.json`, which holds policy and counts. None for a folder of the
-            policy's own in outputs/coco.
-        splits: which files.
-        policy: a name in `coco_policy.PRESETS`.
-        crowd: see `coco_policy.Policy`; None as the preset has it.
-        overlap: see `coco_policy.Policy`; None as the preset has it.
-        unannotated: see `coco_policy.Policy`; None as the preset has it.
+            `image_labels.csv`, and `coco.json` with policy and counts. None for a folder in outputs/coco that
+            is named after the policy.
+        splits: names of the splits.
+        policy: a name in `policy.PRESETS`.
+        crowd: see `policy.Policy`; None for the preset's.
+        overlap: see `policy.Policy`; None for the preset's.
+        unannotated: see `policy.Policy`; None for the preset's.
         workers: processes, or "auto": one per core.
-        progress: show bars.
+        progress: show progress bars.
 
     Returns:
         Arguments of `WSSSDataModule`, with the policy as `facts`.
 
     Raises:
-        ConfigError: unknown policy, pycocotools is not installed, or the target holds other masks.
-        DatasetNotFoundError: a folder or file is absent.
-        DataError: lists what is broken in the annotations.
+        ConfigError: unknown policy, pycocotools is not installed, or the target has other content.
+        DatasetNotFoundError: a folder or file is missing.
+        DataError: lists broken entries in the annotations.
     """
     if isinstance(splits, str):
         raise ConfigError(f"expected splits as a list of names, got {splits!r}: prepare.splits=[{splits}]")
@@ -127,7 +127,7 @@ def _counts(listings: Mapping[str, Listing]) -> dict[str, dict[str, int]]:
 
 
 def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:
-    """Category names and what is listed; all files are checked before the first mask is drawn."""
+    """Category names and listings; checks all files before the first mask is drawn."""
     names: list[str] = []
     listings = {}
     for split in splits:
@@ -141,10 +141,10 @@ def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[lis
 
 
 def check_counts(split: str, instances: Instances) -> None:
-    """Whether a file that has as many images as the official one has as many with instances, too.
+    """Checks a file with the official number of images for the official number of annotated images.
 
     Raises:
-        DataError: it has not: annotations are missing.
+        DataError: annotations are missing.
     """
     images, annotated = len(instances.images), sum(map(bool, instances.objects))
     expected = OFFICIAL.get(split)
@@ -156,7 +156,7 @@ def check_counts(split: str, instances: Instances) -> None:
 
 
 def listed(instances: Instances, policy: Policy) -> Listing:
-    """The images of a split that are listed, with their labels."""
+    """The listed images of a split, with their labels."""
     ids, labels = [], []
     for record, objects in zip(instances.images, instances.objects, strict=True):
         own = sorted({item.label for item in objects if policy.crowd != "exclude" or not item.crowd})
@@ -171,7 +171,7 @@ def listed(instances: Instances, policy: Policy) -> Listing:
 def draw_masks(
     annotations: Path, ids: set[str], folder: Path, policy: Policy, workers: int | str, progress: bool
 ) -> None:
-    """Draws the masks that are not there yet, in processes.
+    """Draws the missing masks, in processes.
 
     Raises:
         DataError: lists the images that could not be drawn.
@@ -179,7 +179,7 @@ def draw_masks(
     left = {image_id for image_id in ids if not (folder / f"{image_id}.png").is_file()}
     if not left:
         return
-    # Read again, so that never two files' objects are in memory.
+    # Read again, so that the objects of only one file are in memory.
     instances = read_instances(annotations)
     jobs: list[Job] = [
         (record, objects, folder / f"{record.id}.png")
@@ -201,10 +201,10 @@ def _annotations(root: Path, split: str) -> Path:
 
 
 def _state(root: Path, split: str) -> list[int]:
-    """Size and time of a split's annotations: other files give other masks.
+    """Size and modification time of a split's annotations, which identify them.
 
     Raises:
-        DatasetNotFoundError: they are absent, or the images are.
+        DatasetNotFoundError: the annotations or the images are missing.
     """
     path = _annotations(root, split)
     for needed, good in ((path, path.is_file()), (root / split, (root / split).is_dir())):
@@ -218,10 +218,10 @@ def _state(root: Path, split: str) -> list[int]:
 
 
 def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
-    """Whether the target was finished for the same policy and annotations, and all masks are there.
+    """Whether the target is complete for this policy and these annotations.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: it has other content.
     """
     path = target / MANIFEST
     if target.exists() and not target.is_dir():

@@ -1,3 +1,3 @@
-"""Built-in data: the demo's images and the toy experiment's digits."""
+"""Built-in data: the images of the demo and the digits of the toy experiment."""
 
 from ribseg.data.demo.images import make_demo_dataset as make_demo_dataset

@@ -1,8 +1,8 @@
 """The toy data of the information bottleneck: 2s and 8s with marks beside them (docs/method.md, section 7).
 
-A digit tells its class. In a tenth of the images a circle stands beside the 2s and a square beside the 8s:
-relevant to the class, yet of little use for telling it, because the digit is always there. The masks of
-digit, mark and rest are exact.
+The digit is the class. A tenth of the images also has a mark: a circle beside a 2, a square beside an 8. It
+is relevant to the class but not discriminative, because the digit is always there. The masks of digit,
+mark and rest are exact.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ CLASSES = ("2", "8")
 REGIONS = ("discriminative", "non_discriminative", "irrelevant")
 """Names of the region masks, in their order: digit, mark, rest."""
 SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
-"""Which part of the writers' digits each split draws from: no digit is in two of them."""
+"""The range of the digits that each split draws from; the splits share no digit."""
 SIZE = 64
 """Edge length of the images in pixels."""
 DIGIT_SIZES, MARK_SIZES = (26, 32), (11, 14)
-"""Edge lengths of the digit's and the mark's box in pixels, both ends included."""
+"""Edge lengths of the boxes of digit and mark in pixels, both ends included."""
 MARK_WIDTH = 2
-"""Of the mark's line in pixels: like a stroke of a digit, so that the mark is no texture of its own."""
+"""Line width of the mark in pixels, like the strokes of a digit."""
 CONTRAST, INK = 3.0, 0.25
-"""Factor that sharpens upscaled digits around their middle grey; grey from which a pixel is the digit's."""
+"""Contrast factor for upscaled digits, around 0.5; grey value from which a pixel belongs to the digit."""
 
 
 class Digits(NamedTuple):
@@ -64,10 +64,10 @@ def read_digits(mnist_root: str | Path | None = None) -> Digits:
     """The 2s and 8s of scikit-learn's bundled digits (8x8 pixels, 351 of them), or of MNIST.
 
     Args:
-        mnist_root: folder as torchvision's MNIST expects it (it holds `MNIST/raw`); None for scikit-learn's.
+        mnist_root: folder for torchvision's MNIST (with `MNIST/raw`); None for scikit-learn's.
 
     Raises:
-        DatasetNotFoundError: MNIST is not there; nothing is downloaded.
+        DatasetNotFoundError: there is no MNIST; nothing is downloaded.
     """
     if mnist_root is None:
         from sklearn.datasets import load_digits
@@ -90,12 +90,12 @@ def read_digits(mnist_root: str | Path | None = None) -> Digits:
 
 
 def digits_fingerprint(digits: Digits) -> str:
-    """sha256 of pixels and labels: wherever the files lie, the same digits have the same fingerprint."""
+    """sha256 of pixels and labels, independent of the files."""
     return hashlib.sha256(digits.images.numpy().tobytes() + digits.labels.numpy().tobytes()).hexdigest()
 
 
 def split_digits(digits: Digits, split: str) -> Digits:
-    """The part of the digits that a split draws from, the same for every seed.
+    """The digits of a split, the same for every seed.
 
     Raises:
         ConfigError: unknown split, or too few digits for it.
@@ -103,7 +103,7 @@ def split_digits(digits: Digits, split: str) -> Digits:
     if split not in SPLITS:
         raise ConfigError(f"expected split {' | '.join(SPLITS)}, got {split!r}")
     start, end = (round(share * len(digits.labels)) for share in SPLITS[split])
-    # Neighbours in the files are by the same writers, so the parts are not shuffled: few writers are shared.
+    # Not shuffled: neighbours in the files have the same writer, so that few writers are in two splits.
     part = Digits(digits.images[start:end], digits.labels[start:end])
     if len(part.labels.unique()) < len(CLASSES):
         raise ConfigError(f"expected 2s and 8s in split {split}, got {len(part.labels)} digits of one class")
@@ -113,17 +113,14 @@ def split_digits(digits: Digits, split: str) -> Digits:
 def toy_images(
     digits: Digits, number: int, marked: float = 0.1, seed: int = 0, name: str = "train"
 ) -> ToyImages:
-    """Draws images: a digit on black at a random place, in a share of them a mark outside its box.
+    """Images of a digit on black at a random position, a share of them with a mark outside its box.
 
     Args:
-        digits: what is drawn from, with equal chances for both classes.
+        digits: to draw from; the classes alternate.
         number: N.
-        marked: share of the images with a mark, in [0, 1]; rounded to whole images, which are the first ones.
-        seed: decides everything, together with `name`.
+        marked: share of the images with a mark, in [0, 1]; rounded to whole images, which come first.
+        seed: of all randomness, together with `name`.
         name: of the split.
-
-    Returns:
-        Images, labels and exact region masks.
     """
     images = torch.zeros(number, 1, SIZE, SIZE)
     labels = torch.zeros(number, len(CLASSES))
@@ -146,7 +143,7 @@ class ToyBatches:
     Args:
         toy: the data.
         batch_size: of all batches but the last.
-        seed: shuffles again on every pass; None keeps the order.
+        seed: for shuffling on every pass; None keeps the order.
     """
 
     def __init__(self, toy: ToyImages, batch_size: int, seed: int | None = None) -> None:
@@ -169,7 +166,7 @@ def _side(draw: np.random.Generator, sizes: tuple[int, int]) -> int:
 
 
 def _scaled(digit: Tensor, side: int) -> Tensor:
-    """(h, w) -> (side, side), cubic, contrast raised around the middle: upscaling makes edges soft."""
+    """(h, w) -> (side, side), bicubic, with increased contrast, because upscaling blurs edges."""
     large = F.interpolate(digit[None, None], (side, side), mode="bicubic", align_corners=False)[0, 0]
     return (CONTRAST * (large - 0.5) + 0.5).clamp(0, 1)
 
@@ -180,7 +177,7 @@ def _mark(label: int, side: int) -> Tensor:
     if label == 0:
         distance = (axis[:, None] ** 2 + axis**2).sqrt()
     else:
-        # One pixel smaller to each side: of about the circle's area.
+        # One pixel smaller on each side: about the area of the circle.
         distance = torch.maximum(axis[:, None].abs(), axis.abs()) + 1
     return (distance <= side / 2) & (distance > side / 2 - MARK_WIDTH)
 
@@ -188,7 +185,7 @@ def _mark(label: int, side: int) -> Tensor:
 def _place(
     image: Tensor, regions: Tensor, digit: Tensor, mark: Tensor | None, draw: np.random.Generator
 ) -> None:
-    """Writes digit and mark into one image and its regions, at random places whose boxes do not touch."""
+    """Draws digit and mark into one image and its regions, at random positions without overlap."""
     box = _corner(draw, len(digit))
     _paste(image, digit, box)
     regions[0] = image >= INK

@@ -1,8 +1,8 @@
 """The built-in demo data set: creatures of eight classes in PASCAL VOC layout, made in seconds from a seed.
 
-A class is told by the mark on the head. The body belongs to the object, too (it is part of the mask), but its
-texture is the class's own in only half of the objects, so a classifier looks at heads, and class activation
-maps miss bodies: the situation that RIB is made for.
+The mark on the head determines the class. The body is part of the object and its mask, but has the texture of
+the class in only half of the objects, so that a classifier uses the heads, and class activation maps miss the
+bodies: the problem that RIB addresses.
 """
 
 import shutil
@@ -24,13 +24,13 @@ CLASSES = ("plus", "ring", "triangle", "star", "bar", "pair", "chevron", "comb")
 CLASS_TEXTURES = ("stripes", "dots", "checker", "rings", "zigzag", "grid", "speckle", "bricks")
 """The texture that belongs to each class."""
 TWO_OBJECTS, OWN_TEXTURE = 1 / 3, 0.5
-"""Share of images with two objects (of different classes), and of bodies with the class's own texture."""
+"""Share of images with two objects (of different classes), and of bodies with the class's texture."""
 PARTS_DIR = "Parts"
 """Folder of the parts masks: `world.BACKGROUND`, `world.HEAD`, `world.BODY`."""
 
 
 class DemoImage(NamedTuple):
-    """One picture: (S, S, 3) uint8 RGB, (S, S) uint8 class ids, (S, S) uint8 parts, and class indices."""
+    """One image: (S, S, 3) uint8 RGB, (S, S) uint8 class ids, (S, S) uint8 parts, and class indices."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
@@ -39,10 +39,10 @@ class DemoImage(NamedTuple):
 
 
 def demo_image(rng: np.random.Generator, size: int = 128) -> DemoImage:
-    """Draws one picture with one or two creatures.
+    """An image with one or two creatures.
 
     Args:
-        rng: decides everything.
+        rng: source of all randomness.
         size: edge length in pixels, at least 64.
     """
     two = rng.random() < TWO_OBJECTS
@@ -57,7 +57,7 @@ def demo_image(rng: np.random.Generator, size: int = 128) -> DemoImage:
 
 
 def draw_looks(label: int, rng: np.random.Generator) -> world.Looks:
-    """Attributes of an object of class `label`: its mark, in half of the cases its texture, else anything."""
+    """Random attributes of an object of a class: its mark, and with probability 0.5 its texture."""
     looks = world.random_looks(rng)
     own = world.TEXTURES.index(CLASS_TEXTURES[label])
     texture = own if rng.random() < OWN_TEXTURE else looks.texture
@@ -65,7 +65,7 @@ def draw_looks(label: int, rng: np.random.Generator) -> world.Looks:
 
 
 def _poses(rng: np.random.Generator, count: int, size: int) -> list[world.Pose]:
-    """Places that keep each creature inside the picture and two of them apart."""
+    """Random poses that keep each creature inside the image, and two of them apart."""
     while True:
         poses = [_pose(rng, size, (0.16, 0.2) if count == 2 else (0.2, 0.3)) for _ in range(count)]
         if count == 1 or _apart(poses[0], poses[1]):
@@ -92,24 +92,21 @@ def _pose(rng: np.random.Generator, size: int, lengths: tuple[float, float]) -> 
 def make_demo_dataset(
     root: str | Path, seed: int = 0, train: int = 400, val: int = 150, size: int = 128
 ) -> Path:
-    """Writes the demo data set unless it is there already.
+    """Writes the demo data set, unless it exists, and returns its folder.
 
     The layout is PASCAL VOC's: `JPEGImages/`, `SegmentationClass/` (palette PNG),
-    `ImageSets/Segmentation/{train,val}.txt`, and `classes.txt`, `image_labels.csv`. Beside it `Parts/` tells
-    head (1) from body (2). Same arguments, same bytes. The folder appears only when it is complete.
+    `ImageSets/Segmentation/{train,val}.txt`, and `classes.txt`, `image_labels.csv`. `Parts/` has masks of
+    head (1) and body (2). The same arguments give the same bytes. The folder appears when it is complete.
 
     Args:
-        root: the folder to make; it may exist if it is empty.
-        seed: of everything random. Picture i of a split depends on (seed, split, i) alone.
+        root: the folder to create; it may exist if it is empty.
+        seed: of everything random. Image i of a split depends on (seed, split, i) alone.
         train: number of images in the split `train`.
         val: number of images in the split `val`.
         size: edge length in pixels.
 
-    Returns:
-        The folder.
-
     Raises:
-        DataError: the folder holds something else, e.g. a demo data set of other settings.
+        DataError: the folder has other content, e.g. a demo data set with other settings.
     """
     root = Path(root)
     stamp = f"ribseg demo data set: seed {seed}, train {train}, val {val}, size {size}\n"
@@ -117,12 +114,12 @@ def make_demo_dataset(
         _check_stamp(root, stamp)
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the goal, because a rename does not cross file systems.
+    # In the same folder, because a rename does not work across file systems.
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         _write(temporary, seed, {"train": train, "val": val}, size)
         (temporary / "demo.txt").write_text(stamp)
-        temporary.chmod(0o755)  # mkdtemp makes it private
+        temporary.chmod(0o755)  # mkdtemp creates it with 0o700
         _publish(temporary, root, stamp)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -143,7 +140,7 @@ def _publish(temporary: Path, root: Path, stamp: str) -> None:
     try:
         temporary.replace(root)  # atomic, and replaces an empty folder
     except OSError:
-        # Another process was faster; what it made must be the same.
+        # Another process was faster; its result must be the same.
         if not root.is_dir():
             raise
         _check_stamp(root, stamp)
@@ -165,7 +162,7 @@ def _write(root: Path, seed: int, splits: dict[str, int], size: int) -> None:
 
 
 def _draw(seed: int, splits: dict[str, int], size: int) -> Iterator[tuple[str, str, DemoImage]]:
-    """(split, image id, picture) of every image."""
+    """Yields (split, image id, image)."""
     for number, (split, count) in enumerate(splits.items()):
         for index in range(count):
             rng = np.random.default_rng((seed, number, index))

@@ -1,7 +1,7 @@
 """A procedural world of creatures: a head that carries a mark, and a body of some shape, hue and texture.
 
-The built-in demo data set is drawn from it, and the demo backbone learns to see from it. Every function is a
-function of the random generator that it is given.
+It is the source of the built-in demo data set and of the pretraining images of the demo backbone. All
+randomness comes from the generators that are passed in.
 """
 
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class Pose(NamedTuple):
 
 
 def random_looks(rng: np.random.Generator) -> Looks:
-    """Draws each attribute uniformly and on its own."""
+    """Random attributes, uniform and independent."""
     return Looks(
         mark=int(rng.integers(len(MARKS))),
         texture=int(rng.integers(len(TEXTURES))),
@@ -91,7 +91,7 @@ def random_looks(rng: np.random.Generator) -> Looks:
 
 
 def background(size: int, rng: np.random.Generator) -> Field:
-    """A quiet background: (size, size, 3), an uneven blend of two pale or dull colours."""
+    """A random background: (size, size, 3), a smooth blend of two pale or dull colours."""
     cells = int(rng.integers(2, 5))
     coarse = rng.random((cells, cells), dtype=np.float32)
     blend = np.clip(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]
@@ -255,7 +255,7 @@ def paint(canvas: Field, looks: Looks, pose: Pose, rng: np.random.Generator) -> 
         canvas: (S, S, 3) float32 in [0, 1].
         looks: mark, texture, shape and hue.
         pose: place, size and direction.
-        rng: decides shades, the texture's phase and period, and the mark's tilt.
+        rng: for shades, the texture's phase and period, and the mark's tilt.
 
     Returns:
         (S, S) uint8 parts mask of this creature.
@@ -292,7 +292,7 @@ def _head(
 
 
 def develop(canvas: Field, rng: np.random.Generator) -> Image:
-    """Softens the canvas a little, adds pixel noise, and rounds to uint8."""
+    """The canvas, slightly blurred, with pixel noise, as uint8."""
     soft = cv2.GaussianBlur(canvas, (3, 3), 0.5) * 255
     noise = rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(rng.uniform(1, 4))
     return np.asarray(np.clip(np.round(soft + noise), 0, 255), dtype=np.uint8)
@@ -313,11 +313,11 @@ class Sample(NamedTuple):
 
 
 def pretraining_crop(rng: np.random.Generator, size: int = 64) -> Sample:
-    """Draws a crop: a whole creature (half of the crops), a part of a body, or a head."""
+    """A random crop: a whole creature (half of the crops), a part of a body, or a head."""
     looks = random_looks(rng)
     kind = CROPS[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
     length, angle = rng.uniform(15, 34), rng.uniform(0, 2 * np.pi)
-    # Which point of the creature, from the body's centre towards the head, is put at the crop's centre.
+    # The point of the creature, from the body's centre towards the head, that is at the crop's centre.
     reach = {"whole": 0.4, "body": rng.uniform(-1.6, -0.9), "head": rng.uniform(1.2, 2.2)}[kind]
     shift = rng.uniform(-0.12, 0.12, 2) * size
     x, y = size / 2 + shift - reach * length * np.array([np.cos(angle), np.sin(angle)])

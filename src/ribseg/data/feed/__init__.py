@@ -1,1 +1,1 @@
-"""Reference images, views, and batches for training and prediction."""
+"""Reference images, views, and samplers for training and prediction."""

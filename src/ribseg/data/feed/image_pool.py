@@ -1,4 +1,4 @@
-"""Decoded images of a data set in one memory-mapped file: each is decoded once, not once per draw."""
+"""A pool of decoded images in one memory-mapped file: each is decoded once, not once per draw."""
 
 import io
 import time
@@ -18,17 +18,17 @@ from ribseg.errors import DataError, RibsegError
 PIXELS, INDEX = "pixels.bin", "index.npz"
 CHANNELS = 3
 IDLE = 600  # seconds
-ADVICE = "Choose another place, or do without a pool (maps.pool_gib=0)."
+ADVICE = "Choose another folder, or use no pool (maps.pool_gib=0)."
 
 
 class ImagePool:
-    """Images as (H, W, 3) uint8 arrays, read where they lie; the processes of a machine share the pages.
+    """Images as (H, W, 3) uint8 arrays, memory-mapped, so that the processes of a machine share them.
 
     Args:
-        folder: what `build_pool` filled.
+        folder: filled by `build_pool`.
 
     Raises:
-        DataError: the folder holds no whole pool.
+        DataError: the folder has no complete pool.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -53,19 +53,19 @@ class ImagePool:
         return len(self._sizes)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 of one image, read-only."""
+        """One image: (H, W, 3) uint8, read-only."""
         height, width = (int(side) for side in self._sizes[index])
         end = int(self._ends[index])
         return self._pixels[end - height * width * CHANNELS : end].reshape(height, width, CHANNELS)
 
 
 def image_sizes(dataset: BaseDataset) -> np.ndarray:
-    """(N, 2) int64 heights and widths of a data set's images; of files from their headers."""
+    """Heights and widths of a data set's images: (N, 2) int64; for files read from their headers."""
     return np.asarray([dataset.size(image_id) for image_id in dataset.ids], dtype=np.int64).reshape(-1, 2)
 
 
 def pool_bytes(sizes: np.ndarray) -> int:
-    """Bytes of a pool of images of the given (N, 2) heights and widths: three for each pixel.
+    """The size in bytes of a pool of images with (N, 2) heights and widths: three bytes per pixel.
 
     >>> pool_bytes(np.array([[375, 500], [500, 375]]))
     1125000
@@ -76,20 +76,20 @@ def pool_bytes(sizes: np.ndarray) -> int:
 def build_pool(
     folder: str | Path, dataset: BaseDataset, sizes: np.ndarray, threads: int = 4, progress: bool = False
 ) -> ImagePool:
-    """Decodes all images of a data set into one file.
+    """Decodes all images of a data set into a pool, and returns it.
 
-    The file gets its name, and the index is written, when all is there: a pool is whole or absent, also after
-    a kill, and when two processes build it at once.
+    The file is renamed, and the index written, when it is complete: a pool is complete or missing, also after
+    a kill, or if two processes build it at once.
 
     Args:
-        folder: is made if it is not there.
+        folder: is created if it does not exist.
         dataset: its images are those of the pool, in the order of its ids.
-        sizes: what `image_sizes` returns.
-        threads: that decode; a few images per thread wait in memory, never all.
+        sizes: from `image_sizes`.
+        threads: for decoding; only a few images per thread are in memory.
         progress: show a progress bar.
 
     Raises:
-        DataError: an image cannot be decoded, or has another size than its header says.
+        DataError: an image cannot be decoded, or its size differs from that in its header.
         RibsegError: the folder cannot be written to.
     """
     folder = Path(folder)
@@ -117,7 +117,7 @@ def build_pool(
 
 
 def _remove_leftovers(folder: Path) -> None:
-    # Of a process that was killed; one that is at work has written a moment ago.
+    # Files of killed processes: a running one modifies its file all the time.
     for path in folder.glob(f".{PIXELS}.*.tmp"):
         if time.time() - path.stat().st_mtime > IDLE:
             path.unlink(missing_ok=True)

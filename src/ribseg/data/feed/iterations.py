@@ -1,7 +1,7 @@
-"""Training by iterations: what an iteration sees is a function of its number alone.
+"""Samplers for training by iterations: a batch is a function of the number of its iteration.
 
-So a training that goes on at iteration n does what it would have done without the interruption, and neither
-the number of processes nor of workers changes what is seen; see `seeding` for training by epochs.
+So a resumed training gets the same batches as an uninterrupted one, and neither the number of processes nor
+of workers changes them; see `seeding` for training by epochs.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,20 +19,18 @@ T = TypeVar("T")
 
 
 class IterationSampler(Sampler[list[Place]]):
-    """Endless batches; each pass over the images, an epoch, is shuffled again, and batches go across its end.
-
-    For a `SeededDataset`.
+    """Endless batches for a `SeededDataset`; each epoch is shuffled anew, and batches cross its end.
 
     Args:
-        images: how many there are.
-        batch_size: of one forward pass, over all processes together.
+        images: number of images.
+        batch_size: of one forward pass, over all processes.
         seed: of the order.
-        start: first batch, counted from the beginning of the training.
+        start: number of the first batch, counted from the beginning of the training.
         rank: of this process.
-        processes: how many there are.
+        processes: number of processes.
 
     Raises:
-        ConfigError: the batch does not divide among the processes, or there is no image.
+        ConfigError: the batch size is not a multiple of the number of processes, or there is no image.
 
     >>> batches = iter(IterationSampler(images=3, batch_size=2))
     >>> later = iter(IterationSampler(images=3, batch_size=2, start=1))
@@ -67,7 +65,7 @@ class IterationSampler(Sampler[list[Place]]):
 
 
 class WholeImages(Dataset[ImageItem]):
-    """Images as they are, for predictions.
+    """Untransformed images, for predictions.
 
     Args:
         ids: of the images.
@@ -85,10 +83,10 @@ class WholeImages(Dataset[ImageItem]):
 
 
 class PaddedShard(Sampler[int]):
-    """The images of one process for validation: all processes get equally many, the surplus is marked.
+    """The images of one process for validation; all processes get the same number, by marked padding.
 
-    Under DDP unequal numbers of steps would hang; images that come twice would count twice. So indices from
-    `images` on stand for surplus ones: `index % images` is the image, and it does not count.
+    Under DDP unequal numbers of steps would hang, and repeated images would count twice. So indices from
+    `images` on are padding: `index % images` is the image, and it does not count.
 
     >>> [list(PaddedShard(5, rank, 2)) for rank in range(2)]
     [[0, 2, 4], [1, 3, 5]]
@@ -105,7 +103,7 @@ class PaddedShard(Sampler[int]):
 
 
 class CountedDataset(Dataset[MaskSample]):
-    """A data set under the indices of `PaddedShard`; items say whether they count."""
+    """A data set for the indices of `PaddedShard`; its items have `counts`, False for padding."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
@@ -119,5 +117,5 @@ class CountedDataset(Dataset[MaskSample]):
 
 
 def only_item(items: list[T]) -> T:
-    """The item of a batch of one (a module-level function: workers may have to pickle it)."""
+    """The item of a batch of one; a module-level function, so that it can be pickled for workers."""
     return items[0]

@@ -1,4 +1,4 @@
-"""Reference images out of a folder of photographs that nobody has labelled."""
+"""Reference images from a folder of unlabelled photographs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +13,15 @@ from ribseg.errors import DataError
 
 
 class LabelledPhotographs(BaseDataset):
-    """The photographs of a folder, with the classes that a classifier finds in them.
+    """The photographs of a folder, with classes that a classifier predicts as labels.
 
     Args:
-        folder: holds images; their names without the ending are their ids.
-        find: (H, W, 3) uint8 -> indices of classes.
+        folder: of the images; their names without extension are their ids.
+        find: (H, W, 3) uint8 -> class indices.
         number: C.
 
     Raises:
-        DataError: the folder holds no image, or one cannot be read.
+        DataError: the folder has no image, or one cannot be read.
     """
 
     def __init__(self, folder: str | Path, find: Callable[[np.ndarray], list[int]], number: int) -> None:

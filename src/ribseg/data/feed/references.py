@@ -1,4 +1,4 @@
-"""Reference images of RIB: random training images that share no class with the image that is adapted.
+"""Reference images of RIB: random training images without any class of the adapted image.
 
 docs/method.md, section 3.3.
 """
@@ -22,15 +22,15 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.functional.random import rng
 
 Batch = tuple[Tensor, Tensor] | tuple[None, None]
-BLOCK = 128  # sets of labels that are compared at a time
+BLOCK = 128  # label sets that are compared at a time
 
 
 class ReferenceSampler:
-    """Draws label-disjoint images from a label matrix; no file is looked at.
+    """Draws label-disjoint images from a label matrix, without reading files.
 
     Args:
         ids: N image ids.
-        labels: (N, C) bool; images without any label serve as references, too.
+        labels: (N, C) bool; images without any label are references for all images.
         seed: of the experiment.
 
     Raises:
@@ -43,12 +43,12 @@ class ReferenceSampler:
         self.ids = ids
         self._rows = {image_id: row for row, image_id in enumerate(ids)}
         self.seed = seed
-        # A row per class: an image has few classes, and only their rows are looked at.
+        # A row per class: an image has few classes, and only their rows are read.
         self._images = np.ascontiguousarray((labels > 0).T)
         self._last: tuple[str, int, np.ndarray, np.ndarray] | None = None
 
     def candidates(self, image_id: str, labels: np.ndarray | Tensor) -> np.ndarray:
-        """The images that share no class with `labels` (C,), never itself: (M,) int64, ascending."""
+        """Indices of the images without any class of `labels` (C,), except itself: (M,) int64, ascending."""
         target = torch.as_tensor(labels).cpu().numpy().astype(np.float32)
         if target.shape != self._images.shape[:1]:
             raise DataError(f"expected labels ({len(self._images)},) of {image_id}, found {target.shape}.")
@@ -58,9 +58,9 @@ class ReferenceSampler:
         return np.flatnonzero(~taken)
 
     def has_references(self, labels: np.ndarray) -> np.ndarray:
-        """Whether images have any reference image, for all at once: (M, C) -> (M,) bool.
+        """Whether each of M images has a reference image: (M, C) -> (M,) bool.
 
-        An image without a label has references unless it is the only image; nobody adapts to it.
+        For images without a label, which are not adapted, True if there is another image.
         """
         sets, inverse = _distinct(labels > 0)
         others, _ = _distinct(self._images.T)
@@ -69,26 +69,26 @@ class ReferenceSampler:
         while len(others) and len(alive):
             block, others = others[:BLOCK], others[BLOCK:]
             alive = alive[(sets[alive].astype(np.float32) @ block.T > 0).all(1)]
-            # What holds a set with which a class is shared shares it, too.
+            # A superset of a compared label set shares its classes, so it need not be compared.
             others = others[(others @ block.T < block.sum(1)).all(1)]
         found = np.ones(len(sets), dtype=bool)
         found[alive] = False
         return found[inverse]
 
     def indices(self, image_id: str, labels: np.ndarray | Tensor, step: int, count: int) -> np.ndarray:
-        """The references of one step, a function of (seed, image id, step).
+        """The reference images of one step, a function of (seed, image id, step).
 
-        The candidates are shuffled once per image and dealt out in turn, so that none comes twice before all
-        have come; then they are shuffled again.
+        The candidates of an image are shuffled and drawn in turn, so that none repeats before all have been
+        drawn; then they are shuffled again.
 
         Args:
-            image_id: the image that is adapted; need not be among the ids.
+            image_id: the adapted image; need not be among the ids.
             labels: (C,) in {0, 1}, its classes.
-            step: 0 for the first.
-            count: how many references.
+            step: from 0.
+            count: number of references.
 
         Returns:
-            (count,) int64 indices into `ids`; empty if no image is free of the given classes.
+            (count,) int64 indices into `ids`; empty if there is no candidate.
         """
         candidates = self.candidates(image_id, labels)
         if len(candidates) == 0:
@@ -102,7 +102,7 @@ class ReferenceSampler:
         return chosen
 
     def _shuffled(self, image_id: str, number: int, candidates: np.ndarray) -> np.ndarray:
-        """The candidates in the order of a round; kept, as the next steps deal out of the same round."""
+        """The candidates in the order of a round; cached, because the next steps use the same round."""
         last = self._last
         if last is None or last[:2] != (image_id, number) or not np.array_equal(last[2], candidates):
             order = rng(self.seed, "references", image_id, number).permutation(candidates)
@@ -111,7 +111,7 @@ class ReferenceSampler:
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different ones of (N, C) bool rows, and for each row which of them it is."""
+    """The distinct rows of (N, C) bool rows, and the index of each row among them."""
     packed = np.ascontiguousarray(np.packbits(rows, axis=1))
     keys = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
@@ -119,19 +119,19 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PerThread(threading.local):
-    """A copy of a transform for each thread: a transform holds its random stream."""
+    """A copy of a transform for each thread, because a transform has a random generator."""
 
     def __init__(self, transform: A.Compose) -> None:
         self.transform = deepcopy(transform)
 
 
-class Begun(NamedTuple):
-    """A batch that is being made.
+class PendingBatch(NamedTuple):
+    """A batch in preparation.
 
     Attributes:
         images: (B, 3, S, S) float32, whose rows are being written.
-        labels: (B, C) float32; B is 0 if no image is free of the given classes.
-        rows: one item for each row, once that is written; or the error that it ended in.
+        labels: (B, C) float32; B is 0 if there is no reference image.
+        rows: yields an item when a row has been written, or raises its error.
     """
 
     images: Tensor
@@ -139,40 +139,39 @@ class Begun(NamedTuple):
     rows: Iterator[None]
 
     def finished(self) -> Batch:
-        """The batch, as soon as all rows are written."""
+        """Waits for all rows and returns the batch."""
         for _ in self.rows:
             pass
         return (self.images, self.labels) if len(self.labels) else (None, None)
 
 
-class Ahead(Iterator[Batch]):
-    """Batches made by threads while their consumer computes: each is begun one step early, the first at once.
+class PrefetchedBatches(Iterator[Batch]):
+    """An iterator over batches that threads prepare one step ahead of the consumer.
 
-    The threads end with the iterator, also where it is dropped before its end; the rows that none of them has
-    begun by then are given up.
+    The threads end with the iterator, also if it is deleted before its end; pending rows are cancelled.
 
     Args:
-        begin: step, and what applies a function to many items (as `map` does) -> the batch of that step.
-        steps: how many batches there are, at least one.
-        threads: how many work on the rows of a batch.
+        begin: step and a map function -> the batch in preparation.
+        steps: number of batches, at least one.
+        threads: number of threads for the rows of a batch.
     """
 
-    def __init__(self, begin: Callable[..., Begun], steps: int, threads: int) -> None:
+    def __init__(self, begin: Callable[..., PendingBatch], steps: int, threads: int) -> None:
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="references")
         self._begin = partial(begin, apply=self._workers.map)
         self._step, self._steps = 0, steps
-        self._begun = self._begin(0)
+        self._pending = self._begin(0)
 
     def __next__(self) -> Batch:
         if self._step == self._steps:
             raise StopIteration
-        current, self._step = self._begun, self._step + 1
+        current, self._step = self._pending, self._step + 1
         if self._step < self._steps:
-            self._begun = self._begin(self._step)
+            self._pending = self._begin(self._step)
         return current.finished()
 
     def close(self) -> None:
-        """Ends the threads as soon as they have finished the images that they are at."""
+        """Ends the threads after their current images."""
         self._step = self._steps
         self._workers.shutdown(wait=False, cancel_futures=True)
 
@@ -183,17 +182,16 @@ class ReferenceBatches:
     """Batches of augmented reference images, a function of (seed, image id, step) alone.
 
     Args:
-        dataset: where the images come from; the sampler's ids are its ids.
-        sampler: says which images.
+        dataset: of the images, with the ids of the sampler.
+        sampler: draws the images.
         transform: the training transform; it is seeded for each image of a batch.
         batch_size: B, reference images per step.
-        threads: 0 makes each batch when it is asked for; else that many threads decode and augment while the
-            consumer computes, one step ahead. The batches are the same.
-        pool: the dataset's images, decoded: by number, (H, W, 3) uint8. None decodes at each draw.
-        pin: batches come in pinned memory, from where they travel to a GPU while it computes.
+        threads: that prepare batches one step ahead; 0 makes each batch on demand. The batches are the same.
+        pool: the dataset's decoded images; None decodes at each draw.
+        pin: return batches in pinned memory, for asynchronous copies to a GPU.
 
     Raises:
-        ConfigError: if batch_size is not positive, threads is negative, or the pool is another data set's.
+        ConfigError: if batch_size is not positive, threads is negative, or the pool is of another data set.
     """
 
     def __init__(
@@ -217,19 +215,17 @@ class ReferenceBatches:
     def __call__(self, image_id: str, labels: np.ndarray | Tensor, steps: int) -> Iterator[Batch]:
         """Yields, per step, (images (B, 3, S, S) float32, labels (B, C) float32) on the CPU, lazily.
 
-        With threads the first batch is begun at once, the others one step ahead.
-
         Args:
-            image_id: the image that is adapted.
+            image_id: the adapted image.
             labels: (C,) in {0, 1}, its classes.
-            steps: how many batches there are at most.
+            steps: number of batches.
 
         Yields:
-            A batch, or (None, None) if no image is free of the given classes.
+            A batch, or (None, None) if there is no reference image.
         """
         begin = partial(self._begin, image_id, torch.as_tensor(labels).cpu(), PerThread(self.transform))
         if self.threads and steps:
-            return Ahead(begin, steps, self.threads)
+            return PrefetchedBatches(begin, steps, self.threads)
         return (begin(step).finished() for step in range(steps))
 
     def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
@@ -238,8 +234,8 @@ class ReferenceBatches:
 
     def _begin(
         self, image_id: str, labels: Tensor, own: PerThread, step: int, apply: Callable[..., Any] = map
-    ) -> Begun:
-        """Draws the images of a step and has `apply` write their crops, each to its row."""
+    ) -> PendingBatch:
+        """Draws the images of a step; `apply` maps the function that writes a crop over the rows."""
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
         images = torch.empty(len(chosen), *self._shape, pin_memory=self.pin and len(chosen) > 0)
 
@@ -247,8 +243,8 @@ class ReferenceBatches:
             index, seed = int(chosen[row]), rng(self.sampler.seed, "augmentation", image_id, step, row)
             image = self.dataset.image(self.sampler.ids[index]) if self.pool is None else self.pool[index]
             crop = seeded(own.transform, int(seed.integers(2**63)))(image=image)["image"]
-            # numpy copies without torch's thread pool, which several threads at once would fight over.
+            # numpy copies without torch's thread pool, for which several threads would compete.
             images[row].numpy()[...] = crop.numpy()
 
         labels_of_chosen = torch.from_numpy(self.dataset.labels[chosen]).float()
-        return Begun(images, labels_of_chosen, apply(write, range(len(chosen))))
+        return PendingBatch(images, labels_of_chosen, apply(write, range(len(chosen))))

@@ -1,4 +1,4 @@
-"""Views of an image at several scales, each with its mirror image: what CAM and RIB look at."""
+"""Views of an image: the input of CAM and RIB, at several scales, each with its mirror image."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,7 +22,7 @@ def multi_scale_views(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> list[Tensor]:
-    """Makes the views of one image as the released programs of IRN and RIB do.
+    """The views of one image, as in the released programs of IRN and RIB.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -56,7 +56,7 @@ def check_scales(scales: Sequence[float]) -> None:
 
 @lru_cache(maxsize=8)
 def _normalisation(mean: Channels, std: Channels) -> np.ndarray:
-    # The released program computes in double and stores single; 256 values per channel make that a table.
+    # The released program computes in float64 and stores float32; for 256 values a table does the same.
     pixels = np.arange(256)[None] / 255.0
     return ((pixels - np.asarray(mean)[:, None]) / np.asarray(std)[:, None]).astype(np.float32)
 
@@ -70,16 +70,16 @@ def _with_mirror(image: np.ndarray, table: np.ndarray) -> Tensor:
 
 
 class ViewsDataset(Dataset[PredictItem]):
-    """Images with their views, for the stages that make localization maps; one image is one item.
+    """A data set of images with their views, for the stages that make localization maps.
 
     Args:
-        folders: image id -> the data set that holds it.
-        ids: which images, in which order.
+        folders: image id -> its data set.
+        ids: of the images, in order.
         scales: see `multi_scale_views`.
         mean: see `multi_scale_views`.
         std: see `multi_scale_views`.
-        max_side: images with a longer side than this many pixels are scaled down before their views are made:
-            memory grows with it. `size` stays that of the image, and so do the maps.
+        max_side: in pixels; images with a longer side are scaled down first, to save memory. `size`, and the
+            size of the maps, remain those of the image.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Folders, text lists and atomic writing: what the readers and writers of this package share."""
+"""Listing folders, reading text files, and writing files atomically."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from ribseg.errors import DataError, DatasetNotFoundError, RibsegError, list_pro
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
-    """Writes a file under a temporary name in the same folder and renames it; makes the folder if need be.
+    """Writes a file under a temporary name in the same folder and renames it; creates the folder.
 
-    A reader, or a run that goes on after a kill, sees the whole file or none.
+    A reader, or a run resumed after a kill, sees the complete file or none.
 
     Raises:
         RibsegError: if the folder cannot be written to.
@@ -40,11 +40,11 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
 
 
 def is_plain_id(text: str, longest: int = 200) -> bool:
-    """Whether a text can be an image's id: a file name without ending and folder, one word of a line.
+    """Whether a text can be an image id: a file name without extension and folder, without spaces.
 
     Args:
         text: the id.
-        longest: in bytes; file systems take 255, with the ending and what a temporary name adds.
+        longest: in bytes; file systems allow 255, including extension and temporary names.
 
     >>> is_plain_id("2007_000032"), is_plain_id("../a"), is_plain_id("two words"), is_plain_id("")
     (True, False, False, False)
@@ -54,11 +54,11 @@ def is_plain_id(text: str, longest: int = 200) -> bool:
 
 
 def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
-    """Lists a folder once: file stem -> file name, for the given endings in any case.
+    """File stem -> file name of the files in a folder, for the given extensions in any case.
 
     Raises:
         DatasetNotFoundError: if the folder cannot be listed.
-        DataError: if files differ in their ending only, so that one id would mean two of them; lists all.
+        DataError: if files differ only in their extension, so that their id is ambiguous; lists all.
     """
     found: dict[str, str] = {}
     clashes: dict[str, list[str]] = {}
@@ -66,11 +66,11 @@ def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 stem, ending = os.path.splitext(entry.name)  # noqa: PTH122
-                # is_file also keeps out pipes, which would block the reader forever.
+                # is_file also excludes pipes, which would block a reader.
                 if ending.lower() in endings and entry.is_file():
                     if stem in found:
                         clashes.setdefault(stem, [found[stem]]).append(entry.name)
-                    # An id is one string wherever it is listed: workers that read it copy its memory once.
+                    # Interned, so that each id is one string in memory, also in forked workers.
                     found[sys.intern(stem)] = entry.name
     except OSError as error:
         raise DatasetNotFoundError(f"cannot list the folder {folder}: {error.strerror or error}.") from error
@@ -92,11 +92,11 @@ def missing_ids(folder: Path, ids: Iterable[str], ending: str) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Reads a UTF-8 text file (with or without BOM, any line ending): its non-empty lines, stripped.
+    """The non-empty lines, stripped, of a UTF-8 text file (with or without BOM, any line ending).
 
     Raises:
-        DataError: if the file cannot be read or is not UTF-8. UTF-16 without a mark would pass for UTF-8 that
-            is full of NUL characters; these are refused, too.
+        DataError: if the file cannot be read, is not UTF-8, or has NUL characters, as UTF-16 without a BOM
+            would.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""Reading of photographs: whatever the file holds, out comes an upright 8-bit RGB array."""
+"""Reading images of any format and mode as upright 8-bit RGB arrays."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _ORIENTATION = 0x0112  # EXIF tag
-# What turns a stored image upright, by the value of that tag; 1 is upright.
+# Value of that tag -> the transposition that makes the image upright; 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,7 +27,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders and its reader of EXIF data are known, or must be feared, to raise on damaged files.
+# Exceptions that Pillow's decoders and its reader of EXIF data may raise for damaged files.
 BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError,
     MemoryError, RuntimeError, struct.error, zlib.error,
@@ -36,13 +36,13 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def three(values: Sequence[float]) -> Channels:
-    """Three numbers, one per channel, as a tuple; raises a ValueError for any other number of them."""
+    """A tuple of three numbers, one per channel; raises a ValueError unless there are three."""
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
 
 class ImageHeader(NamedTuple):
-    """Sizes (height, width) in pixels: `size` as read_image returns it, `stored` before the EXIF rotation."""
+    """(height, width) in pixels: `size` of what read_image returns, `stored` before the EXIF rotation."""
 
     size: tuple[int, int]
     stored: tuple[int, int]
@@ -50,7 +50,7 @@ class ImageHeader(NamedTuple):
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """Opens an image file with Pillow; whatever fails there or in decoding inside becomes a DataError."""
+    """Opens an image file with Pillow; errors of opening and of decoding inside become DataErrors."""
     try:
         with Image.open(path) as image:
             limit = Image.MAX_IMAGE_PIXELS
@@ -78,12 +78,12 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def load_pixels(image: Image.Image, path: str | Path) -> None:
-    """Decodes an opened image, after a look at the checksums of a PNG, which Pillow's decoder passes over.
+    """Decodes an opened image; for a PNG it first verifies the checksums, which Pillow's decoder ignores.
 
-    What Pillow raises is for `open_image`.
+    To be called within `open_image`, which handles Pillow's errors.
     """
     if image.format == "PNG":
-        with Image.open(path) as unread:  # an image that was verified cannot be loaded any more
+        with Image.open(path) as unread:  # a verified image cannot be loaded afterwards
             unread.verify()
     image.load()
 
@@ -92,17 +92,16 @@ def read_image(path: str | Path) -> np.ndarray:
     """Reads an image of any mode: gray, palette, alpha (dropped), CMYK, 1-bit, 16-bit (divided by 257).
 
     Args:
-        path: JPEG, PNG, or anything else that Pillow decodes. The EXIF orientation is applied.
+        path: JPEG, PNG, or another format of Pillow. The EXIF orientation is applied.
 
     Returns:
         (H, W, 3) uint8 RGB, writable and contiguous.
 
-    A JPEG that a program has cut and closed again (the end marker is there) is gray below the cut, and an
-    interlaced PNG that was written with fewer rows than its header says is black there: Pillow takes them for
-    whole.
+    Pillow does not detect a truncated JPEG with an end marker (gray below the cut), or an interlaced PNG with
+    fewer rows than in its header (black there).
 
     Raises:
-        DataError: if the file is absent, truncated, no image, or larger than Pillow's limit against
+        DataError: if the file is missing, truncated, not an image, or larger than Pillow's limit against
             decompression bombs.
     """
     with open_image(path) as image:
@@ -111,7 +110,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
-    """The pixels of an opened image of any mode, turned as its EXIF tags say; see `read_image`.
+    """The pixels of an opened image of any mode, with its EXIF orientation applied; see `read_image`.
 
     Args:
         image: loaded.
@@ -121,7 +120,7 @@ def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
         (H, W, 3) uint8 RGB, writable and contiguous.
 
     Raises:
-        DataError: its pixels have no known range.
+        DataError: the range of its pixels is unknown.
     """
     turn = _UPRIGHT.get(_orientation(image))
     upright: Image.Image = image if turn is None else image.transpose(turn)
@@ -134,20 +133,20 @@ def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
 
 
 def as_image(image: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB from whatever people hold images in.
+    """An image of any common kind as (H, W, 3) uint8 RGB.
 
     Args:
-        image: a path; an image of Pillow; an (H, W, 3) or (H, W) uint8 array; or a (3, H, W) floating-point
+        image: a path; a Pillow image; an (H, W, 3) or (H, W) uint8 array; or a (3, H, W) floating-point
             tensor in [0, 1], or of uint8.
 
     Raises:
-        DataError: it is something else, or cannot be read.
+        DataError: it is of another kind, or cannot be read.
     """
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
         return upright_rgb(image, "the image")
-    if hasattr(image, "detach"):  # a tensor, of which this file knows nothing
+    if hasattr(image, "detach"):  # a tensor; this module does not import torch
         image = _unit_range(image.detach().cpu().numpy())
     if isinstance(image, np.ndarray) and image.ndim == 2 and image.dtype == np.uint8:
         image = np.repeat(image[..., None], 3, axis=2)
@@ -155,7 +154,7 @@ def as_image(image: Any) -> np.ndarray:
 
 
 def _unit_range(values: np.ndarray) -> np.ndarray:
-    """(3, H, W) in [0, 1], or uint8 -> (H, W, 3) uint8."""
+    """(H, W, 3) uint8 from (3, H, W) in [0, 1], or uint8."""
     if values.ndim != 3 or values.shape[0] != 3:
         raise DataError(f"the image: expected a tensor (3, H, W), found {values.shape}.")
     if values.dtype != np.uint8:
@@ -169,7 +168,7 @@ def _unit_range(values: np.ndarray) -> np.ndarray:
 
 
 def check_pixels(image: np.ndarray, name: str) -> np.ndarray:
-    """The image itself; raises a DataError unless it is (H, W, 3) uint8 and not empty."""
+    """Returns the image; raises a DataError unless it is (H, W, 3) uint8 and not empty."""
     fits = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
     if not fits or image.dtype != np.uint8 or image.size == 0:
         found = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
@@ -181,7 +180,7 @@ def read_header(path: str | Path) -> ImageHeader:
     """Reads an image's size from its header, without decoding the pixels.
 
     Raises:
-        DataError: as `read_image`, as far as the header shows it.
+        DataError: as `read_image`, if the header shows the problem.
     """
     with open_image(path) as image:
         stored = (image.height, image.width)
@@ -190,14 +189,14 @@ def read_header(path: str | Path) -> ImageHeader:
 
 
 def rescale(image: np.ndarray, scale: float) -> np.ndarray:
-    """Resizes as the published programs do: Pillow's bicubic filter, sides int(np.round(side * scale)).
+    """Resizes as the released programs do: Pillow's bicubic filter, sides int(np.round(side * scale)).
 
     Args:
         image: (H, W, 3) uint8.
         scale: positive factor.
 
     Returns:
-        (h, w, 3) uint8, each side at least one pixel; the array itself where the size does not change.
+        (h, w, 3) uint8, each side at least one pixel; the array itself if the size does not change.
     """
     height, width = rescaled_size(image.shape[:2], scale)
     if (height, width) == image.shape[:2]:
@@ -206,7 +205,7 @@ def rescale(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def rescaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
-    """The (height, width) that `rescale` gives an image of (height, width).
+    """The (height, width) after `rescale`.
 
     >>> rescaled_size((375, 500), 0.5), rescaled_size((1, 500), 0.1)
     ((188, 250), (1, 50))
@@ -216,7 +215,7 @@ def rescaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
 
 
 def capped(image: np.ndarray, max_side: int | None) -> np.ndarray:
-    """Scales an image down so that its longer side has at most `max_side` pixels; None leaves it.
+    """The image, scaled down if its longer side has more than `max_side` pixels; None for no limit.
 
     >>> capped(np.zeros((40, 100, 3), np.uint8), 50).shape
     (20, 50, 3)

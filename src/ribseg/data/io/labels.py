@@ -1,4 +1,4 @@
-"""Image-level labels from VOC's XML files, from masks, or from a CSV file."""
+"""Reading image-level labels from VOC's XML files, from masks, or from a CSV file."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ TWICE = "images with two rows (expected one an image, with all its classes separ
 
 
 def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Reads the `<name>` of every `<object>` (difficult ones, too; no parts) from `<folder>/<id>.xml`.
+    """Labels from the `<name>` of every `<object>` (also difficult ones; no parts) in `<folder>/<id>.xml`.
 
     Args:
         folder: VOC's Annotations folder.
@@ -34,8 +34,8 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
         (N, C) bool, rows in the order of ids.
 
     Raises:
-        DatasetNotFoundError: if the folder is absent.
-        DataError: if files are absent or malformed or name unknown classes; lists them.
+        DatasetNotFoundError: if the folder is missing.
+        DataError: if files are missing or malformed or name unknown classes; lists them.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -59,21 +59,21 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
 
 
 def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Reads a CSV file with the columns `image` and `classes`: names separated by spaces, or nothing.
+    """Labels from a CSV file with the columns `image` and `classes`: names separated by spaces, or empty.
 
-    Rows of images that are not in ids are passed over.
+    Rows of images that are not in ids are ignored.
 
     Args:
         path: UTF-8, with or without BOM.
         ids: N image ids.
-        classes: C names, without background; none of them may hold a space.
+        classes: C names, without background and without spaces.
 
     Returns:
         (N, C) bool, rows in the order of ids.
 
     Raises:
-        DatasetNotFoundError: if the file is absent.
-        DataError: if rows are absent, malformed or there twice, or name unknown classes; lists them.
+        DatasetNotFoundError: if the file is missing.
+        DataError: if rows are missing, malformed or repeated, or name unknown classes; lists them.
     """
     path = Path(path)
     spaced = [name for name in classes if len(name.split()) != 1]
@@ -93,14 +93,11 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
 
 
 def read_label_csv(path: str | Path) -> dict[str, list[str]]:
-    """Reads all of what `write_label_csv` wrote.
-
-    Returns:
-        Image id -> names of its classes.
+    """Image id -> class names, from a file of `write_label_csv`.
 
     Raises:
-        DatasetNotFoundError: if the file is absent.
-        DataError: lists rows that are malformed or there twice.
+        DatasetNotFoundError: if the file is missing.
+        DataError: lists malformed and repeated rows.
     """
     problems: Problems = defaultdict(list)
     rows = _csv_rows(Path(path), None, problems)
@@ -110,11 +107,11 @@ def read_label_csv(path: str | Path) -> dict[str, list[str]]:
 
 
 def write_label_csv(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None:
-    """Writes what `labels_from_csv` reads, atomically.
+    """Writes a CSV file for `labels_from_csv`, atomically.
 
     Args:
         path: of the file.
-        rows: image id -> names of its classes, none of which holds a space.
+        rows: image id -> class names, without spaces.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -124,7 +121,7 @@ def write_label_csv(path: str | Path, rows: Mapping[str, Sequence[str]]) -> None
 
 
 def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) -> np.ndarray:
-    """Takes the classes that occur in `<folder>/<id>.png`; decodes all of them, in threads.
+    """Labels from the classes that occur in the masks `<folder>/<id>.png`; decodes all, in threads.
 
     Args:
         folder: VOC's SegmentationClass folder.
@@ -135,8 +132,8 @@ def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) 
         (N, C) bool, rows in the order of ids.
 
     Raises:
-        DatasetNotFoundError: if the folder is absent.
-        DataError: if masks are absent or broken or hold ids above num_classes; lists them.
+        DatasetNotFoundError: if the folder is missing.
+        DataError: if masks are missing or broken or have ids above num_classes; lists them.
     """
     folder = Path(folder)
     present = scan_folder(folder, (".png",))
@@ -167,7 +164,7 @@ def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) 
 def _xml_names(path: Path) -> list[str]:
     root = ElementTree.parse(path).getroot()
     if root.tag != "annotation":
-        # Any other document, an error page for example, would count as an image without objects.
+        # Any other document, such as an error page, would count as an image without objects.
         raise ValueError(f"expected <annotation> around everything, found <{root.tag[:50]}>")
     return [(item.findtext("name") or "").strip() for item in root.iter("object")]
 
@@ -214,7 +211,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
 def _matrix(
     source: str, rows: dict[str, list[str]], ids: Sequence[str], classes: Sequence[str], problems: Problems
 ) -> np.ndarray:
-    """Turns class names into a label matrix (N, C); raises one error for everything that is wrong."""
+    """The label matrix (N, C) of class names; raises one DataError for all problems."""
     column = {name: index for index, name in enumerate(classes)}
     labels = np.zeros((len(ids), len(classes)), dtype=bool)
     unknown: list[tuple[str, str]] = []
@@ -238,7 +235,7 @@ def _matrix(
 
 
 def _separator(name: str, known: Container[str]) -> str | None:
-    """Says so where a text is several class names, or numbers of classes."""
+    """A hint if an unknown name is a number, or several class names; else None."""
     if name.isdigit():
         return "a number; expected names"
     parts = [part.strip() for part in re.split("[,;|/]", name) if part.strip()]

@@ -1,4 +1,4 @@
-"""Localization maps of an image, and their files: one `<image id>.npz` per image."""
+"""Localization maps of an image, and their files `<image id>.npz`."""
 
 import io
 import json
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = ("classes", "strided", "full", "size", "names")
-LARGEST_LABEL = 254  # of a mask of 8 bit; 255 is "ignore"
+LARGEST_LABEL = 254  # in an 8-bit mask; 255 is "ignore"
 LARGEST = 2**31  # bytes of one file's arrays, unpacked: 20 classes of a photograph of 50 megapixels
-# Python 3.11.4 to 3.11.7 parse literals, as numpy does in headers, wrongly in several threads.
+# In Python 3.11.4 to 3.11.7 parsing literals, as numpy does for headers, is not thread-safe.
 HEADERS = Lock()
 _BROKEN = (
     OSError, ValueError, TypeError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError,
@@ -44,10 +44,10 @@ class LocalizationMaps:
     Attributes:
         classes: (K,) int64, indices of the present classes (0 = first class, no background), ascending.
         strided: (K, ceil(H/4), ceil(W/4)) float in [0, 1], for the random walk.
-        full: (K, H, W) float in [0, 1], for evaluation and CRF; None where it was not kept.
-        size: (H, W) of the image in pixels, where known.
-        names: of the K classes, where they are known.
-        num_classes: C of the classifier, where known.
+        full: (K, H, W) float in [0, 1], for evaluation and CRF; None if not kept.
+        size: (H, W) of the image in pixels, if known.
+        names: of the K classes, if known.
+        num_classes: C of the classifier, if known.
     """
 
     classes: Tensor
@@ -65,18 +65,18 @@ class LocalizationMaps:
 
     @property
     def labels(self) -> Tensor:
-        """(K,) int64: what `mask` writes for each class.
+        """The label of each class in `mask`: (K,) int64.
 
-        c + 1 for class c; where a classifier has more classes than a mask of 8 bit has labels (254), 1 to K.
+        c + 1 for class c; 1 to K if the classifier has more classes than an 8-bit mask has labels (254).
         """
         most = max(self.num_classes or 0, int(self.classes.max()) + 1 if len(self.classes) else 0)
         return self.classes + 1 if most <= LARGEST_LABEL else torch.arange(1, len(self.classes) + 1)
 
     def mask(self, threshold: float) -> np.ndarray:
-        """(H, W) uint8: at each pixel the label of the strongest class, 0 where no map exceeds the threshold.
+        """The mask: (H, W) uint8, per pixel the label of the strongest class above the threshold, else 0.
 
         Args:
-            threshold: the background's score, in [0, 1].
+            threshold: the background score, in [0, 1].
 
         Raises:
             DataError: the maps were kept at stride 4 only.
@@ -86,32 +86,32 @@ class LocalizationMaps:
         return argmax_labels(self.full, self.labels - 1, threshold).to(torch.uint8).cpu().numpy()
 
     def plot(self, image: Any, threshold: float | None = None) -> "Figure":
-        """A figure of matplotlib: the image, and each map over it.
+        """A matplotlib figure of the image, and each map over it.
 
         Args:
             image: of any kind that `ribseg.data.io.images.as_image` takes.
-            threshold: draws the outline of the mask at this threshold; None draws none.
+            threshold: of the mask whose outline is drawn; None for none.
         """
         from ribseg.plot import localization_figure
 
         return localization_figure(image, self, threshold)
 
     def save(self, path: str | Path) -> None:
-        """Writes an .npz, which `ribseg.data.io.maps.load_maps` reads; see `save_maps`."""
+        """Writes an .npz file for `ribseg.data.load_maps`; see `save_maps`."""
         save_maps(path, self)
 
 
 def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
     """Writes localization maps atomically; the same maps give the same bytes.
 
-    The archive holds `classes` (K,) int64, `strided` (K, h, w) float16 and, where given, `full` (K, H, W)
-    float16, `size` (2,) int64 and `names` (K,) of text, all of them compressed. Half precision is exact to 1
-    in 2048, so values in [0, 1] change by at most 0.00025; a sweep over scores goes in steps of 0.01.
-    Compression leaves 0.7 of the full maps of photographs, and 0.8 of those at stride 4.
+    The compressed archive has `classes` (K,) int64, `strided` (K, h, w) float16 and, if given, `full`
+    (K, H, W) float16, `size` (2,) int64 and `names` (K,) str. Half precision changes values in [0, 1] by at
+    most 0.00025; a sweep over thresholds has steps of 0.01. Compression reduces full maps of photographs to
+    0.7, and maps at stride 4 to 0.8 of their size.
 
     Raises:
-        DataError: if shapes contradict each other, classes are not ascending, a value is not finite in half
-            precision, or the arrays need more than 2 GiB.
+        DataError: if shapes do not match, classes are not ascending, a value is not finite in half precision,
+            or the arrays need more than 2 GiB.
         RibsegError: if the folder cannot be written to.
     """
     arrays = {"classes": _numpy(maps.classes, np.int64), "strided": _numpy(maps.strided, np.float16)}
@@ -130,10 +130,10 @@ def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
 
 
 def load_maps(path: str | Path) -> LocalizationMaps:
-    """Reads what `save_maps` wrote; the maps come back as float32 on the CPU.
+    """Reads a file of `save_maps`; the maps are float32 on the CPU.
 
     Raises:
-        DataError: if the file is absent, broken, holds something else, or would unpack to more than 2 GiB.
+        DataError: if the file is missing, broken, has other content, or unpacks to more than 2 GiB.
     """
     try:
         arrays, others = _read(Path(path))
@@ -157,7 +157,7 @@ def load_maps(path: str | Path) -> LocalizationMaps:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays that belong to maps, floats and integers in single and long precision; all names."""
+    """The arrays of maps, as float32 and int64, and the names of all arrays in the file."""
     with zipfile.ZipFile(path) as archive:
         members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         wanted = {name: members[name] for name in NAMES if name in members}
@@ -168,7 +168,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def _array(data: bytes) -> np.ndarray:
-    """What an .npy file holds, in the machine's byte order."""
+    """The array in an .npy file, in the machine's byte order."""
     with HEADERS:
         array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     with np.errstate(over="ignore"):
@@ -176,25 +176,25 @@ def _array(data: bytes) -> np.ndarray:
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:
-    """As `np.savez_compressed` writes it, but at zlib's fastest level: maps get as small in half the time."""
+    """An archive as of `np.savez_compressed`, at zlib's fastest level: as small, twice as fast."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, array in arrays.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-            # Members are stamped with 1980-01-01, so the bytes depend on the values alone.
+            # The time stamps are 1980-01-01, so the bytes depend only on the values.
             entry = zipfile.ZipInfo(f"{name}.npy")
             archive.writestr(entry, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
     return packed.getvalue()
 
 
 def _numpy(tensor: Tensor, dtype: type) -> np.ndarray:
-    with np.errstate(over="ignore"):  # _problem names the infinity that an overflow leaves
+    with np.errstate(over="ignore"):  # _problem reports the infinity after an overflow
         return tensor.detach().cpu().numpy().astype(dtype)
 
 
 def _problem(arrays: dict[str, np.ndarray], found: list[str] | None = None) -> str:
-    """What is wrong with the arrays of a map file, which has these names; empty if nothing is."""
+    """The problem with the arrays of a map file; "" if there is none."""
     if not {"classes", "strided"} <= set(arrays):
         return f"expected `classes` and `strided`, found {found}"
     classes = arrays["classes"]
@@ -215,7 +215,7 @@ def _problem(arrays: dict[str, np.ndarray], found: list[str] | None = None) -> s
 
 
 def _size_problem(arrays: dict[str, np.ndarray]) -> str:
-    """What is wrong with the size of the image; empty if it fits the maps."""
+    """The problem with the image size of a map file; "" if there is none."""
     size = arrays["size"]
     if size.shape != (2,) or size.dtype.kind != "i":
         return f"expected `size` (2,) of integers, found {size.dtype} {size.shape}"
@@ -228,18 +228,18 @@ def _size_problem(arrays: dict[str, np.ndarray]) -> str:
 
 
 def map_path(folder: str | Path, image_id: str) -> Path:
-    """Where the maps of an image lie in a stage's folder."""
+    """The file of an image's maps in a stage's folder."""
     return Path(folder) / "maps" / f"{image_id}.npz"
 
 
 def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Image id -> record, from all processes; the torn last line of a killed process is passed over."""
+    """Image id -> record, from all processes; incomplete last lines of killed processes are ignored."""
     records: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob("records-*.jsonl")):
         for line in path.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                continue  # empty, or torn: then its image has no map file either, and is done again
+                continue  # empty or incomplete: then the image has no map file either and is done again
             records[record["id"]] = record
     return records

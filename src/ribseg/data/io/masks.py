@@ -1,4 +1,4 @@
-"""Reading and writing of masks: PNGs whose pixel values are class ids (0 background, 255 ignore)."""
+"""Reading and writing masks: PNGs whose pixel values are class ids (0 background, 255 ignore)."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ IGNORE = 255
 
 
 def voc_palette() -> np.ndarray:
-    """PASCAL VOC's colours: (256, 3) uint8 RGB, row = class id; the id's bits are spread over the channels.
+    """PASCAL VOC's palette: (256, 3) uint8 RGB, row = class id; the id's bits are spread over the channels.
 
     >>> voc_palette()[[1, 255]].tolist()
     [[128, 0, 0], [224, 224, 192]]
@@ -28,18 +28,18 @@ def voc_palette() -> np.ndarray:
 
 
 def read_mask(path: str | Path, num_classes: int | None = None) -> np.ndarray:
-    """Reads a mask; palette indices are kept, never turned into colours.
+    """Reads a mask as class ids; palette indices are not converted to colours.
 
     Args:
         path: palette PNG, or gray PNG of 8 bit.
         num_classes: number of classes without background; None leaves the range unchecked.
 
     Returns:
-        (H, W) uint8 class ids; 0 is background, 255 is to be ignored.
+        (H, W) uint8 class ids; 0 is background, 255 is ignore.
 
     Raises:
-        DataError: if the file is absent or broken, is no PNG or one with colours or 16 bit, or holds ids
-            that are neither in 0..num_classes nor 255.
+        DataError: if the file is missing or broken, is not a palette or 8-bit gray PNG, or has ids that are
+            neither in 0..num_classes nor 255.
     """
     with open_image(path) as image:
         _check_mode(image, path)
@@ -49,7 +49,7 @@ def read_mask(path: str | Path, num_classes: int | None = None) -> np.ndarray:
 
 
 def check_mask(mask: np.ndarray, name: str, num_classes: int) -> np.ndarray:
-    """The mask itself; raises a DataError unless it is (H, W) uint8 of 0..num_classes and 255."""
+    """Returns the mask; raises a DataError unless it is (H, W) uint8 of 0..num_classes and 255."""
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.uint8 or mask.size == 0:
         found = f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}"
         raise DataError(f"{name}: expected an array (H, W) of uint8, found {found}.")
@@ -64,7 +64,7 @@ def check_mask(mask: np.ndarray, name: str, num_classes: int) -> np.ndarray:
 
 
 def mask_colours(path: str | Path) -> np.ndarray | None:
-    """The (256, 3) uint8 RGB palette of a mask; None of a gray one. Raises a DataError as `mask_size`."""
+    """The (256, 3) uint8 RGB palette of a mask; None for a gray one. Raises a DataError as `mask_size`."""
     with open_image(path) as image:
         palette = image.getpalette("RGB") if image.mode == "P" else None
     if palette is None:
@@ -75,10 +75,10 @@ def mask_colours(path: str | Path) -> np.ndarray | None:
 
 
 def mask_size(path: str | Path) -> tuple[int, int]:
-    """Reads (height, width) of a mask from its header and checks that its mode is one that holds class ids.
+    """Reads (height, width) of a mask from its header, and checks its mode.
 
     Raises:
-        DataError: as `read_mask`, as far as the header shows it.
+        DataError: as `read_mask`, if the header shows the problem.
     """
     with open_image(path) as image:
         _check_mode(image, path)
@@ -91,10 +91,10 @@ def mask_ids(mask: np.ndarray) -> np.ndarray:
 
 
 def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = None) -> None:
-    """Writes a mask as palette PNG, as the VOC server wants it; atomically, same bytes for the same mask.
+    """Writes a mask as a palette PNG, as VOC's server expects it; atomically, with reproducible bytes.
 
     Args:
-        path: where to; its folder is made if need be.
+        path: of the file; its folder is created.
         mask: (H, W) integers in 0..255.
         palette: (256, 3) uint8 RGB; None for VOC's.
 
@@ -118,7 +118,7 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = 
 
 
 def _cure(wrong: list[int]) -> str:
-    """What to do about ids that no class has."""
+    """Advice for ids that belong to no class."""
     grays = np.asarray(Image.fromarray(voc_palette()[None]).convert("L"))[0, [*range(1, 21), IGNORE]]
     if set(wrong) <= set(grays.tolist()):
         return (
@@ -129,11 +129,11 @@ def _cure(wrong: list[int]) -> str:
 
 
 def _check_mode(image: Image.Image, path: str | Path) -> None:
-    # Pillow spreads gray of 2 and 4 bit over 0..255, which changes the ids; only the tiles' raw mode tells.
+    # Pillow scales 2- and 4-bit gray to 0..255, which changes the ids; only the tiles' raw mode shows it.
     tiles = getattr(image, "tile", [])
     raw = tiles[0][3] if tiles else image.mode
     spread = image.mode == "L" and isinstance(raw, str) and raw.startswith("L;")
-    # Other formats renumber or scale the values (GIF, PGM), or are not exact (JPEG).
+    # Other formats renumber or scale the values (GIF, PGM), or are lossy (JPEG).
     if spread or image.format != "PNG" or image.mode not in ("P", "L", "1"):
         raise DataError(
             f"{path} is a {image.format} of mode {raw if spread else image.mode}; expected a palette PNG or"

@@ -1,4 +1,4 @@
-"""Composes configurations in Python, as Hydra does for the commands."""
+"""Composing configurations in Python, as Hydra does for the commands."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,20 +12,20 @@ from omegaconf.errors import OmegaConfBaseException
 from ribseg.errors import ConfigError, reason
 
 _PACKAGE = Path(__file__).parents[2]
-# Of the configurations: inside an installed package, at the top level of a checkout.
+# The folder conf/: inside the package after an installation, at the top level in a checkout.
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if path.is_dir())
 
 
 def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A configuration, with Hydra's own section under `hydra`; a running Hydra program is left as it was.
+    """The composed configuration, with Hydra's own section under `hydra`; Hydra's global state is restored.
 
     Args:
-        name: of the file in `conf/`, without its ending.
-        overrides: in Hydra's grammar, as "rib.steps=5"; "hydra.searchpath=[file:///my/conf]" adds one's own
-            files.
+        name: of the file in `conf/`, without its extension.
+        overrides: in Hydra's syntax, e.g. "rib.steps=5"; "hydra.searchpath=[file:///my/conf]" adds a folder
+            of configurations.
 
     Raises:
-        ConfigError: an override is no setting, or has no value that it can have.
+        ConfigError: an override names no setting, or gives it an invalid value.
     """
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

@@ -1,4 +1,4 @@
-"""What the stages of one run share: settings, data, store, processes."""
+"""The context of a run: settings, data, store, processes, and what to run."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ribseg.pipeline.engine.stage import Stage
 
 T = TypeVar("T")
-MADE = ("labels", "classes")  # settings of the data that stay open where `prepare` makes them
+MADE = ("labels", "classes")  # settings of the data that must be null if `prepare` sets them
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 class Context:
-    """One run.
+    """The context that the stages of one run share.
 
     Args:
         cfg: the configuration; `run` and `rerun` name single stages, see `plan.planned`.
@@ -63,20 +63,20 @@ class Context:
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
-        """Settings of the data, once the demo's images or COCO's masks are there."""
+        """Settings of the data from `prepare`, which makes the demo's images or COCO's masks."""
         made = build(self.cfg.prepare) if self.cfg.prepare else None
         return made if isinstance(made, dict) else {}
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """What made the data, and how, for results; empty where nothing did."""
+        """Settings and facts of `prepare`, for `results.json`; empty without it."""
         if not self.cfg.prepare:
             return {}
         return plain(self.cfg.prepare) | getattr(self.prepared, "facts", {})
 
     @cached_property
     def data(self) -> WSSSDataModule:
-        """Opened on first use.
+        """The DataModule, built on first use.
 
         Raises:
             ConfigError: a setting would have no effect.
@@ -91,11 +91,11 @@ class Context:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that decides, writes tables and talks."""
+        """Whether this process has rank 0: it decides, writes tables and prints."""
         return cast(int, getattr(rank_zero_only, "rank", 0)) == 0
 
     def agree(self, value: T) -> T:
-        """The first process's value in all processes, once these talk to each other."""
+        """The value of the first process, in all processes of the process group."""
         if not dist.is_initialized():
             return value
         box = [value]
@@ -103,7 +103,7 @@ class Context:
         return box[0]
 
     def on_first(self, work: Callable[[], object]) -> None:
-        """Does something in the first process; the others wait."""
+        """Calls `work` in the first process; the others wait."""
         if self.is_first:
             work()
         self.wait()
@@ -149,11 +149,11 @@ class Context:
         return self.artefacts[stage].finished and stage not in self.rerun
 
     def will_run(self, stage: str) -> bool:
-        """Whether this run computes a stage."""
+        """Whether this run computes the stage."""
         return stage in self.cfg.run and not self.is_ready(stage)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes are here."""
         if dist.is_initialized():
             dist.barrier()
 
@@ -163,7 +163,7 @@ class Context:
 
     @property
     def processes(self) -> int:
-        """How many processes the configured Trainer has."""
+        """Number of processes of the configured Trainer."""
         return build(self.cfg.trainer, logger=False).world_size
 
     def loggers(self, stage: str) -> list[Logger]:
@@ -177,19 +177,19 @@ class Context:
 
     @cached_property
     def result_loggers(self) -> list[Logger]:
-        """The loggers of the results, made once."""
+        """The loggers of the results, built once."""
         return self.loggers("results")
 
     def trainer(
         self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> pl.Trainer:
-        """A Trainer for one stage, with the configured devices and logger.
+        """A Trainer for one stage, with the configured devices and loggers.
 
         Args:
             stage: names the logger's run.
-            folder: for files of the Trainer's own.
+            folder: of the Trainer's own files.
             callbacks: of the stage.
-            kwargs: settings that the stage decides; `check_trainer` refuses them in the configuration.
+            kwargs: settings that the stage decides; `check_trainer` rejects them in the configuration.
         """
         shown = {"enable_model_summary": self.cfg.trainer.get("enable_model_summary", False)}
         return build(
@@ -202,7 +202,7 @@ class Context:
         )
 
     def callbacks(self, part: str) -> dict[str, Callback]:
-        """Name -> callback of a training: those of `callbacks`, and those of its part of the configuration.
+        """Name -> callback of a training: of the section `callbacks`, and of the training's own section.
 
         Args:
             part: "classifier", "affinity", "segmenter" or "bottleneck".
@@ -215,7 +215,7 @@ class Context:
         return callbacks
 
 
-# Settings of the Trainer that ribseg decides itself, and which setting to use instead.
+# Settings of the Trainer that ribseg sets itself -> the setting to use instead.
 DECIDED = {
     "callbacks": "callbacks.NAME._target_=... for every training, or classifier.callbacks and so on for one",
     "logger": "logger=csv, or logger.NAME._target_=...",
@@ -224,22 +224,22 @@ DECIDED = {
     "min_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
     "max_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
     "min_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
-    "accumulate_grad_batches": "segmenter.accumulate; other trainings take a whole batch at once",
+    "accumulate_grad_batches": "segmenter.accumulate; other trainings do not accumulate",
     "check_val_every_n_epoch": "segmenter.check_every",
     "val_check_interval": "segmenter.check_every",
-    "enable_checkpointing": "nothing: checkpoints are what an interrupted training goes on from",
+    "enable_checkpointing": "nothing: interrupted trainings resume from checkpoints",
     "inference_mode": "nothing: each stage knows whether it needs gradients",
-    "use_distributed_sampler": "nothing: the loaders know their process",
-    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only whole results",
+    "use_distributed_sampler": "nothing: the loaders divide the data among processes",
+    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only complete results",
     "barebones": "logger=none progress=false",
 }
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Refuses settings of the Trainer that ribseg decides itself, instead of ignoring them.
+    """Rejects settings of the Trainer that ribseg sets itself, instead of ignoring them.
 
     Raises:
-        ConfigError: names the setting to use.
+        ConfigError: there is one; names the setting to use.
     """
     for name, instead in DECIDED.items():
         if name in cfg.trainer:
@@ -247,13 +247,13 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def named_callbacks(cfg: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Name -> configuration of the callbacks of a training; null takes one out."""
+    """Name -> configuration of the callbacks of a training, without those set to null."""
     named = {**(cfg["callbacks"] or {}), **(cfg[part].get("callbacks") or {})}
     return {name: node for name, node in named.items() if node}
 
 
 class separate_processes:  # noqa: N801 - reads as a statement
-    """Ends the process group of a run and forgets its addresses, so that a sweep can start its next run."""
+    """Destroys the process group of a run and restores the environment, so that a sweep can start another."""
 
     def __enter__(self) -> None:
         self.before = {name: os.environ.get(name) for name in STATE}
@@ -268,10 +268,10 @@ class separate_processes:  # noqa: N801 - reads as a statement
 
 
 def build(node: DictConfig, **replaced: Any) -> Any:
-    """What a configuration's `_target_` names, with keyword arguments that replace settings.
+    """The object that a configuration's `_target_` builds, with keyword arguments that replace settings.
 
     Raises:
-        ConfigError: the target refuses its arguments; says which part of the configuration it was.
+        ConfigError: the target does not accept its arguments; names the target.
     """
     try:
         return instantiate(node, **replaced)

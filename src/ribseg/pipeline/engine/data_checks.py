@@ -1,4 +1,4 @@
-"""Checks of the data before the first stage: every file is opened once, and what is unusual is said."""
+"""Checks of the data before the first stage: every file is opened once, and unusual findings are reported."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from ribseg.data.check.dataset import check_dataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.errors import DataError
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import drawing_methods
+from ribseg.pipeline.engine.methods import reference_methods
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
@@ -19,25 +19,25 @@ from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import training_folder
 
 
-def check_truth(context: Context) -> None:
-    """Opens every mask that the bound learns from; remembered in the store."""
+def check_full_masks(context: Context) -> None:
+    """Checks every mask that the fully supervised segmenter learns from; the report is kept in the store."""
     folder, full = training_folder(context, FULL), context.cfg.check_files
     settings = {"masks": [folder.split], "full": full, "values": True}
     artefact = context.store.artefact("data", settings, {}, folder.fingerprint(masks=True))
     if not artefact.finished:
         check = partial(check_dataset, folder, masks=True, full=full, progress=context.cfg.progress)
         artefact.compute(lambda: {folder.split: asdict(check())})
-    refuse_unusable(context, mask_values(artefact))
+    check_usable(context, mask_values(artefact))
 
 
 def mask_values(artefact: Artefact) -> dict[str, MaskFacts]:
-    """Split -> what its masks hold, where the check has decoded them."""
+    """Split -> facts of its masks, if the check has decoded them."""
     facts = artefact.facts if artefact.finished else {}
     return {split: MaskFacts(**one["values"]) for split, one in facts.items() if one.get("values")}
 
 
-def refuse_unusable(context: Context, values: Mapping[str, MaskFacts]) -> None:
-    """Raises a DataError if masks hold nothing that can be scored or learnt."""
+def check_usable(context: Context, values: Mapping[str, MaskFacts]) -> None:
+    """Raises a DataError if masks cannot be scored or learnt from."""
     found = [unusable_masks(split, facts, context.data.classes) for split, facts in values.items()]
     if any(found):
         raise DataError("\n".join(filter(None, found)))
@@ -54,15 +54,15 @@ def note_data(context: Context, reported: Mapping[str, Any]) -> dict[str, Any]:
         DataError: the scores of the masks could not mean anything.
     """
     values = mask_values(data_artefact(context))
-    refuse_unusable(context, values)
-    facts = data_results(context, values, drawing_methods(context.cfg, context.cfg.run))
+    check_usable(context, values)
+    facts = data_results(context, values, reference_methods(context.cfg, context.cfg.run))
     if facts != reported:
         print_notes(context, facts)
     return facts
 
 
 def check_data(context: Context) -> None:
-    """Opens every file once; what was found is remembered in the store."""
+    """Checks every file once; the report is kept in the store."""
     artefact = data_artefact(context)
     if artefact.finished:
         return
@@ -74,7 +74,7 @@ def check_data(context: Context) -> None:
 
 
 def data_artefact(context: Context) -> Artefact:
-    """Where the check of the data is remembered."""
+    """The artefact of the data check."""
     masks = needs_masks(context)
     settings = {
         "masks": list(context.data.eval_splits) if masks else [],
@@ -86,10 +86,10 @@ def data_artefact(context: Context) -> Artefact:
 
 
 def needs_masks(context: Context) -> bool:
-    """Whether the masks of the evaluated splits are looked at.
+    """Whether the masks of the evaluated splits are checked.
 
-    Where broken images are skipped, always if there are any: what a stage trains on must not depend on
-    whether the evaluation is among the stages of this run.
+    With data.on_error=skip always, if there are any: the training images must not depend on whether this run
+    includes the evaluation.
     """
     run = context.cfg.run
     masks = [name for name in run if name.startswith(PseudoMasksStage.kind)]  # of all chains

@@ -1,7 +1,7 @@
-"""What of a configuration a stage's result depends on: everything but a named list of neutral settings.
+"""The settings that enter a stage's digest: all of its sections, except a list of neutral settings.
 
-A setting that is not known to be neutral counts, also one that a user has added. So does the content of every
-file that a setting names, and the source of every `_target_` that is not of this package.
+A setting that is not known to be neutral counts, including those that a user has added. So do the content of
+every file that a setting names, and the source of every `_target_` outside this package.
 """
 
 import hashlib
@@ -17,25 +17,25 @@ from omegaconf import OmegaConf
 from ribseg.models.weights import resolve_weights
 from ribseg.pipeline.engine.sources import foreign_targets, is_foreign, source_digest
 
-PLACE = "the fingerprint of the data covers what lies there"
-SHOWN = "changes what is shown, not what is computed"
-DEVICE = "says where it is computed; batches count all processes together"
+PLACE = "the fingerprint of the data covers its content"
+SHOWN = "changes the output, not the computation"
+DEVICE = "selects devices; batch sizes count all processes together"
 SPEED = "changes the speed, and results by rounding at most"
-# Whole parts of the configuration that no result depends on, and why.
+# Sections of the configuration that no result depends on -> the reason.
 NEUTRAL_PARTS = {
     "name": SHOWN,
-    "run": "says which stages run",
-    "rerun": "says which stages run",
+    "run": "selects the stages",
+    "rerun": "selects the stages",
     "objective": "is read from the results",
     "progress": SHOWN,
-    "check_files": "broken files end the run, or are off the lists",
+    "check_files": "broken files end the run, or are removed from the lists",
     "store": PLACE,
     "logger": SHOWN,
     "report": SHOWN,
-    "prepare": "the fingerprint of the data covers what it makes",
+    "prepare": "the fingerprint of the data covers its output",
 }
-# Settings inside the parts that count. They are neutral for the classes of this package: under a user's own
-# `_target_` all but those of ALWAYS_NEUTRAL count, because the same name may mean something else there.
+# Neutral settings in the sections that count -> the reason. Under a user's own `_target_` only those of
+# ALWAYS_NEUTRAL are neutral, because the same name may mean something else there.
 NEUTRAL = {
     "data.root": PLACE,
     "data.train_split": PLACE,
@@ -45,7 +45,7 @@ NEUTRAL = {
     "data.masks_dir": PLACE,
     "data.images_dir": PLACE,
     "data.lists_dir": PLACE,
-    "data.on_error": "what it takes off the lists is not in the fingerprint",
+    "data.on_error": "the fingerprint excludes the images that it skips",
     "data.num_workers": "samples are functions of seed, epoch and image id",
     "data.pin_memory": SPEED,
     "trainer.accelerator": DEVICE,
@@ -55,15 +55,15 @@ NEUTRAL = {
     "trainer.enable_progress_bar": SHOWN,
     "trainer.enable_model_summary": SHOWN,
     "trainer.log_every_n_steps": SHOWN,
-    "trainer.num_sanity_val_steps": "is looked at before the training begins",
+    "trainer.num_sanity_val_steps": "runs before the training",
     "trainer.profiler": SHOWN,
     "maps.threads": SPEED,
     "maps.pool_gib": SPEED,
     "evaluate.workers": SPEED,
     "refine.workers": SPEED,
-    "refine.maps": "names an input, which has a digest of its own",
+    "refine.maps": "selects an input, whose digest counts",
     "segmenter.workers": SPEED,
-    "segmenter.sources": "says which segmenters there are; each has an artefact of its own",
+    "segmenter.sources": "selects segmenters; each has its own artefact",
     "segmenter.masks_dir": PLACE,
     "segmenter.expected": SHOWN,
     "bottleneck.workers": SPEED,
@@ -75,15 +75,15 @@ CRF_BACKEND = "backend"
 
 
 def settings_of(cfg: Mapping[str, Any], parts: Iterable[str], neutral: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of some parts of a configuration that count, as plain values, for a digest.
+    """The settings that count for a digest, as plain values.
 
     Args:
         cfg: the composed configuration, or the same as plain values.
-        parts: top-level names of what a stage depends on; those that the configuration lacks are left out.
-        neutral: dotted names of settings in them that this stage does not depend on, besides `NEUTRAL`.
+        parts: the sections that the stage depends on; missing ones are ignored.
+        neutral: dotted names of settings that this stage does not depend on, in addition to `NEUTRAL`.
 
     Returns:
-        Part -> settings without the neutral ones; names of files replaced by digests of their content. Under
+        Section -> settings without the neutral ones, file names replaced by digests of their content; under
         "sources" the digests of all foreign `_target_`s.
     """
     dropped = {*NEUTRAL, *neutral}
@@ -91,18 +91,18 @@ def settings_of(cfg: Mapping[str, Any], parts: Iterable[str], neutral: Iterable[
 
 
 def with_sources(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings, and under "sources" the digests of all `_target_`s in them that are of a user's code."""
+    """The settings, with the digests of all `_target_`s of the user's code under "sources"."""
     sources = {target: source_digest(target) for target in sorted(set(foreign_targets(settings)))}
     return settings | ({"sources": sources} if sources else {})
 
 
 def contents(node: Any) -> Any:
-    """Nested settings with the names of files replaced by digests of their content."""
+    """Nested settings with file names replaced by digests of the files' content."""
     return _counting(node, "", set())
 
 
 def plain(node: Any) -> Any:
-    """A configuration node as dictionaries, lists and numbers, all interpolations resolved."""
+    """A configuration node as plain dictionaries, lists and values, with interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
@@ -118,7 +118,7 @@ def _counting(node: Any, path: str, dropped: set[str]) -> Any:
 
 
 def _content(value: str, name: str) -> str:
-    """What a text setting stands for: of a file its content, of a choice "auto" what is chosen here."""
+    """The value of a text setting: a digest for a file name, the resolved backend for "auto"."""
     if name == CRF_BACKEND and value == "auto":
         return "torch" if find_spec("pydensecrf") is None else "pydensecrf"
     path = resolve_weights(value) if name == "weights" else Path(value)

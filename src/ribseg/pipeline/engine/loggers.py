@@ -33,17 +33,17 @@ Settings = dict[str, Any]
 def logger_settings(node: Any, stage: str, output: Path) -> list[Settings]:
     """The settings of each configured logger, `_target_` included, for one stage.
 
-    What the user gives is kept, with "{stage}", "{output}" and "{run}" filled in wherever a text has them.
-    What is not given, and the logger takes, is set: `save_dir` and `name`, so that each stage has a folder
-    `logs/<stage>` in the run's own; for W&B see `wandb_defaults`.
+    "{stage}", "{output}" and "{run}" are replaced in all texts. `save_dir` and `name`, if the logger takes
+    them and they are not given, are set so that each stage logs to `logs/<stage>` in the run's folder; for
+    W&B see `wandb_defaults`.
 
     Args:
         node: `cfg.logger`.
-        stage: names the logs.
+        stage: name of the logs.
         output: the run's folder.
 
     Raises:
-        ConfigError: it is no configuration of loggers, or a logger does not take these settings.
+        ConfigError: not a configuration of loggers, or a logger does not accept these settings.
     """
     texts = {"{stage}": stage, "{output}": str(output), "{run}": run_name(output)}
     found = []
@@ -61,12 +61,12 @@ def logger_settings(node: Any, stage: str, output: Path) -> list[Settings]:
 
 
 def run_name(output: Path) -> str:
-    """What tells a run from others: the last two parts of its folder."""
+    """A name for the run: the last two parts of its folder."""
     return " ".join(output.resolve().parts[-2:])
 
 
 def _configured(node: Any) -> dict[str, Settings]:
-    """Place in the configuration -> settings; a name that is set to null is left out."""
+    """Path in the configuration -> settings of a logger, without those set to null."""
     settings: Any = node or {}
     try:
         if OmegaConf.is_config(settings):
@@ -111,7 +111,7 @@ def _is_hydras(key: str) -> bool:
 
 
 def _filled_in(value: Any, texts: Mapping[str, str]) -> Any:
-    """The same value with the placeholders of all its texts replaced."""
+    """The value with the placeholders in all of its texts replaced."""
     if isinstance(value, dict):
         return {key: _filled_in(part, texts) for key, part in value.items()}
     if isinstance(value, list):
@@ -122,29 +122,29 @@ def _filled_in(value: Any, texts: Mapping[str, str]) -> Any:
 
 
 def _defaults(target: Callable[..., Any], given: Settings, stage: str, output: Path) -> Settings:
-    """What is set where the user has not set it, of what a logger takes."""
+    """Default settings of a logger, as far as it accepts them."""
     if _is_a(target, WandbLogger):
         return wandb_defaults(given, stage, output)
     folders = {"save_dir": str(output / FOLDER), "name": stage}
     if _is_a(target, CSVLogger | TensorBoardLogger) and "name" not in given:
-        folders["version"] = ""  # under a name of the user's they count versions, one per stage
+        folders["version"] = ""  # with a name of the user's, versions distinguish the stages
     accepted = inspect.signature(target).parameters
     return {key: value for key, value in folders.items() if key in accepted}
 
 
 def wandb_defaults(given: Settings, stage: str, output: Path) -> Settings:
-    """One group per run, one run and job type per stage, below the run's folder; offline without a key.
+    """Default settings for W&B: a group per run, a job type per stage; offline without a login.
 
     Args:
-        given: what the user has set: with `offline`, `mode` or WANDB_MODE nothing is asked.
+        given: the user's settings; with `offline`, `mode` or WANDB_MODE no login is tried.
         stage: the job type.
-        output: the run's folder; `wandb/` is made in it.
+        output: the run's folder, in which `wandb/` is created.
     """
     group = run_name(output)
     settings = {"save_dir": str(output), "name": f"{group} {stage}", "group": group, "job_type": stage}
     if {"mode", "experiment"} & set(given):
         return settings
-    # As the mode of wandb.init. Lightning's `offline` sets WANDB_MODE, which wandb may have read by now.
+    # As `mode`, because Lightning's `offline` sets WANDB_MODE, which wandb may have read already.
     if "offline" in given:
         return settings | ({"mode": "offline"} if given["offline"] else {})
     if "WANDB_MODE" in os.environ:
@@ -154,7 +154,7 @@ def wandb_defaults(given: Settings, stage: str, output: Path) -> Settings:
 
 @functools.cache
 def wandb_login() -> bool:
-    """Whether W&B has credentials, and its server accepts them; warns where it does not."""
+    """Whether W&B's server accepts the stored credentials; warns if it does not."""
     import wandb
 
     try:
@@ -165,7 +165,7 @@ def wandb_login() -> bool:
 
 
 def finish_loggers() -> None:
-    """Closes W&B's run, or the next stage would write into it."""
+    """Closes W&B's run, so that the next stage does not write into it."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()
 
@@ -174,7 +174,7 @@ LOGGED = ("localization", "adaptation", "bottleneck", "segmenter")
 
 
 def log_results(context: "Context", results: dict[str, Any]) -> None:
-    """Hands the numbers of `results.json` to the loggers, as `localization/rib/best_miou` and so on."""
+    """Logs the numbers of `results.json`, as `localization/rib/best_miou` and so on."""
     for logger in context.result_loggers:
         logger.log_metrics(numbers({key: results[key] for key in LOGGED if key in results}))
         logger.finalize("success")

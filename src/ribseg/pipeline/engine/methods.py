@@ -1,4 +1,4 @@
-"""The methods of a configuration, by name, and the sources of localization maps that there are."""
+"""The entries of `methods`, and all sources of localization maps, of a configuration."""
 
 import re
 from collections.abc import Container, Mapping
@@ -16,12 +16,12 @@ from ribseg.pipeline.engine.context import build
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.sources import is_foreign
 
-# Settings of an entry that are for the stages; all others are arguments of what `_target_` names.
+# Settings of an entry that the stages read; all others are arguments of its `_target_`.
 FOR_STAGES = ("label", "control", "references", "maps_of")
 SHOWN = ("label", "control")
-SPEED = ("reference_chunk", "compile")  # of RIB; they change maps by rounding
+SPEED = ("reference_chunk", "compile")  # of RIB; they change maps by rounding errors only
 AUTO = "auto"
-REFERENCE = re.compile(r"\$\{(\w+)\}")  # of an entry to a group of its own
+REFERENCE = re.compile(r"\$\{(\w+)\}")  # an entry that is an interpolation of another section
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Entry:
     Attributes:
         name: of the method and of its stage.
         node: its settings as plain values.
-        path: where these are set, as "methods.cam", or "rib" for an entry that refers to the group `rib`.
+        path: of the settings, as "methods.cam", or "rib" for an entry that refers to the section `rib`.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What tables and pictures call it."""
+        """Its name in tables and pictures."""
         return str(self.node.get("label") or self.name.replace("_", " "))
 
     @property
     def control(self) -> bool:
-        """Whether it stands beside the methods, for comparison."""
+        """Whether it is a control: for comparison, not a method to use."""
         return bool(self.node.get("control", False))
 
     @property
     def maps_of(self) -> str | None:
-        """The method whose maps it changes when they are scored; None for a method with maps of its own."""
+        """The method whose maps it modifies for scoring; None for a method that makes maps itself."""
         return self.node.get("maps_of")
 
     @property
@@ -61,9 +61,9 @@ class Entry:
 
     @property
     def references(self) -> int:
-        """Reference images a step."""
+        """Number of reference images per step."""
         number = self.inner.get("references", 0)
-        return number if isinstance(number, int) else 0  # `check_entries` refuses others
+        return number if isinstance(number, int) else 0  # `check_entries` rejects others
 
     @property
     def searches_rate(self) -> bool:
@@ -72,16 +72,16 @@ class Entry:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What its maps depend on, for a digest."""
+        """The settings that its maps depend on, for a digest."""
         return _without(self.node, SHOWN, SPEED)
 
     @cached_property
     def inner_settings(self) -> dict[str, Any]:
-        """What the method that it wraps depends on, for a digest."""
+        """The same of the method that it wraps."""
         return _without(self.inner, SHOWN, SPEED)
 
     def arguments(self, lr: float | None = None) -> dict[str, Any]:
-        """The node that builds it: without what is for the stages, with a learning rate that was found."""
+        """The configuration that builds it: without the settings of the stages; `lr` replaces lr=auto."""
         node = _without(self.node, FOR_STAGES)
         inner = node["method"] if self.inner is not self.node else node
         node["_partial_"] = inner["_partial_"] = True  # built for each classifier, see `bind`
@@ -90,15 +90,15 @@ class Entry:
         return node
 
     def build(self, classifier: nn.Module, lr: float | None = None, inner: bool = False) -> Method:
-        """The method of a classifier.
+        """The method, built for a classifier.
 
         Args:
             classifier: see `ribseg.methods.base.bind`.
-            lr: in the place of `lr=auto`.
-            inner: the method that it wraps, alone.
+            lr: replaces `lr=auto`.
+            inner: build only the method that it wraps.
 
         Raises:
-            ConfigError: it cannot be built, or called as methods are.
+            ConfigError: it cannot be built, or is not callable as a method.
         """
         node = self.arguments(lr)
         with within(self.path):
@@ -113,14 +113,14 @@ class Entry:
             for name in ("views", "labels"):
                 if not callable(method) or not takes(method, name):
                     raise ConfigError(
-                        "expected what takes views= and labels=, see ribseg.methods.base.Method; "
+                        "expected a callable with views= and labels=, see ribseg.methods.base.Method; "
                         f"{node.get('_target_')} gives {type(method).__name__}"
                     )
         return method
 
 
 def _without(node: Mapping[str, Any], *groups: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of a node and of the method that it wraps, without some settings; users' own keep theirs."""
+    """A copy of an entry and the method that it wraps, without some settings; the user's keep SPEED."""
     names = {name for group in groups for name in group}
     if is_foreign(str(node.get("_target_", ""))):
         names -= set(SPEED)
@@ -131,7 +131,7 @@ def _without(node: Mapping[str, Any], *groups: tuple[str, ...]) -> dict[str, Any
 
 
 def entries(cfg: Mapping[str, Any]) -> dict[str, Entry]:
-    """Name -> entry of `methods`, without those that are left out by null."""
+    """Name -> entry of `methods`, without those set to null."""
     methods = cfg["methods"]
     raw: Any = OmegaConf.to_container(methods, resolve=False) if OmegaConf.is_config(methods) else methods
     found: dict[str, Entry] = {}
@@ -144,10 +144,10 @@ def entries(cfg: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def check_entries(cfg: Mapping[str, Any]) -> None:
-    """Whether the entries can be entries.
+    """Checks the entries of `methods`.
 
     Raises:
-        ConfigError: one has no `_target_`, or a setting for the stages is out of range.
+        ConfigError: one has no `_target_`, or a setting that the stages read is out of range.
     """
     known = entries(cfg)
     for entry in known.values():
@@ -162,14 +162,14 @@ def check_entries(cfg: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class MapSource:
-    """Localization maps that can be scored, shown and refined.
+    """A source of localization maps that can be scored, shown and refined.
 
     Attributes:
         name: in `results.json`.
-        stage: that has made them.
+        stage: that makes them.
         label: in tables.
         control: see `Entry.control`.
-        entry: that changes the stage's maps when they are read; None leaves them.
+        entry: that modifies the stage's maps when they are read; None for none.
     """
 
     name: str
@@ -179,7 +179,7 @@ class MapSource:
     entry: Entry | None = None
 
 
-IMPORTED, WALKED = "imported", "random_walk"  # stages that make maps and are no methods
+IMPORTED, WALKED = "imported", "random_walk"  # stages that make maps but are not methods
 
 
 def map_sources(cfg: Mapping[str, Any]) -> dict[str, MapSource]:
@@ -198,6 +198,6 @@ def refinable(cfg: Mapping[str, Any]) -> list[str]:
     return [name for name, entry in entries(cfg).items() if entry.maps_of is None] + [IMPORTED]
 
 
-def drawing_methods(cfg: Mapping[str, Any], chosen: Container[str]) -> list[Entry]:
-    """The chosen methods that draw reference images; their controls draw others."""
+def reference_methods(cfg: Mapping[str, Any], chosen: Container[str]) -> list[Entry]:
+    """The chosen methods, without controls, that draw reference images."""
     return [e for e in entries(cfg).values() if e.name in chosen and e.references and not e.control]

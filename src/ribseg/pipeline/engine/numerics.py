@@ -1,4 +1,4 @@
-"""Whether number formats and pixels fit: precision with the optimizer, normalization with the weights."""
+"""Checks of numerics: precision of the trainings, and normalization of the pixels."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ def check_precision(cfg: DictConfig) -> None:
     """Checks the precision of the Trainer, and that of the segmenter.
 
     Raises:
-        ConfigError: training or adaptation cannot work in it; names the one to use.
+        ConfigError: training or adaptation cannot work in it; names one that can.
     """
     given = {
         "trainer.precision": cfg.trainer.get("precision"),
@@ -38,11 +38,11 @@ def _why(precision: str) -> str:
     instead = "use bf16-mixed for half the memory, or 32-true"
     if precision in HALF:
         return (
-            "it keeps the weights themselves in half precision, where the small steps of optimizers and of "
-            f"RIB are rounded away or overflow; {instead}"
+            "it keeps the weights in half precision, where the small steps of optimizers and of RIB are "
+            f"rounded away or overflow; {instead}"
         )
     if precision == ON_GPU:
-        return f"it needs a GPU, on a CPU Lightning takes another precision without asking; {instead}"
+        return f"it needs a GPU: on a CPU Lightning silently uses another precision; {instead}"
     if precision.startswith("transformer-engine"):
         return f"it is for linear layers in float8, not for convolutions; {instead}"
     return f"there is no such precision; expected one of {', '.join((*USABLE, ON_GPU))}"
@@ -54,10 +54,10 @@ def _on_gpu(cfg: DictConfig) -> bool:
 
 
 def check_normalization(classifier: Any, cfg: DictConfig) -> None:
-    """Checks that pixels are normalised as the weights expect, where it is known how.
+    """Checks that pixels are normalised as the classifier's weights expect, if that is known.
 
     Raises:
-        ConfigError: they are not; gives the settings.
+        ConfigError: they are not; names the settings.
     """
     model, backbone = cfg.classifier.model, getattr(classifier, "backbone", None)
     known = getattr(backbone, "pretrained_cfg", {}) if model.get("pretrained") else {}
@@ -69,7 +69,7 @@ def check_normalization(classifier: Any, cfg: DictConfig) -> None:
             values = ",".join(f"{value:g}" for value in expected)
             raise ConfigError(
                 f"the weights of {model.get('weights') or model.backbone} expect pixels normalised with "
-                f"data.{name}=[{values}], got {found}; with others the network sees nothing that it knows"
+                f"data.{name}=[{values}], got {found}; other statistics shift every input of the network"
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether everything that a run will build can be built, before the first stage."""
+"""Checks, before the first stage, that everything a run will build can be built."""
 
 from collections.abc import Callable, Sequence
 from typing import get_args
@@ -38,7 +38,7 @@ from ribseg.types import Trainable
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Settings out of range, or that contradict each other, as far as nothing must be built to see it."""
+    """Checks the settings that can be checked without building anything."""
     check_ranges(cfg)
     check_trainer(cfg)
     check_sources(cfg)
@@ -51,7 +51,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def check_functions(cfg: DictConfig) -> None:
-    """The sections that hold the arguments of a function."""
+    """Checks the sections that hold the arguments of a function."""
     scores = {name: cfg.refine.labels[name] for name in ("foreground", "background")}
     with within("refine.labels"):
         if "auto" not in scores.values():
@@ -68,7 +68,7 @@ def check_functions(cfg: DictConfig) -> None:
 
 
 def check_imports(cfg: DictConfig, stages: Sequence[Stage]) -> None:
-    """Whether everything that a run will build can be imported."""
+    """Checks that everything a run will build can be imported."""
     run = [stage for stage in stages if stage.name in cfg.run]
     used = ["trainer", "pooling", "callbacks"]
     if any(stage.reads_data for stage in run):
@@ -83,7 +83,7 @@ def check_imports(cfg: DictConfig, stages: Sequence[Stage]) -> None:
 
 
 def check_parts(context: Context, stages: Sequence[Stage]) -> None:
-    """Builds what the stages will build, so that a wrong option is not met after the training."""
+    """Builds what the stages will build, so that wrong arguments are found before any training."""
     check_precision(context.cfg)
     with within("trainer"):
         processes = context.processes  # builds a Trainer
@@ -95,12 +95,12 @@ def check_parts(context: Context, stages: Sequence[Stage]) -> None:
 
 
 def will_train_affinity(context: Context, stages: Sequence[Stage]) -> bool:
-    """Whether a network of affinities is to be trained, of any chain."""
+    """Whether this run trains an affinity network, of any chain."""
     return any(isinstance(stage, AffinityStage) and context.will_run(stage.name) for stage in stages)
 
 
 def check_batches(context: Context, stages: Sequence[Stage], processes: int) -> None:
-    """Whether the batches of trainings can be shared out to the processes."""
+    """Checks that the batches of the trainings can be divided among the processes."""
     if context.will_run("classifier"):
         share_of(context.cfg.data.batch_size, processes, "data.batch_size")
     if will_train_affinity(context, stages):
@@ -108,7 +108,7 @@ def check_batches(context: Context, stages: Sequence[Stage], processes: int) -> 
 
 
 def check_classifier(context: Context) -> Classifier:
-    """Builds the classifier and its training; returns it, with its first weights if it is to be trained."""
+    """Builds the classifier and its training; returns it, with initial weights if it is to be trained."""
     cfg = context.cfg
     with within("classifier"):
         given = given_checkpoint(context)
@@ -118,7 +118,7 @@ def check_classifier(context: Context) -> Classifier:
                 names = ", ".join(left_out)
                 context.console.print(f"  the classifier is taken without {names}: maps have no bias")
     if not given:
-        # Weights are looked for only if they will be needed.
+        # Pretrained weights are loaded only if they will be needed.
         trains = context.will_run("classifier")
         with within("classifier.model"):
             classifier = new_classifier(context, pretrained=None if trains else False)
@@ -130,13 +130,13 @@ def check_classifier(context: Context) -> Classifier:
 
 
 def adapted_part(cfg: DictConfig) -> Trainable | None:
-    """What methods adapt in this run; None where none does, or cannot know it: building it says why."""
+    """The part of the network that the run's methods adapt; None if unknown or none does."""
     chosen = [entry.inner.get("trainable") for name, entry in entries(cfg).items() if name in cfg.run]
     return next((part for part in chosen if part in get_args(Trainable)), None)
 
 
 def check_callbacks(context: Context, stages: Sequence[Stage]) -> None:
-    """Builds the callbacks of every training of the run once."""
+    """Builds the callbacks of every training of the run."""
     kinds: dict[str, type[Stage]] = {
         "classifier": ClassifierStage,
         "affinity": AffinityStage,
@@ -164,7 +164,7 @@ def check_methods(context: Context, classifier: Classifier) -> None:
 
 
 def check_affinity(context: Context, classifier: Classifier) -> None:
-    """Builds the network of the affinities and its training."""
+    """Builds the affinity network and its training."""
     shared = backbone_weights(context) == "classifier"
     with within("affinity.network"):
         network = new_network(context, classifier.backbone if shared else None)

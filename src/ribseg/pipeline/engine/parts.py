@@ -1,4 +1,4 @@
-"""Parts of the configuration that name what they build: whether they can be built, and what it takes."""
+"""Checks of the sections of the configuration that build objects by `_target_`."""
 
 import inspect
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from ribseg.pipeline.engine.context import build, plain
 
 
 def takes(node: DictConfig, name: str) -> bool:
-    """Whether what a `_target_` names has a keyword argument of that name."""
+    """Whether a `_target_` has a keyword argument of this name."""
     return takes_argument(located(node["_target_"]), name)
 
 
 def check_targets(path: str, node: Any) -> None:
-    """Imports every `_target_` at or below a place of the configuration.
+    """Imports every `_target_` in a section of the configuration.
 
     Raises:
-        ConfigError: one is missing or cannot be imported; says which, and why.
+        ConfigError: one is missing or cannot be imported; names it, with the reason.
     """
     if not isinstance(node, dict | list):
         return
@@ -37,10 +37,10 @@ def check_targets(path: str, node: Any) -> None:
 
 
 def check_arguments(check: Callable[..., None], settings: DictConfig | None) -> None:
-    """Calls a check of a function's arguments with a section of the configuration.
+    """Calls a function that checks arguments with a section of the configuration.
 
     Raises:
-        ConfigError: one is unknown, or out of range.
+        ConfigError: an argument is unknown or out of range.
     """
     given = plain(settings) or {}
     check_known(check, given)
@@ -48,7 +48,7 @@ def check_arguments(check: Callable[..., None], settings: DictConfig | None) -> 
 
 
 def check_known(function: Callable[..., Any], given: dict[str, Any]) -> None:
-    """Raises a ConfigError if a function does not know one of these keyword arguments."""
+    """Raises a ConfigError if a function does not accept one of these keyword arguments."""
     try:
         signature(function).bind_partial(**given)
     except TypeError as error:
@@ -61,8 +61,8 @@ def check_training(path: str, node: DictConfig, **replaced: Any) -> Any:
 
     Args:
         path: in the configuration.
-        node: the part there.
-        replaced: arguments in the place of settings, e.g. the network.
+        node: the section.
+        replaced: arguments that replace settings, e.g. the network.
 
     Raises:
         ConfigError: an argument is unknown or out of range.
@@ -75,10 +75,10 @@ def check_training(path: str, node: DictConfig, **replaced: Any) -> Any:
 
 
 def check_optimizer(module: Any, node: DictConfig) -> None:
-    """Makes a module's optimizer once: by its `new_optimizer` (as ours have), or its setting `optimizer`.
+    """Builds a module's optimizer, by its `new_optimizer` if it has one, else from its setting `optimizer`.
 
     Raises:
-        ConfigError: it refuses its arguments.
+        ConfigError: the optimizer does not accept its arguments.
     """
     make = getattr(module, "new_optimizer", None)
     if make is None:
@@ -97,7 +97,7 @@ def check_optimizer(module: Any, node: DictConfig) -> None:
 
 
 def located(target: str) -> Callable[..., Any]:
-    """What a `_target_` names.
+    """The class or function that a `_target_` names.
 
     Raises:
         ConfigError: it cannot be imported.
@@ -109,12 +109,12 @@ def located(target: str) -> Callable[..., Any]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ConfigError(
-            f"expected what can be imported and called, as package.module.Name, but: {reason(cause)}"
+            f"expected an importable class or function, as package.module.Name: {reason(cause)}"
         ) from error
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature, or one that takes everything where Python knows none (of functions written in C)."""
+    """The signature; one that accepts everything for functions without one (written in C)."""
     try:
         return inspect.signature(function)
     except ValueError:

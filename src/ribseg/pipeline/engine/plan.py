@@ -1,4 +1,4 @@
-"""Which stages a configuration has, and which of them a run has."""
+"""The stages of a configuration, and those that `run` and `rerun` select."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from ribseg.pipeline.stages.chains import (
     chains,
     segmenter_name,
     segmenter_sources,
-    tested_name,
+    segmenter_test_name,
 )
 from ribseg.pipeline.stages.classifier import CHECKPOINTS, ClassifierStage
 from ribseg.pipeline.stages.evaluate import EvaluateStage
@@ -30,12 +30,12 @@ from ribseg.pipeline.stages.segmenter import SegmenterStage
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.toy_networks import ToyNetworksStage
 
-SEGMENTER = "segmenter"  # stands for the segmenters of all sources
+SEGMENTER = "segmenter"  # group of the segmenters of all sources
 REPORT = "report"
 
 
 def stages_of(cfg: Mapping[str, Any]) -> list[Stage]:
-    """All stages that a run with this configuration may have, each after what it needs."""
+    """All stages of a configuration, each after its inputs."""
     methods = [entry for entry in entries(cfg).values() if entry.maps_of is None]
     sources = segmenter_sources(cfg)
     return [
@@ -53,17 +53,17 @@ def stages_of(cfg: Mapping[str, Any]) -> list[Stage]:
 
 
 def refinement_stages(chain: Chain) -> list[Stage]:
-    """The stages of a chain, in their order."""
+    """The stages of a refinement chain, in order."""
     kinds = (AffinityLabelsStage, AffinityStage, RandomWalkStage, PseudoMasksStage)
     return [kind(chain) for kind in kinds]
 
 
 def groups_of(cfg: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, list[str]]:
-    """Names that stand for several stages: methods, controls, refine, segmenter, bottleneck.
+    """Group name -> its stages: methods, controls, refine, segmenter, bottleneck.
 
     Args:
         cfg: the composed configuration.
-        chosen: names in `run`. With "segmenter" among them, "refine" makes the masks of all its sources.
+        chosen: names in `run`; with "segmenter", "refine" includes the chains of all its sources.
     """
     made: list[Entry] = [entry for entry in entries(cfg).values() if entry.maps_of is None]
     sources, all_chains = list(cfg["segmenter"]["sources"]), chains(cfg)
@@ -73,17 +73,17 @@ def groups_of(cfg: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, list[s
         "methods": [entry.name for entry in made if not entry.control],
         "controls": [entry.name for entry in made if entry.control],
         "refine": [chain.name(kind) for chain in refined for kind in REFINEMENT],
-        SEGMENTER: [name(source) for name in (segmenter_name, tested_name) for source in sources],
+        SEGMENTER: [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],
         "bottleneck": [ToyNetworksStage.name, BottleneckStage.name],
     }
 
 
 def chosen_stages(cfg: DictConfig, names: Iterable[str] | str | None) -> list[str]:
-    """Expands the names of groups, and checks the names of stages.
+    """The names of stages, with groups expanded and without repetitions.
 
     Args:
         cfg: the composed configuration.
-        names: of stages and groups of them.
+        names: of stages and groups.
 
     Raises:
         ConfigError: an unknown name, or none at all.
@@ -105,7 +105,7 @@ def chosen_stages(cfg: DictConfig, names: Iterable[str] | str | None) -> list[st
 
 
 def planned_stages(cfg: DictConfig) -> list[str]:
-    """The stages of `run`; with them the classifier where a file of one is given, which costs nothing.
+    """The stages of `run`, and the classifier if a checkpoint of one is given and a method needs it.
 
     Raises:
         ConfigError: an unknown name, or none at all.
@@ -117,10 +117,10 @@ def planned_stages(cfg: DictConfig) -> list[str]:
 
 
 def planned(cfg: DictConfig) -> tuple[DictConfig, bool]:
-    """The configuration with single stages in `run` and `rerun`, and whether the data is to be checked.
+    """A copy of the configuration with groups in `run` and `rerun` expanded, and whether to check the data.
 
     Returns:
-        A copy whose `run` holds no groups and no `check_data`; and whether that was in it.
+        The copy, whose `run` lacks check_data, and whether it was there.
 
     Raises:
         ConfigError: an unknown name, or none at all.
@@ -134,10 +134,10 @@ def planned(cfg: DictConfig) -> tuple[DictConfig, bool]:
 
 
 def rerun_stages(cfg: DictConfig) -> list[str]:
-    """The stages that are computed again.
+    """The stages that `rerun` selects.
 
     Raises:
-        ConfigError: an unknown name, or one that is not among `run`.
+        ConfigError: an unknown name, or one that `run` does not select.
     """
     if not cfg.rerun:
         return []
@@ -149,9 +149,9 @@ def rerun_stages(cfg: DictConfig) -> list[str]:
 
 
 def check_sources(cfg: Mapping[str, Any]) -> None:
-    """Raises a ConfigError if segmenters cannot learn from what the configuration names."""
+    """Raises a ConfigError if `segmenter.sources` or `export.source` names an unknown source."""
     known, named = segmenter_sources(cfg), [*cfg["segmenter"]["sources"], cfg["export"]["source"]]
-    left_out = {name for name, entry in cfg["methods"].items() if not entry}  # `run` names no stages of these
+    left_out = {name for name, entry in cfg["methods"].items() if not entry}  # these have no stages
     if not set(named) <= {*known, *left_out}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "

@@ -1,4 +1,4 @@
-"""Whether a run can work: known in seconds, before anything long begins."""
+"""Checks of a whole run before its first stage."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from ribseg.checks import within
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.data_checks import check_data, check_truth, note_data, skip_broken
+from ribseg.pipeline.engine.data_checks import check_data, check_full_masks, note_data, skip_broken
 from ribseg.pipeline.engine.part_checks import check_callbacks, check_imports, check_parts, check_settings
 from ribseg.pipeline.engine.plan import REPORT
 from ribseg.pipeline.engine.stage import Stage
@@ -29,7 +29,7 @@ def preflight(
 
     Args:
         context: of the run.
-        stages: all that a run with this configuration may have.
+        stages: all stages of the configuration.
         reported: data facts whose notes have been printed already.
 
     Returns:
@@ -52,7 +52,7 @@ def preflight(
 
 
 def reads_data(context: Context, stages: Sequence[Stage]) -> bool:
-    """Whether a chosen stage reads the data set; a report alone is one of the stages that do."""
+    """Whether a chosen stage reads the data set; a run of the report alone counts as such."""
     alone = {stage.name for stage in stages if not stage.reads_data}
     chosen = set(context.cfg.run) - {REPORT}
     return not chosen or bool(chosen - alone)
@@ -110,7 +110,7 @@ def check_segmenters(context: Context, stages: Sequence[Stage]) -> None:
     for source in dict.fromkeys(stage.source for stage in chosen):
         check_segmenter(context, source)
     if segmenter_name(FULL) in run:
-        context.on_first(lambda: check_truth(context))
+        context.on_first(lambda: check_full_masks(context))
 
 
 def check_complete(context: Context, stage: Stage, artefact: Artefact) -> None:
@@ -121,7 +121,7 @@ def check_complete(context: Context, stage: Stage, artefact: Artefact) -> None:
 
 
 def check_inputs(context: Context, stage: Stage) -> None:
-    """Whether what a chosen stage needs is in the store, or will be made before it."""
+    """Raises a ConfigError if an input of a chosen stage is neither in the store nor made by this run."""
     chosen = context.cfg.run
     if stage.name not in chosen:
         return
@@ -134,7 +134,7 @@ def check_inputs(context: Context, stage: Stage) -> None:
 
 
 def wants_scores(context: Context) -> bool:
-    """Whether localization maps are evaluated, or there are some whose evaluation can be reported."""
+    """Whether the run evaluates localization maps, or reports an evaluation of maps in the store."""
     if EvaluateStage.name in context.cfg.run:
         return True
     return bool(context.data.eval_splits) and REPORT in context.cfg.run and bool(ready_sources(context))

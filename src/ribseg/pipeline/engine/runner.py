@@ -1,4 +1,4 @@
-"""Runs the chosen stages one after the other, each at most once for the same settings and inputs."""
+"""Running the chosen stages, each at most once for the same settings, inputs and data."""
 
 import json
 import time
@@ -29,14 +29,14 @@ from ribseg.pipeline.stages.segmenter_scores import segmenter_results
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
-    """Runs the stages in `cfg.run` and returns what `results.json` holds.
+    """Runs the stages in `cfg.run` and returns the content of `results.json`.
 
     Args:
         cfg: the composed configuration, see `conf/`.
         output: folder for `results.json`, `report.html` and pictures.
 
     Raises:
-        RibsegError: settings or data cannot work; said before anything long begins.
+        RibsegError: settings or data cannot work; raised before the first stage, if it can be known.
     """
     plan, checks_data = planned(cfg)
     quiet_lightning()
@@ -68,14 +68,14 @@ def publish(context: Context, results: dict[str, Any]) -> None:
 
 
 def objective(results: Mapping[str, Any], path: str | None) -> float | None:
-    """The number at a path into `results.json`, as "localization.rib.split.val.miou_at_fixed".
+    """The number at a path in the results, as "localization.rib.split.val.miou_at_fixed".
 
     Args:
         results: what `run` returns.
-        path: names and places in lists, joined by dots; None returns None.
+        path: keys and list indices, joined by dots; None returns None.
 
     Raises:
-        ConfigError: there is no number; names what there is.
+        ConfigError: there is no number at the path; lists the keys that exist.
     """
     if path is None:
         return None
@@ -96,7 +96,7 @@ def objective(results: Mapping[str, Any], path: str | None) -> float | None:
 
 
 def run_stage(context: Context, stage: Stage) -> None:
-    """Runs a chosen stage unless its result is in the store; a result that is replaced stays until then."""
+    """Runs a chosen stage unless its result is in the store; an old result is kept until it is replaced."""
     if stage.name not in context.cfg.run:
         return
     artefact = context.artefacts[stage.name]

@@ -1,6 +1,6 @@
 """Ranges of the settings that the stages themselves read.
 
-What an object or a function takes is checked there; see `preflight`, which builds what a run will need.
+Arguments of objects and functions are checked by these; see `preflight`, which builds them.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "bottleneck.examples": COUNT,
     "bottleneck.workers": COUNT_OR_AUTO,
 }
-# May be left out of a configuration, and are false then.
+# Optional settings; false by default.
 SWITCHES = (
     "tf32",
     "progress",
@@ -76,10 +76,10 @@ SWITCHES = (
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """Checks the settings that the stages read, of the sections that the configuration has.
+    """Checks the settings that the stages read, in the sections that the configuration has.
 
     Raises:
-        ConfigError: names all that are out of range, with what was expected and found.
+        SettingError: lists all that are out of range, with the expected and the found values.
     """
     there = [name for name in CHECKS if "." not in name or cfg.get(name.split(".")[0]) is not None]
     values = {name: OmegaConf.select(cfg, name) for name in there}

@@ -1,9 +1,9 @@
-"""Digests of code that a configuration names by `_target_` and that is not of this package.
+"""Digests of the user's code that a configuration names by `_target_`.
 
-A user's pooling, loss, network, method or data set changes results when its source changes, although no
-setting does. So its module counts, and what that module imports of the same project: modules of its package,
-and files beside it. The libraries that ribseg needs stand with their versions in the manifest. Imports that
-are computed while the code runs (`importlib.import_module(name)`) cannot be seen.
+Results change when the source of a user's pooling, loss, network, method or data set changes, although no
+setting does. So the digest covers its module and the modules of the same project that it imports: of its
+package, or beside its file. Libraries are recorded by version in the manifest. Dynamic imports
+(`importlib.import_module(name)`) are not followed.
 """
 
 import ast
@@ -15,19 +15,19 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "ribseg"  # counts by the versions of its stages
-# What ribseg itself depends on: their versions stand in the manifest.
+PACKAGE = "ribseg"  # covered by the versions of the stages
+# Dependencies of ribseg, whose versions are recorded in the manifest.
 LIBRARIES = {
     "torch", "torchvision", "timm", "pytorch_lightning", "torchmetrics", "albumentations", "hydra",
     "omegaconf", "segmentation_models_pytorch", "numpy", "cv2", "PIL", "wandb", "sklearn", "matplotlib",
     "rich", "safetensors",
 }  # fmt: skip
-# Hydra's helpers name the object that they fetch in `path`.
+# Helpers of Hydra whose argument `path` names the object.
 FETCHERS = {f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method")}
 
 
 def foreign_targets(node: Any) -> Iterator[str]:
-    """Dotted names of the `_target_`s in nested settings that are of a user's code."""
+    """The dotted names of all `_target_`s of the user's code in nested settings."""
     if isinstance(node, dict):
         names = [node.get("_target_")]
         if names[0] in FETCHERS:
@@ -41,19 +41,19 @@ def foreign_targets(node: Any) -> Iterator[str]:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a dotted name is of a user's code."""
+    """Whether a dotted name belongs to the user's code: not to ribseg, its dependencies or Python."""
     root = name.partition(".")[0]
     return root not in LIBRARIES | {PACKAGE} and root not in sys.stdlib_module_names
 
 
 def source_digest(target: str) -> str:
-    """sha256 over the source of the module that has a target, and of what it imports of the same project.
+    """sha256 over the source of a target's module, and of the modules of the same project that it imports.
 
     Args:
         target: dotted name of a class or function, "mine.poolings.MyPooling".
 
     Returns:
-        Hexadecimal digits; "not found" where no such module is: `check_targets` says so of what a run uses.
+        Hexadecimal digits; "not found" if there is no such module, which `check_targets` reports.
     """
     found = _module_of(target)
     if found is None:
@@ -76,17 +76,17 @@ def _module_of(target: str) -> tuple[str, Path] | None:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module; None if there is none, or nothing that could be read."""
+    """The file of a module; None if it has none."""
     try:
         spec = find_spec(module)
     except (ImportError, ValueError, AttributeError):
-        return None  # a parent that is no package, or that cannot be imported: instantiating it says why
+        return None  # the parent is no package or cannot be imported: instantiating it reports why
     origin = None if spec is None else spec.origin
     return Path(origin).resolve() if origin and Path(origin).is_file() else None
 
 
 def _project(module: str) -> Path:
-    """The folder below which imports are followed: an installed package, or that of a user's file."""
+    """The folder in which imports are followed: the installed package's, or that around the user's code."""
     name = module.partition(".")[0]
     top = _file(name)
     if top is None:  # a package without __init__.py
@@ -106,12 +106,12 @@ def _is_installed(file: Path) -> bool:
 
 
 def _counts(file: Path, base: Path) -> bool:
-    """Whether a file is of the project; what lies beside an installed single module is of others."""
+    """Whether a file belongs to the project; other files beside an installed single module do not."""
     return base in file.parents and (not _is_installed(file) or base not in _library_folders())
 
 
 def _with_imports(module: str, file: Path) -> dict[str, Path]:
-    """Module -> file, of a module and all modules of its project that it imports, directly or indirectly."""
+    """Module -> file: the module, and all modules of its project that it imports, also indirectly."""
     base, found, pending = _project(module), {module: file}, [module]
     while pending:
         name = pending.pop()
@@ -123,7 +123,7 @@ def _with_imports(module: str, file: Path) -> dict[str, Path]:
 
 
 def _project_modules(imported: str, base: Path) -> Iterator[tuple[str, Path]]:
-    """The module of a dotted name and the packages around it, with their files; none of a library."""
+    """The modules of the project in a dotted name, with their files: its packages, and itself."""
     parts = imported.split(".")
     for name in (".".join(parts[: length + 1]) for length in range(len(parts))):
         file = _file(name) if is_foreign(name) else None
@@ -135,11 +135,11 @@ def _project_modules(imported: str, base: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _imports(module: str, file: Path) -> Iterator[str]:
-    """Dotted names that a file imports; of `from a import b` also a.b, as b may be a module."""
+    """Dotted names that a file imports; for `from a import b` it is a.b, because b may be a module."""
     try:
         tree = ast.parse(file.read_bytes())
     except SyntaxError:
-        return  # instantiating it says where
+        return  # instantiating it reports where
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

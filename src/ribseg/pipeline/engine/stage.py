@@ -1,4 +1,4 @@
-"""What a stage is: a name, what its result depends on, its place in the store, and work to do."""
+"""The base class of stages: name, dependencies of the result, artefact, and the work itself."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -8,24 +8,24 @@ from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.digest import settings_of
 from ribseg.pipeline.engine.store import Artefact
 
-# Parts of the configuration that every training depends on, besides its own and `callbacks`.
+# Sections of the configuration that every training depends on, in addition to its own and `callbacks`.
 TRAINING = ("data", "trainer", "seed", "tf32")
-# Settings of the data that are about crops to learn from, about views, and about batches and scores.
+# Settings of the data for training crops, for views, and for batches and evaluation.
 CROPS = ("data.crop_size", "data.resize_long")
 VIEWS = ("data.scales", "data.max_side")
 NOT_FOR_MAPS = ("data.batch_size", "data.eval_splits")
 
 
 class Stage(ABC):
-    """A step of the chain.
+    """A step of a run, whose result is kept in the store.
 
     Attributes:
         name: as in `run=[...]`.
-        kind: names its folder in the store; stages of one kind do the same with other inputs.
-        version: raise it when a change of the code makes the result differ for equal settings.
-        parts: of the configuration, on which the result depends; see `ribseg.pipeline.engine.digest`.
+        kind: names its folder in the store; stages of one kind differ in their inputs only.
+        version: to be raised when a change of the code changes the result for equal settings.
+        parts: sections of the configuration that the result depends on, see `ribseg.pipeline.engine.digest`.
         neutral: settings in them that cannot change the result, as "data.batch_size".
-        needs: stages whose artefacts it reads.
+        needs: names of the stages whose artefacts it reads.
         reads_data: whether it, or a stage that it needs, reads the configured data set.
     """
 
@@ -38,13 +38,13 @@ class Stage(ABC):
     reads_data: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A stage whose class has a name is of that kind."""
+        """Sets the kind of a class with a name to that name."""
         super().__init_subclass__(**kwargs)
         if "name" in vars(cls) and "kind" not in vars(cls):
             cls.kind = cls.name
 
     def wanted(self, context: Context) -> bool:
-        """Whether it has a place in this run; else it is neither run nor reported."""
+        """Whether it is planned in this run; otherwise it is neither run nor reported."""
         return True
 
     def required(self, context: Context) -> tuple[str, ...]:
@@ -52,16 +52,16 @@ class Stage(ABC):
         return self.needs
 
     def inputs(self, context: Context) -> dict[str, Artefact]:
-        """The artefacts that it reads, by their kind: equal for stages of one kind in different chains."""
+        """Kind -> artefact that it reads; by kind, so that digests are equal in different chains."""
         read = (context.artefacts[name] for name in self.required(context))
         return {artefact.stage: artefact for artefact in read}
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether a finished artefact still holds what other stages read."""
+        """Whether a finished artefact still has the files that other stages read."""
         return True
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """What of the configuration its result depends on, as plain values."""
+        """The settings that its result depends on, as plain values."""
         return settings_of(cfg, self.parts, self.neutral)
 
     @abstractmethod
@@ -69,10 +69,10 @@ class Stage(ABC):
         """Fingerprint of the images, labels and masks that it reads."""
 
     def artefact(self, context: Context) -> Artefact:
-        """Its place in the store, from version, settings, inputs and data; nothing is computed."""
+        """Its artefact in the store, from version, settings, inputs and data; computes nothing."""
         settings, inputs = self.settings(context.cfg), self.inputs(context)
         return context.store.artefact(self.kind, settings, inputs, self.data(context), self.version)
 
     @abstractmethod
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Does what is missing in the artefact's folder and returns facts for its manifest."""
+        """Computes what is missing in the artefact's folder; returns facts for its manifest."""

@@ -1,8 +1,8 @@
-"""The artefact store: a stage's folder is named by what went into it, and says when it is complete.
+"""The artefact store: results of stages, in folders named by a digest of everything they depend on.
 
-`<root>/<stage>-<digest>/`, where the digest covers the stage's version, its settings, the digests of its
-inputs and the data. `manifest.json` is written last; a folder without it belongs to a run that is not over or
-was killed, and is completed by the next run with the same settings.
+`<root>/<stage>-<digest>/`: the digest covers the stage's version and settings, the digests of its inputs, and
+the data. `manifest.json` is written last; a folder without it belongs to a run that is still running or was
+killed, and is completed by the next run with the same settings.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 
 MANIFEST = "manifest.json"
-REPLACEMENT = ".new"  # ending of the folder in which a stage is computed again, beside the old one
+REPLACEMENT = ".new"  # suffix of the folder in which a stage is computed again, beside the old one
 PACKAGES = (
     "ribseg",
     "torch",
@@ -42,12 +42,12 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a stage with certain settings leaves, finished or not.
+    """The result of a stage with certain settings, in a folder of the store, finished or not.
 
     Attributes:
         stage: name of the stage.
         folder: where its files are.
-        key: what the digest is made of: version of the stage, settings, inputs, data.
+        key: the content of the digest: version of the stage, settings, inputs, data.
         inputs: the artefacts that it is computed from.
     """
 
@@ -63,17 +63,17 @@ class Artefact:
 
     @property
     def complete(self) -> bool:
-        """Whether the manifest is there; its inputs may have been computed again since."""
+        """Whether the manifest exists; inputs may have been computed again since it was written."""
         return (self.folder / MANIFEST).is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether the manifest is there, and none of the inputs has been computed again since."""
+        """Whether the manifest exists, and no input has been computed again since it was written."""
         return self.complete and not self.outdated_by
 
     @property
     def outdated_by(self) -> list[str]:
-        """Names of the inputs that were computed again (`rerun`) after this was computed from them."""
+        """Names of the inputs that were computed again (`rerun`) after this artefact."""
         if not self.complete:
             return []
         seen = self.manifest.get("input_reruns", {})
@@ -82,15 +82,15 @@ class Artefact:
 
     @property
     def reruns(self) -> int:
-        """How often it was computed again on request."""
+        """How often `rerun` has computed it again."""
         return int(self.manifest.get("reruns", 0)) if self.complete else 0
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What was written when the stage finished.
+        """The content of the manifest, which is written when the stage finishes.
 
         Raises:
-            DataError: it has not finished, or its manifest is broken.
+            DataError: the stage has not finished, or the manifest is broken.
         """
         path = self.folder / MANIFEST
         try:
@@ -104,18 +104,18 @@ class Artefact:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the stage said of its result when it finished; raises as `manifest`."""
+        """The facts that the stage returned when it finished; raises as `manifest`."""
         return self.manifest["facts"]
 
     @property
     def other_versions(self) -> str:
-        """Versions and commit that computed it, where they are others than those of this process."""
+        """Versions and commit that computed it, as far as they differ from those of this process."""
         made, now = self.manifest.get("environment", {}), environment()
         names = [name for name in now if name in made and made[name] != now[name]]
         return ", ".join(f"{name} {made[name]}" for name in names)
 
     def replacement(self) -> "Artefact":
-        """The same in another folder, to be computed there while the old result stays."""
+        """The same artefact in another folder, to be computed there while the old result is kept."""
         return dataclasses.replace(self, folder=self.folder.with_name(self.folder.name + REPLACEMENT))
 
     def compute(self, work: Callable[[], Mapping[str, Any]]) -> None:
@@ -125,11 +125,11 @@ class Artefact:
         self.finish(facts, time.perf_counter() - start)
 
     def finish(self, facts: Mapping[str, Any], seconds: float) -> None:
-        """Writes the manifest: from now on the stage is not run again."""
+        """Writes the manifest, so that the stage is not run again."""
         self._write_manifest(facts, seconds, reruns=0)
 
     def replace(self, facts: Mapping[str, Any], seconds: float) -> None:
-        """Puts the finished `replacement` in the place of the old result, which is deleted."""
+        """Replaces the old result, which is deleted, by the finished `replacement`."""
         new, old = self.replacement(), self.folder.with_name(self.folder.name + ".old")
         new._write_manifest(facts, seconds, reruns=self.reruns + 1)
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed here
@@ -153,10 +153,10 @@ class Artefact:
 
 
 class Store:
-    """A folder of artefacts.
+    """The artefact store: a folder with a subfolder per artefact.
 
     Args:
-        root: is made if it is not there.
+        root: is created if it does not exist.
 
     Raises:
         ConfigError: it cannot be written to.
@@ -168,7 +168,7 @@ class Store:
 
     @property
     def free_space(self) -> str:
-        """Room left on its file system, as "41.3 GB"."""
+        """Free space on its file system, as "41.3 GB"."""
         return decimal(shutil.disk_usage(self.root).free)
 
     def artefact(
@@ -179,14 +179,14 @@ class Store:
         data: str,
         version: int = 1,
     ) -> Artefact:
-        """The place for the result of a stage; its folder is not made yet.
+        """The artefact of a stage; its folder is not created.
 
         Args:
             stage: name, first part of the folder's name.
-            settings: everything that changes the result, as plain values.
+            settings: all settings that change the result, as plain values.
             inputs: artefacts that the stage reads.
             data: fingerprint of the images, labels and masks that it reads.
-            version: of the stage's code; another one gives another result for equal settings.
+            version: of the stage's code, see `Stage`.
         """
         key = {
             "version": version,
@@ -200,10 +200,10 @@ class Store:
 
 
 def check_writable(folder: Path, setting: str) -> None:
-    """Makes a folder and tries to write into it, so that this fails now and not after the training.
+    """Creates a folder and writes a probe file, so that errors occur now and not after a training.
 
     Raises:
-        ConfigError: names the folder and the setting.
+        ConfigError: it cannot be written to; names the folder and the setting.
     """
     probe = folder / f".probe-{os.getpid()}"
     try:
@@ -217,12 +217,10 @@ def check_writable(folder: Path, setting: str) -> None:
 
 
 def folder_digest(folder: str | Path) -> str:
-    """sha256 over names, sizes and times of all files below a folder that a setting names.
-
-    Follows their content without reading it all; does not depend on where the folder is.
+    """sha256 over names, sizes and modification times of all files in a folder, not over its own path.
 
     Raises:
-        DatasetNotFoundError: there is no such folder, or nothing in it.
+        DatasetNotFoundError: the folder does not exist or is empty.
     """
     root, digest, number = Path(folder), hashlib.sha256(), 0
     for place, folders, files in os.walk(root):
@@ -239,7 +237,7 @@ def folder_digest(folder: str | Path) -> str:
 
 @cache
 def environment() -> dict[str, str]:
-    """Versions of what computes, the kind of machine, and the commit where the package lies in git."""
+    """Versions of Python and packages, the machine type, and the commit of a git checkout."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in PACKAGES:
         try:
@@ -251,7 +249,7 @@ def environment() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """The commit of the package's files, with "+" where they were changed since; None outside git."""
+    """The commit of the package's files, with "+" if they have uncommitted changes; None outside git."""
     package = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
@@ -259,8 +257,8 @@ def source_commit() -> str | None:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # not if a repository merely holds the environment
+        git("ls-files", "--error-unmatch", __file__)  # fails if a repository merely contains the environment
         changed = git("status", "--porcelain", "--", ".")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return None  # installed from a wheel, or no git here: the version says what there is to say
+        return None  # installed from a wheel, or no git: the version has to do

@@ -1,4 +1,4 @@
-"""A multirun: every job runs, and tables at the end show what was measured and what failed."""
+"""Sweeps (Hydra's multirun): a failed job does not stop the others, and tables compare all jobs."""
 
 import json
 import sys
@@ -25,10 +25,10 @@ Job = dict[str, Any]
 
 @contextmanager
 def recorded_failure() -> Iterator[None]:
-    """Writes why a job of a sweep has failed into its folder; the other jobs run, and the table says it.
+    """Records the error of a failed job of a sweep in its folder, so that the other jobs can run.
 
-    Outside of a sweep errors pass. Other sweepers than Hydra's basic one are told of the failure: they choose
-    what comes next by it.
+    Outside of a sweep errors propagate; so they do for sweepers other than Hydra's basic one, which choose
+    the next job by the result of this one.
     """
     job = HydraConfig.get()
     if job.mode != RunMode.MULTIRUN:
@@ -51,11 +51,11 @@ def recorded_failure() -> Iterator[None]:
 class SweepTable(Callback):
     """Hydra callback: prints the results of all jobs and writes `sweep.json` into the sweep's folder.
 
-    The program's exit status is 1 if a job has failed.
+    The exit status is 1 if a job has failed.
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """After the last job."""
+        """Prints and writes the results after the last job."""
         folder = Path(config.hydra.sweep.dir)
         places = {path.parent for name in (RESULTS, FAILURE) for path in folder.glob(f"*/{name}")}
         jobs = [read_job(place) for place in sorted(places, key=_job_number)]
@@ -68,7 +68,7 @@ class SweepTable(Callback):
 
 
 def read_job(folder: Path) -> Job:
-    """The overrides of one job, and its results or why it failed."""
+    """The overrides of one job, with its results or the reason of its failure."""
     overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
     failure = folder / FAILURE
     if failure.is_file():
@@ -77,9 +77,9 @@ def read_job(folder: Path) -> Job:
 
 
 def sweep_tables(jobs: list[Job]) -> list[TableData]:
-    """A table for each kind of result, with a row per job: its overrides that differ, and what was measured.
+    """A table for each kind of result, with a row per job: the overrides that differ, and the measurements.
 
-    A failed job has a row in each of them; its reason stands below.
+    A failed job has a row in each table, and its reason in the note below.
     """
     rows = [measures(job["results"]) if "results" in job else {} for job in jobs]
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
@@ -103,10 +103,10 @@ def _table(
 
 
 def measures(results: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Kind of result -> what -> its value in a run: mIoU in percent, and the toy experiment's ratios.
+    """Kind of result -> column -> value as text: mIoU in percent, and the ratios of the toy experiment.
 
-    Localization maps at the best and at the fixed threshold (controls stand in the run's report), the last
-    variant of pseudo masks, every segmenter.
+    Localization maps at the best and at the fixed threshold (without controls), the last variant of pseudo
+    masks, every segmenter.
     """
     found: dict[str, dict[str, float | None]] = {}
     for source, scores in results.get("localization", {}).items():

@@ -1,4 +1,4 @@
-"""Training of a module by epochs, from its last checkpoint on."""
+"""Training with checkpoints, and the files of weights."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -27,19 +27,16 @@ def fit(
     data: pl.LightningDataModule,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Trains a module, from its last finished epoch on if there is one.
+    """Trains a module by epochs, resuming after its last finished epoch; returns the last metrics.
 
     Args:
         context: of the run.
         artefact: gets the checkpoints.
-        part: of the configuration, whose callbacks there are.
-        module: what is trained.
-        epochs: in all.
-        data: the batches of training and validation.
-        kwargs: settings of the Trainer.
-
-    Returns:
-        The last metrics.
+        part: section of the configuration with the callbacks.
+        module: to be trained.
+        epochs: total number.
+        data: batches for training and validation.
+        kwargs: further settings of the Trainer.
     """
     checkpoints = artefact.folder / "checkpoints"
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
@@ -80,7 +77,7 @@ def check_complete(missing: Sequence[str], images: int, what: str) -> None:
 
 
 def readable(checkpoint: Path, context: Context) -> bool:
-    """Whether a checkpoint exists and can be read; a broken one, as a kill may leave it, is reported."""
+    """Whether a checkpoint exists and can be read; reports a broken one, as a killed process may leave it."""
     if not checkpoint.is_file():
         return False
     try:
@@ -98,6 +95,6 @@ def save_state(module: nn.Module, path: Path) -> None:
 
 
 def weights_file(artefact: Artefact, name: str) -> Path:
-    """Where a finished stage has its weights: `<name>.safetensors`, or `<name>.pt` of earlier versions."""
+    """The weights of a finished stage: `<name>.safetensors`, or `<name>.pt` from earlier versions."""
     former = artefact.folder / f"{name}.pt"
     return former if former.is_file() else artefact.folder / f"{name}.safetensors"

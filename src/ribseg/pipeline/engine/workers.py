@@ -1,4 +1,4 @@
-"""Work on single images in processes, as the settings of a run say."""
+"""Work on single images in a pool of processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from ribseg.pipeline.engine.context import Context
 from ribseg.workers import ordered_map, worker_count
 
-Job = tuple[Any, ...]  # the image's id, files that are read, and last the one that is written
+Job = tuple[Any, ...]  # image id, input files, and last the output file
 
 
 def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job], title: str) -> None:
-    """Does the jobs whose file is not there yet, in `refine.workers` processes."""
+    """Does the jobs whose output file does not exist, in `refine.workers` processes."""
     missing = [job for job in jobs if not job[-1].is_file()]
     workers = worker_count(context.cfg.refine.workers)
-    # Starting processes takes longer than a few images do.
+    # Starting processes takes longer than a few images.
     done = ordered_map(work, missing, workers if len(missing) >= 2 * workers else 1)
     for _ in context.track(done, title, len(missing)):
         pass

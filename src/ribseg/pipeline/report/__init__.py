@@ -1,1 +1,1 @@
-"""Tables, pictures and pages of results and data."""
+"""Tables, figures and the HTML report."""

@@ -23,7 +23,7 @@ RATIO_NOTE = (
 
 
 def ratio_table(result: Mapping[str, Any]) -> TableData:
-    """Before and after RIB, per region: mean and deviation over seeds, per layer."""
+    """The table of high gradient ratios before and after RIB: mean and deviation over seeds, per layer."""
     layers = len(result["before"][REGIONS[0]])
     rows = [
         [phase, NAMES[region], *map(_ratio, result[phase][region], result["std"][phase][region])]
@@ -40,7 +40,7 @@ def _ratio(mean: float | None, deviation: float | None) -> str:
 
 
 def network_line(result: Mapping[str, Any]) -> str:
-    """One line on the networks and the adaptation."""
+    """A line about the networks and the adaptation."""
     records = result["by_seed"]
     accuracy = "-" if result["accuracy"] is None else f"{100 * result['accuracy']:.1f} %"
     steps = np.mean([record["steps_mean"] for record in records])
@@ -53,7 +53,7 @@ def network_line(result: Mapping[str, Any]) -> str:
 
 
 def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> bytes:
-    """A PNG: example images, their gradients per layer before and after RIB, and the ratios over the layers.
+    """A figure as PNG: example images, their gradients per layer before and after RIB, and the ratios.
 
     Args:
         result: "bottleneck" of `results.json`.

@@ -1,4 +1,4 @@
-"""`run=[check_data]`: a report on the data, and exit status 1 if something is wrong with it."""
+"""`run=[check_data]`: a report on the data; errors in the data give exit status 1."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
 from ribseg.data.io.files import write_json
 from ribseg.errors import DataError, list_problems
 from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import drawing_methods, entries
+from ribseg.pipeline.engine.methods import entries, reference_methods
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
 from ribseg.pipeline.report.table import TableData
@@ -18,28 +18,28 @@ from ribseg.pipeline.report.tables import policy_line
 CHECK_DATA = "check_data"
 RESULT = "check_data.json"
 WITHIN = "lists within another"
-SHOW = 5  # examples of each kind; all are in the file
+SHOW = 5  # examples of each kind that are printed; the file has all
 Groups = Mapping[str, Sequence[str]]  # kind of finding -> images or files
-# Beginning of a kind of finding -> what to do about it.
+# Beginning of a kind of finding -> advice.
 SUGGESTIONS = {
     "labels differ from": "data.labels=xml|mask|FILE.csv chooses the source; say which one beside results",
-    "the same image in": "take it off one of the lists: scores on images that were trained on say nothing",
-    WITHIN: "meant where what was trained on is evaluated, too; else take them off one of the lists",
-    "rare classes": "expect poor maps for them; look at the table per class, not at the mean alone",
-    "classes without an image": "take them out of classes.txt, or expect no IoU for them",
-    "shorter side below": "maps of so small images are coarse; data.scales=[2,1,3,4] enlarges them",
+    "the same image in": "remove it from one of the lists: scores on training images are meaningless",
+    WITHIN: "intended if training images are evaluated, too; else remove them from one of the lists",
+    "rare classes": "expect poor maps for them; see the table per class, not only the mean",
+    "classes without an image": "remove them from classes.txt, or expect no IoU for them",
+    "shorter side below": "maps of such small images are coarse; data.scales=[2,1,3,4] enlarges them",
     "one side more than": "training crops see a small part of such images",
 }
 
 
 def report_data(context: Context) -> dict[str, Any]:
-    """Surveys all splits, prints what was found, writes `check_data.json` into the run's folder.
+    """Surveys all splits, prints the findings, and writes `check_data.json` into the run's folder.
 
     Returns:
-        What was written.
+        The content of the file.
 
     Raises:
-        DataError: something is wrong; the message lists it.
+        DataError: lists the errors in the data, if there are any.
     """
     data = context.data
     surveys = [
@@ -51,7 +51,7 @@ def report_data(context: Context) -> dict[str, Any]:
     same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
     print_survey(context, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
-    drawing = drawing_methods(context.cfg, context.cfg.run or entries(context.cfg))
+    drawing = reference_methods(context.cfg, context.cfg.run or entries(context.cfg))
     facts = data_results(context, values, drawing)
     print_notes(context, facts)
     errors = found_errors(surveys, same, values, data.classes)
@@ -63,12 +63,12 @@ def report_data(context: Context) -> dict[str, Any]:
         "data": facts,
         "errors": sum(map(len, errors.values())),
     }
-    conclude(context, written, errors)
+    write_findings(context, written, errors)
     return written
 
 
 def print_survey(context: Context, surveys: Sequence[Survey], same: Groups, within: Sequence[str]) -> None:
-    """Prints the tables, and what is unusual."""
+    """Prints the tables and the oddities."""
     for table in (split_table(surveys), images_table(surveys)):
         context.console.print(table.for_terminal())
     for title, groups in [*((one.split, one.oddities) for one in surveys), ("splits", same)]:
@@ -80,7 +80,7 @@ def print_survey(context: Context, surveys: Sequence[Survey], same: Groups, with
 def found_errors(
     surveys: Sequence[Survey], same: Groups, values: Mapping[str, MaskFacts], classes: Sequence[str]
 ) -> dict[str, Sequence[str]]:
-    """Kind -> what must be repaired before anything is trained."""
+    """Kind -> errors that must be corrected before a training."""
     errors: dict[str, Sequence[str]] = {
         f"{one.split}: {kind}": items for one in surveys for kind, items in one.problems.items()
     }
@@ -91,20 +91,20 @@ def found_errors(
     return errors
 
 
-def conclude(context: Context, written: Mapping[str, Any], errors: Groups) -> None:
-    """Writes the findings, and raises a DataError if there are errors."""
+def write_findings(context: Context, written: Mapping[str, Any], errors: Groups) -> None:
+    """Writes the findings; raises a DataError if there are errors."""
     if "policy" in context.preparation:
         context.console.print(policy_line(context.preparation), soft_wrap=True)
     path = context.output / RESULT
     write_json(path, written)
     if errors:
-        advice = f"All of them are in {path}. Repair or unlist these files and call it again."
+        advice = f"All of them are in {path}. Correct these files or remove them from the lists."
         raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))
     context.console.print(f"no errors; all findings are in {path}")
 
 
 def split_table(surveys: Sequence[Survey]) -> TableData:
-    """A column per split."""
+    """The table of counts and sizes, with a column per split."""
     rows = {
         "images": [str(one.images) for one in surveys],
         "with a mask": [str(one.masks) for one in surveys],
@@ -121,13 +121,13 @@ def split_table(surveys: Sequence[Survey]) -> TableData:
 
 
 def images_table(surveys: Sequence[Survey]) -> TableData:
-    """Images per class and split."""
+    """The table of images per class and split."""
     rows = [[name, *(str(one.class_images[name]) for one in surveys)] for name in surveys[0].class_images]
     return TableData("Images per class", ["class", *(one.split for one in surveys)], rows)
 
 
 def print_groups(context: Context, title: str, groups: Groups) -> None:
-    """Prints oddities with what to do about them."""
+    """Prints findings with advice."""
     for kind, items in groups.items():
         advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")
         context.console.print(list_problems(f"{title}:", {kind: items}, advice, SHOW), markup=False)

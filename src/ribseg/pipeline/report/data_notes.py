@@ -1,4 +1,4 @@
-"""What is unusual about legal data and changes what a run's numbers mean: said before the first stage."""
+"""Notes on valid but unusual data that change what a run's results mean."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -17,24 +17,23 @@ from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.report.mask_notes import mask_notes
 from ribseg.pipeline.report.notes import Note, names_and_counts
 
-FEW = 20  # masks that are opened for a message
+FEW = 20  # masks that are read for a message
 
 
 def data_results(
     context: Context, values: Mapping[str, MaskFacts], drawing: Sequence[Entry]
 ) -> dict[str, Any]:
-    """What stands under "data" in `results.json`.
+    """The data facts: "data" in `results.json`.
 
     Args:
         context: of the run.
-        values: evaluated split -> what its masks hold; empty where nobody decoded them.
+        values: evaluated split -> facts of its masks; empty if they were not decoded.
         drawing: methods of the run that draw reference images.
 
     Returns:
-        "notes": rows of "key", "found", "means", "helps"; and, where a method draws reference images,
-        "without_references": "images" that have a class, how many of them are "without" any reference image,
-        these by split in "splits", and in "train" those of the training images, on which `rib.lr=auto`
-        searches.
+        "notes": rows of "key", "found", "means", "helps". If a method draws reference images, also
+        "without_references": the number of "images" with a class; how many of them are "without" any
+        reference image, in total, by split ("splits"), and in the training split ("train").
     """
     counts = without_references(context) if drawing else {}
     notes = [*reference_notes(context, counts, drawing), *class_notes(context), *split_notes(context)]
@@ -51,7 +50,7 @@ def print_notes(context: Context, facts: Mapping[str, Any]) -> None:
 
 
 def without_references(context: Context) -> dict[str, Any]:
-    """How many images are adapted to without reference images; see `data_results`."""
+    """The number of images for which no reference image exists; see `data_results`."""
     data, seen = context.data, set[str]()
     sampler = ReferenceSampler(data.train.ids, data.train.labels)
     splits, images, train = {}, 0, 0
@@ -66,7 +65,7 @@ def without_references(context: Context) -> dict[str, Any]:
 
 
 def reference_notes(context: Context, counts: Mapping[str, Any], drawing: Sequence[Entry]) -> Iterator[Note]:
-    """Images that RIB adapts to alone."""
+    """A note on images without any reference image."""
     if not counts.get("without"):
         return
     data, searched = context.data, ""
@@ -81,9 +80,9 @@ def reference_notes(context: Context, counts: Mapping[str, Any], drawing: Sequen
         "no_reference_image",
         f"{counts['without']} of {counts['images']} images with a class have no reference image "
         f"({by_split}): every image of {data.train_split} shares a class with them",
-        "RIB adapts to them alone, without the other images of the batch that the method wants." + searched,
-        "Images without a label are references to all: add some to the list (an empty row in a CSV), or set "
-        "rib.references=0 to do without everywhere.",
+        "RIB adapts to them alone, without the reference images that the method requires." + searched,
+        "Images without a label are references for all others: add some to the list (an empty row in a CSV), "
+        "or set rib.references=0 to use none at all.",
     )
 
 
@@ -133,7 +132,7 @@ def _untrained_class_notes(
 
 
 def split_notes(context: Context) -> Iterator[Note]:
-    """Splits that say less than they seem to."""
+    """Notes on splits without labels, and on splits that overlap."""
     data = context.data
     for split, folder in data.evals.items():
         if not folder.labels.any():
@@ -147,7 +146,7 @@ def split_notes(context: Context) -> Iterator[Note]:
     ids = {folder.split: set(folder.ids) for folder in data.splits}
     for one, other in combinations(ids, 2):
         common = len(ids[one] & ids[other])
-        # Maps of training images are what pseudo masks are made of: a list within the training's is meant.
+        # Pseudo masks are made from maps of training images, so a list within the training list is intended.
         learnt = {data.train_split, data.pseudo_split}
         meant = bool(learnt & {one, other}) and not {one, other} <= set(data.eval_splits)
         if common and not (meant and common == min(len(ids[one]), len(ids[other]))):
@@ -161,7 +160,7 @@ def split_notes(context: Context) -> Iterator[Note]:
 
 
 def nothing_to_learn(folder: BaseDataset, labels: str) -> str:
-    """Says that no training image has a class, and where the labels come from the masks, what these hold."""
+    """The error message for training images without any class; for labels from masks, with their ids."""
     text = (
         f"no image of {folder.split} has a class: there is nothing to learn; check the class names and "
         f"data.labels={labels}"
@@ -172,5 +171,5 @@ def nothing_to_learn(folder: BaseDataset, labels: str) -> str:
     found = sorted({int(value) for image_id in masks for value in np.unique(folder.mask(image_id))})
     return (
         f"{text}. The first {len(masks)} masks hold the ids {found}; expected 0 for background, 1 for the "
-        "first name in classes.txt, and 255 only where a pixel is to be ignored"
+        "first name in classes.txt, and 255 only for pixels to ignore"
     )

@@ -1,4 +1,4 @@
-"""What the values of masks say against a score: wrong ids, missing background, contradictions with labels."""
+"""Notes on masks whose scores would mislead: wrong ids, no background, contradictions with labels."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,13 +6,13 @@ from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.io.masks import IGNORE
 from ribseg.pipeline.report.notes import SHOWN, Note
 
-MANY = 0.1  # share of images whose labels and masks differ that is said; VOC's XML files differ in fewer
+MANY = 0.1  # share of images with differing labels and masks above which it is noted; VOC has fewer
 MOST = 0.5  # share of pixels
-SEVERAL = 5  # images in which labels and masks must all contradict each other to be refused
+SEVERAL = 5  # images from which on masks are refused if all contradict their labels
 
 
 def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str | None:
-    """Why no score on these masks can mean anything; None if it can.
+    """The reason why scores on these masks would be meaningless; None if there is none.
 
     Args:
         split: its name.
@@ -29,13 +29,13 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
         return (
             f"no pixel of the {facts.masks} masks of {split} belongs to a class; ids found: {found}. Only "
             f"background could be scored. Expected 1 for the first name in classes.txt ({classes[0]!r}) and "
-            f"so on. {marked}Mend the masks, set data.masks_dir, or take {split} out of data.eval_splits"
+            f"so on. {marked}Correct the masks, set data.masks_dir, or take {split} out of data.eval_splits"
         )
     if facts.judged > 1 and facts.misfits == facts.judged and facts.renumbered:
         return (
-            f"the masks of {split} number the classes otherwise than classes.txt: {_moved(facts, classes)}. "
-            "Expected 0 for background and 1 for the first name. Mend the masks or the order of classes.txt; "
-            "and see whether each mask has the name of its image"
+            f"class ids in masks of {split} do not follow classes.txt: {_moved(facts, classes)}. Expected "
+            "0 for background and 1 for the first name. Correct the masks or the order of classes.txt, and "
+            "check that each mask has the name of its image"
         )
     if facts.labelled - facts.empty >= SEVERAL and not facts.common:
         return (
@@ -47,7 +47,7 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
 
 
 def mask_notes(split: str, facts: MaskFacts, classes: Sequence[str]) -> Iterator[Note]:
-    """What is unusual about masks that can be scored."""
+    """Notes on masks that can be scored."""
     yield from _against_labels(split, facts, classes)
     yield from _background_notes(split, facts)
     if facts.colours:
@@ -100,7 +100,7 @@ def _against_labels(split: str, facts: MaskFacts, classes: Sequence[str]) -> Ite
             "masks_without_class",
             f"{facts.empty} of {facts.labelled} labelled images of {split} have a mask without any class",
             "Whatever maps find in them counts as wrong.",
-            f"If {IGNORE} marks the objects there, write the class's id; if they show none, mend the labels.",
+            f"If {IGNORE} marks the objects, write the class's id; if there are none, correct the labels.",
         )
     if facts.renumbered:
         yield Note(

@@ -1,4 +1,4 @@
-"""Notes on legal data that mean less, or something else, than they seem to."""
+"""The class of notes on unusual data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ SHOWN = 5  # classes in one note
 
 @dataclass(frozen=True)
 class Note:
-    """One finding.
+    """One finding in the data.
 
     Attributes:
-        key: stable name of the kind.
-        found: what was found, with counts; without a full stop.
-        means: what it means for the run, in whole sentences.
-        helps: what to do, in whole sentences.
+        key: stable identifier of the kind.
+        found: the finding, with counts; without a full stop.
+        means: the consequence for the run, in sentences.
+        helps: advice, in sentences.
     """
 
     key: str
@@ -27,7 +27,7 @@ class Note:
 
 
 def names_and_counts(classes: Sequence[str], counts: Mapping[int, int], counted: bool = True) -> str:
-    """Classes with their numbers of images.
+    """A text with classes and their numbers of images.
 
     >>> names_and_counts(["cat", "dog"], {1: 3})
     "the class 'dog' has 3 images"

@@ -1,4 +1,4 @@
-"""The page that a run leaves: `report.html`, complete in itself."""
+"""The report of a run: `report.html`, a self-contained page."""
 
 import base64
 import json
@@ -35,13 +35,13 @@ from ribseg.pipeline.stages.bottleneck import EXAMPLES
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of the report.
 
     Attributes:
-        title: its heading.
+        title: heading.
         tables: shown below the picture.
         lines: sentences below the tables.
-        picture: a PNG in base64, or nothing.
+        picture: a PNG in base64, or "".
     """
 
     title: str
@@ -51,7 +51,7 @@ class Section:
 
 
 def write_report(context: Context, results: dict[str, Any]) -> Path:
-    """Writes `report.html`, and its pictures beside it; returns where."""
+    """Writes `report.html` and its pictures into the run's folder; returns the path."""
     templates = Environment(
         loader=PackageLoader("ribseg.pipeline.report"),
         autoescape=True,
@@ -73,7 +73,7 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
 
 
 def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """Scores of the localization maps."""
+    """The section with scores of the localization maps."""
     if "localization" in results:
         found = results["localization"]
         title = f"IoU per class, {last_split(found)}, at fixed thresholds"
@@ -85,13 +85,13 @@ def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
 
 
 def picture_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """Images with their maps and masks."""
+    """The section with images, maps and masks."""
     if pictured_maps(context, results):
         yield Section("Pictures", picture=saved(context, "grid.png", picture_grid(context, results)))
 
 
 def mask_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """Scores of the pseudo masks, where there is ground truth."""
+    """The section with scores of the pseudo masks, if there is ground truth."""
     if has_scored_masks(results):
         masks = results["pseudo_masks"]
         per_class = class_table("IoU per class", context.data.classes, mask_columns(masks))
@@ -99,7 +99,7 @@ def mask_section(context: Context, results: dict[str, Any]) -> Iterator[Section]
 
 
 def segmenter_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """Scores of the segmenters."""
+    """The section with scores of the segmenters."""
     if "segmenter" in results:
         segmenters = results["segmenter"]
         per_class = class_table("IoU per class", context.data.classes, segmenter_columns(segmenters))
@@ -107,7 +107,7 @@ def segmenter_section(context: Context, results: dict[str, Any]) -> Iterator[Sec
 
 
 def run_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """What a reader must know about the data and the adaptation."""
+    """The section with notes on data and adaptation."""
     notes = [f"Data: {Note(**row)}" for row in results.get("data", {}).get("notes", [])]
     lines = [*result_lines(results), *notes]
     if lines:
@@ -115,7 +115,7 @@ def run_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
 
 
 def bottleneck_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """The toy experiment."""
+    """The section of the toy experiment."""
     if "bottleneck" in results:
         result = results["bottleneck"]
         figure = bottleneck_figure(result, context.artefacts["bottleneck"].folder / EXAMPLES)
@@ -134,6 +134,6 @@ PARTS: tuple[Callable[[Context, dict[str, Any]], Iterator[Section]], ...] = (
 
 
 def saved(context: Context, name: str, png: bytes) -> str:
-    """Writes a picture beside the page, and returns it in base64 for the page itself."""
+    """Writes a picture into the run's folder; returns it in base64 for the page."""
     atomic_write(context.output / name, png)
     return base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""The picture grid of a run: images, their maps, their masks."""
+"""Figures of a run: the grid of images, maps and masks, and the coverage curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ from ribseg.plot import draw, draw_outline, overlay, png_of
 
 
 def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
-    """A PNG: per row an image, its maps, its masks, and its true mask where there is one.
+    """The picture grid as PNG: per row an image, its maps, its masks, and the ground truth if there is one.
 
-    Of the last evaluated split, else of the training images. Maps are drawn over the image; the contour is
-    the mask at the source's fixed (else best) threshold, where the maps were evaluated.
+    It shows the last evaluated split, else training images. Maps are drawn over the image; the contour is the
+    mask at the source's fixed (else best) threshold, if the maps were evaluated.
     """
     from matplotlib.figure import Figure
 
@@ -48,10 +48,10 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
 
 
 def coverage_figure(curves: Mapping[str, Sequence[float]]) -> bytes:
-    """A PNG: how much of the objects each source covers against the distance from CAM's peak.
+    """The coverage figure as PNG: share of the objects found, by distance from CAM's peak.
 
     Args:
-        curves: name -> share of the pixels, by tenth from the nearest to the farthest.
+        curves: source -> share of the pixels found, for ten bins from the nearest to the farthest.
     """
     from matplotlib.figure import Figure
 
@@ -73,7 +73,7 @@ def coverage_figure(curves: Mapping[str, Sequence[float]]) -> bytes:
 def pictured_maps(
     context: Context, results: dict[str, Any], split: str | None = None
 ) -> dict[str, float | None]:
-    """Source of maps -> the threshold at which they are shown on a split; None without an evaluation."""
+    """Source of maps -> threshold of its contour in the grid of a split; None without an evaluation."""
     shown = [name for name, source in map_sources(context.cfg).items() if not source.control]
     finished = [name for name in shown if name in context.artefacts and context.is_ready(name)]
     thresholds: dict[str, float | None] = {}
@@ -85,7 +85,7 @@ def pictured_maps(
 
 
 def pictured_masks(results: dict[str, Any]) -> dict[str, Path]:
-    """Title and folder of the pseudo masks to train on, where there are any."""
+    """Title -> folder of the pseudo masks for the segmenter, if there are any."""
     if "pseudo_masks" not in results:
         return {}
     variant = results["pseudo_masks"]["variant"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ribseg.pipeline.report.table import Columns, TableData, percent
-from ribseg.pipeline.stages.chains import tested_name
+from ribseg.pipeline.stages.chains import segmenter_test_name
 
 HEADER = (
     "segmenter trained on",
@@ -20,7 +20,7 @@ HEADER = (
 
 
 def segmenter_rows(segmenter: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of the table, in percent: a row per source and split."""
+    """Rows of the table of segmenters, in percent: one per source and split."""
     rows = []
     for values in segmenter.values():
         masks = values["masks"]
@@ -33,13 +33,13 @@ def segmenter_rows(segmenter: Mapping[str, Any]) -> list[list[str]]:
 
 
 def segmenter_table(segmenter: Mapping[str, Any]) -> TableData:
-    """A row per source and split."""
+    """The table of segmenters, with a row per source and split."""
     title = "Segmenter, percent, one confusion matrix over all pixels"
     return TableData(title, HEADER, segmenter_rows(segmenter), text=("split",))
 
 
 def segmenter_columns(segmenter: Mapping[str, Any]) -> Columns:
-    """The IoU of background and each class by source and split."""
+    """Source and split -> IoU of background and each class."""
     return {
         f"{values['label']}, {split}": scores["iou"]
         for values in segmenter.values()
@@ -48,9 +48,9 @@ def segmenter_columns(segmenter: Mapping[str, Any]) -> Columns:
 
 
 def pictured_segmentations(results: dict[str, Any], split: str) -> dict[str, Path]:
-    """Title and folder of the segmenters' masks of a split."""
+    """Title -> folder of the segmenters' masks of a split."""
     return {
-        f"segmenter ({source})": Path(results["store"][tested_name(source)]) / split
+        f"segmenter ({source})": Path(results["store"][segmenter_test_name(source)]) / split
         for source, values in results.get("segmenter", {}).items()
         if split in values["split"]
     }

@@ -1,4 +1,4 @@
-"""A table of results: built once, shown on the terminal and in pages."""
+"""Tables of results, for the terminal and the HTML report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class TableData:
-    """Cells as text, with what is needed to show them.
+    """A table with cells as text.
 
     Attributes:
-        title: what the table holds.
-        columns: their names; a line break in a name is kept.
-        rows: of each, as many cells as columns.
-        note: what a reader must know to understand the numbers; shown below.
-        text: columns of words, aligned left as the first one always is; all others are aligned right.
-        bold: first cells of the rows that stand out.
+        title: shown above.
+        columns: names; line breaks are kept.
+        rows: each with as many cells as columns.
+        note: explanation, shown below.
+        text: names of columns to align left, as the first one always is; others are aligned right.
+        bold: first cells of the rows to print in bold.
     """
 
     title: str
@@ -28,11 +28,11 @@ class TableData:
     bold: Sequence[str] = ()
 
     def aligned_left(self, place: int) -> bool:
-        """Whether a column, counted from 0, holds words."""
+        """Whether a column, counted from 0, is aligned left."""
         return place == 0 or self.columns[place] in self.text
 
     def for_terminal(self) -> Table:
-        """The table as rich prints it."""
+        """The table for rich."""
         table = Table(
             title=escape(self.title),
             title_justify="left",
@@ -49,7 +49,7 @@ class TableData:
 
 
 def percent(value: float | None) -> str:
-    """A share as tables show it.
+    """A fraction as text, in percent.
 
     >>> percent(0.123), percent(None)
     ('12.3', '-')
@@ -61,12 +61,12 @@ Columns = dict[str, list[float | None]]  # title -> IoU of background and each c
 
 
 def class_table(title: str, classes: Sequence[str], columns: Columns) -> TableData:
-    """The IoU in percent of background and each class.
+    """A table of the IoU, in percent, of background and each class.
 
     Args:
         title: of the table.
         classes: C names.
-        columns: of each, C + 1 values.
+        columns: name -> C + 1 values.
     """
     names = ("background", *classes)
     rows = [[name, *map(percent, values)] for name, *values in zip(names, *columns.values(), strict=True)]

@@ -1,4 +1,4 @@
-"""Tables of a run, on the terminal and in the report: localization maps and pseudo masks."""
+"""Tables of localization maps and pseudo masks, and lines about a run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ MASK_NAMES = {
 
 
 def mask_name(variant: str) -> str:
-    """A variant of pseudo masks for people.
+    """The name of a variant of pseudo masks in tables.
 
     >>> mask_name("random_walk_crf"), mask_name("none")
     ('+ random walk + CRF', 'maps, cut')
@@ -44,7 +44,7 @@ def map_tables(localization: Mapping[str, Any]) -> list[TableData]:
 
 
 def source_name(values: Mapping[str, Any]) -> str:
-    """What tables call a source of maps: its label, and a mark for controls."""
+    """The name of a source of maps in tables: its label, with a mark for controls."""
     return f"{values['label']} {CONTROL}" if values["control"] else str(values["label"])
 
 
@@ -57,7 +57,7 @@ def _split_table(localization: Mapping[str, Any], split: str, note: str) -> Tabl
 
 
 def number_table(localization: Mapping[str, Any]) -> TableData:
-    """MIoU in percent by the number of classes in an image, on the last split."""
+    """The table of the mIoU by the number of classes in an image, on the last split."""
     last = {source_name(values): _last(values)["by_number_of_classes"] for values in localization.values()}
     groups = next(iter(last.values()))
     columns = [f"{group['classes']} (n = {group['images']})" for group in groups]
@@ -67,7 +67,7 @@ def number_table(localization: Mapping[str, Any]) -> TableData:
 
 
 def coverage_table(localization: Mapping[str, Any]) -> list[TableData]:
-    """The share of the objects that is found, by distance from CAM's peak, on the last split; or nothing."""
+    """The table of the coverage by distance from CAM's peak, on the last split; [] without coverage."""
     curves = coverage_curves(localization)
     if not curves:
         return []
@@ -79,7 +79,7 @@ def coverage_table(localization: Mapping[str, Any]) -> list[TableData]:
 
 
 def coverage_curves(localization: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Source -> share of the objects' pixels with their true label, by tenth, on the last split."""
+    """Source -> share of the objects' pixels found, for ten bins by distance, on the last split."""
     found = {source_name(values): _last(values)["coverage"] for values in localization.values()}
     return {name: curve for name, curve in found.items() if curve is not None}
 
@@ -89,7 +89,7 @@ def _last(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def last_split(localization: Mapping[str, Any]) -> str:
-    """The split that the detailed tables are of."""
+    """The last split, which the detailed tables show."""
     return str(list(next(iter(localization.values()))["split"])[-1])
 
 
@@ -135,7 +135,7 @@ MASK_HEADER = ("variant", "split", "threshold", "mIoU", "precision", "recall", "
 
 
 def mask_rows(pseudo_masks: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of the table of pseudo masks, in percent."""
+    """Rows of the table of pseudo masks, in percent."""
     keys = ("miou", "precision", "recall", "false_positive", "false_negative")
     return [
         [
@@ -151,31 +151,31 @@ def mask_rows(pseudo_masks: Mapping[str, Any]) -> list[list[str]]:
 
 
 def has_scored_masks(results: Mapping[str, Any]) -> bool:
-    """Whether there are pseudo masks, and ground truth to compare them with."""
+    """Whether there are pseudo masks with scores."""
     return "pseudo_masks" in results and bool(mask_rows(results["pseudo_masks"]))
 
 
 def mask_table(pseudo_masks: Mapping[str, Any]) -> TableData:
-    """A row per variant and split."""
+    """The table of pseudo masks, with a row per variant and split."""
     return TableData("Pseudo masks, percent", MASK_HEADER, mask_rows(pseudo_masks), text=("variant", "split"))
 
 
 def policy_line(prepared: Mapping[str, Any]) -> str:
-    """One line on how COCO's instances became masks, without which no mIoU can be compared."""
+    """A line about the policy for COCO's masks, on which every mIoU depends."""
     parts = ", ".join(f"{name}={prepared[name]}" for name in ("crowd", "overlap", "unannotated"))
     return f"Masks and labels by the policy {prepared['policy']} ({parts})."
 
 
 def skipped_line(skipped: Mapping[str, Mapping[str, str]]) -> str:
-    """One line on the images that are in no number."""
+    """A line about the skipped images."""
     parts = ", ".join(f"{len(broken)} of {split}" for split, broken in skipped.items() if broken)
     return (
-        f"Skipped because they are broken, and in no number: {parts} (ids and reasons are in results.json)."
+        f"Skipped because they are broken, not in any result: {parts} (ids and reasons are in results.json)."
     )
 
 
 def adaptation_line(adaptation: Mapping[str, Any]) -> str:
-    """One line on how the adaptation of a method went."""
+    """A line about the adaptation of a method."""
     number = adaptation["images"] - adaptation["without_class"]
     stopped = ", ".join(f"{rule.replace('_', ' ')} {count}" for rule, count in adaptation["stopped"].items())
     return (
@@ -186,13 +186,13 @@ def adaptation_line(adaptation: Mapping[str, Any]) -> str:
 
 
 def map_columns(localization: Mapping[str, Any]) -> Columns:
-    """The IoU of each source of maps on the last split, at its fixed threshold, or else its best."""
+    """Source of maps -> IoU per class on the last split, at its fixed threshold, else at its best."""
     found = {source_name(values): _last(values) for values in localization.values()}
     return {name: scores["iou_at_fixed"] or scores["iou"] for name, scores in found.items()}
 
 
 def mask_columns(pseudo_masks: Mapping[str, Any]) -> Columns:
-    """The IoU of each variant of pseudo masks on each split."""
+    """Variant and split -> IoU per class of the pseudo masks."""
     return {
         f"{mask_name(variant)}, {split}": values["iou"]
         for variant, scores in pseudo_masks["variants"].items()
@@ -202,7 +202,7 @@ def mask_columns(pseudo_masks: Mapping[str, Any]) -> Columns:
 
 
 def result_tables(results: Mapping[str, Any]) -> list[TableData]:
-    """The tables of what was measured."""
+    """All tables of a run."""
     tables = map_tables(results["localization"]) if "localization" in results else []
     tables += [mask_table(results["pseudo_masks"])] if has_scored_masks(results) else []
     builders = {"segmenter": segmenter_table, "bottleneck": ratio_table}
@@ -210,7 +210,7 @@ def result_tables(results: Mapping[str, Any]) -> list[TableData]:
 
 
 def result_lines(results: Mapping[str, Any]) -> list[str]:
-    """What must be said beside the tables, in a sentence each."""
+    """The lines that accompany the tables."""
     adapted = [facts for facts in results.get("methods", {}).values() if facts["steps_mean"] > 0]
     lines = [adaptation_line(facts) for facts in adapted]
     lines += [policy_line(results["prepared"])] if "policy" in results.get("prepared", {}) else []
@@ -218,7 +218,7 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def print_tables(context: Context, results: Mapping[str, Any]) -> None:
-    """Prints what was measured."""
+    """Prints the tables and lines of a run."""
     for table in result_tables(results):
         context.console.print(table.for_terminal())
     for line in result_lines(results):

@@ -1,4 +1,4 @@
-"""The stages around affinities: confident labels, training, random walk (docs/method.md, section 5)."""
+"""The affinity stages: confident labels, training, random walk (docs/method.md, section 5)."""
 
 import copy
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from ribseg.pipeline.stages.maps import MapStage
 from ribseg.pipeline.stages.thresholds import SCORES_ONLY, all_images, choose_threshold, needs_masks
 
 WEIGHTS = "affinity.pt"
-MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", around the background score of the maps
+MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", added to the background score of the maps
 # Settings of `refine` that neither the confident labels nor the walk depend on.
 MASKS = ("refine.variants", "refine.walk_threshold", "refine.saliency", "refine.saliency_threshold")
 AFTER_LABELS = ("refine.walk", "refine.pixel_adaptive", *MASKS)
@@ -47,7 +47,7 @@ NOT_FOR_WALK = (
 
 
 class AffinityLabelsStage(RefinementStage):
-    """Confident labels of the training images, from which affinities are learnt."""
+    """Makes the confident labels that the affinity network is trained on."""
 
     kind = "affinity_labels"
     parts = ("refine", "evaluate", "data")
@@ -58,7 +58,7 @@ class AffinityLabelsStage(RefinementStage):
         return (self.chain.maps,)
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """What "auto" scores are chosen by, and the CRF, count only where they are used."""
+        """The settings of "auto" scores and of the CRF count only if they are used."""
         settings = super().settings(cfg)
         if "auto" not in settings["refine"]["labels"].values():
             del settings["evaluate"], settings["refine"]["maps_threshold"]
@@ -68,13 +68,13 @@ class AffinityLabelsStage(RefinementStage):
         return settings
 
     def data(self, context: Context) -> str:
-        """All images; the masks where a score is chosen on them."""
+        """All images; the masks if a score is chosen on them."""
         refine = context.cfg.refine
         automatic = "auto" in plain(refine.labels).values()
         return all_images(context, masks=automatic and needs_masks(refine.maps_threshold))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Labels what is not labelled yet, in a pool of the first process."""
+        """Labels the images without a label file, in a process pool of the first process."""
         scores = {"foreground": 0.0, "background": 0.0}
 
         def label() -> None:
@@ -97,7 +97,7 @@ class AffinityStage(RefinementStage):
     neutral = (*CROPS, *VIEWS, *NOT_FOR_MAPS)
 
     def required(self, context: Context) -> tuple[str, ...]:
-        """The labels; and the classifier where its backbone is taken over."""
+        """The confident labels, and the classifier if its backbone is used."""
         return (*shared_classifier(context), self.chain.name("affinity_labels"))
 
     def data(self, context: Context) -> str:
@@ -105,16 +105,16 @@ class AffinityStage(RefinementStage):
         return context.data.pseudo.fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether the weights are there."""
+        """Whether the weights exist."""
         return (artefact.folder / WEIGHTS).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Trains, and saves the network."""
+        """Trains the network and saves it."""
         cfg = context.cfg.affinity
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         network = new_network(context)
         module = new_training(context, network)
-        # The mean displacement is measured by the validation after the last epoch.
+        # The validation after the last epoch measures the mean displacement.
         facts = fit(
             context,
             artefact,
@@ -129,7 +129,7 @@ class AffinityStage(RefinementStage):
 
 
 class RandomWalkStage(RefinementStage, MapStage):
-    """Walks the maps of all images along the affinities that the network sees."""
+    """Propagates the maps of all images by a random walk over the predicted affinities."""
 
     kind = "random_walk"
     parts = ("refine", "affinity", *MapStage.parts)
@@ -137,11 +137,11 @@ class RandomWalkStage(RefinementStage, MapStage):
     scales: ClassVar[tuple[float, ...] | None] = (1.0,)
 
     def required(self, context: Context) -> tuple[str, ...]:
-        """The maps, and the network; and the classifier where its backbone is taken over."""
+        """The maps, the affinity network, and the classifier if its backbone is used."""
         return (self.chain.maps, *shared_classifier(context), self.chain.name("affinity"))
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """See `RandomWalkModule`."""
+        """The `RandomWalkModule`."""
         network = new_network(context)
         network.load_state_dict(
             read_state_dict(context.artefacts[self.chain.name("affinity")].folder / WEIGHTS)
@@ -156,7 +156,7 @@ class RandomWalkStage(RefinementStage, MapStage):
 
 
 def confidence(context: Context, maps: str) -> dict[str, float]:
-    """The two background scores of the confident labels of a stage's maps."""
+    """The background scores, "foreground" and "background", for the confident labels of a stage's maps."""
     labels = context.cfg.refine.labels
     scores = {name: labels[name] for name in MARGINS}
     if "auto" in scores.values():
@@ -169,12 +169,11 @@ def confidence(context: Context, maps: str) -> dict[str, float]:
 
 
 def new_network(context: Context, backbone: Backbone | None = None) -> IRNet | PSANet:
-    """The configured network over its backbone.
+    """The configured affinity network.
 
     Args:
         context: of the run.
-        backbone: in the place of the configured one, whose weights of "classifier" are those of the trained
-            classifier. A network of the user's own need not take one.
+        backbone: replaces the configured one. A network of the user's own need not take one.
     """
     cfg = context.cfg.affinity
     if not takes(cfg.network, "backbone"):
@@ -186,7 +185,7 @@ def new_training(context: Context, network: IRNet | PSANet) -> pl.LightningModul
     """The configured module that trains the network.
 
     Raises:
-        ConfigError: crops are too small for the pairs that it looks at.
+        ConfigError: the crops are too small for the pixel pairs of the loss.
     """
     cfg = context.cfg.affinity
     module = build(cfg.module, network=network)
@@ -200,12 +199,12 @@ def new_training(context: Context, network: IRNet | PSANet) -> pl.LightningModul
 
 
 def backbone_weights(context: Context) -> str | None:
-    """The setting of where the backbone's weights come from; None without one."""
+    """The setting affinity.backbone.weights; None without it."""
     return OmegaConf.select(context.cfg, "affinity.backbone.weights")
 
 
 def new_backbone(context: Context) -> Backbone:
-    """The backbone that affinities are learnt over."""
+    """The configured backbone of the affinity network, with its weights."""
     cfg = context.cfg.affinity.backbone
     if cfg.weights == "classifier":
         return copy.deepcopy(trained_classifier(context).backbone)
@@ -216,18 +215,18 @@ def new_backbone(context: Context) -> Backbone:
 
 
 def shared_classifier(context: Context) -> tuple[str, ...]:
-    """The classifier's stage if affinities are learnt over its backbone; else nothing."""
+    """("classifier",) if the affinity network uses the classifier's backbone; else ()."""
     cfg = context.cfg.affinity
     shared = takes(cfg.network, "backbone") and cfg.backbone.weights == "classifier"
     return ("classifier",) if shared else ()
 
 
 def affinity_data(context: Context, labels: Path) -> CropDataModule:
-    """Augmented crops with confident labels for training, plain crops to measure the mean displacement.
+    """Augmented crops with confident labels for training; plain crops to measure the mean displacement.
 
     Args:
         context: of the run.
-        labels: folder of the stage that made them.
+        labels: folder of the stage affinity_labels.
     """
     cfg, data = context.cfg.affinity, context.data
     augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
@@ -242,19 +241,19 @@ def affinity_data(context: Context, labels: Path) -> CropDataModule:
 
 
 def label_path(folder: Path, image_id: str) -> Path:
-    """Where the confident labels of an image lie."""
+    """The file of an image's confident labels."""
     return folder / "labels" / f"{image_id}.png"
 
 
 def read_labels(folder: Path, image_id: str) -> np.ndarray:
-    """(H, W) uint8: the confident labels of an image."""
+    """The confident labels of an image: (H, W) uint8."""
     return read_mask(label_path(folder, image_id))
 
 
 def write_confident_labels(
     read_image: Reader, scores: dict[str, float], crf: dict[str, Any] | None, job: Job
 ) -> None:
-    """Makes and writes the confident labels of one image."""
+    """Computes and writes the confident labels of one image."""
     image_id, maps, target = job
     refine = None if crf is None else partial(dense_crf, **crf)
     write_mask(target, confident_labels(read_image(image_id), load_maps(maps), **scores, crf=refine))

@@ -1,4 +1,4 @@
-"""The stage of the toy experiment: gradients of every network before and after RIB."""
+"""The measuring stage of the toy experiment: gradients of every network before and after RIB."""
 
 import io
 import json
@@ -54,7 +54,7 @@ class BottleneckStage(Stage):
 
     name = "bottleneck"
     parts = ("bottleneck", "pooling", "trainer", "seed", "tf32")
-    version = 2  # 1 compared with the bounds of our own experiment
+    version = 2  # version 1 compared the result with bounds
     reads_data = False
     needs: ClassVar[tuple[str, ...]] = ("toy_networks",)
 
@@ -63,11 +63,11 @@ class BottleneckStage(Stage):
         return digits_fingerprint(toy_digits(context))
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether the result and the examples are there."""
+        """Whether the result and the examples exist."""
         return (artefact.folder / RESULT).is_file() and (artefact.folder / EXAMPLES).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Measures the seeds that are not done yet, in the first process, and puts them together."""
+        """Measures the missing seeds, in the first process, and summarizes all of them."""
         context.on_first(lambda: self._measure(context, artefact))
         return {}
 
@@ -82,10 +82,10 @@ class BottleneckStage(Stage):
 
 
 def check_bottleneck(context: Context) -> None:
-    """Finds out before the training whether the settings of the toy experiment can work.
+    """Checks the settings of the toy experiment before the training.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: one cannot work.
     """
     cfg = context.cfg.bottleneck
     if cfg.split not in SPLITS:
@@ -105,7 +105,7 @@ def check_bottleneck(context: Context) -> None:
 
 
 def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:
-    """RIB and what is measured, as configured."""
+    """The configured module that applies RIB and measures gradients."""
     cfg = context.cfg.bottleneck
     looked_at = None if cfg.final == "logit" else last_activation(cfg.training.activation)
     return build(
@@ -120,12 +120,12 @@ def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:
 
 
 def record_path(artefact: Artefact, seed: int) -> Path:
-    """Where the measurements of a seed lie."""
+    """The file of a seed's measurements."""
     return artefact.folder / f"seed-{seed}.json"
 
 
 def measure_seed(context: Context, artefact: Artefact, seed: int) -> None:
-    """Everything about one network: high gradient ratios before and after RIB, accuracy, saturation."""
+    """Measures one network: high gradient ratios before and after RIB, accuracy, saturation."""
     cfg = context.cfg.bottleneck
     digits = split_digits(toy_digits(context), cfg.split)
     network = ToyNet()
@@ -151,19 +151,19 @@ def measure_seed(context: Context, artefact: Artefact, seed: int) -> None:
 
 
 def by_region(ratios: Iterable[Tensor]) -> dict[str, list[float | None]]:
-    """(L + 1, R) ratios per image -> region -> mean ratio per layer, over the images that have one."""
+    """Region -> mean ratio per layer, over the images that have one, from (L + 1, R) ratios per image."""
     mean = torch.stack(list(ratios)).nanmean(0).T
     return {name: [number(v) for v in row.tolist()] for name, row in zip(REGIONS, mean, strict=True)}
 
 
 def number(value: float) -> float | None:
-    """The value, or None if JSON has no word for it."""
+    """The value; None if it is not finite, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 
 @torch.no_grad()
 def score_network(context: Context, network: ToyNet, toy: ToyImages) -> dict[str, Any]:
-    """Accuracy, logits and saturation of a network on (N, ..) images."""
+    """Accuracy, logits and saturation of a network on N images."""
     cfg = context.cfg.bottleneck
     features = network.features(toy.images).mean((-2, -1))
     logits = network.head(features)
@@ -187,7 +187,7 @@ def score_network(context: Context, network: ToyNet, toy: ToyImages) -> dict[str
 
 
 def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None:
-    """Images (E, H, W), regions (E, R, H, W) and gradient maps (E, 2, L + 1, H, W) for the figure."""
+    """Writes images (E, H, W), regions (E, R, H, W) and gradient maps (E, 2, L + 1, H, W) for the figure."""
     maps = np.stack([item.maps.numpy() for item in items])
     buffer = io.BytesIO()
     images, regions = toy.images[: len(maps), 0].numpy(), toy.regions[: len(maps)].numpy()
@@ -196,7 +196,7 @@ def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """As "bottleneck" in `results.json`: means and deviations over seeds, all records."""
+    """Means and standard deviations over seeds, and all records: "bottleneck" in `results.json`."""
     summary = summarize_seeds(records)
     accuracies = [record["network"]["accuracy"] for record in records]
     there = [value for value in accuracies if value is not None]

@@ -1,8 +1,8 @@
-"""Chains of refinement: from the maps of one stage to pseudo masks, and on to a segmenter.
+"""Refinement chains: the stages from the maps of one stage to pseudo masks.
 
-The maps of `refine.maps` are refined by the stages affinity_labels, affinity, random_walk and pseudo_masks. A
-run may refine other maps beside them, so that a segmenter on the masks of CAM can stand beside the one on the
-masks of RIB: the stages of that chain have names of their own, as pseudo_masks_cam.
+The main chain, the stages affinity_labels, affinity, random_walk and pseudo_masks, refines `refine.maps`. A
+run can refine the maps of other stages too, for example to compare segmenters on masks of CAM and of RIB: the
+stages of these chains have suffixed names, as pseudo_masks_cam.
 """
 
 from abc import ABC
@@ -15,7 +15,7 @@ from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import refinable
 from ribseg.pipeline.engine.stage import Stage
 
-FULL = "full"  # the ground truth, as a segmenter's source
+FULL = "full"  # segmenter source: the ground truth (full supervision)
 REFINEMENT = ("affinity_labels", "affinity", "random_walk", "pseudo_masks")
 
 
@@ -24,45 +24,45 @@ class Chain:
     """The refinement of the maps of a stage.
 
     Attributes:
-        maps: the stage.
-        main: whether it is that of `refine.maps`; the others make only the last of `refine.variants`.
+        maps: name of that stage.
+        main: whether it is `refine.maps`; other chains make only the last of `refine.variants`.
     """
 
     maps: str
     main: bool
 
     def name(self, kind: str) -> str:
-        """The name of a stage of this chain."""
+        """The name of this chain's stage of a kind."""
         return kind if self.main else f"{kind}_{self.maps}"
 
     def variants(self, cfg: Mapping[str, Any]) -> tuple[str, ...]:
-        """The variants of pseudo masks that it makes; the last is the one to train on."""
+        """The variants of pseudo masks that it makes; the segmenter is trained on the last one."""
         chosen = tuple(cfg["refine"]["variants"])
         return chosen if self.main else chosen[-1:]
 
 
 class RefinementStage(Stage, ABC):
-    """A stage of a chain.
+    """A stage of a refinement chain.
 
     Args:
-        chain: what is refined.
+        chain: it belongs to.
     """
 
     def __init__(self, chain: Chain) -> None:
         self.chain, self.name = chain, chain.name(self.kind)
 
     def wanted(self, context: Context) -> bool:
-        """Whether the chain is the main one, a segmenter learns from it, or the run names a stage of it."""
+        """Whether the chain is the main one, or the run or a segmenter needs it."""
         names = {self.chain.name(kind) for kind in REFINEMENT}
         named = names & set(context.cfg.run)
-        return self.chain.main or bool(named) or self.chain.maps in sources_in_play(context.cfg)
+        return self.chain.main or bool(named) or self.chain.maps in active_sources(context.cfg)
 
 
 def chains(cfg: Mapping[str, Any]) -> list[Chain]:
     """The main chain, and one for every other stage that makes maps.
 
     Raises:
-        ConfigError: `refine.maps` names no such stage.
+        ConfigError: `refine.maps` is not such a stage.
     """
     known, main = refinable(cfg), cfg["refine"]["maps"]
     if main not in known:
@@ -76,12 +76,12 @@ def chain_of(cfg: Mapping[str, Any], maps: str) -> Chain:
 
 
 def masks_stage(cfg: Mapping[str, Any], maps: str) -> str:
-    """The stage that makes pseudo masks of given maps."""
+    """The stage that makes pseudo masks from the maps of a stage."""
     return chain_of(cfg, maps).name("pseudo_masks")
 
 
 def segmenter_sources(cfg: Mapping[str, Any]) -> list[str]:
-    """What segmenters can learn from: the masks of every stage that makes maps, and the ground truth."""
+    """All sources of segmenters: the stages that make maps (for pseudo masks), and "full" (ground truth)."""
     return [*refinable(cfg), FULL]
 
 
@@ -90,14 +90,14 @@ def segmenter_name(source: str) -> str:
     return f"segmenter_{source}"
 
 
-def tested_name(source: str) -> str:
+def segmenter_test_name(source: str) -> str:
     """The stage that tests the segmenter of a source."""
     return f"segmenter_test_{source}"
 
 
-def sources_in_play(cfg: Mapping[str, Any]) -> set[str]:
-    """Sources of the configured segmenters, and of those that the run names or exports."""
+def active_sources(cfg: Mapping[str, Any]) -> set[str]:
+    """Sources of the configured segmenters, and of those that the run selects or exports."""
     run = set(cfg["run"])
-    named = {s for s in segmenter_sources(cfg) if {segmenter_name(s), tested_name(s)} & run}
+    named = {s for s in segmenter_sources(cfg) if {segmenter_name(s), segmenter_test_name(s)} & run}
     exported = {cfg["export"]["source"]} if "export" in run else set()
     return {*cfg["segmenter"]["sources"], *named, *exported}

@@ -1,4 +1,4 @@
-"""The classifier: trained, or taken from a file."""
+"""The classifier stage: trains it, or loads a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,27 @@ from ribseg.pipeline.engine.stage import TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import check_finite, fit, weights_file
 
-CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings that name a trained classifier
+CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings for a trained classifier
 
 
 class ClassifierStage(Stage):
-    """Trains the classifier, or takes over a released one."""
+    """Trains the classifier, or loads a trained one."""
 
     name = "classifier"
     parts = ("classifier", "callbacks", *TRAINING)
     neutral = (*VIEWS, "data.eval_splits")
 
     def data(self, context: Context) -> str:
-        """The training images and labels; with callbacks the others, too, as they may act on their scores."""
+        """The training images; with callbacks all images, because callbacks may act on validation scores."""
         acting = named_callbacks(context.cfg, self.name)
         return (context.data if acting else context.data.train).fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether the weights are there."""
+        """Whether the weights exist."""
         return weights_file(artefact, self.name).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Goes on from the last finished epoch if there is one."""
+        """Trains, resuming after the last finished epoch, or loads the given checkpoint."""
         given = given_checkpoint(context)
         if given:
             classifier, left_out = loaded_checkpoint(context)
@@ -52,7 +52,7 @@ class ClassifierStage(Stage):
 
 
 def save(context: Context, artefact: Artefact, classifier: nn.Module) -> None:
-    """Writes the weights; of our own networks with what `ribseg.load` needs."""
+    """Writes the weights, with the metadata that `ribseg.load` needs if it is a `Classifier`."""
     about: dict[str, Any] = {"kind": "weights"}
     if isinstance(classifier, Classifier):
         about = described(classifier, context.data.classes, context.data.mean, context.data.std)
@@ -64,17 +64,17 @@ def new_classifier(context: Context, pretrained: bool | None = None) -> Classifi
 
     Args:
         context: of the run.
-        pretrained: False leaves weights that would be loaded out, for one that gets its own at once.
+        pretrained: False builds it without pretrained weights, if others are loaded afterwards.
     """
     cfg = context.cfg.classifier.model
     known = {"pretrained": pretrained, "weights": None}
-    # A network of the user's own need not have such settings.
+    # A network of the user's own need not have these settings.
     extra = {} if pretrained is None else {name: known[name] for name in known if name in cfg}
     return build(cfg, num_classes=context.data.num_classes, _convert_="all", **extra)
 
 
 def trained_classifier(context: Context) -> Classifier:
-    """The classifier that the classifier stage left."""
+    """The classifier with the weights of the classifier stage, or of the given checkpoint."""
     if given_checkpoint(context):
         return loaded_checkpoint(context)[0]
     classifier = new_classifier(context, pretrained=False)
@@ -83,7 +83,7 @@ def trained_classifier(context: Context) -> Classifier:
 
 
 def given_checkpoint(context: Context) -> str | None:
-    """The setting that names a classifier which is taken instead of training; None where none does.
+    """The setting that gives a checkpoint to use instead of training; None if none does.
 
     Raises:
         ConfigError: both do.
@@ -95,10 +95,10 @@ def given_checkpoint(context: Context) -> str | None:
 
 
 def loaded_checkpoint(context: Context) -> tuple[Classifier, list[str]]:
-    """The classifier that was given instead of a training, and the names of what was left out of its file.
+    """The classifier from the given checkpoint, and the names of the file's entries that were ignored.
 
     Raises:
-        ConfigError: it cannot be read, or does not fit network or classes.
+        ConfigError: the file cannot be read, or does not match the network or the classes.
     """
     cfg, number = context.cfg.classifier, context.data.num_classes
     if given_checkpoint(context) == "checkpoint":

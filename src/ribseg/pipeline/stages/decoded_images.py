@@ -1,4 +1,4 @@
-"""The training images, decoded once into the store, for reference images."""
+"""The pool of decoded training images, from which reference images are drawn."""
 
 import shutil
 
@@ -44,10 +44,10 @@ def decode_images(context: Context, artefact: Artefact) -> None:
 
 
 def pool_limit(context: Context) -> float:
-    """Bytes that the decoded images may have; 0 decodes at each draw."""
+    """Maximum size of the pool in bytes; 0 decodes at each draw instead."""
     return context.cfg.maps.pool_gib * GIB
 
 
 def pool_artefact(context: Context) -> Artefact:
-    """Where the pool lies in the store."""
+    """The artefact of the pool."""
     return context.store.artefact("pool", {}, {}, context.data.train.fingerprint(masks=False))

@@ -1,4 +1,4 @@
-"""The evaluation stage: all sources of maps on all splits, with the controls beside them."""
+"""The evaluation stage: scores of all sources of maps on all evaluated splits."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,20 +21,20 @@ from ribseg.pipeline.engine.store import Artefact
 from ribseg.workers import ordered_map
 
 RESULT = "evaluation.json"
-# What of the first split stands one level up, too.
+# Scores of the first split that are repeated one level up.
 HEADLINE = ("best_miou", "best_threshold", "miou_at_fixed", "fixed_threshold")
 
 
 class EvaluateStage(Stage):
-    """Scores every source whose maps are in the store, each at thresholds of its own."""
+    """Scores every source whose maps are in the store, each at its own thresholds."""
 
     name = "evaluate"
-    version = 3  # by number of classes, coverage by distance, IoU per class at fixed thresholds
+    version = 3  # added: mIoU by number of classes, coverage by distance, IoU per class at fixed thresholds
     parts = ("evaluate", "data", "seed")
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
     def required(self, context: Context) -> tuple[str, ...]:
-        """The stages whose maps there are, or will be.
+        """The stages whose maps exist or will be made.
 
         Raises:
             ConfigError: there are none.
@@ -48,7 +48,7 @@ class EvaluateStage(Stage):
         return ready
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """With the methods that change maps when they are scored."""
+        """The settings, with those of the methods that modify maps for scoring."""
         changing = {name: contents(e.settings) for name, e in entries(cfg).items() if e.maps_of is not None}
         return with_sources(super().settings(cfg) | {"methods": changing})
 
@@ -57,7 +57,7 @@ class EvaluateStage(Stage):
         return context.data.fingerprint(masks=True)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Runs in the first process; the others wait."""
+        """Evaluates in the first process; the others wait."""
         context.on_first(lambda: self._evaluate(context, artefact))
         return {}
 
@@ -72,7 +72,7 @@ class EvaluateStage(Stage):
 
 
 def ready_sources(context: Context) -> list[MapSource]:
-    """Sources of maps that are there, or will be when the evaluation starts."""
+    """Sources whose maps exist, or will when the evaluation starts."""
     there = (s for s in map_sources(context.cfg).values() if s.stage in context.artefacts)
     return [s for s in there if s.stage in context.cfg.run or context.is_ready(s.stage)]
 
@@ -80,9 +80,9 @@ def ready_sources(context: Context) -> list[MapSource]:
 def sweep_split(
     context: Context, folder: BaseDataset, sources: Iterable[MapSource], title: str = "Evaluating"
 ) -> dict[str, MapEvaluator]:
-    """Reads the maps and masks of a split once, and counts for every source at all thresholds."""
+    """Source -> evaluator with the counts of a split at all thresholds; reads its maps and masks once."""
     settings = context.cfg.evaluate
-    chosen = {source.name: (source.stage, changed_by(source)) for source in sources}
+    chosen = {source.name: (source.stage, map_change(source)) for source in sources}
     thresholds = torch.linspace(0, 1, settings.thresholds)
     evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in chosen}
 
@@ -105,13 +105,13 @@ def sweep_split(
 
 
 def tenths_of(cam_maps: LocalizationMaps, target: torch.Tensor) -> torch.Tensor:
-    """(H, W) tenths of the objects by distance from CAM's peak; see `distance_tenths`."""
+    """Tenths of the objects by distance from CAM's peak, (H, W); see `distance_tenths`."""
     full = full_size(cam_maps, (target.shape[0], target.shape[1]))
     return distance_tenths(full, cam_maps.classes, target)
 
 
-def changed_by(source: MapSource) -> Callable[[LocalizationMaps], LocalizationMaps] | None:
-    """What becomes of a source's maps when they are read; None leaves them."""
+def map_change(source: MapSource) -> Callable[[LocalizationMaps], LocalizationMaps] | None:
+    """The function that modifies a source's maps for scoring; None for none."""
     return None if source.entry is None else build(OmegaConf.create(source.entry.arguments()))
 
 
@@ -120,13 +120,12 @@ def score(
 ) -> dict[str, Any]:
     """Scores of every source on every split, as "localization" in `results.json`.
 
-    The fixed threshold of a split is the best one of the next split, for each source its own: CAM's and
-    RIB's differ.
+    The fixed threshold of a split is the best one of the next split, separately for each source.
 
     Args:
         sweeps: split -> source -> evaluator.
-        fixed_threshold: for a single split, which has no other to choose on; None leaves it out.
-        resamples: of the bootstrap over images.
+        fixed_threshold: for a single split, without another one to choose on; None for none.
+        resamples: number of bootstrap resamples of the images.
         seed: of the bootstrap.
     """
     splits = list(sweeps)

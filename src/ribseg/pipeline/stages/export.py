@@ -1,4 +1,4 @@
-"""The stage for what leaves the house: the VOC server's archive, and the segmenter as a program."""
+"""The export stage: an archive for VOC's evaluation server, and the segmenter as a torch.export program."""
 
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,22 @@ from ribseg.models.program import export_program, save_program
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, tested_name
+from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, segmenter_test_name
 from ribseg.pipeline.stages.segmenter import tested_folders
 from ribseg.pipeline.stages.segmenter_scores import tested_segmenter, write_masks
 
 PROGRAM = "segmenter.pt2"
-SERVER_SPLITS = ("val", "test")  # of which the server has a folder
+SERVER_SPLITS = ("val", "test")  # that the server accepts
 
 
 class ExportStage(Stage):
-    """Segments a split that may have neither labels nor masks, packs the masks, and checks the archive."""
+    """Segments a split, which needs no labels or masks, and packs and checks the archive of its masks."""
 
     name = "export"
     parts = ("export", "segmenter", "trainer", "tf32")
 
     def wanted(self, context: Context) -> bool:
-        """Only where the run names it: the split need not be there otherwise."""
+        """Only if the run selects it, because the split may not exist."""
         return self.name in context.cfg.run
 
     def required(self, context: Context) -> tuple[str, ...]:
@@ -38,12 +38,12 @@ class ExportStage(Stage):
         return exported_folder(context).fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether archive and program are there."""
+        """Whether the archive and the program exist."""
         program = not context.cfg.export.program or (artefact.folder / PROGRAM).is_file()
         return archive_path(context, artefact).is_file() and program
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Segments what is missing, then packs and checks in the first process."""
+        """Segments the missing images, then packs and checks the archive in the first process."""
         cfg, folder = context.cfg.export, exported_folder(context)
         segmenter = tested_segmenter(context, cfg.source)
         place = tested_masks(context) or artefact.folder / "masks"
@@ -54,36 +54,38 @@ class ExportStage(Stage):
             write_voc_archive(archive, place, folder.ids, cfg.split)
             sizes = {image_id: folder.size(image_id) for image_id in folder.ids}
             check_voc_archive(archive, sizes, cfg.split, folder.num_classes)
-            context.console.print(f"  {len(sizes)} masks, looked at one by one: {archive}")
+            context.console.print(f"  {len(sizes)} masks, all checked: {archive}")
             if cfg.program:
                 save_program(artefact.folder / PROGRAM, export_program(segmenter))
-                context.console.print(f"  the segmenter as a program of torch: {artefact.folder / PROGRAM}")
+                context.console.print(
+                    f"  the segmenter as a torch.export program: {artefact.folder / PROGRAM}"
+                )
 
         context.on_first(pack)
         return {"archive": str(archive), "split": cfg.split, "source": cfg.source, "images": len(folder)}
 
 
 def archive_path(context: Context, artefact: Artefact) -> Path:
-    """Where the archive lies."""
+    """The file of the archive."""
     return artefact.folder / f"comp6_{context.cfg.export.split}_cls.tar.gz"
 
 
 def exported_folder(context: Context) -> BaseDataset:
-    """The images; nothing is asked of labels."""
+    """The images, without labels."""
     return context.data.open(context.cfg.export.split, labels="none")
 
 
 def tested_masks(context: Context) -> Path | None:
-    """The masks of the test, if that was made with these settings on this split."""
+    """The folder of the segmenter test's masks, if it has segmented this split with these settings."""
     cfg = context.cfg
-    artefact = context.artefacts.get(tested_name(cfg.export.source))
+    artefact = context.artefacts.get(segmenter_test_name(cfg.export.source))
     if artefact is None or not artefact.finished or cfg.export.split not in tested_folders(context):
         return None
     return artefact.folder / cfg.export.split
 
 
 def check_export(context: Context) -> None:
-    """Finds before the training what would fail after it.
+    """Checks the settings and images of the export before any training.
 
     Raises:
         RibsegError: an unknown source or split, or images that cannot be read.
@@ -91,7 +93,7 @@ def check_export(context: Context) -> None:
     cfg, sources = context.cfg.export, segmenter_sources(context.cfg)
     if cfg.split not in SERVER_SPLITS or cfg.source not in sources:
         raise ConfigError(
-            f"expected export.split out of {', '.join(SERVER_SPLITS)}, as VOC's server has them, and "
+            f"expected export.split out of {', '.join(SERVER_SPLITS)}, which VOC's server accepts, and "
             f"export.source out of {', '.join(sources)}; got {cfg.split} and {cfg.source}"
         )
     context.on_first(lambda: check_dataset(exported_folder(context), progress=context.cfg.progress))

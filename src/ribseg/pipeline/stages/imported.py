@@ -1,4 +1,4 @@
-"""Maps or masks of another program as a source beside CAM and RIB, to be refined and evaluated here."""
+"""The stage that imports maps or masks of other programs, to be refined and evaluated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from ribseg.pipeline.engine.store import Artefact, folder_digest
 
 
 class ImportedStage(Stage):
-    """Turns the files of another program into localization maps of all images."""
+    """Converts the files of another program to localization maps of all images."""
 
     name = "imported"
     parts = ("imported",)
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The files count by their content; where they lie does not."""
+        """The settings, with a digest of the files instead of their folder."""
         folder = cfg["imported"]["folder"]
         return super().settings(cfg) | {"files": None if folder is None else folder_digest(folder)}
 
@@ -27,11 +27,11 @@ class ImportedStage(Stage):
         return context.data.fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether all maps are there."""
+        """Whether all maps exist."""
         return not missing_ids(artefact.folder / "maps", context.data.all_ids, ".npz")
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Reads what is not there yet, in the first process."""
+        """Converts the missing maps, in the first process."""
         cfg = context.cfg.imported
 
         def convert() -> None:
@@ -44,10 +44,10 @@ class ImportedStage(Stage):
 
 
 def check_imported(context: Context) -> None:
-    """Whether the files are there, as far as a listing tells.
+    """Checks that the files exist, without reading them.
 
     Raises:
-        RibsegError: a setting is missing, or files are.
+        RibsegError: a setting or files are missing.
     """
     cfg = context.cfg.imported
     if not context.will_run(ImportedStage.name):

@@ -1,4 +1,4 @@
-"""The search for a method's learning rate on a few training images, and where its result is kept."""
+"""The learning rate search of lr=auto on a few training images; its result is kept in the store."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ Make = Callable[[float], LocalizationModule]
 
 
 def rate_artefact(context: Context, entry: Entry) -> Artefact:
-    """Where a found rate lies; a method and the control that wraps it share it."""
+    """The artefact of a found rate, shared by a method and the control that wraps it."""
     own = {"method": contents(entry.inner_settings)}
     settings = with_sources(settings_of(context.cfg, PARTS, NOT_FOR_MAPS) | own)
     inputs = {"classifier": context.artefacts["classifier"]}
@@ -33,11 +33,11 @@ def rate_artefact(context: Context, entry: Entry) -> Artefact:
 
 
 def searched_rate(context: Context, entry: Entry, make: Make) -> float:
-    """The learning rate that `find_rate` chooses; searched once, then read from the store.
+    """The learning rate that `find_rate` chooses; from the store after the first search.
 
     Args:
         context: of the run.
-        entry: whose rate is searched.
+        entry: of the method.
         make: learning rate -> module of its method.
     """
     artefact = rate_artefact(context, entry)
@@ -48,7 +48,7 @@ def searched_rate(context: Context, entry: Entry, make: Make) -> float:
 
 
 def search(context: Context, make: Make) -> dict[str, Any]:
-    """The chosen rate and what was tried, for the manifest."""
+    """The chosen rate and all trials, as facts for the manifest."""
     settings = context.cfg.rate_search
     labelled = context.data.train.labels.any(1).nonzero()[0]
     chosen = rng(context.cfg.seed, "rate").permutation(labelled)[: settings.images]
@@ -66,18 +66,18 @@ def search(context: Context, make: Make) -> dict[str, Any]:
 
 
 def adapt_all(make: Make, items: list[PredictItem], device: torch.device, lr: float) -> list[Adaptation]:
-    """Adapts to a few images at one learning rate."""
+    """The adaptations to a few images at one learning rate."""
     module = make(lr).to(device)
     return [module.localize(item.id, item.views, item.labels) for item in items]
 
 
 def device_of(context: Context) -> torch.device:
-    """Where the configured Trainer computes."""
+    """The device of the configured Trainer."""
     return build(context.cfg.trainer, logger=False).strategy.root_device
 
 
 def check_rate_search(context: Context, method: Any) -> None:
-    """Raises a ConfigError if a rate cannot be searched for a method."""
+    """Raises a ConfigError if the settings of the search cannot work for a method."""
     settings = context.cfg.rate_search
     check_search(settings.low, settings.high, settings.completed, settings.growth)
     if settings.growth is None and not getattr(method, "has_stop_rule", True):

@@ -1,4 +1,4 @@
-"""The stages that make localization maps: one for each method of the configuration."""
+"""The stages that make localization maps, one for each method of the configuration."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -30,32 +30,32 @@ from ribseg.types import Stop
 
 
 class MapStage(Stage):
-    """Makes the localization maps of all images; subclasses say how."""
+    """Makes the localization maps of all images; subclasses supply the module."""
 
     parts: tuple[str, ...] = ("data", "maps", "trainer", "tf32")
     neutral: tuple[str, ...] = (*CROPS, *NOT_FOR_MAPS)
     needs: ClassVar[tuple[str, ...]] = ("classifier",)
-    scales: ClassVar[tuple[float, ...] | None] = None  # of the views; None for the configured ones
+    scales: ClassVar[tuple[float, ...] | None] = None  # of the views; None for data.scales
 
     def data(self, context: Context) -> str:
         """All images and labels."""
         return context.data.fingerprint(masks=False)
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether all maps are there."""
+        """Whether all maps exist."""
         return not self.missing(context, artefact)
 
     def missing(self, context: Context, artefact: Artefact) -> list[str]:
-        """Ids of the images that have no maps yet."""
+        """Ids of the images without maps."""
         return missing_ids(artefact.folder / "maps", context.data.all_ids, ".npz")
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Makes the maps that are not there yet."""
+        """Makes the missing maps."""
         missing = context.agree(self.missing(context, artefact))
         if missing:
             number = len(context.data.all_ids)
             if len(missing) < number:
-                context.console.print(f"  going on: {number - len(missing)} of {number} images are done")
+                context.console.print(f"  resuming: {number - len(missing)} of {number} images are done")
             module = self.module(context, artefact)
             callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
             trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
@@ -85,7 +85,7 @@ class MethodStage(MapStage):
         self.neutral = NOT_FOR_MAPS if entry.references else MapStage.neutral
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The search for a learning rate counts only where there is one."""
+        """The settings of the learning rate search count only with lr=auto."""
         entry = entries(cfg)[self.name]
         settings = super().settings(cfg) | {"method": contents(entry.settings)}
         if not entry.searches_rate:
@@ -93,7 +93,7 @@ class MethodStage(MapStage):
         return with_sources(settings)
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """See `LocalizationModule`; a rate of "auto" is searched first, once."""
+        """The `LocalizationModule`; with lr=auto the learning rate is searched first."""
         classifier = trained_classifier(context)
         references = references_of(context, self.entry, classifier)
 
@@ -118,10 +118,10 @@ def localization_module(
     Args:
         context: of the run.
         entry: of `methods`.
-        classifier: that the method starts from.
-        references: for methods that take some.
-        lr: in the place of `lr=auto`.
-        inner: of the method that it wraps, alone.
+        classifier: the trained network.
+        references: for methods that take reference images.
+        lr: replaces `lr=auto`.
+        inner: use only the method that the entry wraps.
     """
     method = entry.build(classifier, lr, inner)
     check_loss_views(entry, method, len(context.cfg.data.scales))
@@ -133,19 +133,21 @@ def localization_module(
 
 
 def references_of(context: Context, entry: Entry, classifier: nn.Module) -> ReferenceBatches | None:
-    """Batches of as many reference images as an entry says; None for none, or where they cannot count."""
+    """Batches of `entry.references` reference images; None for 0, or if they would not change the maps."""
     if not entry.references:
         return None
-    method = entry.build(classifier, lr=1.0)  # where a rate is searched, any will do here
+    method = entry.build(classifier, lr=1.0)  # with lr=auto any rate will do here
     if not getattr(method, "uses_references", True):
-        context.console.print("  no reference images are loaded: they would change no map of this method")
+        context.console.print(
+            "  no reference images are loaded: they would not change the maps of this method"
+        )
         return None
     pool = decoded_images(context)
     return context.data.references(entry.references, pool=pool)
 
 
 def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:
-    """The mean of each step over the images that came as far.
+    """The mean of each step over the images that reached it.
 
     >>> mean_over_steps([[1.0, 2.0], [3.0]])
     [2.0, 2.0]
@@ -156,7 +158,7 @@ def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:
 
 
 def check_loss_views(entry: Entry, method: Any, views: int) -> None:
-    """Raises a SettingError if the loss looks at a view that the data do not have."""
+    """Raises a SettingError if the loss uses a view that data.scales does not have."""
     looked_at = getattr(getattr(method, "method", method), "loss_views", ())
     if max(looked_at, default=0) >= views:
         raise SettingError(
@@ -166,9 +168,9 @@ def check_loss_views(entry: Entry, method: Any, views: int) -> None:
 
 
 def summarize(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts over the images of a map stage: as "adaptation" in `results.json`.
+    """Statistics of the adaptation over all images: "adaptation" in `results.json`.
 
-    Images without a class are not adapted; they count in "images" only.
+    Images without a class are not adapted and count in "images" and "without_class" only.
     """
     adapted = [record for record in records.values() if record["classes"] > 0]
     stopped = Counter(record["stopped"] for record in adapted)

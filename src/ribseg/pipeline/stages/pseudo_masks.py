@@ -1,4 +1,4 @@
-"""Pseudo masks from maps: palette PNGs, their background scores, and what they are worth."""
+"""The stage that makes pseudo masks from maps: palette PNGs, background scores, and their mIoU."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -37,12 +37,12 @@ PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
 
 
 class Variant(NamedTuple):
-    """A way from maps to masks.
+    """The steps from maps to masks.
 
     Attributes:
-        walk: start from the maps after the random walk.
-        saliency: saliency maps supply the background, not a score.
-        refinement: what looks at the image at the end: "crf", "pixel_adaptive", or nothing.
+        walk: starts from the maps after the random walk.
+        saliency: saliency maps define the background, not a background score.
+        refinement: "crf", "pixel_adaptive", or "" for none.
     """
 
     walk: bool
@@ -51,10 +51,10 @@ class Variant(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
-        """From its name: parts in this order, joined by "_"; "none" if there is none.
+        """The variant of a name: steps in this order, joined by "_"; "none" for no step.
 
         Raises:
-            ConfigError: no such name.
+            ConfigError: unknown name.
         """
         if name not in VARIANTS:
             raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
@@ -68,11 +68,11 @@ VARIANTS = tuple(
 
 
 class Recipe(NamedTuple):
-    """Everything that one mask is made with.
+    """The settings for making a mask.
 
     Attributes:
-        threshold: background score; with saliency, above which a pixel is salient.
-        saliency: whether jobs hold a saliency map.
+        threshold: background score; with saliency, the threshold above which a pixel is salient.
+        saliency: whether jobs include a saliency map.
         crf: settings of `dense_crf`, or None.
         pixel_adaptive: settings of `pixel_adaptive`, or None.
     """
@@ -84,7 +84,7 @@ class Recipe(NamedTuple):
 
 
 class PseudoMasksStage(RefinementStage):
-    """Palette PNGs of all images, for each of the chosen variants; the last is the one to train on."""
+    """Makes the palette PNGs of all images for each chosen variant; the last one is for the segmenter."""
 
     kind = "pseudo_masks"
     parts = ("refine", "evaluate", "data")
@@ -99,7 +99,7 @@ class PseudoMasksStage(RefinementStage):
         return tuple(dict.fromkeys(map_source(self.chain, variant) for variant in chosen))
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """Saliency maps count by their content."""
+        """The settings, with a digest of the saliency maps instead of their folder."""
         settings, folder = super().settings(cfg), cfg["refine"]["saliency"]
         variants = list(self.chain.variants(cfg))
         settings["refine"]["variants"] = variants
@@ -108,18 +108,18 @@ class PseudoMasksStage(RefinementStage):
         return settings
 
     def data(self, context: Context) -> str:
-        """All images, and the masks, which give thresholds and scores."""
+        """All images, and the masks of the evaluated splits, from which thresholds and scores come."""
         return all_images(context, masks=bool(context.data.eval_splits))
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether all masks and their scores are there."""
+        """Whether all masks and their scores exist."""
         folders = [artefact.folder / variant for variant in self.chain.variants(context.cfg)]
         return (artefact.folder / SCORES).is_file() and not any(
             missing_ids(folder, context.data.all_ids, ".png") for folder in folders
         )
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Writes the masks that are not there yet, in a pool of the first process, and scores them."""
+        """Writes the missing masks, in a process pool of the first process, and scores all."""
         context.on_first(lambda: self._masks(context, artefact))
         return {"variants": list(self.chain.variants(context.cfg))}
 
@@ -152,12 +152,12 @@ class PseudoMasksStage(RefinementStage):
 
 
 def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
-    """VOC's scores of masks from (N, 3, C+1) `label_counts`: one confusion matrix over all images.
+    """Scores of masks from (N, 3, C+1) `label_counts`, as VOC computes them: pooled over all images.
 
     Returns:
-        "miou", "iou" per label, "precision", "recall"; "false_positive" and "false_negative": the share of
-        predicted object pixels that are background, and of object pixels that were called background;
-        "foreground": the share of object pixels in the masks. Fractions.
+        Fractions: "miou", "iou" per label, "precision", "recall"; "false_positive": the share of predicted
+        object pixels that are background; "false_negative": the share of object pixels predicted as
+        background; "foreground": the share of object pixels in the masks. And "images", their number.
 
     Raises:
         DataError: the ground truth has no object pixel.
@@ -180,7 +180,7 @@ def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
 
 
 def check_variants(cfg: DictConfig) -> None:
-    """Raises a ConfigError if a variant of `refine.variants` is unknown, or there is none."""
+    """Raises a ConfigError if `refine.variants` is empty or names an unknown variant."""
     if not cfg.refine.variants:
         raise ConfigError(f"expected refine.variants=[...] with some of {', '.join(VARIANTS)}, got none")
     for name in cfg.refine.variants:
@@ -188,17 +188,17 @@ def check_variants(cfg: DictConfig) -> None:
 
 
 def map_source(chain: Chain, variant: str) -> str:
-    """The stage whose maps a variant cuts."""
+    """The stage whose maps a variant starts from."""
     return chain.name("random_walk") if Variant.parse(variant).walk else chain.maps
 
 
 def threshold_setting(variant: Variant) -> str:
-    """The setting of `refine` that holds its background score."""
+    """The setting of `refine` with the background score of a variant."""
     return THRESHOLDS[variant.walk]
 
 
 def background_scores(context: Context, chain: Chain) -> dict[str, float]:
-    """The background score of each variant, each source's chosen once; with saliency, its threshold."""
+    """Variant -> background score, chosen once per source of maps; with saliency the saliency threshold."""
     cfg, scores = context.cfg.refine, {}
     chosen: dict[str, float] = {}
     for name in chain.variants(context.cfg):
@@ -220,11 +220,11 @@ def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
 
 
 def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
-    """Image id, maps, saliency map where the variant wants it, and mask, for all images."""
+    """Image id, maps, saliency map if the variant needs it, and mask file, for all images."""
     source, salient = context.artefacts[map_source(chain, name)].folder, Variant.parse(name).saliency
     found: list[Job] = []
     for i in context.data.all_ids:
-        # An image without a class is background whatever a saliency map says, so it needs none.
+        # An image without a class is all background and needs no saliency map.
         extra = [saliency_folder(context) / f"{i}.png"] if salient and has_class(context, i) else []
         target = mask_path(artefact.folder, name, i)
         found.append((i, map_path(source, i), *extra, target))
@@ -232,10 +232,10 @@ def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[
 
 
 def saliency_folder(context: Context) -> Path:
-    """Where the saliency maps are.
+    """The folder of the saliency maps.
 
     Raises:
-        ConfigError: the setting is missing.
+        ConfigError: refine.saliency is not set.
     """
     if context.cfg.refine.saliency is None:
         raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
@@ -243,10 +243,10 @@ def saliency_folder(context: Context) -> Path:
 
 
 def check_refinement(context: Context, chain: Chain) -> None:
-    """Whether the data has what the variants of a chain want: masks for the scores, saliency maps.
+    """Checks that the variants of a chain have the data they need: masks for scores, saliency maps.
 
     Raises:
-        RibsegError: something is absent.
+        RibsegError: something is missing.
     """
     check_variants(context.cfg)
     chosen = [Variant.parse(name) for name in chain.variants(context.cfg)]
@@ -259,7 +259,7 @@ def check_refinement(context: Context, chain: Chain) -> None:
 
 
 def check_saliency(context: Context) -> None:
-    """Whether every image with a class has a saliency map; raises a DataError that lists those without."""
+    """Raises a DataError that lists the images with a class but without a saliency map."""
     folder = saliency_folder(context)
     there = scan_folder(folder, (".png",))
     absent = [i for i in context.data.all_ids if has_class(context, i) and i not in there]
@@ -276,17 +276,17 @@ def has_class(context: Context, image_id: str) -> bool:
 
 
 def mask_path(folder: Path, variant: str, image_id: str) -> Path:
-    """Where the pseudo mask of an image lies."""
+    """The file of an image's pseudo mask."""
     return folder / variant / f"{image_id}.png"
 
 
 def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str) -> np.ndarray:
-    """(H, W) uint8: the pseudo mask of an image."""
+    """The pseudo mask of an image: (H, W) uint8."""
     return read_mask(mask_path(folder, variant, image_id), num_classes)
 
 
 def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: Job) -> None:
-    """Makes and writes the mask of one image: refines the maps or the labels, as the recipe says."""
+    """Computes and writes the pseudo mask of one image."""
     image_id, maps_path, *saliency_path, target = job
     maps, image = load_maps(maps_path), folders[image_id].image(image_id)
     size = (image.shape[0], image.shape[1])

@@ -1,4 +1,4 @@
-"""The segmenter's training on pseudo masks or, as the bound, on the truth (docs/method.md, section 6)."""
+"""The training of a segmenter on pseudo masks, or fully supervised (docs/method.md, section 6)."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -28,18 +28,18 @@ from ribseg.pipeline.engine.parts import check_training, takes
 from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import check_finite, fit_from, weights_file
-from ribseg.pipeline.stages.chains import FULL, masks_stage, segmenter_name, sources_in_play
+from ribseg.pipeline.stages.chains import FULL, active_sources, masks_stage, segmenter_name
 from ribseg.pipeline.stages.classifier import given_checkpoint, new_classifier, trained_classifier
 from ribseg.pipeline.stages.pseudo_masks import read_pseudo_mask
 
-WEIGHTS = "segmenter"  # name of the file, without its ending
+WEIGHTS = "segmenter"  # file name, without extension
 
 
 class SegmenterStage(Stage):
     """Trains a segmenter.
 
     Args:
-        source: the maps whose pseudo masks it learns from, or "full" for the ground truth.
+        source: the stage whose maps gave the pseudo masks to learn from, or "full" for the ground truth.
     """
 
     parts = ("segmenter", "callbacks", *TRAINING)
@@ -51,16 +51,16 @@ class SegmenterStage(Stage):
 
     def wanted(self, context: Context) -> bool:
         """Whether the run trains or reports it."""
-        return self.source in sources_in_play(context.cfg)
+        return self.source in active_sources(context.cfg)
 
     def required(self, context: Context) -> tuple[str, ...]:
-        """The pseudo masks, and the classifier where its backbone is the start."""
+        """The pseudo masks, and the classifier if its backbone is the initialization."""
         masks = () if self.source == FULL else (masks_stage(context.cfg, self.source),)
         starts = ("classifier",) if context.cfg.segmenter.model.get("weights") == "classifier" else ()
         return (*masks, *starts)
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """What is validated counts only where it decides: with select=best, or with callbacks."""
+        """The settings of the validation count only if it decides: with select=best, or with callbacks."""
         settings = super().settings(cfg)
         segmenter = settings["segmenter"]
         if not validation_decides(cfg):
@@ -70,7 +70,7 @@ class SegmenterStage(Stage):
         return settings
 
     def data(self, context: Context) -> str:
-        """The images and masks that it learns from, and those that decide when it is best."""
+        """The images and masks for training, and those of the validation if it decides."""
         data = training_folder(context, self.source).fingerprint(masks=self.source == FULL)
         watch = validation_folder(context)
         if watch is not None and validation_decides(context.cfg):
@@ -78,15 +78,15 @@ class SegmenterStage(Stage):
         return data
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether the segmenter is there."""
+        """Whether the weights exist."""
         return weights_file(artefact, WEIGHTS).is_file()
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Trains from the last checkpoint on, and saves the last or the best weights."""
+        """Trains, resuming from the last checkpoint, and saves the last or the best weights."""
         cfg = context.cfg.segmenter
         pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
         model = new_segmenter(context)
-        # Validation cuts images as the test does; a module of the user's own need not.
+        # Validation tiles images as the test does; a module of the user's own need not.
         tiles = {name: cfg.test[name] for name in ("tile", "margin") if takes(cfg.module, name)}
         module = build(cfg.module, model=model, **tiles)
         facts = train(context, artefact, module, segmentation_data(context, self.source))
@@ -100,22 +100,22 @@ class SegmenterStage(Stage):
 
 
 def validation_decides(cfg: Mapping[str, Any]) -> bool:
-    """Whether what is learnt depends on validation scores."""
+    """Whether the resulting weights depend on validation scores."""
     return cfg["segmenter"]["select"] == "best" or bool(named_callbacks(cfg, "segmenter"))
 
 
 def training_folder(context: Context, source: str) -> BaseDataset:
-    """The images that it learns from; for "full" with the folder of masks that has all of them."""
+    """The training images; for "full" with the masks of segmenter.masks_dir, if set."""
     if source == FULL and context.cfg.segmenter.masks_dir is not None:
         return context.data.pseudo.with_masks(context.cfg.segmenter.masks_dir)
     return context.data.pseudo
 
 
 def tested_folders(context: Context) -> dict[str, BaseDataset]:
-    """Split -> images and masks.
+    """Split -> images and masks of the test.
 
     Raises:
-        ConfigError: there is none, or one that is not among those with masks.
+        ConfigError: there is none, or one is not in data.eval_splits.
     """
     known = context.data.evals
     chosen = context.cfg.segmenter.splits
@@ -129,19 +129,19 @@ def tested_folders(context: Context) -> dict[str, BaseDataset]:
 
 
 def validation_folder(context: Context) -> BaseDataset | None:
-    """Where the training is watched: the first tested split; None if it is not to be, or without masks."""
+    """The validation set: the first tested split; None with validate=false or without masks."""
     if not context.cfg.segmenter.validate or not context.data.eval_splits:
         return None
     return next(iter(tested_folders(context).values()))
 
 
 def new_segmenter(context: Context, classifier: Classifier | None = None) -> nn.Module:
-    """The configured network for the classes of the data, with the weights that it starts from.
+    """The configured network for the classes of the data, with its initial weights.
 
     Args:
         context: of the run.
-        classifier: whose backbone it starts from with `segmenter.model.weights=classifier`; None for the one
-            that the classifier stage has trained.
+        classifier: gives the backbone with `segmenter.model.weights=classifier`; None for that of the
+            classifier stage.
     """
     cfg = context.cfg.segmenter.model
     shared = cfg.get("weights") == "classifier"
@@ -154,10 +154,10 @@ def new_segmenter(context: Context, classifier: Classifier | None = None) -> nn.
 
 
 def take_backbone(model: Any, classifier: Classifier) -> None:
-    """Copies the classifier's backbone.
+    """Copies the weights of the classifier's backbone into the segmenter.
 
     Raises:
-        ConfigError: the segmenter's is another one.
+        ConfigError: the segmenter has another backbone.
     """
     try:
         model.backbone.load_state_dict(classifier.backbone.state_dict())
@@ -170,13 +170,13 @@ def take_backbone(model: Any, classifier: Classifier) -> None:
 
 
 def described(context: Context, model: nn.Module) -> Segmenter:
-    """A network with what belongs to it."""
+    """The segmenter: a network with classes, normalization, palette and inference settings."""
     data, test = context.data, plain(context.cfg.segmenter.test)
     return Segmenter(model, data.classes, data.mean, data.std, voc_palette(), test)
 
 
 def masks_of(context: Context, source: str) -> Reader:
-    """What reads the mask to learn from."""
+    """The function that reads the training mask of an image id."""
     if source == FULL:
         return training_folder(context, source).mask
     stage = context.artefacts[masks_stage(context.cfg, source)]
@@ -184,7 +184,7 @@ def masks_of(context: Context, source: str) -> Reader:
 
 
 def segmentation_data(context: Context, source: str) -> SegmentationDataModule:
-    """Crops to learn from, and whole images for the watch where it is wanted."""
+    """Training crops, and whole images for the validation if there is one."""
     cfg, data = context.cfg.segmenter, context.data
     transform = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
     train = SegmentationDataset(data.pseudo.ids, data.pseudo.image, masks_of(context, source), transform)
@@ -199,31 +199,31 @@ def segmentation_data(context: Context, source: str) -> SegmentationDataModule:
 
 
 def checkpoint(artefact: Artefact, which: str) -> Path:
-    """Where the last and the best checkpoint lie."""
+    """The file of the "last" or the "best" checkpoint."""
     return artefact.folder / "checkpoints" / f"{which}.ckpt"
 
 
 def train(
     context: Context, artefact: Artefact, module: pl.LightningModule, data: SegmentationDataModule
 ) -> dict[str, Any]:
-    """Trains to the configured number of iterations, from the last checkpoint on if there is one."""
+    """Trains for the configured number of iterations, resuming from the last checkpoint; returns metrics."""
     cfg = context.cfg.segmenter
     trainer = context.trainer(
         artefact.stage,
         artefact.folder,
-        training_callbacks(context, artefact, watched=data.val is not None),
+        training_callbacks(context, artefact, validates=data.val is not None),
         max_steps=cfg.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=cfg.accumulate,
         sync_batchnorm=cfg.sync_batchnorm or context.cfg.trainer.get("sync_batchnorm", False),
         precision=cfg.precision or context.cfg.trainer.precision,
-        use_distributed_sampler=False,  # the batches know their process
+        use_distributed_sampler=False,  # the batches are divided among processes already
         check_val_every_n_epoch=None,
         val_check_interval=cfg.check_every * cfg.accumulate,
         limit_val_batches=None if data.val is not None else 0,
     )
     metrics = fit_from(context, trainer, module, data, checkpoint(artefact, "last"))
-    stopped = trainer.should_stop and bool(context.callbacks("segmenter"))  # by a callback, as was asked for
+    stopped = trainer.should_stop and bool(context.callbacks("segmenter"))  # by one of the user's callbacks
     if trainer.global_step < cfg.max_steps and not stopped:
         raise ConfigError(
             f"{artefact.stage} stopped at iteration {trainer.global_step} of {cfg.max_steps}: does the "
@@ -232,16 +232,16 @@ def train(
     return metrics
 
 
-def training_callbacks(context: Context, artefact: Artefact, watched: bool) -> list[Callback]:
-    """The last checkpoint, the best one where there is a watch, and the moving average if wanted."""
+def training_callbacks(context: Context, artefact: Artefact, validates: bool) -> list[Callback]:
+    """Callbacks for the last checkpoint, the best one with validation, the moving average, and the user's."""
     cfg = context.cfg.segmenter
     folder = artefact.folder / "checkpoints"
-    # With a watch the last state is saved after it, so that a training which goes on has seen the same.
-    every = None if watched else cfg.check_every
+    # With validation the last checkpoint is saved after it, so that a resumed training has the same state.
+    every = None if validates else cfg.check_every
     common: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
     callbacks: list[Callback] = []
-    if watched:
-        # Before the last state, which must hold the score of its own watch for a training that goes on.
+    if validates:
+        # Before the last checkpoint, which must contain the best score so far.
         callbacks.append(ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", **common))
     callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
     if cfg.average is not None:
@@ -250,10 +250,10 @@ def training_callbacks(context: Context, artefact: Artefact, watched: bool) -> l
 
 
 def check_segmenter(context: Context, source: str) -> None:
-    """Finds before the training what would fail in or after it.
+    """Checks settings and data of a segmenter before any training.
 
     Raises:
-        RibsegError: a setting cannot work, or masks are absent.
+        RibsegError: a setting cannot work, or masks are missing.
     """
     check_schedule(context)
     if source == FULL:

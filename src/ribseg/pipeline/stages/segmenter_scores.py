@@ -1,4 +1,4 @@
-"""The test of a segmenter: masks as files, and one confusion matrix over all their pixels."""
+"""The test of a segmenter: predicted masks as files, and one confusion matrix over all pixels."""
 
 import dataclasses
 import json
@@ -26,11 +26,11 @@ from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.engine.training import check_complete, weights_file
 from ribseg.pipeline.stages.chains import (
     FULL,
+    active_sources,
     masks_stage,
     segmenter_name,
     segmenter_sources,
-    sources_in_play,
-    tested_name,
+    segmenter_test_name,
 )
 from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores
 from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
@@ -38,7 +38,7 @@ from ribseg.workers import ordered_map
 
 
 class SegmenterTestStage(Stage):
-    """Segments the tested splits and scores the masks that were written.
+    """Segments the tested splits and scores the written masks.
 
     Args:
         source: as in `SegmenterStage`.
@@ -48,12 +48,12 @@ class SegmenterTestStage(Stage):
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
     def __init__(self, source: str) -> None:
-        self.source, self.name = source, tested_name(source)
+        self.source, self.name = source, segmenter_test_name(source)
         self.kind = self.name
 
     def wanted(self, context: Context) -> bool:
-        """As its segmenter, where there are masks to score with."""
-        possible = bool(context.data.eval_splits) and self.source in sources_in_play(context.cfg)
+        """As its segmenter, if there are masks to score with."""
+        possible = bool(context.data.eval_splits) and self.source in active_sources(context.cfg)
         return possible or self.name in context.cfg.run
 
     def required(self, context: Context) -> tuple[str, ...]:
@@ -65,14 +65,14 @@ class SegmenterTestStage(Stage):
         return " ".join(folder.fingerprint(masks=True) for folder in tested_folders(context).values())
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether scores and masks are there."""
+        """Whether the scores and all masks exist."""
         folders = tested_folders(context).values()
         return (artefact.folder / SCORES).is_file() and not any(
             missing_ids(artefact.folder / folder.split, folder.ids, ".png") for folder in folders
         )
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Segments what is missing, then counts all pixels from the files."""
+        """Segments the missing images, then scores the files."""
         segmenter = tested_segmenter(context, self.source)
         for folder in tested_folders(context).values():
             write_masks(context, artefact, segmenter, folder, artefact.folder / folder.split)
@@ -88,7 +88,7 @@ class SegmenterTestStage(Stage):
 
 
 def tested_segmenter(context: Context, source: str) -> Segmenter:
-    """The trained segmenter under the configured test."""
+    """The trained segmenter, with the configured inference settings."""
     segmenter = load_segmenter(weights_file(context.artefacts[segmenter_name(source)], WEIGHTS))
     return dataclasses.replace(segmenter, inference=plain(context.cfg.segmenter.test))
 
@@ -96,12 +96,12 @@ def tested_segmenter(context: Context, source: str) -> Segmenter:
 def write_masks(
     context: Context, artefact: Artefact, segmenter: Segmenter, folder: BaseDataset, place: Path
 ) -> None:
-    """Segments the images that have no mask yet.
+    """Segments the images without a mask file.
 
     Args:
         context: of the run.
-        artefact: of the stage that does it.
-        segmenter: with its settings.
+        artefact: of the stage.
+        segmenter: with its inference settings.
         folder: the images.
         place: gets `<image id>.png`.
     """
@@ -109,7 +109,7 @@ def write_masks(
     if not missing:
         return
     if len(missing) < len(folder):
-        context.console.print(f"  going on: {len(folder) - len(missing)} of {len(folder)} masks are there")
+        context.console.print(f"  resuming: {len(folder) - len(missing)} of {len(folder)} masks are done")
     workers, crf = crf_workers(context), segmenter.inference.get("crf")
     module = MaskPredictionModule(segmenter, defer_crf=workers > 0)
     callbacks = [
@@ -123,20 +123,20 @@ def write_masks(
 
 
 def image_loader(context: Context, ids: Sequence[str], folder: BaseDataset) -> DataLoader:
-    """Images one by one; with fewer images than processes some come twice, as Lightning lets none be idle."""
+    """Batches of one image; with fewer images than processes some repeat, as no process may be idle."""
     number = max(len(ids), context.processes)
     dataset = WholeImages(islice(cycle(ids), number), folder.image)
     return DataLoader(dataset, batch_size=1, collate_fn=only_item, num_workers=context.data.num_workers)
 
 
 def crf_workers(context: Context) -> int:
-    """Processes for the CRF on this machine, shared among those that segment."""
+    """Number of CRF worker processes per segmenting process."""
     number = context.cfg.segmenter.workers
     return max(1, (os.cpu_count() or 1) // context.processes) if number == "auto" else int(number)
 
 
 def score_masks(context: Context, place: Path, folder: BaseDataset) -> dict[str, Any]:
-    """Scores of the mask files of a split, from one confusion matrix over all their pixels."""
+    """Scores of the mask files of a split, from one confusion matrix over all pixels."""
 
     def count(image_id: str) -> torch.Tensor:
         mask = torch.from_numpy(read_mask(place / f"{image_id}.png", folder.num_classes))
@@ -148,15 +148,17 @@ def score_masks(context: Context, place: Path, folder: BaseDataset) -> dict[str,
         total += matrix
     scores = mask_scores(counts_of(total)[None]) | {"images": len(folder), "confusion": total.tolist()}
     if scores["foreground"] == 0:
-        context.console.print(f"  [yellow]warning[/]: the segmenter finds only background on {folder.split}")
+        context.console.print(
+            f"  [yellow]warning[/]: the segmenter predicts only background on {folder.split}"
+        )
     return scores
 
 
 def segmenter_results(context: Context) -> dict[str, Any]:
-    """Scores by source, those of the first tested split one level up; with those of the masks learnt from."""
+    """Source -> scores, on top those of the first tested split, and the mIoU of its training masks."""
     results: dict[str, Any] = {}
     for source in segmenter_sources(context.cfg):
-        artefact = context.artefacts.get(tested_name(source))
+        artefact = context.artefacts.get(segmenter_test_name(source))
         if artefact is None or not artefact.finished:
             continue
         splits = json.loads((artefact.folder / SCORES).read_text())
@@ -169,14 +171,14 @@ def segmenter_results(context: Context) -> dict[str, Any]:
 
 
 def source_label(context: Context, source: str) -> str:
-    """What tables call the masks that a segmenter has learnt from."""
+    """The name of a segmenter's training masks in tables."""
     if source == FULL:
         return "ground truth (bound)"
     return f"pseudo masks of {map_sources(context.cfg)[source].label}"
 
 
 def learnt_masks(context: Context, source: str) -> dict[str, Any] | None:
-    """The mIoU of the pseudo masks on the first evaluated split; None for ground truth."""
+    """The mIoU of the pseudo masks on the first evaluated split; None for ground truth or without scores."""
     if source == FULL:
         return None
     path = context.artefacts[masks_stage(context.cfg, source)].folder / SCORES

@@ -1,4 +1,4 @@
-"""The background score of a stage's maps: a number, the oracle's, held-out, or without ground truth."""
+"""The background score of a stage's maps: given, or chosen with or without ground truth."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from ribseg.pipeline.engine.methods import MapSource
 from ribseg.pipeline.stages.evaluate import sweep_split
 from ribseg.workers import ordered_map
 
-# How many splits with masks each way to choose needs; the last of them is the one that it chooses on.
+# Name of a way to choose the score -> how many splits with masks it needs; it uses the last of them.
 CHOICES = {"oracle": 1, "held_out": 2, "unsupervised": 0}
 # Settings of `evaluate` that background scores do not depend on.
 SCORES_ONLY = ("evaluate.fixed_threshold", "evaluate.bootstrap")
@@ -21,14 +21,14 @@ THRESHOLDS = ("maps_threshold", "walk_threshold")  # settings of `refine`: befor
 
 
 def check_thresholds(cfg: DictConfig, settings: Iterable[str]) -> None:
-    """Whether the data can give background scores.
+    """Checks that the data has the masks that background scores are chosen on.
 
     Args:
         cfg: the composed configuration.
         settings: those of `THRESHOLDS` that will be used.
 
     Raises:
-        ConfigError: a score is to be chosen on masks that there are not.
+        ConfigError: there are too few splits with masks.
     """
     splits = list(cfg.data.eval_splits or ())
     for setting in settings:
@@ -41,12 +41,12 @@ def check_thresholds(cfg: DictConfig, settings: Iterable[str]) -> None:
 
 
 def needs_masks(setting: float | str) -> bool:
-    """Whether a background score depends on ground truth."""
+    """Whether a setting of a background score needs ground truth."""
     return isinstance(setting, str) and CHOICES[setting] > 0
 
 
 def all_images(context: Context, masks: bool) -> str:
-    """The fingerprint of all images, and of those on which a score without ground truth is chosen."""
+    """The fingerprint of all images; of data.pseudo_split separately, for scores without ground truth."""
     data = context.data
     own = "" if data.pseudo_split == data.train_split else data.pseudo.fingerprint(masks=False)
     return data.fingerprint(masks) + own
@@ -57,9 +57,9 @@ def choose_threshold(context: Context, stage: str, setting: float | str) -> floa
 
     Args:
         context: of the run.
-        stage: whose maps are meant.
+        stage: that made the maps.
         setting: a number; "oracle": the best on the first of data.eval_splits; "held_out": the best on the
-            second; "unsupervised": Otsu's criterion on the maps of the training images.
+            second; "unsupervised": Otsu's threshold of the maps of data.pseudo_split.
     """
     if not isinstance(setting, str):
         return float(setting)
@@ -72,7 +72,7 @@ def choose_threshold(context: Context, stage: str, setting: float | str) -> floa
 
 
 def unsupervised_threshold(context: Context, stage: str) -> float:
-    """Otsu's threshold over the maps of all images of data.pseudo_split."""
+    """Otsu's threshold of the maps of all images of data.pseudo_split."""
     settings, folder = context.cfg.evaluate, context.data.pseudo
     thresholds = torch.linspace(0, 1, settings.thresholds)
 

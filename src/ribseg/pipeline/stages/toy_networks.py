@@ -1,4 +1,4 @@
-"""The networks of the toy experiment, one per seed."""
+"""The training stage of the toy experiment: one network per seed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -51,15 +51,15 @@ class ToyNetworksStage(Stage):
     reads_data = False
 
     def data(self, context: Context) -> str:
-        """The digits; nothing of the data set of the other stages."""
+        """The digits."""
         return digits_fingerprint(toy_digits(context))
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether the weights of all seeds are there."""
+        """Whether the weights of all seeds exist."""
         return all(network_path(artefact, seed).is_file() for seed in seeds(context))
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Trains the networks that are not there yet."""
+        """Trains the missing networks."""
         missing = [seed for seed in seeds(context) if not network_path(artefact, seed).is_file()]
         context.on_first(lambda: for_seeds(context, artefact, train_network, missing))
         return {}
@@ -76,15 +76,15 @@ def toy_digits(context: Context) -> Digits:
 
 
 def network_path(artefact: Artefact, seed: int) -> Path:
-    """Where the weights of a seed lie."""
+    """The file of a seed's weights."""
     return artefact.folder / f"seed-{seed}" / WEIGHTS
 
 
 def training_loss(context: Context) -> Loss:
-    """The configured loss of the training.
+    """The configured training loss.
 
     Raises:
-        ConfigError: unknown, or its activation does not belong to it.
+        ConfigError: unknown loss, or one that does not go with the configured activation.
     """
     cfg = context.cfg.bottleneck.training
     losses: dict[str, tuple[Loss, tuple[str, ...]]] = {
@@ -106,10 +106,10 @@ def training_loss(context: Context) -> Loss:
 
 
 def for_seeds(context: Context, artefact: Artefact, work: SeedWork, chosen: Sequence[int]) -> None:
-    """Does the work of some seeds, in `bottleneck.workers` processes.
+    """Calls `work` for some seeds, in `bottleneck.workers` processes.
 
-    Each seed has one thread: the numbers do not depend on how many cores there are, and networks so small
-    gain more from a core of their own than from two that wait for each other.
+    Each seed uses one thread, so that results do not depend on the number of cores; for networks this small
+    parallel seeds are faster than parallel threads.
     """
     workers = min(worker_count(context.cfg.bottleneck.workers), len(chosen))
     shared = (context.cfg, context.output, context.artefacts, artefact, work)
@@ -126,7 +126,7 @@ def _in_process(
     work: SeedWork,
     seed: int,
 ) -> float:
-    """One seed in a fresh process, without a progress bar: there would be one per process."""
+    """Does the work of one seed in a worker process, without a progress bar; returns the seconds."""
     quiet_lightning()
     quiet = OmegaConf.merge(cfg, {"progress": False})
     assert isinstance(quiet, DictConfig)
@@ -140,7 +140,7 @@ def _timed(work: SeedWork, context: Context, artefact: Artefact, seed: int) -> f
 
 
 def train_network(context: Context, artefact: Artefact, seed: int) -> None:
-    """One network on its seed's images; one that diverges is kept as it is, it counts as diverged."""
+    """Trains and saves the network of a seed; a diverged one is kept and counted as such."""
     cfg = context.cfg.bottleneck
     digits = split_digits(toy_digits(context), "train")
     pl.seed_everything(seed, workers=True, verbose=False)
@@ -163,7 +163,7 @@ def train_network(context: Context, artefact: Artefact, seed: int) -> None:
 def single_trainer(
     context: Context, name: str, artefact: Artefact, callbacks: Sequence[Callback] = (), **kwargs: Any
 ) -> pl.Trainer:
-    """The configured Trainer on one device and one thread: the networks are too small to be shared out."""
+    """The configured Trainer on one device and one thread: the networks are too small for more."""
     return context.trainer(
         name,
         artefact.folder,
