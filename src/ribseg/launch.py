@@ -57,7 +57,7 @@ def one_job() -> Iterator[None]:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the program with a message instead of a traceback for a `RibsegError`, a full disk, and Ctrl-C."""
-    resume = "repeat the command: it resumes from the finished parts"
+    resume = "give the same command again to resume"
     try:
         yield
     except RibsegError as error:
@@ -65,7 +65,7 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(f"\nribseg: the disk is full ({error}). Free some space and {resume}.")
+        sys.exit(f"\nribseg: the disk is full ({error}). Free some space, then {resume}.")
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns Ctrl-C during a training into an exit.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         written = _converted(options)
     except KeyboardInterrupt as error:
-        again = "interrupted. Repeat the command: it resumes where it stopped."
+        again = "interrupted. Give the same command again to resume."
         raise RibsegError(again) from error
     if options.formats == LABELS:
         print(f"labels of {written} images written to {options.target}")
