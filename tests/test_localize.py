@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
@@ -283,3 +284,16 @@ def test_a_photograph_with_imagenets_head(tmp_path):
     assert classifier.classes == imagenet_names()
     classifier.save(tmp_path / "c.safetensors")
     assert torch.equal(ribseg.load(tmp_path / "c.safetensors").weight, classifier.weight)
+
+
+def test_a_network_of_timm_with_its_head(monkeypatch):
+    """Its pretrained weights are fetched once, head and backbone together."""
+    whole = timm.create_model("resnet10t").eval()
+    asked = []
+    monkeypatch.setattr("ribseg.models.imagenet.create_network", lambda *given: asked.append(given) or whole)
+    classifier = imagenet_classifier("resnet10t")
+    assert asked == [("resnet10t", True, {})]
+    image = torch.randn(1, 3, 64, 64)
+    dilated = timm.create_model("resnet10t", output_stride=16).eval()
+    dilated.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(classifier(image) + whole.fc.bias, dilated(image))

@@ -61,11 +61,10 @@ def localization_figure(image: Any, maps: LocalizationMaps, threshold: float | N
         DataError: the maps are of an image of another size, or have no full size.
     """
     pixels = as_image(image)
-    full = _full(maps, pixels)
-    figure, axes = _grid(1, 1 + len(full), pixels)
+    names = _names(maps)
+    figure, axes = _grid(1, 1 + len(names), pixels)
     draw(axes[0, 0], pixels, "image")
-    for number, name in enumerate(_names(maps)):
-        _draw_map(axes[0, 1 + number], pixels, maps, number, name, threshold)
+    _draw_maps(axes[0, 1:], pixels, maps, names, threshold)
     return figure
 
 
@@ -85,10 +84,8 @@ def steps_figure(image: Any, series: Sequence[LocalizationMaps], threshold: floa
         raise DataError("expected the maps of at least one step and one class")
     names = _names(series[0])
     figure, axes = _grid(len(names), len(series), pixels)
-    for row, name in enumerate(names):
-        for k, maps in enumerate(series):
-            _full(maps, pixels)
-            _draw_map(axes[row, k], pixels, maps, row, f"{name}, k = {k}", threshold)
+    for k, maps in enumerate(series):
+        _draw_maps(axes[:, k], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
     return figure
 
 
@@ -99,14 +96,20 @@ def png_of(figure: "Figure", dpi: int = 80) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_map(
-    axis: Any, pixels: np.ndarray, maps: LocalizationMaps, number: int, title: str, threshold: float | None
+def _draw_maps(
+    axes: np.ndarray,
+    pixels: np.ndarray,
+    maps: LocalizationMaps,
+    titles: Sequence[str],
+    threshold: float | None,
 ) -> None:
+    """Draws each map over the image, on an axis of its own."""
     full = _full(maps, pixels)
-    draw(axis, overlay(pixels, full[number].numpy()), title)
-    if threshold is not None:
-        winners = argmax_labels(full, torch.arange(len(full)), threshold)
-        draw_outline(axis, (winners == number + 1).numpy())
+    winners = None if threshold is None else argmax_labels(full, torch.arange(len(full)), threshold)
+    for number, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        draw(axis, overlay(pixels, full[number].numpy()), title)
+        if winners is not None:
+            draw_outline(axis, (winners == number + 1).numpy())
 
 
 def _full(maps: LocalizationMaps, pixels: np.ndarray) -> torch.Tensor:

@@ -38,12 +38,12 @@ def _localized(
     """Writes the files of an image; returns its maps."""
     pixels = read_image(image)
     if options.steps:
-        series = localizer.trace(image, options.labels, options.top)
+        series = localizer.trace(pixels, options.labels, options.top, image.stem)
         maps = series[-1]
         strip = steps_figure(pixels, series, options.threshold)
         atomic_write(target.with_name(f"{target.stem}_steps.png"), png_of(strip))
     else:
-        maps = localizer(image, options.labels, options.top)
+        maps = localizer(pixels, options.labels, options.top, image.stem)
     maps.save(target.with_suffix(".npz"))
     write_mask(target.with_name(f"{target.stem}_mask.png"), maps.mask(options.threshold))
     atomic_write(target, png_of(localization_figure(pixels, maps, options.threshold)))

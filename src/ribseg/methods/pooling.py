@@ -19,7 +19,15 @@ from ribseg.functional.pooling import (
 )
 
 
-class GAP:
+class Described:
+    """Prints itself as the call that makes it."""
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+class GAP(Described):
     """Global average pooling; ignores the labels.
 
     >>> import torch
@@ -31,11 +39,8 @@ class GAP:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return gap(maps)
 
-    def __repr__(self) -> str:
-        return "GAP()"
 
-
-class GNDRP:
+class GNDRP(Described):
     """Global non-discriminative region pooling (RIB paper, section 4.2, equation 7).
 
     Args:
@@ -66,10 +71,6 @@ class GNDRP:
         """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C) logits."""
         return gndrp(maps, labels, self.threshold, self.divisor, self.rule, self.num_masked_classes)
 
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"GNDRP({settings})"
-
 
 class Activated:
     """A pooling followed by a last activation, for comparison with RIB, which removes it.
@@ -95,18 +96,15 @@ class Activated:
         return f"Activated({self.pooling!r}, {self.name!r})"
 
 
-class GlobalMax:
+class GlobalMax(Described):
     """Global max pooling; see `ribseg.functional.global_max`."""
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return global_max(maps)
 
-    def __repr__(self) -> str:
-        return "GlobalMax()"
 
-
-class LogSumExp:
+class LogSumExp(Described):
     """Log-sum-exp pooling; see `ribseg.functional.log_sum_exp`.
 
     Args:
@@ -124,11 +122,8 @@ class LogSumExp:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return log_sum_exp(maps, self.sharpness)
 
-    def __repr__(self) -> str:
-        return f"LogSumExp(sharpness={self.sharpness!r})"
 
-
-class TopK:
+class TopK(Described):
     """The mean of the highest values; see `ribseg.functional.top_k`.
 
     Args:
@@ -146,11 +141,8 @@ class TopK:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return top_k(maps, self.share)
 
-    def __repr__(self) -> str:
-        return f"TopK(share={self.share!r})"
 
-
-class GeneralizedMean:
+class GeneralizedMean(Described):
     """Generalized-mean pooling; see `ribseg.functional.generalized_mean`.
 
     Args:
@@ -167,9 +159,6 @@ class GeneralizedMean:
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return generalized_mean(maps, self.power)
-
-    def __repr__(self) -> str:
-        return f"GeneralizedMean(power={self.power!r})"
 
 
 # Ours, each of which pools a class without looking at the others; what one brings oneself may mix them.

@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         extra = dict(kwargs or {})
         if atrous:
             extra["output_stride"] = output_stride
-        network = _create(name, pretrained, extra)
+        network = create_network(name, pretrained, extra)
         _plain_pooling(network)
         blocks, ends = find_chain(name, network)
         self.name = name
@@ -111,7 +111,8 @@ def pad_images(images: Tensor, crop_size: int = 0) -> Tensor:
     return F.pad(images, (0, right, 0, bottom))
 
 
-def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def create_network(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Timm's network of that name, with its head; raises a ConfigError if it or its weights cannot be had."""
     if not timm.is_model(name):
         similar = timm.list_models(f"*{re.split('[_.0-9]', name)[0]}*")[:5]
         raise ConfigError(f"timm knows no model {name!r}; similar names: {', '.join(similar) or 'none'}")

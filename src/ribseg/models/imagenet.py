@@ -2,11 +2,10 @@
 
 from functools import lru_cache
 
-import timm
 from timm.data import ImageNetInfo
-from torch import nn
 
 from ribseg.errors import ConfigError
+from ribseg.models.backbone import create_network
 from ribseg.models.checkpoint import load_classifier
 from ribseg.models.classifier import Classifier
 from ribseg.models.packages import PACKAGED
@@ -39,8 +38,8 @@ def imagenet_classifier(name: str) -> Classifier:
         classifier = Classifier(PACKAGED[name], CLASSES, atrous=True, classes=imagenet_names())
         load_classifier(classifier, name)
         return classifier.eval()
-    classifier = Classifier(name, CLASSES, pretrained=True, atrous=True, classes=imagenet_names())
-    whole: nn.Module = timm.create_model(name, pretrained=True)
+    classifier = Classifier(name, CLASSES, atrous=True, classes=imagenet_names())
+    whole = create_network(name, True, {})  # with its head, so the backbone needs no weights before
     known = getattr(whole, "num_classes", None)
     if known != CLASSES:
         raise ConfigError(f"expected weights with the {CLASSES} classes of ImageNet, {name} has {known}")

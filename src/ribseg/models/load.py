@@ -10,8 +10,8 @@ from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
 from ribseg.models.described import build_errors, check_architecture, read_described
-from ribseg.models.released.rib import is_released, load_official_classifier
-from ribseg.models.segmenter import Segmenter, is_segmenter, load_segmenter
+from ribseg.models.released.rib import is_released, official_classifier_of
+from ribseg.models.segmenter import Segmenter, is_segmenter, segmenter_of
 from ribseg.models.weights import fitting, load_fitting, places_of, read_file
 
 NAMES = {len(VOC_CLASSES): VOC_CLASSES}  # number of classes of a released checkpoint -> class names
@@ -38,11 +38,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | S
         raise ConfigError(f"no file at {file}; check the path")
     content = read_described(file) or read_file(file)
     if is_segmenter(content):
-        return load_segmenter(file, device)
+        return segmenter_of(content, file, device)
     if isinstance(content, dict) and content.get("kind") == "classifier":
         return _classifier(content, file).to(device).eval()
     if any(is_released(place.tensors) for place in places_of(content, file)):
-        classifier = load_official_classifier(file)
+        classifier = official_classifier_of(content, file)
         classifier.classes = NAMES.get(classifier.num_classes)
         return classifier.to(device).eval()
     raise ConfigError(

@@ -87,7 +87,32 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
     Raises:
         ConfigError: no such file, not a segmenter, or it needs a package that is not installed.
     """
-    content = _read(Path(path))
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no segmenter at {file}; check the path")
+    try:
+        content = read_described(file) or read_file(file)
+    except ConfigError as error:
+        raise ConfigError(f"expected a segmenter of ribseg, but {error}") from error
+    return segmenter_of(content, file, device)
+
+
+def segmenter_of(content: Any, path: Path, device: str | torch.device = "cpu") -> Segmenter:
+    """The segmenter in the content of a file.
+
+    Args:
+        content: of the file, as `read_described` or `read_file` gives it.
+        path: of the file, for messages.
+        device: of the model, which is in evaluation mode.
+
+    Raises:
+        ConfigError: it is not a segmenter, or it needs a package that is not installed.
+    """
+    if not is_segmenter(content) or not set(KEYS) <= set(content):
+        raise ConfigError(
+            f"{path} is not a segmenter of ribseg. Expected the segmenter.safetensors in a folder "
+            "segmenter-*/ of the store; ribseg.models.Segmenter(model, classes, ...).save(PATH) writes one"
+        )
     check_architecture(path, "segmenter", content["architecture"], list(ARCHITECTURES))
     with build_errors(path, content["settings"]):
         return _built(content, device)
@@ -111,21 +136,6 @@ def _palette(stored: str | torch.Tensor) -> np.ndarray:
     if palette.shape != (256, 3) or palette.dtype != np.uint8:
         raise ValueError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}")
     return palette
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"no segmenter at {path}; check the path")
-    try:
-        content = read_described(path) or read_file(path)
-    except ConfigError as error:
-        raise ConfigError(f"expected a segmenter of ribseg, but {error}") from error
-    if not is_segmenter(content) or not set(KEYS) <= set(content):
-        raise ConfigError(
-            f"{path} is not a segmenter of ribseg. Expected the segmenter.safetensors in a folder "
-            "segmenter-*/ of the store; ribseg.models.Segmenter(model, classes, ...).save(PATH) writes one"
-        )
-    return content
 
 
 def is_segmenter(content: Any) -> bool:

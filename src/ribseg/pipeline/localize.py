@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ribseg.data.augment.transforms import train_transform
@@ -29,7 +29,7 @@ from ribseg.models.packages import PACKAGED
 from ribseg.modules.localization import LocalizationModule
 from ribseg.pipeline.engine.configuration import composed
 from ribseg.pipeline.engine.context import build
-from ribseg.pipeline.engine.methods import Entry, check_entries, entries
+from ribseg.pipeline.engine.methods import check_entries, entries
 from ribseg.types import Adaptation
 
 Labels = Sequence[str | int]
@@ -121,20 +121,37 @@ class Localizer:
         batches = None if references is None else self._batches(references)
         self.module = LocalizationModule(self.classifier, self.method, batches, self.name, self.cfg.seed)
 
-    def __call__(self, image: Any, labels: Labels | None = None, top: int = 3) -> LocalizationMaps:
-        """The maps of an image; see `localize`."""
-        pixels, given = self._prepared(image, labels, top)
+    def __call__(
+        self, image: Any, labels: Labels | None = None, top: int = 3, name: str | None = None
+    ) -> LocalizationMaps:
+        """The maps of an image; see `localize`.
+
+        Args:
+            image: see there.
+            labels: see there.
+            top: see there.
+            name: of the image, which determines random draws; None for the stem of its path.
+        """
+        pixels, given = self._prepared(image, labels, top, name)
         return self._finished(self.module.localize(*given), pixels)
 
-    def trace(self, image: Any, labels: Labels | None = None, top: int = 3) -> list[LocalizationMaps]:
+    def trace(
+        self, image: Any, labels: Labels | None = None, top: int = 3, name: str | None = None
+    ) -> list[LocalizationMaps]:
         """The maps after each step of an iterative method; the last ones are those of `__call__`.
+
+        Args:
+            image: see `localize`.
+            labels: see there.
+            top: see there.
+            name: see `__call__`.
 
         Raises:
             ConfigError: the method has no `trace`.
         """
         if self.change is not None or not hasattr(self.method, "trace"):
             raise ConfigError(f"the method {self.name!r} takes no steps (it has no `trace`)")
-        pixels, given = self._prepared(image, labels, top)
+        pixels, given = self._prepared(image, labels, top, name)
         return [self._finished(step, pixels) for step in self.module.trace(*given)]
 
     def find_classes(self, pixels: np.ndarray, top: int = 3) -> list[int]:
@@ -143,7 +160,7 @@ class Localizer:
         return predicted_classes(self.classifier, view, top)
 
     def _prepared(
-        self, image: Any, labels: Labels | None, top: int
+        self, image: Any, labels: Labels | None, top: int, name: str | None
     ) -> tuple[np.ndarray, tuple[str, list[Tensor], Tensor]]:
         """The pixels; and name, views and (C,) labels in {0, 1}, as `LocalizationModule` takes them."""
         pixels = as_image(image)
@@ -153,7 +170,8 @@ class Localizer:
             chosen = indices_of(labels, self.names, len(self.weight))
         target = torch.zeros(len(self.weight))
         target[chosen] = 1
-        name = Path(image).stem if isinstance(image, str | Path) else "image"
+        if name is None:
+            name = Path(image).stem if isinstance(image, str | Path) else "image"
         return pixels, (name, self._views(pixels, self.scales), target)
 
     def _batches(self, folder: str | Path) -> ReferenceBatches:
@@ -171,8 +189,7 @@ class Localizer:
     @cached_property
     def normalization(self) -> tuple[Any, Any]:
         """Mean and standard deviation per channel: the classifier's, else ImageNet's."""
-        known = (getattr(self.classifier, name, None) for name in ("mean", "std"))
-        mean, std = known
+        mean, std = getattr(self.classifier, "mean", None), getattr(self.classifier, "std", None)
         return mean or IMAGENET_MEAN, std or IMAGENET_STD
 
     def _finished(self, result: Adaptation, pixels: np.ndarray) -> LocalizationMaps:
@@ -185,7 +202,8 @@ class Localizer:
 
     def _built(self, name: str) -> Method:
         """The method with this name in the configuration."""
-        known = _methods(self.cfg)
+        check_entries(self.cfg)
+        known = entries(self.cfg)
         if name not in known:
             raise ConfigError(f"expected a method out of {', '.join(known)}, got {name!r}")
         entry = known[name]
@@ -195,11 +213,6 @@ class Localizer:
         if entry.searches_rate:
             raise ConfigError(f"{entry.path}.lr=auto needs training images; give it a number")
         return entry.build(self.classifier)
-
-
-def _methods(cfg: DictConfig) -> dict[str, Entry]:
-    check_entries(cfg)
-    return entries(cfg)
 
 
 def _network(classifier: nn.Module | str | Path | None, device: str | torch.device | None) -> nn.Module:

@@ -36,7 +36,16 @@ def load_official_classifier(path: str | Path) -> Classifier:
     Raises:
         ConfigError: not such a checkpoint, incomplete, or two copies of a weight differ.
     """
-    content = read_file(path)
+    return official_classifier_of(read_file(path), path)
+
+
+def official_classifier_of(content: Any, path: str | Path) -> Classifier:
+    """The classifier in the content of a released checkpoint; see `load_official_classifier`.
+
+    Args:
+        content: of the file, as `read_file` gives it.
+        path: of the file, for messages.
+    """
     released = [place.tensors for place in places_of(content, path) if is_released(place.tensors)]
     if not released:
         raise ConfigError(
