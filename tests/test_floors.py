@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ribseg"
-# A file's folder tells its floor; plot.py is a file.
+# A file's folder tells its floor.
 FLOORS = {
     "functional": 0,
     "kernels": 0,

@@ -19,6 +19,7 @@ SCORE = partial(SHARE, words=tuple(CHOICES))
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "seed": partial(check_number, low=0, high=2**32 - 1, whole=True),
     "maps.threads": COUNT,
+    "maps.steps_side": partial(check_number, low=0, whole=True),
     "maps.pool_gib": partial(check_number, low=0),
     "rate_search.images": COUNT,
     "rate_search.low": partial(check_number, above=0),
@@ -30,6 +31,8 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "evaluate.bootstrap": COUNT,
     "evaluate.workers": COUNT,
     "report.examples": COUNT,
+    "report.images": partial(check_number, low=0, whole=True),
+    "report.megabytes": partial(check_number, above=0),
     "classifier.epochs": COUNT,
     "affinity.epochs": COUNT,
     "affinity.batch_size": COUNT,

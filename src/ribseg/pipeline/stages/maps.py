@@ -129,7 +129,9 @@ def localization_module(
         raise ConfigError(
             f"{entry.path}.references={entry.references} would have no effect: the method takes no references"
         )
-    return LocalizationModule(classifier, method, references, entry.name, context.cfg.seed)
+    return LocalizationModule(
+        classifier, method, references, entry.name, context.cfg.seed, context.cfg.maps.steps_side
+    )
 
 
 def references_of(context: Context, entry: Entry, classifier: nn.Module) -> ReferenceBatches | None:
