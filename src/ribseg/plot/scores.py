@@ -38,7 +38,7 @@ def class_figure(columns: Mapping[str, Values], classes: Sequence[str]) -> "Figu
         classes: names, background included.
     """
     height = 0.16 * len(classes) * (len(columns) + 1) + 1
-    figure = _figure(7, height)
+    figure = _figure(6.2, height)
     axis = figure.subplots()
     places, wide = np.arange(len(classes)), 0.8 / max(len(columns), 1)
     for number, (name, values) in enumerate(columns.items()):
@@ -63,7 +63,7 @@ def group_figure(groups: Mapping[str, Mapping[str, Values]], names: Mapping[str,
         groups: grouping -> name of a method -> mIoU of each group, in [0, 1].
         names: grouping -> names of its groups.
     """
-    figure = _figure(4.2 * len(groups), 3.2)
+    figure = _figure(3.3 * len(groups) + 0.3, 3.2)
     axes = np.atleast_1d(figure.subplots(1, max(len(groups), 1)))
     for axis, (grouping, columns) in zip(axes, groups.items(), strict=True):
         for number, (name, values) in enumerate(columns.items()):

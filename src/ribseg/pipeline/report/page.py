@@ -67,9 +67,9 @@ class Section:
 
     Attributes:
         title: heading.
-        tables: shown below the figures.
-        lines: sentences above the figures.
-        figures: with captions.
+        tables: shown below the sentences.
+        lines: sentences.
+        figures: with captions, below the tables.
         closed: tables that are shown only when they are opened, below the others.
         listings: title -> text in a fixed-width font.
     """
