@@ -208,7 +208,10 @@ def test_the_summary_of_a_stage(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_a_complete_log(tmp_path, tree):
-    command = [sys.executable, *arguments(tmp_path, tree, "run=[classifier]", "classifier.epochs=10000")]
+    command = [
+        sys.executable,
+        *arguments(tmp_path, tree, "run=[classifier]", "logger=csv", "classifier.epochs=10000"),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     log, deadline = tmp_path / "run" / LOG, time.monotonic() + 120

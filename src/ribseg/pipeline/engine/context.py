@@ -1,6 +1,7 @@
 """The context of a run: settings, data, store, processes, and what to run."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +53,7 @@ class Context:
         rerun: names of the stages that are computed again although the store holds their results.
         skipped: split -> image id -> reason, of the images that `skip` removed from the lists.
         usage: of the stage that runs, or ran last.
+        started: time at which the run began, in seconds since 1970.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Context:
         self.artefacts = dict(artefacts or {})
         self.rerun: set[str] = set()
         self.skipped: dict[str, dict[str, str]] = {}
-        self.usage = Usage()
+        self.usage, self.started = Usage(), time.time()
 
     @cached_property
     def prepared(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context, separate_processes
 from ribseg.pipeline.engine.log_file import log_file
-from ribseg.pipeline.engine.loggers import finish_loggers, log_results
+from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.methods import entries, map_sources
 from ribseg.pipeline.engine.plan import REPORT, planned, stages_of
 from ribseg.pipeline.engine.preflight import preflight
@@ -22,6 +22,8 @@ from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
 from ribseg.pipeline.engine.usage import Usage
 from ribseg.pipeline.report.check_data import report_data
+from ribseg.pipeline.report.log_results import log_results
+from ribseg.pipeline.report.logged import all_tables, write_tables
 from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import print_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
@@ -74,12 +76,13 @@ def run_stages(context: Context, checks_data: bool) -> dict[str, Any]:
 
 
 def publish(context: Context, results: dict[str, Any]) -> None:
-    """Writes `results.json` and the report, prints the tables, and logs the numbers."""
+    """Writes `results.json`, tables and report, prints the tables, and logs all of it."""
     write_json(context.output / "results.json", results)
+    write_tables(context, all_tables(context, results))
     print_tables(context, results)
-    log_results(context, results)
     if REPORT in context.cfg.run:
         context.console.print(f"report: {write_report(context, results)}")
+    log_results(context, results)  # last, as the report is part of it
 
 
 def objective(results: Mapping[str, Any], path: str | None) -> float | None:
