@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,11 +44,17 @@ def curves(monkeypatch):
 
 
 def records(folder):
-    """The records of an offline run of W&B, read from its file."""
+    """The records of an offline run of W&B, read from its file, whose end is written a moment later."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("*.wandb")
-    return [Record.FromString(data) for data in pieces(path.read_bytes())]
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = [Record.FromString(data) for data in pieces(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
 
 
 def pieces(data, block=32768, header=7):

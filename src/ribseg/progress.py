@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from ribseg.checks import SettingError
@@ -15,6 +16,7 @@ from ribseg.checks import SettingError
 T = TypeVar("T")
 MODES = ("auto", "bar", "lines")
 EVERY = 60.0  # seconds between two lines
+WIDTH = 20  # of a bar, in characters
 SHORT = 2.0  # seconds of a job that is not worth a line
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers; Lightning's order
 _shared: list[Console] = []
@@ -188,7 +190,7 @@ class Tracker:
             self.console.note(line)
 
     def _start_bar(self) -> Progress:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), _Facts(self))
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(WIDTH), _Facts(self))
         bar = Progress(*columns, console=self.console)
         bar.add_task(self.title, total=self.total, completed=self.done)
         bar.start()
@@ -200,7 +202,7 @@ class _Facts(ProgressColumn):
     """The count, elapsed time, rate and remaining time of a tracker; drawn anew while an item takes long."""
 
     def __init__(self, tracker: Tracker) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))  # a narrow terminal cuts the end off
         self.tracker = tracker
 
     def render(self, task: Task) -> Text:

@@ -5,7 +5,7 @@ import sys
 import warnings
 from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, NewLine
 from rich.control import Control
 
 TABLE_WIDTH = 110
@@ -27,9 +27,9 @@ class LoggedConsole(Console):
         )  # fmt: skip
 
     def print(self, *objects: Any, **kwargs: Any) -> None:
-        """Prints to both, but not what moves the cursor."""
+        """Prints to both, but not what moves the cursor, as bars do, or ends them."""
         super().print(*objects, **kwargs)
-        if self.log_text is not None and not all(isinstance(each, Control) for each in (*objects, None)[:-1]):
+        if self.log_text is not None and not all(isinstance(each, Control | NewLine) for each in objects):
             self.log_text.print(*objects, **kwargs)
 
     def note(self, text: str) -> None:
