@@ -195,7 +195,8 @@ def test_keys_move_between_images_and_steps(browser, page):
 
 
 def test_tables_are_sorted_by_a_click(page):
-    column = "return [...document.querySelector('#localization-maps table').tBodies[0].rows].map(r => r.cells[1].textContent)"
+    table = "document.querySelector('#localization-maps table')"
+    column = f"return [...{table}.tBodies[0].rows].map(row => row.cells[1].textContent)"
     before = page(column)
     page("document.querySelectorAll('#localization-maps th button')[1].click()")
     numbers = [float(text.split()[0]) for text in page(column)]
@@ -230,7 +231,8 @@ def test_everything_has_a_name_for_screen_readers(page):
     nameless = page(
         "return [...document.querySelectorAll('canvas, svg, input, select, button, img')].filter(e => "
         "!(e.getAttribute('aria-label') || e.getAttribute('alt') || e.textContent.trim() "
-        "|| (e.labels && e.labels.length))).filter(e => e.getBoundingClientRect().height > 0).map(e => e.outerHTML.slice(0, 80))"
+        "|| (e.labels && e.labels.length)))"
+        ".filter(e => e.getBoundingClientRect().height > 0).map(e => e.outerHTML.slice(0, 80))"
     )
     # Canvases that have not come into view yet get their name when they are drawn.
     assert [text for text in nameless if "data-column" not in text] == []

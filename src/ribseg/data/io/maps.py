@@ -216,8 +216,8 @@ def _problem(arrays: dict[str, np.ndarray], found: list[str] | None = None) -> s
             return f"`{name}` holds NaN or infinity"
     steps = arrays.get("steps")
     if steps is not None and (steps.ndim != 4 or steps.shape[1] != len(classes) or steps.dtype != np.uint8):
-        found = f"{steps.dtype} {steps.shape}"
-        return f"expected `steps` (steps, {len(classes)}, height, width) of uint8, found {found}"
+        shape = f"(steps, {len(classes)}, height, width)"
+        return f"expected `steps` {shape} of uint8, found {steps.dtype} {steps.shape}"
     names = arrays.get("names")
     if names is not None and (names.shape != classes.shape or names.dtype.kind != "U"):
         return f"expected `names` ({len(classes)},) of texts, found {names.dtype} {names.shape}"

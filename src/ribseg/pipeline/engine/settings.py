@@ -11,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import SettingError, check_number, check_switch
 from ribseg.pipeline.stages.thresholds import CHOICES
+from ribseg.progress import check_progress
 
 COUNT = partial(check_number, low=1, whole=True)
 COUNT_OR_AUTO = partial(COUNT, words=("auto",))
 SHARE = partial(check_number, low=0, high=1)
 SCORE = partial(SHARE, words=tuple(CHOICES))
 CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "progress": check_progress,
     "seed": partial(check_number, low=0, high=2**32 - 1, whole=True),
     "maps.threads": COUNT,
     "maps.steps_side": partial(check_number, low=0, whole=True),
@@ -66,7 +68,6 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
 # Optional settings; false by default.
 SWITCHES = (
     "tf32",
-    "progress",
     "check_files",
     "maps.full",
     "export.program",

@@ -77,6 +77,7 @@ class MethodStage(MapStage):
         entry: of `methods`.
     """
 
+    version = 2  # added: small maps after each step
     parts = (*MapStage.parts, "seed", "rate_search")
 
     def __init__(self, entry: Entry) -> None:
