@@ -122,7 +122,7 @@ def api_pages() -> dict[str, str]:
                 f"::: {home}",
                 "    options:",
                 f"      heading: {public}",
-                f"      toc_label: {public}",
+                f"      toc_label: {public.rpartition('.')[2]}",
                 "",
             ]
             if is_module(home):
