@@ -6,7 +6,7 @@ ARGS ?=
 # The oldest Python that is supported, for `make test-lowest`, where it can be run.
 LOWEST_PYTHON ?= $(shell python3.10 --version >/dev/null 2>&1 && echo python3.10 || echo $(PYTHON))
 
-.PHONY: help install demo demo-full test test-all test-lowest test-package coverage lint format clean
+.PHONY: help install demo demo-full test test-all test-lowest test-package coverage docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,8 +18,9 @@ help:
 	@echo "make test-lowest  the tests with the oldest versions that setup.cfg allows; leaves .venv-lowest/"
 	@echo "make test-package  sdist and wheel, and the installed command outside this folder; leaves dist/"
 	@echo "make coverage  the tests, and which lines they run"
+	@echo "make docs      the documentation as a site: leaves site/, begin at site/index.html"
 	@echo "make lint      ruff and mypy"
-	@echo "make clean     removes what the others leave: .venv*/, dist/ and outputs/"
+	@echo "make clean     removes what the others leave: .venv*/, dist/, site/ and outputs/"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -84,6 +85,18 @@ test-package:
 	$(INSTALLED) --version
 	$(INSTALLED) train experiment=demo "run=[classifier,cam,evaluate,report]" $(ARGS)
 
+# In an environment of its own: the pages are made from sources that are read, not imported, so torch is not needed.
+.venv-docs/.installed: setup.cfg
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c "from configparser import ConfigParser as C; c = C(); c.read('setup.cfg'); \
+	  print(c['options.extras_require']['docs'])" > .venv-docs/docs.txt
+	.venv-docs/bin/python -m pip install -r .venv-docs/docs.txt
+	@touch $@
+
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	@echo "The site is in site/; begin at site/index.html"
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -94,4 +107,4 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-package dist outputs
+	rm -rf .venv .venv-lowest .venv-package .venv-docs dist site outputs

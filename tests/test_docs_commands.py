@@ -1,4 +1,4 @@
-"""The commands in the README and in docs/: Hydra takes their settings, `ribseg` their arguments."""
+"""The commands in the README and on the site: Hydra takes their settings, `ribseg` their arguments."""
 
 import configparser
 import re
@@ -17,7 +17,7 @@ from ribseg.pipeline.engine.part_checks import check_settings
 from ribseg.pipeline.engine.plan import chosen_stages
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MIGRATION = ROOT / "docs" / "migration.md"
 TRAIN = ("python train.py ", "ribseg train ")
 OTHERS = {
@@ -28,6 +28,11 @@ OTHERS |= {
     "python -m ribseg.predict ": "predict",
     "python -m ribseg.interop ": "convert",
 }
+# Files and folders that a reader has to have; docs/index.md says so of these names.
+PLACEHOLDER = re.compile(
+    r"\b(PATH|FILE|FOLDER|DATA|my_data|MSRC)\b|^data\.root=/data/|\.(pth|npy|safetensors|jpg)\b|=/abs/"
+)
+WITHOUT_DATA = ("experiment=demo", "experiment=toy_bottleneck")
 USER = re.compile(r"_target_|^data=own$")  # of what a reader brings
 
 
@@ -72,9 +77,19 @@ def test_commands_compose_and_name_stages_that_there_are(page):
                 composed(["experiment=rib_folder", *settings])
 
 
+def test_every_training_command_names_the_data_that_it_needs():
+    for page in PAGES:
+        for command in commands_of(page):
+            if command.startswith(TRAIN) and not any(name in command for name in WITHOUT_DATA):
+                assert any(PLACEHOLDER.search(word) for word in shlex.split(command, comments=True)), (
+                    f"{page.name}: {command}"
+                )
+    assert "`PATH`" in (ROOT / "docs" / "index.md").read_text()
+
+
 def test_commands_are_found():
     found = [command for page in PAGES for command in commands_of(page)]
-    assert len(found) > 50
+    assert len(found) > 70
     assert sum(command.startswith(TRAIN) for command in commands_of(MIGRATION)) >= 10
     assert sum(command.startswith("ribseg convert") for command in commands_of(MIGRATION)) == 6
 

@@ -14,7 +14,6 @@ from quick_run import folder_run, settings
 from test_loggers import OWN
 
 from ribseg.data.io.masks import read_mask
-from ribseg.pipeline.report import logged
 from ribseg.pipeline.report.log_results import Loggable, accepted, log_results, steps, strip
 from ribseg.pipeline.report.logged import Curves, Example, class_tables, threshold_curves
 
@@ -26,21 +25,6 @@ CURVE = {
     "precision": [0.2, 0.5, None],
     "recall": [0.9, 0.6, 0.0],
 }
-
-
-@pytest.fixture
-def curves(monkeypatch):
-    """Gives every source of maps a curve over the thresholds, as an evaluation may."""
-    given = logged.threshold_curves
-
-    def with_curves(results):
-        for scores in results.get("localization", {}).values():
-            for values in scores["split"].values():
-                values.setdefault("curve", CURVE)
-        return given(results)
-
-    monkeypatch.setattr(logged, "threshold_curves", with_curves)
-    monkeypatch.setattr("ribseg.pipeline.report.log_results.threshold_curves", with_curves)
 
 
 def records(folder):
@@ -97,9 +81,7 @@ def wandb_runs(out):
     return runs
 
 
-def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(
-    tmp_path, tree, wandb_alone, curves
-):
+def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(tmp_path, tree, wandb_alone):
     results = folder_run(tmp_path, tree, "logger=wandb", CHAIN, *LIGHT)
     runs = wandb_runs(tmp_path / "out")
     assert {"classifier", "cam", "rib", "segmenter_rib", "results"} <= set(runs)
@@ -135,10 +117,10 @@ def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(
     assert json.loads(summary["localization/rib/best_miou"]) == pytest.approx(best)
 
 
-def test_tensorboard_holds_images_tables_and_curves(tmp_path, tree, curves):
+def test_tensorboard_holds_images_tables_and_curves(tmp_path, tree):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder_run(tmp_path, tree, "logger=tensorboard", "run=[classifier,cam,evaluate,report]", *LIGHT)
+    results = folder_run(tmp_path, tree, "logger=tensorboard", "run=[classifier,cam,evaluate,report]", *LIGHT)
     events = EventAccumulator(str(tmp_path / "out/logs/results"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
@@ -146,14 +128,16 @@ def test_tensorboard_holds_images_tables_and_curves(tmp_path, tree, curves):
     image = events.Images(next(tag for tag in tags["images"] if tag.startswith("examples/val/")))[0]
     assert image.width > 2 * 24  # the masks are beside the image
     curve = events.Scalars("curves/val/miou/CAM")
-    assert [(one.step, round(one.value, 3)) for one in curve] == [(0, 0.1), (50, 0.4), (100, 0.2)]
-    assert len(events.Scalars("curves/val/precision/CAM")) == 2  # None is no number
+    expected = results["localization"]["cam"]["split"]["val"]["curve"]
+    steps = [round(100 * threshold) for threshold in expected["thresholds"]]
+    assert [one.step for one in curve] == steps
+    assert [one.value for one in curve] == pytest.approx(expected["miou"], abs=1e-5)
     assert "localization/cam/best_miou" in tags["scalars"]
     text = events.Tensors("iou/localization/val/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.startswith("| class | CAM |")
 
 
-def test_every_run_has_its_tables_as_csv(tmp_path, tree, curves):
+def test_every_run_has_its_tables_as_csv(tmp_path, tree):
     results = folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]", "logger=csv")
     with (tmp_path / "out/tables/iou_localization_val.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -162,7 +146,10 @@ def test_every_run_has_its_tables_as_csv(tmp_path, tree, curves):
     assert [float(row["CAM"]) for row in rows] == pytest.approx(values)
     with (tmp_path / "out/tables/curves_val.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert rows[1] == {"maps": "CAM", "threshold": "0.5", "miou": "0.4", "precision": "0.5", "recall": "0.6"}
+    curve = results["localization"]["cam"]["split"]["val"]["curve"]
+    rows = [row for row in rows if row["maps"] == "CAM"]
+    for name, column in (("thresholds", "threshold"), ("miou", "miou"), ("precision", "precision")):
+        assert [float(row[column]) for row in rows] == pytest.approx(curve[name])
 
 
 GIVEN = """
