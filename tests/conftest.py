@@ -53,6 +53,20 @@ def stored(finished, tmp_path):
     return tmp_path / "store"
 
 
+@pytest.fixture
+def wandb_alone(tmp_path, monkeypatch):
+    """W&B without the credentials and settings of whoever runs the tests, and afterwards as before."""
+    from ribseg.pipeline.engine.loggers import wandb_login
+
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.setenv(name, "")  # so that what Lightning sets is taken back, too
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    wandb_login.cache_clear()
+    yield
+    wandb_login.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Folder of the real photographs (msrc_v2/, VOCdevkit/); skips where it is absent."""

@@ -5,6 +5,7 @@ import pytest
 from make_trees import image_ids
 from PIL import Image
 
+from ribseg import progress
 from ribseg.data.check.dataset import check_dataset
 from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
@@ -22,7 +23,8 @@ def test_good_data(voc_tree, full, workers, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_progress(voc_tree, capsys):
+def test_progress(voc_tree, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SHORT", 0)
     check_dataset(VOCFolder(voc_tree, "val"), progress=True)
     assert "Checking val" in capsys.readouterr().out
 

@@ -56,18 +56,6 @@ def needs_a_package(self, name):
     raise ModuleNotFoundError("this logger needs a package")
 
 
-@pytest.fixture
-def wandb_alone(tmp_path, monkeypatch):
-    """W&B without the credentials and settings of whoever runs the tests, and afterwards as before."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.setenv(name, "")  # so that what Lightning sets is taken back, too
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
-    wandb_login.cache_clear()
-    yield
-    wandb_login.cache_clear()
-
-
 def columns(path):
     with path.open() as file:
         return next(csv.reader(file))

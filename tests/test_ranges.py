@@ -80,10 +80,10 @@ STAGE_SETTINGS = {  # what the stages themselves read
     "bottleneck.information_bins": (0, 1.5, *OPEN),
     "bottleneck.examples": AT_LEAST_1,
     "bottleneck.workers": AT_LEAST_1,
+    "progress": ("yes", "line", 1, 0, None),
     **dict.fromkeys(
         [
             "tf32",
-            "progress",
             "check_files",
             "maps.full",
             "export.program",

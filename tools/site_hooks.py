@@ -56,6 +56,7 @@ PACKAGES = {
         "ribseg.methods.refine",
     ],
     "analysis": [],
+    "plot": [],
     "interop": [],
     "pipeline": ["ribseg.pipeline.localize.Localizer"],
 }

@@ -101,7 +101,11 @@ def tensors_in(node):
 def of_arrays(path):
     """Mean and mean square of every array of numbers."""
     with np.load(path, allow_pickle=False) as arrays:
-        each = [arrays[name].astype(np.float64) for name in sorted(arrays) if arrays[name].size]
+        each = [
+            arrays[name].astype(np.float64)
+            for name in sorted(arrays)
+            if arrays[name].size and arrays[name].dtype.kind != "U"
+        ]
     return [value for array in each for value in (array.mean(), (array**2).mean())]
 
 

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from ribseg.commands.files import each_image, targets_of
 from ribseg.data.io.files import atomic_write
@@ -13,6 +12,7 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import write_mask
 from ribseg.pipeline.localize import Localizer
 from ribseg.plot import localization_figure, png_of, steps_figure
+from ribseg.progress import track
 
 
 def run(options: argparse.Namespace) -> None:
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
         found = ", ".join(maps.names) or "no class"
         console.print(f"{image.name}: {found}", highlight=False, markup=False)
 
-    bar = track(targets.items(), "Localizing", console=console, disable=options.quiet)
+    bar = track(targets.items(), "Localizing", show=not options.quiet, console=console)
     each_image(bar, one, len(targets), f"images localized in {options.out}", "could not be localized")
 
 

@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from ribseg.commands.files import each_image, targets_of
 from ribseg.data.io.masks import write_mask
 from ribseg.methods.inference import PUBLISHED_CRF, predict
 from ribseg.methods.memory import usable_device
 from ribseg.models.segmenter import load_segmenter
+from ribseg.progress import track
 
 
 def run(options: argparse.Namespace) -> None:
@@ -24,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
         assert not isinstance(mask, list)  # one image, one mask
         write_mask(target, mask, segmenter.palette)
 
-    bar = track(targets.items(), "Segmenting", disable=options.quiet)
+    bar = track(targets.items(), "Segmenting", show=not options.quiet)
     each_image(bar, one, len(targets), f"masks written to {options.out}", "could not be segmented")
 
 

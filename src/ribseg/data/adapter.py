@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from ribseg.data.io.files import atomic_write
@@ -15,6 +14,7 @@ from ribseg.data.io.images import upright_rgb
 from ribseg.data.io.labels import read_label_csv, write_label_csv
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import DataError
+from ribseg.progress import track
 
 LISTS, LABELS = "ImageSets/Segmentation", "image_labels.csv"
 
@@ -25,7 +25,7 @@ def write_voc_tree(
     split: str,
     classes: Sequence[str],
     prefix: str | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Path:
     """Writes a split in VOC layout, for `data.root=TARGET experiment=rib_folder`; returns the target.
 
@@ -42,7 +42,7 @@ def write_voc_tree(
         split: name of the list: train, val, ...
         classes: C names, without background.
         prefix: of the image ids, followed by a number; None for the split's name.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
 
     Raises:
         DataError: a sample does not have this form, or names an unknown class; gives its number.
@@ -54,7 +54,7 @@ def write_voc_tree(
     """
     target, names = Path(target), ["_".join(name.split()) for name in classes]
     rows: dict[str, list[str]] = {}
-    for number, sample in enumerate(track(samples, f"Writing {split}", disable=not progress)):
+    for number, sample in enumerate(track(samples, f"Writing {split}", show=progress)):
         image_id = f"{prefix or split}_{number:06d}"
         if not isinstance(sample, tuple | list) or len(sample) not in (2, 3):
             raise DataError(f"sample {number}: expected (image, labels) or (image, labels, mask)")

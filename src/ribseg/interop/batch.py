@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rich.progress import track
-
 from ribseg.data.io.files import scan_folder
 from ribseg.data.io.maps import LocalizationMaps, save_maps
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
+from ribseg.progress import track
 
 
 def convert_missing(
-    ids: Iterable[str], target: Callable[[str], Path], convert: Callable[[str], None], progress: bool
+    ids: Iterable[str], target: Callable[[str], Path], convert: Callable[[str], None], progress: bool | str
 ) -> int:
     """Calls `convert` for every image whose target file does not exist; returns how many were written.
 
@@ -19,14 +18,14 @@ def convert_missing(
         ids: of the images.
         target: the file that `convert` writes for an image, atomically.
         convert: raises a DataError if an image cannot be converted; the others are still converted.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
 
     Raises:
         DataError: lists the images that could not be converted.
     """
     todo = [image_id for image_id in ids if not target(image_id).exists()]
     problems = []
-    for image_id in track(todo, "Converting", disable=not progress):
+    for image_id in track(todo, "Converting", show=progress, unit="file"):
         try:
             convert(image_id)
         except DataError as error:
@@ -39,7 +38,7 @@ def convert_missing(
 
 
 def convert_to_npz(
-    ids: Iterable[str], read: Callable[[str], LocalizationMaps], target_dir: str | Path, progress: bool
+    ids: Iterable[str], read: Callable[[str], LocalizationMaps], target_dir: str | Path, progress: bool | str
 ) -> int:
     """Writes the maps that `read` returns for each image id as `<image id>.npz`; see `convert_missing`."""
     target = Path(target_dir)

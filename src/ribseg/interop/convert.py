@@ -28,7 +28,7 @@ def convert_maps(
     target_dir: str | Path,
     dataset: BaseDataset,
     layout: Layout,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> int:
     """Converts a folder of maps or masks to `<image id>.npz` files; returns how many were written.
 
@@ -39,7 +39,7 @@ def convert_maps(
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
         dataset: gives the image ids, sizes and classes.
         layout: see `map_reader`.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
 
     Raises:
         DataError: lists the images whose files are broken, or of another size than their image.

@@ -26,7 +26,7 @@ def convert_irn_maps(
     source_dir: str | Path,
     target_dir: str | Path,
     num_classes: int,
-    progress: bool = False,
+    progress: bool | str = False,
     background_first: bool = False,
 ) -> int:
     """Converts IRN's `<image id>.npy` to `<image id>.npz`, which load without pickle; returns how many.
@@ -37,7 +37,7 @@ def convert_irn_maps(
         source_dir: folder of the `.npy` files.
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
         num_classes: C, without background.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
         background_first: see `read_irn_maps`.
 
     Raises:
@@ -52,7 +52,7 @@ def convert_irn_maps(
     return convert_to_npz(files_in(source, ".npy"), read, target_dir, progress)
 
 
-def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool = False) -> int:
+def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool | str = False) -> int:
     """Converts `<image id>.npz` files to IRN's `<image id>.npy`; returns how many were written.
 
     `np.load(path, allow_pickle=True).item()` reads them: `keys` int64, `cam` and `high_res` float32, all of
@@ -62,7 +62,7 @@ def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: boo
     Args:
         source_dir: folder of the `.npz` files, e.g. `maps/` of a stage in the store.
         target_dir: gets the `.npy` files.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
 
     Raises:
         DatasetNotFoundError: there are no such files.

@@ -18,7 +18,7 @@ from ribseg.interop.unpickle import read_pickled_arrays
 
 
 def convert_psa_maps(
-    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool = False
+    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool | str = False
 ) -> int:
     """Converts PSA's `<image id>.npy` files to `<image id>.npz`, as `convert_irn_maps` does."""
     source = Path(source_dir)

@@ -22,11 +22,11 @@ class Method(Protocol):
     `views`, `labels`, and `references` and `generator` if its signature has them. A function of (classifier,
     views, labels) works, too.
 
-    Optional attributes: `trace`, called as the method itself, returns the results after each step, for
-    figures. `updates`: largest number of reference batches; None is unlimited. `uses_references`: False if
-    references that share no class with the image do not change the maps; then none are loaded.
-    `targets(labels, generator)`: the labels to adapt to, if not those of the image; references then share no
-    class with them.
+    Optional attributes: `trace`, called as the method itself, returns the results after each step, the last
+    of which is that of the call itself; the report shows them with a slider. `updates`: largest number of
+    reference batches; None is unlimited. `uses_references`: False if references that share no class with the
+    image do not change the maps; then none are loaded. `targets(labels, generator)`: the labels to adapt to,
+    if not those of the image; references then share no class with them.
     """
 
     def __call__(self, *, views: Sequence[Tensor], labels: Tensor, **given: Any) -> Adaptation:

@@ -74,6 +74,24 @@ def merge_maps(
     return LocalizationMaps(known, normalize(strided), normalize(full), (height, width))
 
 
+def step_maps(results: Sequence[Adaptation], size: tuple[int, int], side: int) -> Tensor | None:
+    """(S, K, h, w) small maps after each step of a method, normalised, for figures.
+
+    Args:
+        results: after step 0, 1, .. of a method's `trace`.
+        size: (H, W) of the image in pixels.
+        side: the longer of h and w.
+
+    Returns:
+        None for a method without steps, or an image without classes.
+    """
+    if len(results) < 2 or not len(results[0].classes):
+        return None
+    scale = min(1.0, side / max(size))
+    small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    return torch.stack([normalize(resize_and_sum(result.maps, small)) for result in results])
+
+
 def check_views(
     views: Sequence[Tensor], labels: Tensor, classes: int, loss_views: Sequence[int] = ()
 ) -> None:

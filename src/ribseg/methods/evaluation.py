@@ -17,6 +17,8 @@ from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores, sweep_of
 
 MANY = 3  # images with this many classes or more form one group
+# Limits of the groups by object size: share of an image's scored pixels that belong to a class.
+SIZES = {"small": (0.0, 0.1), "medium": (0.1, 0.3), "large": (0.3, 1.0)}
 NOTHING_SCORED = (
     "no pixel of the masks belongs to a class: all are background (0) or 255 (ignore), so nothing can be "
     "scored. run=[check_data] shows what the masks hold"
@@ -135,18 +137,26 @@ class MapEvaluator:
         The mIoU is None if the masks of a group have no foreground pixels.
         """
         counts, numbers = self.counts(threshold), np.minimum(self._numbers, MANY)
-        groups = []
-        for number in np.unique(numbers[numbers > 0]).tolist():
-            chosen = counts[torch.from_numpy(numbers == number)]
-            (miou,) = known(pooled_scores(chosen).miou[None])
-            groups.append(
-                {
-                    "classes": f"{number} or more" if number == MANY else str(number),
-                    "images": len(chosen),
-                    "miou": miou,
-                }
-            )
-        return groups
+        return [
+            {"classes": f"{number} or more" if number == MANY else str(number)}
+            | _group(counts, numbers == number)
+            for number in np.unique(numbers[numbers > 0]).tolist()
+        ]
+
+    def by_object_size(self, threshold: float) -> list[dict[str, Any]]:
+        """Number of images and mIoU at one of the thresholds, by the share of an image that objects cover.
+
+        The groups are those of `SIZES`; images whose masks have no object are in none.
+        """
+        counts = self.counts(threshold)
+        true = counts[:, 2].double().numpy()
+        share = 1 - true[:, 0] / true.sum(1).clip(min=1)
+        groups = {name: (share > low) & (share <= high) for name, (low, high) in SIZES.items()}
+        return [
+            {"size": name, "above": SIZES[name][0], "up_to": SIZES[name][1]} | _group(counts, chosen)
+            for name, chosen in groups.items()
+            if chosen.any()
+        ]
 
     def _place(self, threshold: float) -> int:
         return int((self.metric.thresholds - threshold).abs().argmin())
@@ -162,8 +172,9 @@ class MapEvaluator:
         Returns:
             "images"; "best_miou", "best_threshold", and "precision", "recall", "iou" at this threshold;
             "fixed_threshold", "miou_at_fixed", "iou_at_fixed", "interval_at_fixed" (95 %);
-            "unsupervised_threshold" (chosen without masks), "miou_unsupervised"; and at the fixed, else the
-            best threshold: "coverage", "by_number_of_classes". Fractions in [0, 1]; None for classes that do
+            "unsupervised_threshold" (chosen without masks), "miou_unsupervised"; at the fixed, else the best
+            threshold: "coverage", "by_number_of_classes", "by_object_size"; and "curve" with lists over all
+            "thresholds" of "miou", "precision" and "recall". Fractions in [0, 1]; None for classes that do
             not occur and for missing thresholds.
         """
         sweep = self.sweep()
@@ -182,6 +193,11 @@ class MapEvaluator:
             "miou_unsupervised": None if unsupervised is None else self._miou(unsupervised),
             "coverage": self.coverage(shown),
             "by_number_of_classes": self.by_number_of_classes(shown),
+            "by_object_size": self.by_object_size(shown),
+            "curve": {
+                name: known(sweep[name].double().round(decimals=5))
+                for name in ("thresholds", "miou", "precision", "recall")
+            },
         }
 
     def _fixed_summary(self, threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
@@ -201,6 +217,13 @@ class MapEvaluator:
 
     def _miou(self, threshold: float) -> float:
         return float(pooled_scores(self.counts(threshold)).miou)
+
+
+def _group(counts: Tensor, chosen: np.ndarray) -> dict[str, Any]:
+    """Number of images and mIoU of a part of the images; None if their masks have no foreground pixels."""
+    part = counts[torch.from_numpy(chosen)]
+    (miou,) = known(pooled_scores(part).miou[None])
+    return {"images": len(part), "miou": miou}
 
 
 def known(values: Tensor) -> list[float | None]:

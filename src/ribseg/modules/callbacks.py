@@ -1,5 +1,6 @@
 """Lightning callbacks: writers of maps and masks, moving average, and number of threads."""
 
+import dataclasses
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ class MapWriter(BasePredictionWriter):
             # The leading newline ends a partial line of a killed process.
             file.write("\n" + json.dumps(prediction.record) + "\n")
         maps = prediction.maps
-        kept = maps if self.full else type(maps)(maps.classes, maps.strided, None, maps.size)
+        kept = maps if self.full else dataclasses.replace(maps, full=None)
         save_maps(map_path(self.folder, prediction.image_id), kept)
 
 

@@ -166,13 +166,15 @@ class WSSSDataModule(EpochDataModule):
         """Opens all splits that are not open yet."""
         _ = self.folders
 
-    def check(self, full: bool = False, masks: bool = True, progress: bool = False) -> dict[str, CheckReport]:
+    def check(
+        self, full: bool = False, masks: bool = True, progress: bool | str = False
+    ) -> dict[str, CheckReport]:
         """Checks the files of all splits; call it once, before the first stage.
 
         Args:
             full: decode every file; otherwise read headers only.
             masks: whether the eval_splits need masks. Training needs none.
-            progress: show a progress bar.
+            progress: how progress is shown, see `ribseg.progress.check_progress`.
 
         Returns:
             A report per split.

@@ -4,6 +4,7 @@ Not `fit` with manual optimization: DDP would average gradients of different ima
 with fewer steps.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from ribseg.data.feed.references import Batch
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.random import rng
 from ribseg.methods.base import Method, takes
-from ribseg.methods.cam import merge_maps
+from ribseg.methods.cam import merge_maps, step_maps
 from ribseg.types import Adaptation, PredictItem
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]
@@ -47,6 +48,8 @@ class LocalizationModule(pl.LightningModule):
         references: (image id, labels, number) -> batches of reference images; None: no references.
         name: of the method; its random generators are determined by seed, name and image id.
         seed: of the random generators.
+        steps_side: longer side of the small maps after each step, kept for figures where the method has a
+            `trace`; 0: none are kept. They come from the same computation, so they cost next to no time.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class LocalizationModule(pl.LightningModule):
         references: References | None = None,
         name: str = "",
         seed: int = 0,
+        steps_side: int = 0,
     ) -> None:
         super().__init__()
+        self.steps_side = steps_side
         self.classifier, self.method, self.references = classifier, method, references
         self.name, self.seed = name, seed
         self.taken = [name for name in ("references", "generator") if takes(method, name)]
@@ -87,8 +92,11 @@ class LocalizationModule(pl.LightningModule):
     def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
         """Returns maps and record of an item of `WSSSDataModule.predict_dataset`."""
         start = time.perf_counter()
-        result = self.localize(item.id, item.views, item.labels)
-        maps = merge_maps(result.maps, item.size)
+        traced = self.steps_side > 0 and hasattr(self.method, "trace")
+        make = self.trace if traced else lambda *given: [self.localize(*given)]
+        *_, result = results = make(item.id, item.views, item.labels)
+        steps = step_maps(results, item.size, self.steps_side)
+        maps = dataclasses.replace(merge_maps(result.maps, item.size), steps=steps)
         record = {
             "id": item.id,
             "classes": len(result.classes),

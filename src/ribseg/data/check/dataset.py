@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from rich.progress import track
-
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_content, mask_facts
 from ribseg.data.check.near_misses import near_misses, with_reason
@@ -17,6 +15,7 @@ from ribseg.data.io.images import ImageHeader, check_pixels, read_header
 from ribseg.data.io.masks import mask_colours, mask_size
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, list_problems, reason
+from ribseg.progress import track
 
 Finding = tuple[str, str]  # kind, what
 OnError = Literal["raise", "skip"]
@@ -47,7 +46,7 @@ def check_dataset(
     masks: bool = False,
     full: bool = False,
     workers: int | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
     on_error: OnError = "raise",
 ) -> CheckReport:
     """Checks that all images, and optionally the masks, exist, can be read, and match in size.
@@ -57,7 +56,7 @@ def check_dataset(
         masks: whether each image needs a mask.
         full: decode every file; otherwise read only headers (sizes and modes; not truncation, not class ids).
         workers: threads (Pillow releases the GIL for decoding); None for one per core, at most 8.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
         on_error: "skip" reports bad images in `skipped` instead of raising.
 
     Raises:
@@ -67,9 +66,8 @@ def check_dataset(
     inspect = partial(_inspect, dataset, masks, full)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         results: Iterable[tuple[list[Finding], MaskContent | None]] = pool.map(inspect, dataset.ids)
-        if progress:
-            results = track(results, f"Checking {dataset.split}", total=len(dataset))
-        findings, looks = zip(*results, strict=True)
+        shown = track(results, f"Checking {dataset.split}", len(dataset), progress)
+        findings, looks = zip(*shown, strict=True)
     found = {image_id: items for image_id, items in zip(dataset.ids, findings, strict=True) if items}
     if found and (on_error == "raise" or len(found) == len(dataset)):
         raise DataError(_listed(dataset, found, on_error))

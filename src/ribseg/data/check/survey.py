@@ -11,7 +11,6 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from rich.progress import track
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.dataset import Finding, explain_absent, header_of, image_findings, inspect_mask
@@ -20,6 +19,7 @@ from ribseg.data.io.images import open_image
 from ribseg.data.io.labels import labels_from_xml
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, DatasetNotFoundError
+from ribseg.progress import track
 
 FEW, MANY = 20, 50  # a class is rare with fewer images, or if the most frequent has this many times as many
 TINY, LONG = 64, 4.0  # odd sizes: shorter side in pixels, ratio of the sides
@@ -74,19 +74,21 @@ class Survey:
     digests: dict[str, list[str]] = field(default_factory=dict)
 
 
-def survey(dataset: BaseDataset, masks: bool, workers: int | None = None, progress: bool = False) -> Survey:
+def survey(
+    dataset: BaseDataset, masks: bool, workers: int | None = None, progress: bool | str = False
+) -> Survey:
     """Surveys all files of a split; problems are collected, not raised.
 
     Args:
         dataset: the split.
         masks: whether each image needs a mask; existing masks are checked in any case.
         workers: threads; None for one per core, at most 8.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
     """
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         work = pool.map(partial(_look, dataset, masks), dataset.ids)
         title = f"Looking at {dataset.split}"
-        facts = list(track(work, title, total=len(dataset), disable=not progress))
+        facts = list(track(work, title, total=len(dataset), show=progress))
     counts = dataset.labels.sum(0)
     result = Survey(
         split=dataset.split,

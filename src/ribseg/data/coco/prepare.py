@@ -8,14 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from rich.progress import track
-
 from ribseg.data.coco.instances import Instances, read_instances
 from ribseg.data.coco.masks import Job, write_semantic_mask
 from ribseg.data.coco.policy import Crowd, Overlap, Policy, Unannotated, chosen_policy
 from ribseg.data.io.files import atomic_write, scan_folder, write_json
 from ribseg.data.io.labels import write_label_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
+from ribseg.progress import track
 from ribseg.workers import ordered_map, worker_count
 
 FOLDER = Path("outputs/coco")
@@ -59,7 +58,7 @@ def prepare_coco(
     overlap: Overlap | None = None,
     unannotated: Unannotated | None = None,
     workers: int | Literal["auto"] = "auto",
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Prepared:
     """Writes masks, lists, class names and labels of COCO; existing masks are kept.
 
@@ -76,7 +75,7 @@ def prepare_coco(
         overlap: see `policy.Policy`; None for the preset's.
         unannotated: see `policy.Policy`; None for the preset's.
         workers: processes, or "auto": one per core.
-        progress: show progress bars.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
 
     Returns:
         Arguments of `WSSSDataModule`, with the policy as `facts`.
@@ -169,7 +168,7 @@ def listed(instances: Instances, policy: Policy) -> Listing:
 
 
 def draw_masks(
-    annotations: Path, ids: set[str], folder: Path, policy: Policy, workers: int | str, progress: bool
+    annotations: Path, ids: set[str], folder: Path, policy: Policy, workers: int | str, progress: bool | str
 ) -> None:
     """Draws the missing masks, in processes.
 
@@ -188,7 +187,7 @@ def draw_masks(
     ]
     draw = partial(write_semantic_mask, policy.crowd, policy.overlap)
     drawn = ordered_map(draw, jobs, worker_count(workers) if len(jobs) >= FEW else 1)
-    bar = track(drawn, f"Masks of {annotations.stem}", len(jobs), disable=not progress)
+    bar = track(drawn, f"Masks of {annotations.stem}", len(jobs), show=progress, unit="mask")
     broken = [problem for problem in bar if problem]
     if broken:
         raise DataError(

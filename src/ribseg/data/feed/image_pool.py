@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import DataError, RibsegError
+from ribseg.progress import track
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
 CHANNELS = 3
@@ -74,7 +74,11 @@ def pool_bytes(sizes: np.ndarray) -> int:
 
 
 def build_pool(
-    folder: str | Path, dataset: BaseDataset, sizes: np.ndarray, threads: int = 4, progress: bool = False
+    folder: str | Path,
+    dataset: BaseDataset,
+    sizes: np.ndarray,
+    threads: int = 4,
+    progress: bool | str = False,
 ) -> ImagePool:
     """Decodes all images of a data set into a pool, and returns it.
 
@@ -86,7 +90,7 @@ def build_pool(
         dataset: its images are those of the pool, in the order of its ids.
         sizes: from `image_sizes`.
         threads: for decoding; only a few images per thread are in memory.
-        progress: show a progress bar.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
 
     Raises:
         DataError: an image cannot be decoded, or its size differs from that in its header.
@@ -100,7 +104,7 @@ def build_pool(
         _remove_leftovers(folder)
         try:
             with temporary.open("wb") as file:
-                for image in track(images, "Decoding", len(dataset), disable=not progress):
+                for image in track(images, "Decoding", len(dataset), show=progress):
                     file.write(image)
             temporary.replace(folder / PIXELS)
         finally:

@@ -24,7 +24,7 @@ from ribseg.types import STRIDE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("classes", "strided", "full", "size", "names")
+NAMES = ("classes", "strided", "full", "size", "names", "steps")
 LARGEST_LABEL = 254  # in an 8-bit mask; 255 is "ignore"
 LARGEST = 2**31  # bytes of one file's arrays, unpacked: 20 classes of a photograph of 50 megapixels
 # In Python 3.11.4 to 3.11.7 parsing literals, as numpy does for headers, is not thread-safe.
@@ -48,6 +48,8 @@ class LocalizationMaps:
         size: (H, W) of the image in pixels, if known.
         names: of the K classes, if known.
         num_classes: C of the classifier, if known.
+        steps: (S, K, h, w) float in [0, 1], small maps after step 0, 1, .. of a method that has steps, for
+            figures; None if not kept.
     """
 
     classes: Tensor
@@ -56,6 +58,7 @@ class LocalizationMaps:
     size: tuple[int, int] | None = None
     names: tuple[str, ...] = ()
     num_classes: int | None = None
+    steps: Tensor | None = None
 
     def __repr__(self) -> str:
         """Classes and size; the values would fill pages."""
@@ -105,7 +108,8 @@ def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
     """Writes localization maps atomically; the same maps give the same bytes.
 
     The compressed archive has `classes` (K,) int64, `strided` (K, h, w) float16 and, if given, `full`
-    (K, H, W) float16, `size` (2,) int64 and `names` (K,) str. Half precision changes values in [0, 1] by at
+    (K, H, W) float16, `size` (2,) int64, `names` (K,) str and `steps` (S, K, h', w') uint8, which are
+    multiples of 1/255. Half precision changes values in [0, 1] by at
     most 0.00025; a sweep over thresholds has steps of 0.01. Compression reduces full maps of photographs to
     0.7, and maps at stride 4 to 0.8 of their size.
 
@@ -121,6 +125,8 @@ def save_maps(path: str | Path, maps: LocalizationMaps) -> None:
         arrays["size"] = np.asarray(maps.size, dtype=np.int64)
     if maps.names:
         arrays["names"] = np.asarray(maps.names, dtype=np.str_)
+    if maps.steps is not None:
+        arrays["steps"] = _numpy((255 * maps.steps).round().clamp(0, 255), np.uint8)
     problem = _problem(arrays)
     if sum(array.nbytes for array in arrays.values()) > LARGEST:
         problem = f"they need more than {LARGEST >> 30} GiB; keep maps at stride 4 only (maps.full=false)"
@@ -151,9 +157,9 @@ def load_maps(path: str | Path) -> LocalizationMaps:
     size = tuple(arrays["size"].tolist()) if "size" in arrays else None
     full = torch.from_numpy(arrays["full"]) if "full" in arrays else None
     names = tuple(map(str, arrays["names"])) if "names" in arrays else ()
-    return LocalizationMaps(
-        torch.from_numpy(arrays["classes"]), torch.from_numpy(arrays["strided"]), full, size, names
-    )
+    classes, strided = torch.from_numpy(arrays["classes"]), torch.from_numpy(arrays["strided"])
+    steps = torch.from_numpy(arrays["steps"]).float() / 255 if "steps" in arrays else None
+    return LocalizationMaps(classes, strided, full, size, names, steps=steps)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -208,6 +214,10 @@ def _problem(arrays: dict[str, np.ndarray], found: list[str] | None = None) -> s
             return f"expected `{name}` ({count}, height, width) of floats, found {array.dtype} {array.shape}"
         if not np.isfinite(array).all():
             return f"`{name}` holds NaN or infinity"
+    steps = arrays.get("steps")
+    if steps is not None and (steps.ndim != 4 or steps.shape[1] != len(classes) or steps.dtype != np.uint8):
+        shape = f"(steps, {len(classes)}, height, width)"
+        return f"expected `steps` {shape} of uint8, found {steps.dtype} {steps.shape}"
     names = arrays.get("names")
     if names is not None and (names.shape != classes.shape or names.dtype.kind != "U"):
         return f"expected `names` ({len(classes)},) of texts, found {names.dtype} {names.shape}"

@@ -1,10 +1,11 @@
 """The context of a run: settings, data, store, processes, and what to run."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -12,18 +13,20 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from rich.progress import track
 
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
+from ribseg.modules.progress import TrainerProgress
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.loggers import logger_settings
 from ribseg.pipeline.engine.store import Artefact, Store, check_writable
+from ribseg.pipeline.engine.usage import Usage
+from ribseg.progress import track
 
 if TYPE_CHECKING:
     from ribseg.pipeline.engine.stage import Stage
@@ -40,6 +43,7 @@ class Context:
         cfg: the configuration; `run` and `rerun` name single stages, see `plan.planned`.
         output: folder of the run, for results and report.
         artefacts: of stages that were planned elsewhere.
+        log: file that gets what the console prints.
 
     Attributes:
         data: the DataModule.
@@ -48,18 +52,25 @@ class Context:
         artefacts: stage name -> its artefact, of all planned stages; filled by `plan`.
         rerun: names of the stages that are computed again although the store holds their results.
         skipped: split -> image id -> reason, of the images that `skip` removed from the lists.
+        usage: of the stage that runs, or ran last.
+        started: time at which the run began, in seconds since 1970.
     """
 
     def __init__(
-        self, cfg: DictConfig, output: Path, artefacts: Mapping[str, Artefact] | None = None
+        self,
+        cfg: DictConfig,
+        output: Path,
+        artefacts: Mapping[str, Artefact] | None = None,
+        log: IO[str] | None = None,
     ) -> None:
         self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
         self.store = Store(cfg.store.root)
-        self.console = make_console(quiet=not self.is_first)
+        self.console = make_console(quiet=not self.is_first, log=log)
         self.artefacts = dict(artefacts or {})
         self.rerun: set[str] = set()
         self.skipped: dict[str, dict[str, str]] = {}
+        self.usage, self.started = Usage(), time.time()
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
@@ -157,9 +168,11 @@ class Context:
         if dist.is_initialized():
             dist.barrier()
 
-    def track(self, items: Iterable[T], title: str, total: int) -> Iterable[T]:
-        """The items, with a progress bar on the console where `progress` is set."""
-        return track(items, title, total, disable=not self.cfg.progress, console=self.console)
+    def track(self, items: Iterable[T], title: str, total: int, unit: str = "image") -> Iterator[T]:
+        """The items, with their progress as `progress` says; counted for the summary of the stage."""
+        for item in track(items, title, total, self.cfg.progress, self.console, unit):
+            yield item
+            self.usage.count(unit, 1)
 
     @property
     def processes(self) -> int:
@@ -191,13 +204,16 @@ class Context:
             callbacks: of the stage.
             kwargs: settings that the stage decides; `check_trainer` rejects them in the configuration.
         """
-        shown = {"enable_model_summary": self.cfg.trainer.get("enable_model_summary", False)}
+        progress = self.cfg.progress if self.cfg.trainer.get("enable_progress_bar", True) else False
+        own = any(isinstance(callback, ProgressBar) for callback in callbacks)  # of the user's
+        bar = TrainerProgress(stage, progress, self.console, self.usage.count)
         return build(
             self.cfg.trainer,
             logger=self.loggers(stage) or False,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *([] if own else [bar])],
             default_root_dir=str(folder),
-            **shown,
+            enable_progress_bar=not own or progress is not False,
+            enable_model_summary=self.cfg.trainer.get("enable_model_summary", False),
             **kwargs,
         )
 

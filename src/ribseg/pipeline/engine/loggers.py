@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -21,9 +21,6 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_warn
 
 from ribseg.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ribseg.pipeline.engine.context import Context
 
 FOLDER = "logs"
 EXAMPLE = "pytorch_lightning.loggers.CSVLogger"
@@ -170,15 +167,12 @@ def finish_loggers() -> None:
         sys.modules["wandb"].finish()
 
 
-LOGGED = ("localization", "adaptation", "bottleneck", "segmenter")
+LOGGED = ("localization", "adaptation", "pseudo_masks", "bottleneck", "segmenter")
 
 
-def log_results(context: "Context", results: dict[str, Any]) -> None:
-    """Logs the numbers of `results.json`, as `localization/rib/best_miou` and so on."""
-    for logger in context.result_loggers:
-        logger.log_metrics(numbers({key: results[key] for key in LOGGED if key in results}))
-        logger.finalize("success")
-    finish_loggers()
+def result_numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of `results.json` that are logged, as `localization/rib/best_miou` and so on."""
+    return numbers({key: results[key] for key in LOGGED if key in results})
 
 
 def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -1,31 +1,36 @@
 """Running the chosen stages, each at most once for the same settings, inputs and data."""
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
 
 from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context, separate_processes
-from ribseg.pipeline.engine.loggers import finish_loggers, log_results
+from ribseg.pipeline.engine.log_file import log_file
+from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.methods import entries, map_sources
 from ribseg.pipeline.engine.plan import REPORT, planned, stages_of
 from ribseg.pipeline.engine.preflight import preflight
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
+from ribseg.pipeline.engine.usage import Usage
 from ribseg.pipeline.report.check_data import report_data
+from ribseg.pipeline.report.log_results import log_results
+from ribseg.pipeline.report.logged import all_tables, write_tables
 from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import print_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.stages.evaluate import RESULT
 from ribseg.pipeline.stages.pseudo_masks import SCORES
 from ribseg.pipeline.stages.segmenter_scores import segmenter_results
+from ribseg.progress import shared_console
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
 
     Args:
         cfg: the composed configuration, see `conf/`.
-        output: folder for `results.json`, `report.html` and pictures.
+        output: folder for `results.json`, `report.html`, pictures and `log.txt`.
 
     Raises:
         RibsegError: settings or data cannot work; raised before the first stage, if it can be known.
@@ -41,30 +46,43 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     plan, checks_data = planned(cfg)
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(plan.tf32)
-    with separate_processes():
-        context = Context(plan, Path(output))
-        reported: dict[str, Any] = {}
-        if checks_data:
-            context.on_first(lambda: reported.update(report_data(context)["data"]))
-            if not plan.run:
-                return {}
-        stages = stages_of(plan)
-        data_facts = preflight(context, stages, reported)
-        for stage in stages:
-            run_stage(context, stage)
-        results = gather(context, data_facts)
-        if context.is_first:
-            publish(context, results)
-        return results
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    with separate_processes(), log_file(Path(output), first) as log:
+        context = Context(plan, Path(output), log=log)
+        with shared_console(context.console):
+            return run_stages(context, checks_data)
+
+
+def run_stages(context: Context, checks_data: bool) -> dict[str, Any]:
+    """Runs the stages of a planned configuration and returns the content of `results.json`.
+
+    Args:
+        context: of the run.
+        checks_data: whether the run includes `check_data`.
+    """
+    reported: dict[str, Any] = {}
+    if checks_data:
+        context.on_first(lambda: reported.update(report_data(context)["data"]))
+        if not context.cfg.run:
+            return {}
+    stages = stages_of(context.cfg)
+    data_facts = preflight(context, stages, reported)
+    for stage in stages:
+        run_stage(context, stage)
+    results = gather(context, data_facts)
+    if context.is_first:
+        publish(context, results)
+    return results
 
 
 def publish(context: Context, results: dict[str, Any]) -> None:
-    """Writes `results.json` and the report, prints the tables, and logs the numbers."""
+    """Writes `results.json`, tables and report, prints the tables, and logs all of it."""
     write_json(context.output / "results.json", results)
+    write_tables(context, all_tables(context, results))
     print_tables(context, results)
-    log_results(context, results)
     if REPORT in context.cfg.run:
         context.console.print(f"report: {write_report(context, results)}")
+    log_results(context, results)  # last, as the report is part of it
 
 
 def objective(results: Mapping[str, Any], path: str | None) -> float | None:
@@ -108,14 +126,14 @@ def run_stage(context: Context, stage: Stage) -> None:
     target = artefact.replacement() if again else artefact
     why = ", again" + "".join(f", as {name} was" for name in artefact.outdated_by) if again else ""
     context.console.print(f"[bold]{stage.name}[/]{why}: {artefact.folder}")
-    start = time.perf_counter()
+    context.usage = Usage()
     try:
         facts = stage.work(context, target)
     finally:
         finish_loggers()
-    seconds = time.perf_counter() - start
-    context.finish(stage.name, facts, seconds, again)
-    context.console.print(f"  {seconds:.0f} s")
+    line = context.usage.line(stage.name, artefact.folder)
+    context.finish(stage.name, facts, context.usage.seconds, again)
+    context.console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
 def gather(context: Context, data_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -11,14 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import SettingError, check_number, check_switch
 from ribseg.pipeline.stages.thresholds import CHOICES
+from ribseg.progress import check_progress
 
 COUNT = partial(check_number, low=1, whole=True)
 COUNT_OR_AUTO = partial(COUNT, words=("auto",))
 SHARE = partial(check_number, low=0, high=1)
 SCORE = partial(SHARE, words=tuple(CHOICES))
 CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "progress": check_progress,
     "seed": partial(check_number, low=0, high=2**32 - 1, whole=True),
     "maps.threads": COUNT,
+    "maps.steps_side": partial(check_number, low=0, whole=True),
     "maps.pool_gib": partial(check_number, low=0),
     "rate_search.images": COUNT,
     "rate_search.low": partial(check_number, above=0),
@@ -30,6 +33,8 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "evaluate.bootstrap": COUNT,
     "evaluate.workers": COUNT,
     "report.examples": COUNT,
+    "report.images": partial(check_number, low=0, whole=True),
+    "report.megabytes": partial(check_number, above=0),
     "classifier.epochs": COUNT,
     "affinity.epochs": COUNT,
     "affinity.batch_size": COUNT,
@@ -63,7 +68,6 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
 # Optional settings; false by default.
 SWITCHES = (
     "tf32",
-    "progress",
     "check_files",
     "maps.full",
     "export.program",

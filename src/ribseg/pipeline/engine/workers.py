@@ -15,5 +15,5 @@ def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job],
     workers = worker_count(context.cfg.refine.workers)
     # Starting processes takes longer than a few images.
     done = ordered_map(work, missing, workers if len(missing) >= 2 * workers else 1)
-    for _ in context.track(done, title, len(missing)):
+    for _ in context.track(done, title, len(missing), "file"):
         pass

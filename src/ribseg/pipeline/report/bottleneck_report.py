@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ribseg.analysis.summary import PHASES
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import DataError
-from ribseg.pipeline.report.pictures import png_of
 from ribseg.pipeline.report.table import TableData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMES = {"discriminative": "digit", "non_discriminative": "mark", "irrelevant": "rest"}
 COLOURS = {"discriminative": "#1f77b4", "non_discriminative": "#d62728", "irrelevant": "#7f7f7f"}
@@ -52,8 +54,8 @@ def network_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> bytes:
-    """A figure as PNG: example images, their gradients per layer before and after RIB, and the ratios.
+def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> "Figure":
+    """A figure: example images, their gradients per layer before and after RIB, and the ratios.
 
     Args:
         result: "bottleneck" of `results.json`.
@@ -75,7 +77,7 @@ def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> bytes:
     top, bottom = parts
     _draw_examples(top, images, regions, maps)
     _draw_curves(bottom, result)
-    return png_of(figure)
+    return figure
 
 
 def _draw_examples(figure: Any, images: np.ndarray, regions: np.ndarray, maps: np.ndarray) -> None:

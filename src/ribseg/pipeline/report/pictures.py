@@ -1,6 +1,5 @@
-"""Figures of a run: the grid of images, maps and masks, and the coverage curves."""
+"""The static grid of images, maps and masks, for logs and slides."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +43,6 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
             draw(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
         if truth:
             draw(next(axes), folder.palette[folder.mask(image_id)], "true mask")
-    return png_of(figure)
-
-
-def coverage_figure(curves: Mapping[str, Sequence[float]]) -> bytes:
-    """The coverage figure as PNG: share of the objects found, by distance from CAM's peak.
-
-    Args:
-        curves: source -> share of the pixels found, for ten bins from the nearest to the farthest.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axis = figure.subplots()
-    for name, curve in curves.items():
-        places = [(tenth + 0.5) * 100 / len(curve) for tenth in range(len(curve))]
-        axis.plot(places, [100 * value for value in curve], marker="o", markersize=3, label=name)
-    axis.set(
-        xlabel="pixels of the object, from CAM's peak to the farthest, percent",
-        ylabel="found, percent",
-        xlim=(0, 100),
-        ylim=(0, 100),
-    )
-    axis.legend(fontsize="small")
     return png_of(figure)
 
 

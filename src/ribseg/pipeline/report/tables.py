@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.bottleneck_report import network_line, ratio_table
 from ribseg.pipeline.report.segmenter_report import segmenter_table
 from ribseg.pipeline.report.table import Columns, TableData, percent
@@ -64,6 +65,70 @@ def number_table(localization: Mapping[str, Any]) -> TableData:
     rows = [[name, *(percent(group["miou"]) for group in found)] for name, found in last.items()]
     title = f"mIoU by number of classes in the image, {last_split(localization)}, at fixed thresholds"
     return TableData(title, ["maps", *columns], rows)
+
+
+def size_table(localization: Mapping[str, Any]) -> list[TableData]:
+    """The table of the mIoU by object size, on the last split; [] if no image has objects."""
+    last = {source_name(values): _last(values)["by_object_size"] for values in localization.values()}
+    groups = next(iter(last.values()))
+    if not groups:
+        return []
+    columns = [f"{group['size']} (n = {group['images']})" for group in groups]
+    rows = [[name, *(percent(group["miou"]) for group in found)] for name, found in last.items()]
+    limits = ", ".join(f"{g['size']} up to {100 * g['up_to']:.0f} %" for g in groups)
+    note = f"Size: share of the image's scored pixels that belong to a class; {limits}."
+    title = f"mIoU by object size, {last_split(localization)}, at fixed thresholds"
+    return [TableData(title, ["maps", *columns], rows, note)]
+
+
+Groups = dict[str, dict[str, list[float | None]]]
+
+
+def group_curves(localization: Mapping[str, Any]) -> tuple[Groups, dict[str, list[str]]]:
+    """MIoU of the methods, without controls, in groups of images; and the names of the groups.
+
+    Returns:
+        Grouping -> method -> mIoU of each group; grouping -> names of its groups.
+    """
+    curves: Groups = {}
+    names: dict[str, list[str]] = {}
+    for key, name in (("by_number_of_classes", "classes"), ("by_object_size", "size")):
+        found = {v["label"]: _last(v)[key] for v in localization.values() if not v["control"]}
+        groups: list[Mapping[str, Any]] = next(iter(found.values()), [])
+        if groups:
+            title = {"classes": "number of classes", "size": "object size"}[name]
+            curves[title] = {label: [group["miou"] for group in rows] for label, rows in found.items()}
+            names[title] = [f"{group[name]}\n(n = {group['images']})" for group in groups]
+    return curves, names
+
+
+def threshold_curves(localization: Mapping[str, Any]) -> dict[str, dict[str, list[float | None]]]:
+    """Method -> its scores at all thresholds, without controls, on the last split."""
+    return {v["label"]: _last(v)["curve"] for v in localization.values() if not v["control"]}
+
+
+def time_table(finished: Mapping[str, Artefact]) -> TableData:
+    """The table of the stages: time, when and where they were computed."""
+    rows = []
+    for name, artefact in finished.items():
+        manifest = artefact.manifest
+        moment = str(manifest.get("finished", "-")).replace("T", " ").removesuffix("+00:00")
+        rows.append([name, _duration(manifest["seconds"]), moment, artefact.folder.name])
+    total = _duration(sum(artefact.manifest["seconds"] for artefact in finished.values()))
+    columns = ["stage", "time", "finished (UTC)", "in the store"]
+    return TableData("Time per stage", columns, rows, f"Sum: {total}.", text=columns[2:])
+
+
+def _duration(seconds: float) -> str:
+    """A duration as text.
+
+    >>> _duration(3.24), _duration(75), _duration(7322)
+    ('3.2 s', '1:15 min', '2:02 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
+    return f"{minutes[0]}:{minutes[1]:02} min" if seconds < 3600 else f"{hours[0]}:{hours[1]:02} h"
 
 
 def coverage_table(localization: Mapping[str, Any]) -> list[TableData]:

@@ -1,6 +1,7 @@
 """The evaluation stage: scores of all sources of maps on all evaluated splits."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ribseg.errors import ConfigError
 from ribseg.functional.evaluation import distance_tenths
 from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size
 from ribseg.metrics import bootstrap_miou, interval
+from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.engine.context import Context, build
 from ribseg.pipeline.engine.digest import contents, with_sources
 from ribseg.pipeline.engine.methods import MapSource, entries, map_sources
@@ -29,7 +31,7 @@ class EvaluateStage(Stage):
     """Scores every source whose maps are in the store, each at its own thresholds."""
 
     name = "evaluate"
-    version = 3  # added: mIoU by number of classes, coverage by distance, IoU per class at fixed thresholds
+    version = 4  # added: curves over thresholds, mIoU by object size, counts of single images
     parts = ("evaluate", "data", "seed")
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
@@ -68,7 +70,24 @@ class EvaluateStage(Stage):
         }
         settings = context.cfg.evaluate
         result = score(sweeps, settings.fixed_threshold, settings.bootstrap, context.cfg.seed)
+        for split, folder in context.data.evals.items():
+            counts = {
+                name: evaluator.counts(shown_threshold(result[name]["split"][split]))
+                for name, evaluator in sweeps[split].items()
+            }
+            PerImageCounts.from_counts(folder.ids, counts).save(counts_path(artefact.folder, split))
         write_json(artefact.folder / RESULT, result)
+
+
+def counts_path(folder: Path, split: str) -> Path:
+    """The file with the counts of a split's images at `shown_threshold`, in the folder of the stage."""
+    return folder / "images" / f"{split}.npz"
+
+
+def shown_threshold(scores: Mapping[str, Any]) -> float:
+    """The threshold of single images and pictures: the fixed one of the split, else its best."""
+    fixed = scores["fixed_threshold"]
+    return float(scores["best_threshold"] if fixed is None else fixed)
 
 
 def ready_sources(context: Context) -> list[MapSource]:

@@ -77,6 +77,7 @@ class MethodStage(MapStage):
         entry: of `methods`.
     """
 
+    version = 2  # added: small maps after each step
     parts = (*MapStage.parts, "seed", "rate_search")
 
     def __init__(self, entry: Entry) -> None:
@@ -129,7 +130,9 @@ def localization_module(
         raise ConfigError(
             f"{entry.path}.references={entry.references} would have no effect: the method takes no references"
         )
-    return LocalizationModule(classifier, method, references, entry.name, context.cfg.seed)
+    return LocalizationModule(
+        classifier, method, references, entry.name, context.cfg.seed, context.cfg.maps.steps_side
+    )
 
 
 def references_of(context: Context, entry: Entry, classifier: nn.Module) -> ReferenceBatches | None:

@@ -145,7 +145,8 @@ class PseudoMasksStage(RefinementStage):
     def _score(self, context: Context, artefact: Artefact, variant: str, split: str) -> dict[str, Any]:
         folder = context.data.evals[split]
         counts = []
-        for image_id in folder.ids:
+        title = f"Scoring masks ({variant}) of {split}"
+        for image_id in context.track(folder.ids, title, len(folder), "mask"):
             mask = torch.from_numpy(read_mask(mask_path(artefact.folder, variant, image_id)))
             counts.append(label_counts(mask, torch.from_numpy(folder.mask(image_id)), folder.num_classes))
         return mask_scores(torch.stack(counts))

@@ -144,7 +144,8 @@ def score_masks(context: Context, place: Path, folder: BaseDataset) -> dict[str,
 
     size = folder.num_classes + 1
     total = torch.zeros(size, size, dtype=torch.int64)
-    for matrix in ordered_map(count, folder.ids, context.cfg.evaluate.workers, threads=True):
+    results = ordered_map(count, folder.ids, context.cfg.evaluate.workers, threads=True)
+    for matrix in context.track(results, f"Scoring masks of {folder.split}", len(folder), "mask"):
         total += matrix
     scores = mask_scores(counts_of(total)[None]) | {"images": len(folder), "confusion": total.tolist()}
     if scores["foreground"] == 0:

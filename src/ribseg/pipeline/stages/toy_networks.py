@@ -114,7 +114,10 @@ def for_seeds(context: Context, artefact: Artefact, work: SeedWork, chosen: Sequ
     workers = min(worker_count(context.cfg.bottleneck.workers), len(chosen))
     shared = (context.cfg, context.output, context.artefacts, artefact, work)
     one = partial(_in_process, *shared) if workers > 1 else partial(_timed, work, context, artefact)
-    for seed, seconds in zip(chosen, ordered_map(one, chosen, workers), strict=True):
+    times = ordered_map(one, chosen, workers)
+    if workers > 1:  # else each seed shows its own progress
+        times = context.track(times, "Seeds", len(chosen), "seed")
+    for seed, seconds in zip(chosen, times, strict=True):
         context.console.print(f"  seed {seed}: {seconds:.0f} s")
 
 

@@ -1,9 +1,5 @@
-"""Matplotlib figures of localization maps; nothing is shown or written to files here.
+"""Figures of localization maps over their images."""
 
-Maps are drawn with the viridis colormap, which is readable for colorblind people and in grayscale.
-"""
-
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +10,11 @@ from ribseg.data.io.images import as_image
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
 from ribseg.functional.cam import argmax_labels
+from ribseg.plot.style import MAPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = "viridis"
 OPACITY = 0.6  # of a map over its image
 INCHES = 3.0  # width of one image
 
@@ -32,7 +28,7 @@ def overlay(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """
     from matplotlib import colormaps
 
-    colours = colormaps[COLOURS](strength)[..., :3]
+    colours = colormaps[MAPS](strength)[..., :3]
     return (1 - OPACITY) * image / 255 + OPACITY * colours
 
 
@@ -87,13 +83,6 @@ def steps_figure(image: Any, series: Sequence[LocalizationMaps], threshold: floa
     for k, maps in enumerate(series):
         _draw_maps(axes[:, k], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
     return figure
-
-
-def png_of(figure: "Figure", dpi: int = 80) -> bytes:
-    """A figure as PNG bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
 
 
 def _draw_maps(

@@ -1,0 +1,69 @@
+"""What a stage has used: time, memory, and the images it has done."""
+
+import resource
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from ribseg.progress import duration, plural, speed
+
+GIB = 2**30
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Usage:
+    """Time and memory from here on, and the items that were done meanwhile.
+
+    Attributes:
+        counted: unit -> number of items; a stage that looks at an image twice counts it twice.
+    """
+
+    def __init__(self) -> None:
+        self.counted: Counter[str] = Counter()
+        self.start = time.perf_counter()
+        _reset_peaks()
+
+    def count(self, unit: str, number: int) -> None:
+        """Adds items that were done."""
+        self.counted[unit] += number
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self.start
+
+    def line(self, stage: str, folder: Path) -> str:
+        """The summary of a stage: items, time, rate, peak memory of this process, and its folder."""
+        seconds = self.seconds
+        done = [f"{number} {plural(unit)}" for unit, number in self.counted.items() if number]
+        rates = [speed(number, seconds, unit) for unit, number in self.counted.most_common(1)]
+        time_taken = f"in {duration(seconds)}" if seconds >= 60 else f"in {seconds:.1f} s"
+        return f"done: {stage}, {', '.join([*done, time_taken, *filter(None, rates), *_peaks()])}, {folder}"
+
+
+def _peaks() -> list[str]:
+    """The peak memory of this process, and of its GPU, as text."""
+    peaks = [f"memory {_peak_bytes() / GIB:.2f} GiB"]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peaks.append(f"GPU memory {torch.cuda.max_memory_allocated() / GIB:.2f} GiB")
+    return peaks
+
+
+def _reset_peaks() -> None:
+    with suppress(OSError):  # elsewhere than on Linux the line says the peak of the process's whole life
+        CLEAR.write_text("5")
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_bytes() -> int:
+    if STATUS.is_file():
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+        if "VmHWM" in lines:
+            return int(lines["VmHWM"].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes

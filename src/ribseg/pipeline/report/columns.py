@@ -1,0 +1,99 @@
+"""The columns of a run's gallery: its maps and masks, read from the store."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribseg.data.base import BaseDataset
+from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path, read_records
+from ribseg.data.io.masks import read_mask
+from ribseg.metrics.per_image import PerImageCounts
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import map_sources
+from ribseg.pipeline.report.gallery import MapSeries, MaskSeries
+from ribseg.pipeline.stages.affinity import label_path
+from ribseg.pipeline.stages.chains import segmenter_test_name
+from ribseg.pipeline.stages.evaluate import counts_path, map_change, shown_threshold
+
+
+def shown_splits(context: Context) -> list[BaseDataset]:
+    """The splits of the gallery: those that are evaluated, else the training images."""
+    return list(context.data.evals.values()) or [context.data.train]
+
+
+def map_columns_of(context: Context, results: Mapping[str, Any]) -> list[MapSeries]:
+    """The maps in the store, without controls, with their scores if they were evaluated."""
+    counts = {
+        folder.split: PerImageCounts.load(path)
+        for folder in shown_splits(context)
+        if "localization" in results
+        and (path := counts_path(context.artefacts["evaluate"].folder, folder.split)).is_file()
+    }
+    columns = []
+    for name, source in map_sources(context.cfg).items():
+        if source.control or source.stage not in context.artefacts or not context.is_ready(source.stage):
+            continue
+        folder = context.artefacts[source.stage].folder
+        scores = results.get("localization", {}).get(name, {}).get("split", {})
+        columns.append(
+            MapSeries(
+                name,
+                source.label,
+                partial(read_maps, folder, map_change(source)),
+                {split: shown_threshold(values) for split, values in scores.items()},
+                {split: found.iou(name) for split, found in counts.items() if name in found.rows},
+                read_records(folder),
+            )
+        )
+    return columns
+
+
+def read_maps(
+    folder: Path, change: Callable[[LocalizationMaps], LocalizationMaps] | None, image_id: str
+) -> LocalizationMaps:
+    """The maps of an image from the folder of a stage, as modified for scoring."""
+    maps = load_maps(map_path(folder, image_id))
+    return maps if change is None else change(maps)
+
+
+def mask_columns_of(context: Context, results: Mapping[str, Any]) -> list[MaskSeries]:
+    """The masks in the store: confident labels, pseudo masks, segmentations; and the ground truth."""
+    columns = []
+    if "affinity_labels" in context.artefacts and context.is_ready("affinity_labels"):
+        labels = context.artefacts["affinity_labels"].folder
+        columns.append(
+            MaskSeries("confident", "confident labels", partial(_file, partial(label_path, labels)))
+        )
+    if "pseudo_masks" in results:
+        variant = results["pseudo_masks"]["variant"]
+        place = Path(results["store"]["pseudo_masks"]) / variant
+        columns.append(
+            MaskSeries("pseudo_mask", f"pseudo mask ({variant})", partial(_file, partial(_png, place)))
+        )
+    for source, values in results.get("segmenter", {}).items():
+        place = Path(results["store"][segmenter_test_name(source)])
+        label = f"segmenter on {values['label']}"
+        columns.append(MaskSeries(f"segmenter_{source}", label, partial(_segmented, place)))
+    if any(folder.has_mask(folder.ids[0]) for folder in shown_splits(context) if folder.ids):
+        columns.append(MaskSeries("ground_truth", "ground truth", _true_mask))
+    return columns
+
+
+def _png(place: Path, image_id: str) -> Path:
+    return place / f"{image_id}.png"
+
+
+def _file(path_of: Callable[[str], Path], folder: BaseDataset, image_id: str) -> np.ndarray | None:
+    path = path_of(image_id)
+    return read_mask(path) if path.is_file() else None
+
+
+def _segmented(place: Path, folder: BaseDataset, image_id: str) -> np.ndarray | None:
+    return _file(partial(_png, place / folder.split), folder, image_id)
+
+
+def _true_mask(folder: BaseDataset, image_id: str) -> np.ndarray | None:
+    return folder.mask(image_id) if folder.has_mask(image_id) else None

@@ -1,0 +1,256 @@
+"""The gallery of a report: images with their maps and masks, as data for the page's script.
+
+All images are listed. Some of them have all pictures: the largest losses and gains over the baseline, the
+lowest scores, and evenly spaced ones. Others have a thumbnail, as far as the size of the page permits.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from ribseg.data.base import BaseDataset
+from ribseg.data.io.maps import LocalizationMaps
+from ribseg.functional.cam import resize
+from ribseg.pipeline.report.encode import MAP_SIDE, THUMBNAIL, label_picture, map_sheet, photograph
+from ribseg.workers import ordered_map
+
+T = TypeVar("T")
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+PICTURES_SHARE = (
+    0.75  # of the page's size for images with all pictures; the rest is for thumbnails and tables
+)
+RESERVE = 2.5e6  # bytes for tables, figures and scripts
+
+
+@dataclass(frozen=True)
+class MapSeries:
+    """Maps that the gallery shows over each image.
+
+    Attributes:
+        name: different from those of the others.
+        label: title of the column.
+        read: image id -> maps.
+        thresholds: split -> threshold of the outline; splits without one have no outline.
+        scores: split -> (N,) IoU of its images; splits without masks are missing.
+        records: image id -> "steps" and "stopped" of an adaptation.
+    """
+
+    name: str
+    label: str
+    read: Callable[[str], LocalizationMaps]
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MaskSeries:
+    """Masks that the gallery shows over each image.
+
+    Attributes:
+        name: different from those of the others.
+        label: title of the column.
+        read: (split's data, image id) -> (H, W) uint8 mask; None for an image without one.
+    """
+
+    name: str
+    label: str
+    read: Callable[[BaseDataset, str], np.ndarray | None]
+
+
+class Listed(NamedTuple):
+    """An image of the gallery: its data, its place in the split, and its id."""
+
+    folder: BaseDataset
+    place: int
+    image_id: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The gallery's data; `data`, `pictures` and `thumbnails` are what the page's script reads.
+
+    Attributes:
+        data: JSON values: "classes", "colours", "columns", "rows", "baseline".
+        pictures: JSON text of each image that has all pictures, in the order of their numbers in the rows.
+        thumbnails: data URI of each image that has a thumbnail, likewise.
+        note: which images have pictures, and why not all.
+    """
+
+    data: Mapping[str, Any]
+    pictures: Sequence[str]
+    thumbnails: Sequence[str]
+    note: str
+
+
+def make_gallery(
+    folders: Sequence[BaseDataset],
+    maps: Sequence[MapSeries],
+    masks: Sequence[MaskSeries],
+    baseline: str | None,
+    images: int,
+    size: float,
+    track: Track,
+    workers: int = 1,
+) -> Gallery:
+    """The gallery of some splits.
+
+    Args:
+        folders: the splits.
+        maps: columns with maps.
+        masks: columns with masks.
+        baseline: name of the maps that others are compared with; None for no comparison.
+        images: maximum number of images with all pictures.
+        size: maximum size of the whole page, in bytes.
+        track: shows progress: (items, title, number) -> items.
+        workers: threads that read and compress.
+    """
+    listed = [Listed(folder, place, one) for folder in folders for place, one in enumerate(folder.ids)]
+    rows = [_row(each, maps) for each in listed]
+    order = picture_order(rows, [series.name for series in maps], baseline)
+    budget = max(size - RESERVE - len(json.dumps(rows)), 0)
+    chosen = order[:images]
+    draw = partial(_picture, maps=maps, masks=masks)
+    drawn = ordered_map(draw, [listed[number] for number in chosen], workers, threads=True)
+    pictures = list(within(budget * PICTURES_SHARE, track(drawn, "Pictures", len(chosen))))
+    for place, number in enumerate(chosen[: len(pictures)]):
+        rows[number]["picture"] = place
+    rest = [number for number in order if "picture" not in rows[number]]
+    small = ordered_map(_thumbnail, [listed[number] for number in rest], workers, threads=True)
+    left = budget - sum(map(len, pictures))
+    thumbnails = list(within(left, track(small, "Thumbnails", len(rest)))) if rest else []
+    for place, number in enumerate(rest[: len(thumbnails)]):
+        rows[number]["thumbnail"] = place
+    columns = [
+        *({"name": s.name, "label": s.label, "kind": "maps", "thresholds": dict(s.thresholds)} for s in maps),
+        *({"name": s.name, "label": s.label, "kind": "mask"} for s in masks),
+    ]
+    palette = folders[0].palette if folders else np.zeros((256, 3), np.uint8)
+    classes = list(folders[0].classes) if folders else []
+    data = {
+        "classes": classes,
+        "colours": ["#{:02x}{:02x}{:02x}".format(*palette[c + 1]) for c in range(len(classes))],
+        "columns": columns,
+        "baseline": baseline,
+        "rows": rows,
+    }
+    return Gallery(data, pictures, thumbnails, _note(len(rows), len(pictures), len(thumbnails), images, size))
+
+
+def picture_order(rows: Sequence[Mapping[str, Any]], names: Sequence[str], baseline: str | None) -> list[int]:
+    """All rows' numbers, those first whose pictures tell most: losses, gains, low scores, evenly spaced.
+
+    Splits take turns, and so do the kinds; within each the extreme ones come first.
+    """
+    splits = dict.fromkeys(row["split"] for row in rows)
+    each = [[number for number, row in enumerate(rows) if row["split"] == split] for split in splits]
+    return take_turns(*(_order_within(rows, part, names, baseline) for part in each))
+
+
+def _order_within(
+    rows: Sequence[Mapping[str, Any]], part: list[int], names: Sequence[str], baseline: str | None
+) -> list[int]:
+    orders = []
+    for name in names:
+        scores = {n: rows[n]["scores"][name] for n in part if rows[n]["scores"].get(name) is not None}
+        base = {n: rows[n]["scores"].get(baseline) for n in scores}
+        gains = {n: scores[n] - base[n] for n in scores if base[n] is not None}
+        if baseline is not None and name != baseline:
+            ascending = sorted(gains, key=lambda n: gains[n])
+            orders += [ascending, ascending[::-1]]
+        orders.append(sorted(scores, key=lambda n: scores[n]))
+    step = max(1, round(len(part) ** 0.5))  # evenly spaced at any number that is taken
+    even = [number for start in range(step) for number in part[start::step]]
+    return take_turns(*orders, even)
+
+
+def take_turns(*orders: Iterable[int]) -> list[int]:
+    """The items of all orders, the first of each, then the second of each, and so on; each item once.
+
+    >>> take_turns([1, 2, 3], [3, 1, 4])
+    [1, 3, 2, 4]
+    """
+    turns = chain.from_iterable(zip_longest(*orders))
+    return list(dict.fromkeys(item for item in turns if item is not None))
+
+
+def within(size: float, texts: Iterable[str]) -> Iterator[str]:
+    """Yields texts as long as they have at most `size` characters together."""
+    for text in texts:
+        size -= len(text)
+        if size < 0:
+            return
+        yield text
+
+
+def _row(listed: Listed, maps: Sequence[MapSeries]) -> dict[str, Any]:
+    """The facts about an image: id, split, classes, scores, and how each adaptation went."""
+    folder, place, image_id = listed
+    row: dict[str, Any] = {
+        "id": image_id,
+        "split": folder.split,
+        "classes": np.flatnonzero(folder.labels[place]).tolist(),
+        "scores": {},
+    }
+    for series in maps:
+        if folder.split in series.scores:
+            score = float(series.scores[folder.split][place])
+            row["scores"][series.name] = None if np.isnan(score) else round(score, 4)
+        record = series.records.get(image_id, {})
+        if record.get("steps") or record.get("stopped"):
+            row.setdefault("adaptation", {})[series.name] = [
+                record["steps"],
+                record["stopped"] or "all steps",
+            ]
+    return row
+
+
+def _picture(listed: Listed, maps: Sequence[MapSeries], masks: Sequence[MaskSeries]) -> str:
+    """JSON text with the image and all its maps and masks."""
+    folder, _, image_id = listed
+    pixels = folder.image(image_id)
+    columns: dict[str, Any] = {}
+    for series in maps:
+        found = series.read(image_id)
+        steps = small_maps(found)
+        shape = {"classes": found.classes.tolist(), "steps": len(steps)}
+        columns[series.name] = shape | {"sheet": map_sheet(steps) if len(found.classes) else None}
+    for masks_of in masks:
+        mask = masks_of.read(folder, image_id)
+        columns[masks_of.name] = None if mask is None else label_picture(mask, folder.palette)
+    text = json.dumps({"image": photograph(pixels), "columns": columns})
+    return text.replace("<", "\\u003c")  # so that it cannot end the script element that holds it
+
+
+def small_maps(maps: LocalizationMaps) -> torch.Tensor:
+    """(S, K, h, w) maps for the page: after each step where these were kept, else S = 1."""
+    if maps.steps is not None and len(maps.steps):
+        return maps.steps
+    height, width = maps.strided.shape[1:]
+    scale = min(1.0, MAP_SIDE / max(height, width, 1))
+    return resize(maps.strided, (max(1, round(height * scale)), max(1, round(width * scale))))[None]
+
+
+def _thumbnail(listed: Listed) -> str:
+    return photograph(listed.folder.image(listed.image_id), THUMBNAIL, quality=60)
+
+
+def _note(rows: int, pictures: int, thumbnails: int, images: int, size: float) -> str:
+    """A sentence about the images without pictures."""
+    if pictures == rows:
+        return ""
+    limit = f"report.images={images}" if pictures == min(images, rows) else f"report.megabytes={size / 1e6:g}"
+    text = (
+        f"{pictures:,} of {rows:,} images have all pictures ({limit}): the largest losses and gains, the "
+        "lowest scores, and evenly spaced ones."
+    )
+    others = rows - pictures
+    if thumbnails == others:
+        return f"{text} The others have a thumbnail."
+    return f"{text} {thumbnails:,} more have a thumbnail (report.megabytes={size / 1e6:g}); all are listed."

@@ -1,0 +1,182 @@
+"""What the results have for loggers besides numbers: example images with masks, tables, curves, files."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribseg.data.base import BaseDataset
+from ribseg.data.io.files import atomic_write
+from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.io.masks import read_mask
+from ribseg.functional.cam import argmax_labels
+from ribseg.methods.evaluation import full_size
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import map_sources
+from ribseg.pipeline.report.segmenter_report import pictured_segmentations
+from ribseg.pipeline.stages.evaluate import map_change
+
+PICTURED = ("localization", "pseudo_masks", "segmenter")  # parts of the results that have images
+TABLES = "tables"  # folder in the run's
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with masks.
+
+    Attributes:
+        image_id: of the image.
+        image: (H, W, 3) uint8.
+        masks: name -> (H, W) uint8 class ids; 0 background, 255 ignore.
+        thresholds: name of a mask -> the threshold at which it was cut from maps.
+    """
+
+    image_id: str
+    image: np.ndarray
+    masks: dict[str, np.ndarray]
+    thresholds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of names and numbers; None where there is no value."""
+
+    columns: list[str]
+    rows: list[list[str | float | None]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves over the thresholds: label of a source -> measure -> values, and label -> thresholds."""
+
+    thresholds: dict[str, list[float]]
+    values: dict[str, dict[str, list[float | None]]]
+
+    def table(self) -> Table:
+        """A row per source and threshold."""
+        measures = list(dict.fromkeys(name for found in self.values.values() for name in found))
+        rows: list[list[str | float | None]] = []
+        for label, thresholds in self.thresholds.items():
+            found = self.values[label]
+            columns = [found.get(name, [None] * len(thresholds)) for name in measures]
+            rows += [[label, *row] for row in zip(thresholds, *columns, strict=True)]
+        return Table(["maps", "threshold", *measures], rows)
+
+
+def example_images(context: Context, results: dict[str, Any]) -> Iterator[tuple[BaseDataset, list[Example]]]:
+    """Split -> examples, `report.examples` of each evaluated split and of the pseudo masks' split."""
+    if not any(part in results for part in PICTURED):
+        return
+    folders = [*context.data.evals.values(), context.data.pseudo]
+    for folder in {one.split: one for one in folders}.values():
+        number = context.cfg.report.examples
+        ids = folder.ids[:: max(1, len(folder) // number)][:number]
+        yield folder, [example(context, results, folder, image_id) for image_id in ids]
+
+
+def example(context: Context, results: dict[str, Any], folder: BaseDataset, image_id: str) -> Example:
+    """An image with its ground truth, the masks of its maps at their thresholds, and those in the store."""
+    image = folder.image(image_id)
+    masks = {"ground truth": folder.mask(image_id)} if folder.has_mask(image_id) else {}
+    thresholds = map_thresholds(context, results, folder.split)
+    masks |= map_masks(context, thresholds, image_id, image.shape[:2])
+    places = pictured_segmentations(results, folder.split)
+    if "pseudo_masks" in results:
+        variant = results["pseudo_masks"]["variant"]
+        places[f"pseudo mask ({variant})"] = Path(results["store"]["pseudo_masks"]) / variant
+    paths = {name: place / f"{image_id}.png" for name, place in places.items()}
+    masks |= {name: read_mask(path) for name, path in paths.items() if path.is_file()}
+    labels = {map_sources(context.cfg)[name].label: threshold for name, threshold in thresholds.items()}
+    return Example(image_id, image, {name: np.asarray(m, np.uint8) for name, m in masks.items()}, labels)
+
+
+def map_thresholds(context: Context, results: Mapping[str, Any], split: str) -> dict[str, float]:
+    """Source of maps -> its fixed threshold on a split, else its best; without the controls."""
+    thresholds = {}
+    for name, source in map_sources(context.cfg).items():
+        score = results.get("localization", {}).get(name, {}).get("split", {}).get(split)
+        if score is not None and not source.control:
+            fixed = score["fixed_threshold"]
+            thresholds[name] = score["best_threshold"] if fixed is None else fixed
+    return thresholds
+
+
+def map_masks(
+    context: Context, thresholds: Mapping[str, float], image_id: str, size: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Label of a source of maps -> mask (H, W) at its threshold."""
+    masks, sources = {}, map_sources(context.cfg)
+    for name, threshold in thresholds.items():
+        source, change = sources[name], map_change(sources[name])
+        maps = load_maps(map_path(context.artefacts[source.stage].folder, image_id))
+        maps = maps if change is None else change(maps)
+        full = full_size(maps, (size[0], size[1]))
+        masks[source.label] = argmax_labels(full, maps.classes, threshold).numpy()
+    return masks
+
+
+def class_tables(results: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Table]:
+    """Name -> table of the IoU of background and each class: of maps by split, of masks, of segmenters."""
+    columns: dict[str, dict[str, list[float | None]]] = {}
+    for name, scores in results.get("localization", {}).items():
+        for split, values in scores["split"].items():
+            found = columns.setdefault(f"iou/localization/{split}", {})
+            found[scores.get("label", name)] = values["iou_at_fixed"] or values["iou"]
+    for variant, by_split in results.get("pseudo_masks", {}).get("variants", {}).items():
+        for split, values in by_split.items():
+            if isinstance(values, dict):
+                columns.setdefault(f"iou/pseudo_masks/{split}", {})[variant] = values["iou"]
+    for name, scores in results.get("segmenter", {}).items():
+        for split, values in scores["split"].items():
+            columns.setdefault(f"iou/segmenter/{split}", {})[scores.get("label", name)] = values["iou"]
+    names = ("background", *classes)
+    return {
+        key: Table(["class", *found], [list(row) for row in zip(names, *found.values(), strict=True)])
+        for key, found in columns.items()
+    }
+
+
+def threshold_curves(results: Mapping[str, Any]) -> dict[str, Curves]:
+    """Split -> curves of all sources that have one."""
+    curves: dict[str, Curves] = {}
+    for name, scores in results.get("localization", {}).items():
+        for split, values in scores["split"].items():
+            if not values.get("curve"):
+                continue
+            measures = dict(values["curve"])
+            label, here = scores.get("label", name), curves.setdefault(split, Curves({}, {}))
+            here.thresholds[label] = measures.pop("thresholds")
+            here.values[label] = measures
+    return curves
+
+
+def all_tables(context: Context, results: Mapping[str, Any]) -> dict[str, Table]:
+    """Name -> table: the IoU per class, and the curves over thresholds."""
+    if not any(part in results for part in PICTURED):
+        return {}
+    curves = {f"curves/{split}": found.table() for split, found in threshold_curves(results).items()}
+    return class_tables(results, context.data.classes) | curves
+
+
+def write_tables(context: Context, tables: Mapping[str, Table]) -> None:
+    """Writes each table as `tables/<name>.csv` into the run's folder, whatever the loggers are."""
+    for name, table in tables.items():
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+        target = context.output / TABLES / f"{name.replace('/', '_')}.csv"
+        atomic_write(target, text.getvalue().encode())
+
+
+def written_files(context: Context) -> dict[str, Path]:
+    """Name -> file in the run's folder: what this run has written, and its settings.
+
+    By time, because `hydra.run.dir` may be a folder with files of others.
+    """
+    places = [*context.output.glob("*"), *context.output.glob(f"{TABLES}/*")]
+    new = [path for path in places if path.is_file() and path.stat().st_mtime >= context.started]
+    settings = context.output.glob(".hydra/*.yaml")
+    return {str(path.relative_to(context.output)): path for path in sorted([*new, *settings])}

@@ -1,0 +1,30 @@
+"""Matplotlib figures of maps and scores; functions return them, nothing is shown or written to files here.
+
+In a notebook a returned figure is shown by naming it in the last line of a cell; `figure.savefig("maps.png")`
+writes it.
+"""
+
+from ribseg.plot.maps import draw, draw_outline, localization_figure, overlay, steps_figure
+from ribseg.plot.scores import (
+    adaptation_figure,
+    class_figure,
+    coverage_figure,
+    group_figure,
+    threshold_figure,
+)
+from ribseg.plot.style import png_of, svg_of
+
+__all__ = [
+    "adaptation_figure",
+    "class_figure",
+    "coverage_figure",
+    "draw",
+    "draw_outline",
+    "group_figure",
+    "localization_figure",
+    "overlay",
+    "png_of",
+    "steps_figure",
+    "svg_of",
+    "threshold_figure",
+]
