@@ -1,0 +1,88 @@
+"""Colours of figures: contrast to both backgrounds, and difference with each kind of colour blindness."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from ribseg.errors import DataError
+from ribseg.metrics.per_image import PerImageCounts
+from ribseg.plot import svg_of, threshold_figure
+from ribseg.plot.style import COLOURS, DARK, line_style
+
+# What each kind of colour blindness makes of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+VISION = {
+    "normal": np.eye(3),
+    "deutan": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+    "protan": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "tritan": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
+    ),
+}
+
+
+def linear(colour):
+    values = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one, other):
+    """WCAG 2.1."""
+    low, high = sorted(float(linear(colour) @ [0.2126, 0.7152, 0.0722]) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def lab(rgb):
+    to_xyz = [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.119192, 0.9503041],
+    ]
+    ratio = np.array(to_xyz) @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
+    x, y, z = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("background", ["#ffffff", DARK])
+def test_colours_stand_out_from_both_backgrounds(colour, background):
+    assert contrast(colour, background) >= 3  # WCAG 2.1, 1.4.11
+
+
+@pytest.mark.parametrize("kind", VISION)
+def test_colours_differ_for_everybody(kind):
+    seen = [lab(VISION[kind] @ linear(colour)) for colour in COLOURS]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 20
+
+
+def test_lines_differ():
+    assert len({tuple(line_style(number).values()) for number in range(20)}) == 20
+
+
+def test_svg_takes_the_colour_of_the_page_and_escapes_names():
+    curve = {"thresholds": [0, 1], "miou": [0.1, None], "precision": [0.2, 0.3], "recall": [0.4, 0.1]}
+    drawing = svg_of(threshold_figure({"<b>$x$": curve}), 'a "title" <i>')
+    assert "currentColor" in drawing
+    assert "#000000" not in drawing
+    assert "<b>" not in drawing
+    assert "<i>" not in drawing
+
+
+def test_counts_of_single_images_are_kept(tmp_path):
+    counts = {"cam": torch.tensor([[[4, 0, 0], [6, 1, 0], [5, 2, 0]], [[0, 0, 0]] * 3])}
+    known = PerImageCounts.from_counts(["a", "b"], counts)
+    known.save(tmp_path / "val.npz")
+    read = PerImageCounts.load(tmp_path / "val.npz")
+    assert torch.equal(read.of("cam"), counts["cam"])
+    assert torch.equal(read.of("cam", ["b", "a"]), counts["cam"].flip(0))
+    first, second = read.iou("cam")
+    assert first == pytest.approx((4 / 7 + 0) / 2)
+    assert np.isnan(second)  # nothing is scored
+    (tmp_path / "val.npz").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"rerun=\[evaluate\]"):
+        PerImageCounts.load(tmp_path / "val.npz")
