@@ -78,22 +78,23 @@ def public_names(package: str) -> dict[str, str]:
     return {}
 
 
+def source_of(module: str) -> Path:
+    """The file of a module or a package by its dotted name; need not exist."""
+    path = SOURCE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def is_module(name: str) -> bool:
     """Whether a dotted name is a module or a package."""
-    path = SOURCE / name.replace(".", "/")
-    return path.is_dir() or path.with_suffix(".py").is_file()
+    return source_of(name).is_file()
 
 
 def first_line(home: str) -> str:
     """The first line of a docstring, of a class, a function or a module; empty for a constant."""
-    module, _, name = home.rpartition(".")
     if is_module(home):
-        path = SOURCE / home.replace(".", "/")
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
-    path = SOURCE / module.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    for node in ast.parse(path.read_text()).body:
+        return first_sentence(source_of(home))
+    module, _, name = home.rpartition(".")
+    for node in ast.parse(source_of(module).read_text()).body:
         if getattr(node, "name", "") == name:
             return (ast.get_docstring(node) or "").split("\n")[0]
     return ""
@@ -163,7 +164,7 @@ def examples_page() -> str:
 
 
 def first_sentence(path: Path) -> str:
-    """The first line of a program's docstring."""
+    """The first line of a file's docstring."""
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
 
 

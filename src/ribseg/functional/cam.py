@@ -81,6 +81,17 @@ def strided_size(size: Sequence[int], stride: int = STRIDE) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
+def size_within(size: Sequence[int], side: int) -> tuple[int, int]:
+    """The size (h, w) scaled down to a longer side of at most `side`, at least 1 x 1.
+
+    >>> size_within((300, 400), 100), size_within((3, 4), 100)
+    ((75, 100), (3, 4))
+    """
+    height, width = size
+    scale = min(1.0, side / max(height, width, 1))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes (K, h, w) maps to (K, *size) bilinearly; K may be 0."""
     if len(maps) == 0:

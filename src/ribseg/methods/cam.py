@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ribseg.data.io.maps import LocalizationMaps
-from ribseg.functional.cam import class_maps, merge_mirrored, normalize, resize_and_sum, strided_size
+from ribseg.functional.cam import (
+    class_maps,
+    merge_mirrored,
+    normalize,
+    resize_and_sum,
+    size_within,
+    strided_size,
+)
 from ribseg.functional.state import evaluating
 from ribseg.types import STRIDE, Adaptation, ViewMaps
 
@@ -87,8 +94,7 @@ def step_maps(results: Sequence[Adaptation], size: tuple[int, int], side: int) -
     """
     if len(results) < 2 or not len(results[0].classes):
         return None
-    scale = min(1.0, side / max(size))
-    small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    small = size_within(size, side)
     return torch.stack([normalize(resize_and_sum(result.maps, small)) for result in results])
 
 

@@ -136,26 +136,14 @@ class MapEvaluator:
 
         The mIoU is None if the masks of a group have no foreground pixels.
         """
-        counts, numbers = self.counts(threshold), np.minimum(self._numbers, MANY)
+        return self._by_number(self.counts(threshold))
+
+    def _by_number(self, counts: Tensor) -> list[dict[str, Any]]:
+        numbers = np.minimum(self._numbers, MANY)
         return [
             {"classes": f"{number} or more" if number == MANY else str(number)}
             | _group(counts, numbers == number)
             for number in np.unique(numbers[numbers > 0]).tolist()
-        ]
-
-    def by_object_size(self, threshold: float) -> list[dict[str, Any]]:
-        """Number of images and mIoU at one of the thresholds, by the share of an image that objects cover.
-
-        The groups are those of `SIZES`; images whose masks have no object are in none.
-        """
-        counts = self.counts(threshold)
-        true = counts[:, 2].double().numpy()
-        share = 1 - true[:, 0] / true.sum(1).clip(min=1)
-        groups = {name: (share > low) & (share <= high) for name, (low, high) in SIZES.items()}
-        return [
-            {"size": name, "above": SIZES[name][0], "up_to": SIZES[name][1]} | _group(counts, chosen)
-            for name, chosen in groups.items()
-            if chosen.any()
         ]
 
     def _place(self, threshold: float) -> int:
@@ -181,6 +169,7 @@ class MapEvaluator:
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
         unsupervised = self.unsupervised_threshold()
         shown = round(float(sweep["best_threshold"]), 6) if fixed_threshold is None else fixed_threshold
+        counts = self.counts(shown)
         return {
             "best_miou": float(sweep["best_miou"]),
             "best_threshold": round(float(sweep["best_threshold"]), 6),
@@ -188,35 +177,53 @@ class MapEvaluator:
             "recall": float(sweep["recall"][best]),
             "iou": known(sweep["iou"][best]),
             "images": len(self._entries),
-            **self._fixed_summary(fixed_threshold, resamples, seed),
+            **_fixed_summary(fixed_threshold, counts, resamples, seed),
             "unsupervised_threshold": unsupervised,
             "miou_unsupervised": None if unsupervised is None else self._miou(unsupervised),
             "coverage": self.coverage(shown),
-            "by_number_of_classes": self.by_number_of_classes(shown),
-            "by_object_size": self.by_object_size(shown),
+            "by_number_of_classes": self._by_number(counts),
+            "by_object_size": by_object_size(counts),
             "curve": {
                 name: known(sweep[name].double().round(decimals=5))
                 for name in ("thresholds", "miou", "precision", "recall")
             },
         }
 
-    def _fixed_summary(self, threshold: float | None, resamples: int, seed: int) -> dict[str, Any]:
-        """The part of `summary` at the fixed threshold; None for all values without one."""
-        miou, iou, bounds = None, None, None
-        if threshold is not None:
-            counts = self.counts(threshold)
-            scores = pooled_scores(counts)
-            miou, iou = float(scores.miou), known(scores.iou)
-            bounds = interval(bootstrap_miou(counts, resamples, seed))
-        return {
-            "miou_at_fixed": miou,
-            "iou_at_fixed": iou,
-            "fixed_threshold": threshold,
-            "interval_at_fixed": bounds,
-        }
-
     def _miou(self, threshold: float) -> float:
         return float(pooled_scores(self.counts(threshold)).miou)
+
+
+def _fixed_summary(threshold: float | None, counts: Tensor, resamples: int, seed: int) -> dict[str, Any]:
+    """The part of `MapEvaluator.summary` at the fixed threshold; None for all values without one."""
+    miou, iou, bounds = None, None, None
+    if threshold is not None:
+        scores = pooled_scores(counts)
+        miou, iou = float(scores.miou), known(scores.iou)
+        bounds = interval(bootstrap_miou(counts, resamples, seed))
+    return {
+        "miou_at_fixed": miou,
+        "iou_at_fixed": iou,
+        "fixed_threshold": threshold,
+        "interval_at_fixed": bounds,
+    }
+
+
+def by_object_size(counts: Tensor) -> list[dict[str, Any]]:
+    """Number of images and mIoU, by the share of an image that objects cover.
+
+    The groups are those of `SIZES`; images whose masks have no object are in none.
+
+    Args:
+        counts: (N, 3, C+1) `label_counts` of the images.
+    """
+    true = counts[:, 2].double().numpy()
+    share = 1 - true[:, 0] / true.sum(1).clip(min=1)
+    groups = {name: (share > low) & (share <= high) for name, (low, high) in SIZES.items()}
+    return [
+        {"size": name, "above": SIZES[name][0], "up_to": SIZES[name][1]} | _group(counts, chosen)
+        for name, chosen in groups.items()
+        if chosen.any()
+    ]
 
 
 def _group(counts: Tensor, chosen: np.ndarray) -> dict[str, Any]:

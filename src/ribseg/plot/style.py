@@ -2,6 +2,7 @@
 
 import io
 import re
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ def svg_of(figure: "Figure", title: str) -> str:
         figure: drawn with matplotlib's default colours for text and axes.
         title: read by screen readers.
     """
-    from html import escape
-
     import matplotlib as mpl
     from matplotlib.colors import same_color
     from matplotlib.text import Text

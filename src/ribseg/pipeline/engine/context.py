@@ -36,6 +36,11 @@ MADE = ("labels", "classes")  # settings of the data that must be null if `prepa
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
+def is_first_process() -> bool:
+    """Whether this process has rank 0."""
+    return cast(int, getattr(rank_zero_only, "rank", 0)) == 0
+
+
 class Context:
     """The context that the stages of one run share.
 
@@ -103,7 +108,7 @@ class Context:
     @property
     def is_first(self) -> bool:
         """Whether this process has rank 0: it decides, writes tables and prints."""
-        return cast(int, getattr(rank_zero_only, "rank", 0)) == 0
+        return is_first_process()
 
     def agree(self, value: T) -> T:
         """The value of the first process, in all processes of the process group."""

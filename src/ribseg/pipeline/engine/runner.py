@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.utilities import rank_zero_only
 
 from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
-from ribseg.pipeline.engine.context import Context, separate_processes
+from ribseg.pipeline.engine.context import Context, is_first_process, separate_processes
 from ribseg.pipeline.engine.log_file import log_file
 from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.methods import entries, map_sources
@@ -46,8 +45,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     plan, checks_data = planned(cfg)
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(plan.tf32)
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    with separate_processes(), log_file(Path(output), first) as log:
+    with separate_processes(), log_file(Path(output), is_first_process()) as log:
         context = Context(plan, Path(output), log=log)
         with shared_console(context.console):
             return run_stages(context, checks_data)

@@ -14,6 +14,7 @@ from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.report.gallery import MapSeries, MaskSeries
+from ribseg.pipeline.report.pictures import pictured_masks
 from ribseg.pipeline.stages.affinity import label_path
 from ribseg.pipeline.stages.chains import segmenter_test_name
 from ribseg.pipeline.stages.evaluate import counts_path, map_change, shown_threshold
@@ -59,7 +60,7 @@ def read_maps(
     return maps if change is None else change(maps)
 
 
-def mask_columns_of(context: Context, results: Mapping[str, Any]) -> list[MaskSeries]:
+def mask_columns_of(context: Context, results: dict[str, Any]) -> list[MaskSeries]:
     """The masks in the store: confident labels, pseudo masks, segmentations; and the ground truth."""
     columns = []
     if "affinity_labels" in context.artefacts and context.is_ready("affinity_labels"):
@@ -67,12 +68,8 @@ def mask_columns_of(context: Context, results: Mapping[str, Any]) -> list[MaskSe
         columns.append(
             MaskSeries("confident", "confident labels", partial(_file, partial(label_path, labels)))
         )
-    if "pseudo_masks" in results:
-        variant = results["pseudo_masks"]["variant"]
-        place = Path(results["store"]["pseudo_masks"]) / variant
-        columns.append(
-            MaskSeries("pseudo_mask", f"pseudo mask ({variant})", partial(_file, partial(_png, place)))
-        )
+    for title, place in pictured_masks(results).items():
+        columns.append(MaskSeries("pseudo_mask", title, partial(_file, partial(_png, place))))
     for source, values in results.get("segmenter", {}).items():
         place = Path(results["store"][segmenter_test_name(source)])
         label = f"segmenter on {values['label']}"

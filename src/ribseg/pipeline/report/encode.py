@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ribseg.functional.cam import size_within
+
 SIDE = 288  # pixels of the longer side of an image in the gallery
 THUMBNAIL = 72
 MAP_SIDE = 96  # of a map without steps; maps are smooth, and the page enlarges them bilinearly
@@ -21,9 +23,8 @@ def photograph(image: np.ndarray, side: int = SIDE, quality: int = 78) -> str:
 
 def label_picture(mask: np.ndarray, palette: np.ndarray, side: int = SIDE) -> str:
     """A data URI of an (H, W) uint8 mask in the palette's colours, with transparent background (label 0)."""
-    scale = min(1.0, side / max(mask.shape))
-    size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
-    picture = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    height, width = size_within(mask.shape, side)
+    picture = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     picture.putpalette(palette.astype(np.uint8).tobytes())
     return _uri(picture, "png", transparency=0, optimize=True)
 

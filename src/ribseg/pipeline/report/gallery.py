@@ -16,7 +16,7 @@ import torch
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps
-from ribseg.functional.cam import resize
+from ribseg.functional.cam import resize, size_within
 from ribseg.pipeline.report.encode import MAP_SIDE, THUMBNAIL, label_picture, map_sheet, photograph
 from ribseg.workers import ordered_map
 
@@ -102,7 +102,7 @@ def make_gallery(
     """The gallery of some splits.
 
     Args:
-        folders: the splits.
+        folders: the splits, at least one.
         maps: columns with maps.
         masks: columns with masks.
         baseline: name of the maps that others are compared with; None for no comparison.
@@ -118,29 +118,37 @@ def make_gallery(
     chosen = order[:images]
     draw = partial(_picture, maps=maps, masks=masks)
     drawn = ordered_map(draw, [listed[number] for number in chosen], workers, threads=True)
-    pictures = list(within(budget * PICTURES_SHARE, track(drawn, "Pictures", len(chosen))))
-    for place, number in enumerate(chosen[: len(pictures)]):
-        rows[number]["picture"] = place
+    texts = track(drawn, "Pictures", len(chosen))
+    pictures = _placed(rows, "picture", chosen, within(budget * PICTURES_SHARE, texts))
     rest = [number for number in order if "picture" not in rows[number]]
     small = ordered_map(_thumbnail, [listed[number] for number in rest], workers, threads=True)
     left = budget - sum(map(len, pictures))
-    thumbnails = list(within(left, track(small, "Thumbnails", len(rest)))) if rest else []
-    for place, number in enumerate(rest[: len(thumbnails)]):
-        rows[number]["thumbnail"] = place
-    columns = [
-        *({"name": s.name, "label": s.label, "kind": "maps", "thresholds": dict(s.thresholds)} for s in maps),
-        *({"name": s.name, "label": s.label, "kind": "mask"} for s in masks),
-    ]
-    palette = folders[0].palette if folders else np.zeros((256, 3), np.uint8)
-    classes = list(folders[0].classes) if folders else []
+    texts = track(small, "Thumbnails", len(rest)) if rest else ()
+    thumbnails = _placed(rows, "thumbnail", rest, within(left, texts))
+    colours = folders[0].palette[1 : folders[0].num_classes + 1]
     data = {
-        "classes": classes,
-        "colours": ["#{:02x}{:02x}{:02x}".format(*palette[c + 1]) for c in range(len(classes))],
-        "columns": columns,
+        "classes": list(folders[0].classes),
+        "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in colours],
+        "columns": _columns(maps, masks),
         "baseline": baseline,
         "rows": rows,
     }
     return Gallery(data, pictures, thumbnails, _note(len(rows), len(pictures), len(thumbnails), images, size))
+
+
+def _placed(rows: list[dict[str, Any]], key: str, numbers: Sequence[int], texts: Iterable[str]) -> list[str]:
+    """The texts, one for each of the first numbered rows, which get its place in the list under `key`."""
+    kept = list(texts)
+    for place, number in enumerate(numbers[: len(kept)]):
+        rows[number][key] = place
+    return kept
+
+
+def _columns(maps: Sequence[MapSeries], masks: Sequence[MaskSeries]) -> list[dict[str, Any]]:
+    return [
+        *({"name": s.name, "label": s.label, "kind": "maps", "thresholds": dict(s.thresholds)} for s in maps),
+        *({"name": s.name, "label": s.label, "kind": "mask"} for s in masks),
+    ]
 
 
 def picture_order(rows: Sequence[Mapping[str, Any]], names: Sequence[str], baseline: str | None) -> list[int]:
@@ -232,9 +240,7 @@ def small_maps(maps: LocalizationMaps) -> torch.Tensor:
     """(S, K, h, w) maps for the page: after each step where these were kept, else S = 1."""
     if maps.steps is not None and len(maps.steps):
         return maps.steps
-    height, width = maps.strided.shape[1:]
-    scale = min(1.0, MAP_SIDE / max(height, width, 1))
-    return resize(maps.strided, (max(1, round(height * scale)), max(1, round(width * scale))))[None]
+    return resize(maps.strided, size_within(maps.strided.shape[1:], MAP_SIDE))[None]
 
 
 def _thumbnail(listed: Listed) -> str:

@@ -2,23 +2,26 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write
-from ribseg.data.io.maps import load_maps, map_path
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
 from ribseg.methods.evaluation import full_size
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
+from ribseg.pipeline.report.columns import read_maps
+from ribseg.pipeline.report.pictures import evenly_spaced, pictured_masks
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
-from ribseg.pipeline.stages.evaluate import map_change
+from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
 
 PICTURED = ("localization", "pseudo_masks", "segmenter")  # parts of the results that have images
 TABLES = "tables"  # folder in the run's
@@ -67,56 +70,58 @@ class Curves:
         return Table(["maps", "threshold", *measures], rows)
 
 
+class CutMaps(NamedTuple):
+    """Evaluated maps of a source: its label, what reads the maps of an image, and the split's threshold."""
+
+    label: str
+    read: Callable[[str], LocalizationMaps]
+    threshold: float
+
+
 def example_images(context: Context, results: dict[str, Any]) -> Iterator[tuple[BaseDataset, list[Example]]]:
     """Split -> examples, `report.examples` of each evaluated split and of the pseudo masks' split."""
     if not any(part in results for part in PICTURED):
         return
     folders = [*context.data.evals.values(), context.data.pseudo]
     for folder in {one.split: one for one in folders}.values():
-        number = context.cfg.report.examples
-        ids = folder.ids[:: max(1, len(folder) // number)][:number]
-        yield folder, [example(context, results, folder, image_id) for image_id in ids]
+        maps = cut_maps(context, results, folder.split)
+        places = pictured_segmentations(results, folder.split) | pictured_masks(results)
+        ids = evenly_spaced(folder.ids, context.cfg.report.examples)
+        yield folder, [example(folder, image_id, maps, places) for image_id in ids]
 
 
-def example(context: Context, results: dict[str, Any], folder: BaseDataset, image_id: str) -> Example:
-    """An image with its ground truth, the masks of its maps at their thresholds, and those in the store."""
-    image = folder.image(image_id)
-    masks = {"ground truth": folder.mask(image_id)} if folder.has_mask(image_id) else {}
-    thresholds = map_thresholds(context, results, folder.split)
-    masks |= map_masks(context, thresholds, image_id, image.shape[:2])
-    places = pictured_segmentations(results, folder.split)
-    if "pseudo_masks" in results:
-        variant = results["pseudo_masks"]["variant"]
-        places[f"pseudo mask ({variant})"] = Path(results["store"]["pseudo_masks"]) / variant
-    paths = {name: place / f"{image_id}.png" for name, place in places.items()}
-    masks |= {name: read_mask(path) for name, path in paths.items() if path.is_file()}
-    labels = {map_sources(context.cfg)[name].label: threshold for name, threshold in thresholds.items()}
-    return Example(image_id, image, {name: np.asarray(m, np.uint8) for name, m in masks.items()}, labels)
-
-
-def map_thresholds(context: Context, results: Mapping[str, Any], split: str) -> dict[str, float]:
-    """Source of maps -> its fixed threshold on a split, else its best; without the controls."""
-    thresholds = {}
+def cut_maps(context: Context, results: Mapping[str, Any], split: str) -> list[CutMaps]:
+    """The sources of maps that were evaluated on a split, without the controls."""
+    found = []
     for name, source in map_sources(context.cfg).items():
         score = results.get("localization", {}).get(name, {}).get("split", {}).get(split)
         if score is not None and not source.control:
-            fixed = score["fixed_threshold"]
-            thresholds[name] = score["best_threshold"] if fixed is None else fixed
-    return thresholds
+            read = partial(read_maps, context.artefacts[source.stage].folder, map_change(source))
+            found.append(CutMaps(source.label, read, shown_threshold(score)))
+    return found
 
 
-def map_masks(
-    context: Context, thresholds: Mapping[str, float], image_id: str, size: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    """Label of a source of maps -> mask (H, W) at its threshold."""
-    masks, sources = {}, map_sources(context.cfg)
-    for name, threshold in thresholds.items():
-        source, change = sources[name], map_change(sources[name])
-        maps = load_maps(map_path(context.artefacts[source.stage].folder, image_id))
-        maps = maps if change is None else change(maps)
-        full = full_size(maps, (size[0], size[1]))
-        masks[source.label] = argmax_labels(full, maps.classes, threshold).numpy()
-    return masks
+def example(
+    folder: BaseDataset, image_id: str, maps: Sequence[CutMaps], places: Mapping[str, Path]
+) -> Example:
+    """An image with its ground truth, the masks of its maps at their thresholds, and those in the store.
+
+    Args:
+        folder: of the image.
+        image_id: of the image.
+        maps: to cut.
+        places: name -> folder of masks; images without a file there are left out.
+    """
+    image = folder.image(image_id)
+    masks = {"ground truth": folder.mask(image_id)} if folder.has_mask(image_id) else {}
+    for cut in maps:
+        found = cut.read(image_id)
+        full = full_size(found, (image.shape[0], image.shape[1]))
+        masks[cut.label] = argmax_labels(full, found.classes, cut.threshold).numpy()
+    paths = {name: place / f"{image_id}.png" for name, place in places.items()}
+    masks |= {name: read_mask(path) for name, path in paths.items() if path.is_file()}
+    thresholds = {cut.label: cut.threshold for cut in maps}
+    return Example(image_id, image, {name: np.asarray(m, np.uint8) for name, m in masks.items()}, thresholds)
 
 
 def class_tables(results: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Table]:

@@ -49,6 +49,7 @@ from ribseg.plot import (
     svg_of,
     threshold_figure,
 )
+from ribseg.plot.style import MAPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,8 +121,6 @@ def render(template: str, **values: Any) -> str:
 def colour_map() -> list[list[int]]:
     """The 256 RGB colours of localization maps, for the page's script."""
     from matplotlib import colormaps
-
-    from ribseg.plot.style import MAPS
 
     return [[round(255 * part) for part in colormaps[MAPS](value)[:3]] for value in range(256)]
 
@@ -213,12 +212,10 @@ def adaptation_section(context: Context, results: dict[str, Any]) -> Iterator[Se
     labels = {name: source.label for name, source in map_sources(context.cfg).items()}
     found = {labels[name]: values for name, values in results.get("methods", {}).items() if values["logits"]}
     lines = result_lines(results)
-    if found:
-        title = "Mean logit and area of the maps over the steps k"
-        figures = [figure(context, "adaptation", adaptation_figure(found), title)]
+    title = "Mean logit and area of the maps over the steps k"
+    figures = [figure(context, "adaptation", adaptation_figure(found), title)] if found else []
+    if figures or lines:
         yield Section("Adaptation", lines=lines, figures=figures)
-    elif lines:
-        yield Section("Adaptation", lines=lines)
 
 
 def bottleneck_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
@@ -240,7 +237,8 @@ def data_section(context: Context, results: dict[str, Any]) -> Iterator[Section]
 
 def run_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     """The section with time per stage, command, environment and settings."""
-    listings = {"Command": command(context.output)} if command(context.output) else {}
+    repeat = command(context.output)
+    listings = {"Command": repeat} if repeat else {}
     listings["Environment"] = json.dumps(environment(), indent=1)
     listings["Configuration"] = OmegaConf.to_yaml(context.cfg, resolve=True)
     finished = {name: a for name, a in context.artefacts.items() if name in results["store"]}

@@ -1,5 +1,6 @@
 """The static grid of images, maps and masks, for logs and slides."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ribseg.methods.evaluation import full_size
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
+from ribseg.pipeline.stages.evaluate import shown_threshold
 from ribseg.plot import draw, draw_outline, overlay, png_of
 
 
@@ -24,8 +26,7 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     folder = list(context.data.evals.values())[-1] if context.data.evals else context.data.train
-    step = max(1, len(folder.ids) // context.cfg.report.examples)
-    ids = folder.ids[::step][: context.cfg.report.examples]
+    ids = evenly_spaced(folder.ids, context.cfg.report.examples)
     thresholds = pictured_maps(context, results, folder.split)
     labels = {name: source.label for name, source in map_sources(context.cfg).items()}
     masks = pictured_masks(results) | pictured_segmentations(results, folder.split)
@@ -46,6 +47,15 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
     return png_of(figure)
 
 
+def evenly_spaced(ids: Sequence[str], number: int) -> Sequence[str]:
+    """At most `number` of the ids, from the first on, with the same distance.
+
+    >>> evenly_spaced("abcdefg", 3)
+    'ace'
+    """
+    return ids[:: max(1, len(ids) // number)][:number]
+
+
 def pictured_maps(
     context: Context, results: dict[str, Any], split: str | None = None
 ) -> dict[str, float | None]:
@@ -55,8 +65,7 @@ def pictured_maps(
     thresholds: dict[str, float | None] = {}
     for source in finished:
         score = results.get("localization", {}).get(source, {}).get("split", {}).get(split)
-        fixed = None if score is None else score["fixed_threshold"]
-        thresholds[source] = score["best_threshold"] if score is not None and fixed is None else fixed
+        thresholds[source] = None if score is None else shown_threshold(score)
     return thresholds
 
 

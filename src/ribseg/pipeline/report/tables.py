@@ -59,26 +59,29 @@ def _split_table(localization: Mapping[str, Any], split: str, note: str) -> Tabl
 
 def number_table(localization: Mapping[str, Any]) -> TableData:
     """The table of the mIoU by the number of classes in an image, on the last split."""
-    last = {source_name(values): _last(values)["by_number_of_classes"] for values in localization.values()}
-    groups = next(iter(last.values()))
-    columns = [f"{group['classes']} (n = {group['images']})" for group in groups]
-    rows = [[name, *(percent(group["miou"]) for group in found)] for name, found in last.items()]
     title = f"mIoU by number of classes in the image, {last_split(localization)}, at fixed thresholds"
-    return TableData(title, ["maps", *columns], rows)
+    return _group_table(localization, "by_number_of_classes", "classes", title)
 
 
 def size_table(localization: Mapping[str, Any]) -> list[TableData]:
     """The table of the mIoU by object size, on the last split; [] if no image has objects."""
-    last = {source_name(values): _last(values)["by_object_size"] for values in localization.values()}
-    groups = next(iter(last.values()))
+    groups = _last(next(iter(localization.values())))["by_object_size"]
     if not groups:
         return []
-    columns = [f"{group['size']} (n = {group['images']})" for group in groups]
-    rows = [[name, *(percent(group["miou"]) for group in found)] for name, found in last.items()]
     limits = ", ".join(f"{g['size']} up to {100 * g['up_to']:.0f} %" for g in groups)
     note = f"Size: share of the image's scored pixels that belong to a class; {limits}."
     title = f"mIoU by object size, {last_split(localization)}, at fixed thresholds"
-    return [TableData(title, ["maps", *columns], rows, note)]
+    return [_group_table(localization, "by_object_size", "size", title, note)]
+
+
+def _group_table(
+    localization: Mapping[str, Any], key: str, name: str, title: str, note: str = ""
+) -> TableData:
+    """The table of the mIoU in groups of images: `key` of the scores, each group with its `name`."""
+    last = {source_name(values): _last(values)[key] for values in localization.values()}
+    columns = [f"{group[name]} (n = {group['images']})" for group in next(iter(last.values()))]
+    rows = [[label, *(percent(group["miou"]) for group in found)] for label, found in last.items()]
+    return TableData(title, ["maps", *columns], rows, note)
 
 
 Groups = dict[str, dict[str, list[float | None]]]
@@ -92,11 +95,13 @@ def group_curves(localization: Mapping[str, Any]) -> tuple[Groups, dict[str, lis
     """
     curves: Groups = {}
     names: dict[str, list[str]] = {}
-    for key, name in (("by_number_of_classes", "classes"), ("by_object_size", "size")):
+    for key, name, title in (
+        ("by_number_of_classes", "classes", "number of classes"),
+        ("by_object_size", "size", "object size"),
+    ):
         found = {v["label"]: _last(v)[key] for v in localization.values() if not v["control"]}
         groups: list[Mapping[str, Any]] = next(iter(found.values()), [])
         if groups:
-            title = {"classes": "number of classes", "size": "object size"}[name]
             curves[title] = {label: [group["miou"] for group in rows] for label, rows in found.items()}
             names[title] = [f"{group[name]}\n(n = {group['images']})" for group in groups]
     return curves, names
@@ -109,14 +114,14 @@ def threshold_curves(localization: Mapping[str, Any]) -> dict[str, dict[str, lis
 
 def time_table(finished: Mapping[str, Artefact]) -> TableData:
     """The table of the stages: time, when and where they were computed."""
-    rows = []
+    rows, total = [], 0.0
     for name, artefact in finished.items():
         manifest = artefact.manifest
+        total += manifest["seconds"]
         moment = str(manifest.get("finished", "-")).replace("T", " ").removesuffix("+00:00")
         rows.append([name, _duration(manifest["seconds"]), moment, artefact.folder.name])
-    total = _duration(sum(artefact.manifest["seconds"] for artefact in finished.values()))
     columns = ["stage", "time", "finished (UTC)", "in the store"]
-    return TableData("Time per stage", columns, rows, f"Sum: {total}.", text=columns[2:])
+    return TableData("Time per stage", columns, rows, f"Sum: {_duration(total)}.", text=columns[2:])
 
 
 def _duration(seconds: float) -> str:

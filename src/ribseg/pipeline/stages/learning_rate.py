@@ -54,7 +54,7 @@ def search(context: Context, make: Make) -> dict[str, Any]:
     chosen = rng(context.cfg.seed, "rate").permutation(labelled)[: settings.images]
     items = [context.data.predict_dataset([context.data.train.ids[i]])[0] for i in chosen]
     context.console.print(f"  searching the learning rate on {len(items)} training images")
-    adapt = partial(adapt_all, context, make, items)
+    adapt = partial(adapt_all, context, make, items, device_of(context))
     found = find_rate(adapt, settings.low, settings.high, settings.completed, settings.growth)
     for trial in found.trials:
         context.console.print(
@@ -65,9 +65,11 @@ def search(context: Context, make: Make) -> dict[str, Any]:
     return {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
 
 
-def adapt_all(context: Context, make: Make, items: list[PredictItem], lr: float) -> list[Adaptation]:
+def adapt_all(
+    context: Context, make: Make, items: list[PredictItem], device: torch.device, lr: float
+) -> list[Adaptation]:
     """The adaptations to a few images at one learning rate."""
-    module = make(lr).to(device_of(context))
+    module = make(lr).to(device)
     tried = context.track(items, f"Trying lr {lr:g}", len(items), "trial")
     return [module.localize(item.id, item.views, item.labels) for item in tried]
 
