@@ -206,6 +206,19 @@ def test_the_summary_of_a_stage(tmp_path):
     assert line.endswith(str(tmp_path))
 
 
+def test_paths_are_printed_in_one_line_and_as_they_are():
+    terminal, log = io.StringIO(), io.StringIO()
+    console = LoggedConsole(log, width=40)
+    console.file = terminal
+    folder = f"/data/[bold]{'runs/' * 30}classifier-924b57c5d4de"
+    console.say(folder, "classifier")
+    console.say("the masks hold only background", "  warning", "yellow")
+    assert terminal.getvalue().splitlines() == log.getvalue().splitlines() == [
+        f"classifier: {folder}",
+        "  warning: the masks hold only background",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_a_complete_log(tmp_path, tree):
     command = [
@@ -215,7 +228,8 @@ def test_an_interrupted_run_leaves_a_complete_log(tmp_path, tree):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     log, deadline = tmp_path / "run" / LOG, time.monotonic() + 120
-    while not (log.is_file() and "classifier: " in log.read_text()) and time.monotonic() < deadline:
+    while not (log.is_file() and "classifier: " in log.read_text()):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(1)
     process.send_signal(signal.SIGINT)

@@ -7,6 +7,7 @@ from typing import IO, Any
 
 from rich.console import Console, NewLine
 from rich.control import Control
+from rich.text import Text
 
 TABLE_WIDTH = 110
 
@@ -31,6 +32,16 @@ class LoggedConsole(Console):
         super().print(*objects, **kwargs)
         if self.log_text is not None and not all(isinstance(each, Control | NewLine) for each in objects):
             self.log_text.print(*objects, **kwargs)
+
+    def say(self, text: str, name: str = "", style: str = "bold") -> None:
+        """Prints a line as it is, without breaks, so that paths can be copied.
+
+        Args:
+            text: may hold brackets and line breaks.
+            name: of what it is about, printed before it.
+            style: of the name.
+        """
+        self.print(Text.assemble((name, style), ": " if name else "", text), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Writes a line to the log alone."""

@@ -66,7 +66,7 @@ def check_data(context: Context) -> None:
     artefact = data_artefact(context)
     if artefact.finished:
         return
-    context.console.print("[bold]data[/]: checking all files")
+    context.console.say("checking all files", "data")
     check = partial(
         context.data.check, context.cfg.check_files, needs_masks(context), progress=context.cfg.progress
     )
@@ -105,6 +105,6 @@ def skip_broken(context: Context) -> None:
     context.skip({split: facts["skipped"] for split, facts in artefact.facts.items()})
     for split, broken in context.skipped.items():
         if broken:
-            context.console.print(
-                f"[yellow]skipped[/]: {len(broken)} images of {split}; reasons in {artefact.folder}"
+            context.console.say(
+                f"{len(broken)} images of {split}; reasons in {artefact.folder}", "skipped", "yellow"
             )

@@ -116,7 +116,7 @@ def check_classifier(context: Context) -> Classifier:
             classifier, left_out = loaded_checkpoint(context)
             if left_out:
                 names = ", ".join(left_out)
-                context.console.print(f"  the classifier is taken without {names}: maps have no bias")
+                context.console.say(f"  the classifier is taken without {names}: maps have no bias")
     if not given:
         # Pretrained weights are loaded only if they will be needed.
         trains = context.will_run("classifier")

@@ -82,7 +82,7 @@ def preflight_data(context: Context, stages: Sequence[Stage], reported: Mapping[
         context.on_first(lambda: check_data(context))
         facts = note_data(context, facts)
     if any(context.will_run(stage.name) for stage in stages):
-        context.console.print(f"[bold]disk[/]: {context.store.free_space} free in {context.store.root}")
+        context.console.say(f"{context.store.free_space} free in {context.store.root}", "disk")
     return facts
 
 
@@ -116,7 +116,7 @@ def check_segmenters(context: Context, stages: Sequence[Stage]) -> None:
 def check_complete(context: Context, stage: Stage, artefact: Artefact) -> None:
     """Deletes the manifest of a finished artefact that lacks files, so that the stage makes them again."""
     if context.agree(artefact.finished and not stage.complete(context, artefact)):
-        context.console.print(f"[bold]{stage.name}[/]: files are gone from {artefact.folder}; not finished")
+        context.console.say(f"files are gone from {artefact.folder}; not finished", stage.name)
         context.on_first(lambda: (artefact.folder / MANIFEST).unlink(missing_ok=True))
 
 

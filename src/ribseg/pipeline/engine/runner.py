@@ -79,7 +79,7 @@ def publish(context: Context, results: dict[str, Any]) -> None:
     write_tables(context, all_tables(context, results))
     print_tables(context, results)
     if REPORT in context.cfg.run:
-        context.console.print(f"report: {write_report(context, results)}")
+        context.console.say(str(write_report(context, results)), "report")
     log_results(context, results)  # last, as the report is part of it
 
 
@@ -118,12 +118,12 @@ def run_stage(context: Context, stage: Stage) -> None:
     artefact = context.artefacts[stage.name]
     if context.agree(context.is_ready(stage.name)):
         made_by = f" (computed by {artefact.other_versions})" if artefact.other_versions else ""
-        context.console.print(f"[bold]{stage.name}[/]: in the store, {artefact.folder}{made_by}")
+        context.console.say(f"in the store, {artefact.folder}{made_by}", stage.name)
         return
     again = context.agree(stage.name in context.rerun or artefact.complete)
     target = artefact.replacement() if again else artefact
     why = ", again" + "".join(f", as {name} was" for name in artefact.outdated_by) if again else ""
-    context.console.print(f"[bold]{stage.name}[/]{why}: {artefact.folder}")
+    context.console.say(str(artefact.folder), f"{stage.name}{why}")
     context.usage = Usage()
     try:
         facts = stage.work(context, target)
@@ -131,7 +131,7 @@ def run_stage(context: Context, stage: Stage) -> None:
         finish_loggers()
     line = context.usage.line(stage.name, artefact.folder)
     context.finish(stage.name, facts, context.usage.seconds, again)
-    context.console.print(f"  {line}", soft_wrap=True, markup=False)
+    context.console.say(f"  {line}")
 
 
 def gather(context: Context, data_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:

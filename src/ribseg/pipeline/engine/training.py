@@ -83,7 +83,7 @@ def readable(checkpoint: Path, context: Context) -> bool:
     try:
         return "pytorch-lightning_version" in torch.load(checkpoint, map_location="cpu", weights_only=True)
     except BROKEN as error:
-        context.console.print(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
+        context.console.say(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
         return False
 
 

@@ -94,13 +94,13 @@ def found_errors(
 def write_findings(context: Context, written: Mapping[str, Any], errors: Groups) -> None:
     """Writes the findings; raises a DataError if there are errors."""
     if "policy" in context.preparation:
-        context.console.print(policy_line(context.preparation), soft_wrap=True)
+        context.console.say(policy_line(context.preparation))
     path = context.output / RESULT
     write_json(path, written)
     if errors:
         advice = f"All of them are in {path}. Correct these files or remove them from the lists."
         raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))
-    context.console.print(f"no errors; all findings are in {path}")
+    context.console.say(f"no errors; all findings are in {path}")
 
 
 def split_table(surveys: Sequence[Survey]) -> TableData:
@@ -130,4 +130,4 @@ def print_groups(context: Context, title: str, groups: Groups) -> None:
     """Prints findings with advice."""
     for kind, items in groups.items():
         advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")
-        context.console.print(list_problems(f"{title}:", {kind: items}, advice, SHOW), markup=False)
+        context.console.say(list_problems(f"{title}:", {kind: items}, advice, SHOW))

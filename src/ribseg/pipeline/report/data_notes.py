@@ -6,7 +6,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts
@@ -46,7 +45,7 @@ def data_results(
 def print_notes(context: Context, facts: Mapping[str, Any]) -> None:
     """Prints the notes of data facts, see `data_results`."""
     for row in facts["notes"]:
-        context.console.print(f"[yellow]data[/]: {escape(str(Note(**row)))}", soft_wrap=True)
+        context.console.say(str(Note(**row)), "data", "yellow")
 
 
 def without_references(context: Context) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from pytorch_lightning.loggers import Logger, WandbLogger
-from rich.markup import escape
 
 from ribseg.data.base import BaseDataset
 from ribseg.errors import reason
@@ -87,7 +86,7 @@ def _try(context: Context, logger: Logger | None, what: str, log: Callable[[], o
         name = "the loggers" if logger is None else type(logger).__name__
         said = f"{name} did not take the {what}: {type(error).__name__}: {reason(error)}. "
         said += f"Nothing is lost: {context.output} has the results"
-        context.console.print(f"[yellow]warning[/]: {escape(said)}", soft_wrap=True)
+        context.console.say(said, "warning", "yellow")
 
 
 def steps(logger: Logger, things: Loggable) -> Iterator[Step]:

@@ -292,6 +292,6 @@ def print_tables(context: Context, results: Mapping[str, Any]) -> None:
     for table in result_tables(results):
         context.console.print(table.for_terminal())
     for line in result_lines(results):
-        context.console.print(line, soft_wrap=True, markup=False)
+        context.console.say(line)
     if "bottleneck" in results:
-        context.console.print(network_line(results["bottleneck"]))
+        context.console.say(network_line(results["bottleneck"]))

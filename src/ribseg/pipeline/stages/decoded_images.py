@@ -30,11 +30,11 @@ def decode_images(context: Context, artefact: Artefact) -> None:
     amount = f"{len(train)} decoded training images for references: {need / GIB:.2f} GiB"
     if need > min(limit, free):
         reason = "maps.pool_gib allows" if need > limit else "the store's disk has"
-        context.console.print(
+        context.console.say(
             f"  {amount}; {reason} {min(limit, free) / GIB:.2f}: decoding at each draw instead"
         )
         return
-    context.console.print(f"  {amount} in {artefact.folder}")
+    context.console.say(f"  {amount} in {artefact.folder}")
 
     def build() -> dict[str, int]:
         build_pool(artefact.folder, train, sizes, progress=context.cfg.progress)

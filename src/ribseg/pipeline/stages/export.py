@@ -54,12 +54,10 @@ class ExportStage(Stage):
             write_voc_archive(archive, place, folder.ids, cfg.split)
             sizes = {image_id: folder.size(image_id) for image_id in folder.ids}
             check_voc_archive(archive, sizes, cfg.split, folder.num_classes)
-            context.console.print(f"  {len(sizes)} masks, all checked: {archive}")
+            context.console.say(f"  {len(sizes)} masks, all checked: {archive}")
             if cfg.program:
                 save_program(artefact.folder / PROGRAM, export_program(segmenter))
-                context.console.print(
-                    f"  the segmenter as a torch.export program: {artefact.folder / PROGRAM}"
-                )
+                context.console.say(f"  the segmenter as a torch.export program: {artefact.folder / PROGRAM}")
 
         context.on_first(pack)
         return {"archive": str(archive), "split": cfg.split, "source": cfg.source, "images": len(folder)}

@@ -53,15 +53,15 @@ def search(context: Context, make: Make) -> dict[str, Any]:
     labelled = context.data.train.labels.any(1).nonzero()[0]
     chosen = rng(context.cfg.seed, "rate").permutation(labelled)[: settings.images]
     items = [context.data.predict_dataset([context.data.train.ids[i]])[0] for i in chosen]
-    context.console.print(f"  searching the learning rate on {len(items)} training images")
+    context.console.say(f"  searching the learning rate on {len(items)} training images")
     adapt = partial(adapt_all, context, make, items, device_of(context))
     found = find_rate(adapt, settings.low, settings.high, settings.completed, settings.growth)
     for trial in found.trials:
-        context.console.print(
+        context.console.say(
             f"    lr {trial.lr:<8g} logits grow {trial.growth:.3g}-fold, {trial.completed:.0%} of the images "
             "took all steps"
         )
-    context.console.print(f"  lr {found.lr:g} is taken")
+    context.console.say(f"  lr {found.lr:g} is taken")
     return {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
 
 

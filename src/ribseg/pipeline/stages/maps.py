@@ -55,7 +55,7 @@ class MapStage(Stage):
         if missing:
             number = len(context.data.all_ids)
             if len(missing) < number:
-                context.console.print(f"  resuming: {number - len(missing)} of {number} images are done")
+                context.console.say(f"  resuming: {number - len(missing)} of {number} images are done")
             module = self.module(context, artefact)
             callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
             trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
@@ -141,9 +141,7 @@ def references_of(context: Context, entry: Entry, classifier: nn.Module) -> Refe
         return None
     method = entry.build(classifier, lr=1.0)  # with lr=auto any rate will do here
     if not getattr(method, "uses_references", True):
-        context.console.print(
-            "  no reference images are loaded: they would not change the maps of this method"
-        )
+        context.console.say("  no reference images are loaded: they would not change the maps of this method")
         return None
     pool = decoded_images(context)
     return context.data.references(entry.references, pool=pool)

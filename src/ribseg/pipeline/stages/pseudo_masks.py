@@ -136,9 +136,11 @@ class PseudoMasksStage(RefinementStage):
         }
         for variant, by_split in scores.items():
             if any(isinstance(s, dict) and s["foreground"] == 0 for s in by_split.values()):
-                context.console.print(
-                    f"  [yellow]warning[/]: the masks of {variant!r} hold only background; its score "
-                    f"{thresholds[variant]:.2f} is too high, or the maps are empty"
+                context.console.say(
+                    f"the masks of {variant!r} hold only background; its score "
+                    f"{thresholds[variant]:.2f} is too high, or the maps are empty",
+                    "  warning",
+                    "yellow",
                 )
         write_json(artefact.folder / SCORES, scores)
 

@@ -109,7 +109,7 @@ def write_masks(
     if not missing:
         return
     if len(missing) < len(folder):
-        context.console.print(f"  resuming: {len(folder) - len(missing)} of {len(folder)} masks are done")
+        context.console.say(f"  resuming: {len(folder) - len(missing)} of {len(folder)} masks are done")
     workers, crf = crf_workers(context), segmenter.inference.get("crf")
     module = MaskPredictionModule(segmenter, defer_crf=workers > 0)
     callbacks = [
@@ -149,8 +149,8 @@ def score_masks(context: Context, place: Path, folder: BaseDataset) -> dict[str,
         total += matrix
     scores = mask_scores(counts_of(total)[None]) | {"images": len(folder), "confusion": total.tolist()}
     if scores["foreground"] == 0:
-        context.console.print(
-            f"  [yellow]warning[/]: the segmenter predicts only background on {folder.split}"
+        context.console.say(
+            f"the segmenter predicts only background on {folder.split}", "  warning", "yellow"
         )
     return scores
 

@@ -118,7 +118,7 @@ def for_seeds(context: Context, artefact: Artefact, work: SeedWork, chosen: Sequ
     if workers > 1:  # else each seed shows its own progress
         times = context.track(times, "Seeds", len(chosen), "seed")
     for seed, seconds in zip(chosen, times, strict=True):
-        context.console.print(f"  seed {seed}: {seconds:.0f} s")
+        context.console.say(f"  seed {seed}: {seconds:.0f} s")
 
 
 def _in_process(
