@@ -91,13 +91,13 @@ def test_a_run_on_a_data_set_from_outside(outside):
     assert again["store"]["classifier"] != results["store"]["classifier"]
 
 
-@pytest.mark.slow
-def test_the_whole_chain_on_a_data_set_from_outside(outside):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_the_whole_chain_on_a_data_set_from_outside(outside, workers):
     results = own_run(
         outside,
         "run=[check_data,classifier,rib,refine,segmenter,evaluate]",
         "refine.variants=[none]",
-        "refine.workers=2",  # processes of their own, to which the data set travels
+        f"refine.workers={workers}",  # two: processes of their own, to which the data set travels
         "segmenter.sources=[rib,full]",
         "data.num_workers=1",
         "maps.pool_gib=1",

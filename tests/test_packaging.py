@@ -106,9 +106,6 @@ def test_the_installed_command_runs_anywhere(installed, tmp_path):
     assert called([command, "--version"], tmp_path).strip() == f"ribseg {ribseg.__version__}"
     job = called([command, "train", "--cfg", "job", "experiment=demo", "rib.steps=7"], tmp_path)
     assert "steps: 7" in job
-    wrong = subprocess.run([command, "train"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert wrong.returncode == 1
-    assert "choose an experiment: ribseg train experiment=demo|" in wrong.stderr
     place = called([installed / "python", "-c", CALLS], tmp_path).splitlines()[-1]
     assert Path(place).is_relative_to(installed.parent)
     Image.new("RGB", (56, 40)).save(tmp_path / "a.png")
@@ -122,6 +119,13 @@ def test_the_installed_demo(installed, tmp_path):
     called([installed / "ribseg", "train", "experiment=demo"], tmp_path)
     (results,) = tmp_path.glob("outputs/runs/demo/*/results.json")
     assert json.loads(results.read_text())["localization"]["rib"]["best_miou"] > 0.4
+
+
+def test_training_without_an_experiment_lists_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["train"])
+    assert "choose an experiment: ribseg train experiment=demo|" in stop.value.code
 
 
 def test_the_command_says_its_version_and_commands(capsys):

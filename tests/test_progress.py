@@ -2,15 +2,11 @@
 
 import io
 import logging
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from quick_run import arguments, folder_run
+from quick_run import folder_run
 from rich.console import Console
 
 from ribseg import progress
@@ -217,24 +213,3 @@ def test_paths_are_printed_in_one_line_and_as_they_are():
         f"classifier: {folder}",
         "  warning: the masks hold only background",
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_leaves_a_complete_log(tmp_path, tree):
-    command = [
-        sys.executable,
-        *arguments(tmp_path, tree, "run=[classifier]", "logger=csv", "classifier.epochs=10000"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    log, deadline = tmp_path / "run" / LOG, time.monotonic() + 120
-    while not (log.is_file() and "classifier: " in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert "interrupted" in errors
-    assert "interrupted:" in log.read_text()
-    assert "logging interval" in log.read_text()  # a warning of Lightning's
-    assert "KeyboardInterrupt" in log.read_text()

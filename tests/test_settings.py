@@ -168,7 +168,10 @@ def ctrl_c_at(folder, pattern):
 )
 def test_ctrl_c_says_in_one_line_how_to_go_on(long, file, tmp_path, tree, capfd):
     with ctrl_c_at(tmp_path / "store", file):
-        code = train(arguments(tmp_path, tree, long, "rib.lr=1e-9", "run=[classifier,rib]"))
+        code = train(arguments(tmp_path, tree, long, "rib.lr=1e-9", "run=[classifier,rib]", "logger=csv"))
     assert "interrupted. Nothing that was finished is lost; give the same command again" in code
     assert not list((tmp_path / "store").glob(f"{file.partition('-')[0]}-*/manifest.json"))
     assert "Traceback" not in "".join(capfd.readouterr())
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "interrupted:" in log
+    assert "KeyboardInterrupt" in log
