@@ -1,4 +1,4 @@
-"""The command `ribseg`: trains, localizes, checks data, segments images, converts maps, masks and labels.
+"""The command `ribseg`: trains, localizes, segments, compares runs, checks data, converts maps and labels.
 
 `python -m ribseg.predict` and `python -m ribseg.interop` are its subcommands `predict` and `convert`. Only
 the module of the chosen command is imported, so that help and errors about arguments appear at once.
@@ -21,6 +21,10 @@ Localization maps of images. Without --classifier it is EfficientNet-Lite0 with 
 
 For every image: NAME.png, a picture of the maps; NAME.npz, the maps; NAME_mask.png, the mask at the
 threshold, a palette PNG; with --steps NAME_steps.png, the maps after each step."""
+REPORT = """\
+Several runs, or the jobs of a sweep, beside each other: comparison.html with the settings that differ,
+paired intervals of the differences, and the same images under each; comparison.json has the numbers.
+One run: its report.html again, from results.json and the store."""
 # Formats of `ribseg convert` that hold arrays, and those that hold images.
 ARRAYS = {
     "irn-to-ribseg": ".npy dictionaries of IRN, RIB or AdvCAM (keys, cam, high_res) to .npz maps",
@@ -60,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     text = "run an experiment: ribseg train experiment=demo, in Hydra's syntax; ribseg train --help"
     commands.add_parser(TRAIN, help=text, add_help=False)
-    for add in (_add_localize, _add_predict, _add_check, _add_convert):
+    for add in (_add_localize, _add_predict, _add_report, _add_check, _add_convert):
         add(commands)
     return whole
 
@@ -119,6 +123,23 @@ def _add_predict(commands: Any) -> None:
     add("--quiet", action="store_true", help="no progress bar")
 
 
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        prog="ribseg report",
+        help="compare runs, or write the report of one again",
+        description=REPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(module="ribseg.commands.report")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of a sweep")
+    add("--out", type=Path, help="folder; default: comparison, or the folder of the sweep")
+    add("--names", type=_words, metavar="A,B", help="names of the runs; default: the overrides that differ")
+    resamples = "bootstrap samples of the images; default: 10000"
+    add("--resamples", type=_positive, default=10000, help=resamples)
+
+
 def _add_convert(commands: Any) -> None:
     text = "Converts maps, masks and labels from and to other programs' formats."
     parser = commands.add_parser(
@@ -160,6 +181,17 @@ def _names(text: str) -> Sequence[str | int]:
     """
     parts = [part.strip() for part in text.split(";" if ";" in text else ",")]
     return [int(part) if part.isdigit() else part for part in parts if part]
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
 
 
 def _share(text: str) -> float:

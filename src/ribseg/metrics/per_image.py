@@ -57,21 +57,31 @@ class PerImageCounts:
         counts = np.zeros((len(self.ids), 3, self.num_labels), dtype=np.int64)
         image, label, *values = self.rows[source].T
         counts[image, :, label] = np.stack(values, 1)
-        if ids is None:
-            return torch.from_numpy(counts)
-        place = {image_id: number for number, image_id in enumerate(self.ids)}
-        return torch.from_numpy(counts[[place[image_id] for image_id in ids]])
+        return torch.from_numpy(counts if ids is None else counts[self._places(ids)])
 
-    def iou(self, source: str) -> np.ndarray:
+    def true_pixels(self, ids: Sequence[str]) -> np.ndarray:
+        """The (N, C+1) int64 number of scored pixels of each label in the masks of some images."""
+        return self.of(next(iter(self.rows)), ids)[:, 2].numpy()
+
+    def iou(self, source: str, ids: Sequence[str] | None = None) -> np.ndarray:
         """The (N,) float64 IoU of each image: mean over the labels, background included, that it has.
 
         Labels count that occur in the image's mask or in its prediction; NaN where nothing is scored.
+
+        Args:
+            source: one of `rows`.
+            ids: images, in this order; None for all.
         """
         image, _, hit, predicted, true = self.rows[source].T
         each = hit / np.maximum(predicted + true - hit, 1)
         number = np.bincount(image, minlength=len(self.ids))
         with np.errstate(invalid="ignore"):
-            return np.bincount(image, each, minlength=len(self.ids)) / number
+            iou = np.bincount(image, each, minlength=len(self.ids)) / number
+        return iou if ids is None else iou[self._places(ids)]
+
+    def _places(self, ids: Sequence[str]) -> list[int]:
+        place = {image_id: number for number, image_id in enumerate(self.ids)}
+        return [place[image_id] for image_id in ids]
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz file atomically."""

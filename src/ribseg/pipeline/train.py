@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
-from ribseg.data.io.files import atomic_write
 from ribseg.pipeline.engine.configuration import composed
 from ribseg.pipeline.engine.runner import run
 
@@ -28,5 +27,4 @@ def train(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     output = Path(cfg.hydra.run.dir)
     with open_dict(cfg):
         del cfg["hydra"]
-    atomic_write(output / ".hydra" / "config.yaml", OmegaConf.to_yaml(cfg).encode())
     return run(cfg, output)

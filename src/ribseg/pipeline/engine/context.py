@@ -52,7 +52,6 @@ class Context:
 
     Attributes:
         data: the DataModule.
-        store: the artefact store.
         console: prints in the first process only.
         artefacts: stage name -> its artefact, of all planned stages; filled by `plan`.
         rerun: names of the stages that are computed again although the store holds their results.
@@ -70,12 +69,16 @@ class Context:
     ) -> None:
         self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
-        self.store = Store(cfg.store.root)
         self.console = make_console(quiet=not self.is_first, log=log)
         self.artefacts = dict(artefacts or {})
         self.rerun: set[str] = set()
         self.skipped: dict[str, dict[str, str]] = {}
         self.usage, self.started = Usage(), time.time()
+
+    @cached_property
+    def store(self) -> Store:
+        """The artefact store; its folder must be writable, unless all artefacts were given."""
+        return Store(self.cfg.store.root)
 
     @cached_property
     def prepared(self) -> dict[str, Any]:

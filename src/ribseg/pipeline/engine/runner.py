@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ribseg.data.io.files import write_json
+from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context, is_first_process, separate_processes
@@ -21,6 +21,7 @@ from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
 from ribseg.pipeline.engine.usage import Usage
 from ribseg.pipeline.report.check_data import report_data
+from ribseg.pipeline.report.finished import CONFIG
 from ribseg.pipeline.report.log_results import log_results
 from ribseg.pipeline.report.logged import all_tables, write_tables
 from ribseg.pipeline.report.page import write_report
@@ -47,6 +48,8 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     torch.backends.cudnn.allow_tf32 = bool(plan.tf32)
     with separate_processes(), log_file(Path(output), is_first_process()) as log:
         context = Context(plan, Path(output), log=log)
+        # As Hydra does for commands; `ribseg report` reads it.
+        context.on_first(lambda: atomic_write(Path(output, CONFIG), OmegaConf.to_yaml(cfg).encode()))
         with shared_console(context.console):
             return run_stages(context, checks_data)
 

@@ -62,7 +62,10 @@ class SweepTable(Callback):
         if not jobs:
             return
         write_json(folder / "sweep.json", jobs)
-        make_console().print(*(table.for_terminal() for table in sweep_tables(jobs)))
+        console = make_console()
+        console.print(*(table.for_terminal() for table in sweep_tables(jobs)))
+        if sum("results" in job for job in jobs) > 1:
+            console.say(f"ribseg report {folder}: the jobs beside each other, with intervals and pictures")
         if any("failure" in job for job in jobs):
             sys.exit(1)
 

@@ -1,6 +1,6 @@
 """The columns of a run's gallery: its maps and masks, read from the store."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ import numpy as np
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path, read_records
 from ribseg.data.io.masks import read_mask
-from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.report.gallery import MapSeries, MaskSeries
 from ribseg.pipeline.report.pictures import pictured_masks
 from ribseg.pipeline.stages.affinity import label_path
 from ribseg.pipeline.stages.chains import segmenter_test_name
-from ribseg.pipeline.stages.evaluate import counts_path, map_change, shown_threshold
+from ribseg.pipeline.stages.evaluate import image_counts, map_change, shown_threshold
 
 
 def shown_splits(context: Context) -> list[BaseDataset]:
@@ -27,12 +26,7 @@ def shown_splits(context: Context) -> list[BaseDataset]:
 
 def map_columns_of(context: Context, results: Mapping[str, Any]) -> list[MapSeries]:
     """The maps in the store, without controls, with their scores if they were evaluated."""
-    counts = {
-        folder.split: PerImageCounts.load(path)
-        for folder in shown_splits(context)
-        if "localization" in results
-        and (path := counts_path(context.artefacts["evaluate"].folder, folder.split)).is_file()
-    }
+    counts = image_counts(context.artefacts.get("evaluate"), results)
     columns = []
     for name, source in map_sources(context.cfg).items():
         if source.control or source.stage not in context.artefacts or not context.is_ready(source.stage):
@@ -61,22 +55,25 @@ def read_maps(
 
 
 def mask_columns_of(context: Context, results: dict[str, Any]) -> list[MaskSeries]:
-    """The masks in the store: confident labels, pseudo masks, segmentations; and the ground truth."""
+    """The masks in the store: confident labels, pseudo masks, segmentations."""
     columns = []
     if "affinity_labels" in context.artefacts and context.is_ready("affinity_labels"):
         labels = context.artefacts["affinity_labels"].folder
-        columns.append(
-            MaskSeries("confident", "confident labels", partial(_file, partial(label_path, labels)))
-        )
+        read = partial(_file, partial(label_path, labels))
+        columns.append(MaskSeries("confident", "confident labels", read, labels))
     for title, place in pictured_masks(results).items():
-        columns.append(MaskSeries("pseudo_mask", title, partial(_file, partial(_png, place))))
+        columns.append(MaskSeries("pseudo_mask", title, partial(_file, partial(_png, place)), place))
     for source, values in results.get("segmenter", {}).items():
         place = Path(results["store"][segmenter_test_name(source)])
         label = f"segmenter on {values['label']}"
-        columns.append(MaskSeries(f"segmenter_{source}", label, partial(_segmented, place)))
-    if any(folder.has_mask(folder.ids[0]) for folder in shown_splits(context) if folder.ids):
-        columns.append(MaskSeries("ground_truth", "ground truth", _true_mask))
+        columns.append(MaskSeries(f"segmenter_{source}", label, partial(_segmented, place), place))
     return columns
+
+
+def true_mask_column(folders: Iterable[BaseDataset]) -> list[MaskSeries]:
+    """The ground truth, as a list of one column; [] without any."""
+    there = any(folder.has_mask(folder.ids[0]) for folder in folders if folder.ids)
+    return [MaskSeries("ground_truth", "ground truth", _true_mask)] if there else []
 
 
 def _png(place: Path, image_id: str) -> Path:

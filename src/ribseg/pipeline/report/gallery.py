@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -57,11 +58,13 @@ class MaskSeries:
         name: different from those of the others.
         label: title of the column.
         read: (split's data, image id) -> (H, W) uint8 mask; None for an image without one.
+        folder: of the files, by which a comparison sees that runs share them; None for the ground truth.
     """
 
     name: str
     label: str
     read: Callable[[BaseDataset, str], np.ndarray | None]
+    folder: Path | None = None
 
 
 class Listed(NamedTuple):

@@ -14,10 +14,9 @@ from omegaconf import OmegaConf
 from ribseg.data.io.files import atomic_write
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
-from ribseg.pipeline.engine.store import environment
 from ribseg.pipeline.report.answer import BASELINE, answers
 from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
-from ribseg.pipeline.report.columns import map_columns_of, mask_columns_of, shown_splits
+from ribseg.pipeline.report.columns import map_columns_of, mask_columns_of, shown_splits, true_mask_column
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
 from ribseg.pipeline.report.notes import Note
 from ribseg.pipeline.report.pictures import picture_grid, pictured_maps
@@ -128,7 +127,8 @@ def colour_map() -> list[list[int]]:
 def facts(context: Context, results: Mapping[str, Any]) -> dict[str, str]:
     """What ran, with which data: name -> text, for the head of the page."""
     found = {"stages": ", ".join(context.cfg.run), "seed": str(results["seed"])}
-    found["ribseg"] = " ".join(environment()[key] for key in ("ribseg", "commit") if key in environment())
+    made = results["environment"]
+    found["ribseg"] = " ".join(made[key] for key in ("ribseg", "commit") if key in made)
     if "data" in results or "localization" in results:
         data = context.data
         sizes = {data.train.split: len(data.train)} | {name: len(each) for name, each in data.evals.items()}
@@ -143,10 +143,11 @@ def gallery(context: Context, results: dict[str, Any]) -> Gallery | None:
     maps = map_columns_of(context, results) if "localization" in results or "methods" in results else []
     if not maps or not settings.images:
         return None
+    folders = shown_splits(context)
     return make_gallery(
-        shown_splits(context),
+        folders,
         maps,
-        mask_columns_of(context, results),
+        [*mask_columns_of(context, results), *true_mask_column(folders)],
         BASELINE if any(series.name == BASELINE for series in maps) else None,
         settings.images,
         1e6 * settings.megabytes,
@@ -239,7 +240,7 @@ def run_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     """The section with time per stage, command, environment and settings."""
     repeat = command(context.output)
     listings = {"Command": repeat} if repeat else {}
-    listings["Environment"] = json.dumps(environment(), indent=1)
+    listings["Environment"] = json.dumps(results["environment"], indent=1)
     listings["Configuration"] = OmegaConf.to_yaml(context.cfg, resolve=True)
     finished = {name: a for name, a in context.artefacts.items() if name in results["store"]}
     tables = [time_table(finished)] if finished else []

@@ -84,6 +84,14 @@ def counts_path(folder: Path, split: str) -> Path:
     return folder / "images" / f"{split}.npz"
 
 
+def image_counts(artefact: Artefact | None, results: Mapping[str, Any]) -> dict[str, PerImageCounts]:
+    """Split -> counts of its images, of all splits that a run has evaluated; {} without an evaluation."""
+    if artefact is None or "localization" not in results:
+        return {}
+    splits = next(iter(results["localization"].values()))["split"]
+    return {split: PerImageCounts.load(counts_path(artefact.folder, split)) for split in splits}
+
+
 def shown_threshold(scores: Mapping[str, Any]) -> float:
     """The threshold of single images and pictures: the fixed one of the split, else its best."""
     fixed = scores["fixed_threshold"]

@@ -1,0 +1,33 @@
+"""`ribseg report`: the report of a finished run again, or the comparison of several."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ribseg.errors import ConfigError
+from ribseg.pipeline.engine.console import make_console
+from ribseg.pipeline.report.compare import sentences
+from ribseg.pipeline.report.compare_page import comparison_tables, write_comparison
+from ribseg.pipeline.report.finished import open_runs
+from ribseg.pipeline.report.page import write_report
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes `report.html` into the folder of one run, or `comparison.html` of several into `--out`."""
+    runs = open_runs(options.runs, options.names)
+    if len(runs) > 1:
+        path, comparison = write_comparison(runs, options.out or _folder(options.runs), options.resamples)
+        console = make_console()
+        console.print(*(table.for_terminal() for table in comparison_tables(comparison)))
+        for text in sentences(comparison):
+            console.say(text)
+    elif options.out or options.names:
+        raise ConfigError("--out and --names are for several runs; one has its report in its folder")
+    else:
+        path = write_report(runs[0].context(runs[0].folder), runs[0].results)
+    print(f"report: {path}")
+
+
+def _folder(given: Sequence[Path]) -> Path:
+    """Where the comparison is written: into the folder of a sweep, else into ./comparison."""
+    return given[0] if len(given) == 1 else Path("comparison")

@@ -1,0 +1,240 @@
+"""The page of a comparison of runs: `comparison.html`, its numbers in `comparison.json` and tables as CSV."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ribseg.data.base import BaseDataset
+from ribseg.data.io.files import atomic_write, write_json
+from ribseg.data.io.maps import read_records
+from ribseg.metrics import pooled_scores
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.sweep import sweep_tables
+from ribseg.pipeline.report.answer import BASELINE
+from ribseg.pipeline.report.columns import mask_columns_of, read_maps, true_mask_column
+from ribseg.pipeline.report.compare import (
+    Bounds,
+    ComparedMaps,
+    Comparison,
+    Row,
+    plain_values,
+    sentences,
+    source_of,
+)
+from ribseg.pipeline.report.finished import FinishedRun
+from ribseg.pipeline.report.gallery import Gallery, MapSeries, MaskSeries, make_gallery
+from ribseg.pipeline.report.page import Section, class_bars, command, figure, render
+from ribseg.pipeline.report.table import TableData
+from ribseg.pipeline.report.tables import CONTROL, time_table
+from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
+from ribseg.plot import threshold_figure
+
+PAGE, NUMBERS = "comparison.html", "comparison.json"
+MOST_BARS = 6  # columns of the figure with a bar per class
+HEADER = ("maps", "mIoU (at)", "interval", "diff.", "of diff.", "joint")
+NOTE = (
+    "mIoU in percent over the images that all runs have evaluated, each row at its own threshold: the best "
+    "one of the other split, or with a single split its own. Diff.: to the first run with maps of this "
+    "source. Intervals: 95 % bootstrap intervals over images, of the mIoU and, paired, of the difference; "
+    "the joint ones are wide enough to hold together (Bonferroni): for the best of many runs. * Controls."
+)
+
+
+def write_comparison(runs: Sequence[FinishedRun], output: Path, resamples: int) -> tuple[Path, Comparison]:
+    """Writes page, numbers and figures of a comparison into a folder; returns the page's path.
+
+    Args:
+        runs: at least two; the gallery shows the images of the first one.
+        output: is created.
+        resamples: of the bootstrap over images.
+
+    Raises:
+        DataError: the runs cannot be compared, see `Comparison`.
+    """
+    comparison = Comparison(runs, resamples)
+    context = runs[0].context(output)
+    write_json(output / NUMBERS, plain_values(comparison))
+    page = render(
+        "report.html",
+        title=f"ribseg: {len(runs)} runs",
+        facts={run.name: str(run.folder) for run in runs},
+        answers=sentences(comparison),
+        before=[section for part in BEFORE for section in part(context, comparison)],
+        gallery=comparison_gallery(context, comparison),
+        after=[run_section(comparison)],
+    )
+    atomic_write(output / PAGE, page.encode())
+    return output / PAGE, comparison
+
+
+def comparison_tables(comparison: Comparison) -> list[TableData]:
+    """The tables for the terminal: differences and means over seeds by split, else all results."""
+    return map_tables(comparison) or result_tables(comparison)
+
+
+def map_tables(comparison: Comparison) -> list[TableData]:
+    """The tables of localization maps: differences and means over seeds, by split."""
+    tables = [difference_table(comparison, split) for split in comparison.rows]
+    return tables + [seed_table(comparison, split) for split in comparison.rows if comparison.repetitions]
+
+
+def result_tables(comparison: Comparison) -> list[TableData]:
+    """All results, as a sweep prints them."""
+    return sweep_tables([{"overrides": [run.name], "results": run.results} for run in comparison.runs])
+
+
+def difference_table(comparison: Comparison, split: str) -> TableData:
+    """The table of all maps on a split, with differences to the first run; the last one has the note."""
+    rows = [_cells(row) for row in comparison.rows[split]]
+    bold = [row[0] for row in rows if not row[0].endswith(CONTROL)]
+    title = f"Localization maps on {split}, {len(comparison.images[split]):,} images"
+    note = NOTE if split == list(comparison.rows)[-1] else ""
+    return TableData(title, HEADER, rows, note, bold=bold)
+
+
+def _cells(row: Row) -> list[str]:
+    name = f"{row.maps.label} {CONTROL}" if row.maps.control else row.maps.label
+    low, high = row.bounds
+    found = row.difference
+    scores = [f"{100 * row.miou:.1f} ({row.threshold:.2f})", f"{100 * low:.1f}-{100 * high:.1f}"]
+    if found is None:
+        return [name, *scores, "-", "-", "-"]
+    return [name, *scores, f"{100 * found.value:+.1f}", _signed(found.bounds), _signed(found.joint_bounds)]
+
+
+def _signed(bounds: Bounds) -> str:
+    return f"[{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]"
+
+
+def seed_table(comparison: Comparison, split: str) -> TableData:
+    """The table of mean and standard deviation over runs that differ in their seeds alone."""
+    found = comparison.rows[split]
+    scores = {(row.maps.source, run.name): row.miou for row in found for run in row.maps.runs}
+    labels = {row.maps.source: _plain_label(row.maps) for row in found}
+    rows = []
+    for name, runs in comparison.repetitions.items():
+        for source, label in labels.items():
+            values = [100 * scores[source, run.name] for run in runs if (source, run.name) in scores]
+            if len(values) > 1:
+                spread = f"{np.std(values, ddof=1):.1f}"
+                rows.append([name, label, str(len(values)), f"{np.mean(values):.1f}", spread])
+    columns = ["runs", "maps", "seeds", "mean mIoU", "standard deviation"]
+    return TableData(f"Over seeds, {split}, percent", columns, rows, text=("maps",))
+
+
+def _plain_label(maps: ComparedMaps) -> str:
+    return str(maps.runs[0].results["localization"][maps.source]["label"])
+
+
+def difference_section(context: Context, comparison: Comparison) -> Iterator[Section]:
+    """The section on localization maps: differences, curves over thresholds, and bars per class."""
+    if not comparison.rows:
+        return
+    split, rows = list(comparison.rows.items())[-1]
+    shown = [row.maps for row in rows if not row.maps.control]
+    curves = {maps.label: maps.scores(split)["curve"] for maps in shown}
+    title = f"Scores on {split} over the threshold, each run on all of its images"
+    figures = [figure(context, "curves", threshold_figure(curves), title)]
+    if len(shown) <= MOST_BARS:
+        columns = {maps.label: class_scores(maps, split, comparison.images[split]) for maps in shown}
+        figures.append(class_bars(context, "classes", columns, f"IoU per class, {split}"))
+    yield Section("Localization maps", map_tables(comparison), figures=figures)
+
+
+def class_scores(maps: ComparedMaps, split: str, ids: Sequence[str]) -> list[float | None]:
+    """IoU of background and each class on some images; None for a class that does not occur."""
+    iou = pooled_scores(maps.runs[0].counts[split].of(maps.source, ids)).iou
+    return [None if value != value else float(value) for value in iou.tolist()]
+
+
+def settings_section(context: Context, comparison: Comparison) -> Iterator[Section]:
+    """The section with the settings in which the runs differ."""
+    names = [run.name for run in comparison.runs]
+    rows = [[setting, *values] for setting, values in comparison.settings.items()]
+    if rows:
+        yield Section("Settings", [TableData("Settings that differ", ["setting", *names], rows, text=names)])
+    else:
+        yield Section("Settings", lines=["All settings of the runs are equal."])
+
+
+def results_section(context: Context, comparison: Comparison) -> Iterator[Section]:
+    """The section with all results, as the table of a sweep has them."""
+    yield Section("All results", result_tables(comparison))
+
+
+def run_section(comparison: Comparison) -> Section:
+    """The section with time per stage and the command of each run."""
+    repeat = {run.name: command(run.folder) for run in comparison.runs}
+    listings = {f"Command of {name}": text for name, text in repeat.items() if text}
+    times = {run.name: time_table(run.artefacts) for run in comparison.runs}
+    tables = [replace(table, title=f"Time per stage, {name}") for name, table in times.items()]
+    return Section("Runs", closed=tables, listings=listings)
+
+
+Part = Callable[[Context, Comparison], Iterator[Section]]
+BEFORE: tuple[Part, ...] = (difference_section, settings_section, results_section)
+
+
+def comparison_gallery(context: Context, comparison: Comparison) -> Gallery | None:
+    """The gallery of the images that all runs evaluated, with the maps and masks of each run."""
+    settings = context.cfg.report
+    if not comparison.images or not settings.images:
+        return None
+    folders = [common_part(context.data.evals[split], ids) for split, ids in comparison.images.items()]
+    baseline = gallery_baseline(comparison)
+    shown = [one for one in comparison.maps if not one.control]
+    shown.sort(key=lambda one: one.source != baseline.source)  # stable: the compared maps come first
+    return make_gallery(
+        folders,
+        [map_series(one, comparison) for one in shown],
+        [*mask_series(context, comparison), *true_mask_column(folders)],
+        baseline.name,
+        settings.images,
+        1e6 * settings.megabytes,
+        context.track,
+        context.cfg.evaluate.workers,
+    )
+
+
+def common_part(folder: BaseDataset, ids: Sequence[str]) -> BaseDataset:
+    """The split without the images that not all runs have evaluated."""
+    return folder.without(set(folder.ids) - set(ids))
+
+
+def gallery_baseline(comparison: Comparison) -> ComparedMaps:
+    """The maps with which the gallery compares: the first run's, of the first method that differs by run."""
+    shown = [one for one in comparison.maps if not one.control]
+    several = [one.source for one in shown if sum(one.source == other.source for other in shown) > 1]
+    chosen = next(iter(several), BASELINE)
+    return next((one for one in shown if one.source == chosen), shown[0])
+
+
+def map_series(maps: ComparedMaps, comparison: Comparison) -> MapSeries:
+    """The column of some maps, with the scores of the compared images."""
+    run = maps.runs[0]
+    source = source_of(run, maps.source)
+    folder = run.artefacts[source.stage].folder
+    return MapSeries(
+        maps.name,
+        maps.label,
+        partial(read_maps, folder, map_change(source)),
+        {split: shown_threshold(maps.scores(split)) for split in comparison.images},
+        {split: run.counts[split].iou(maps.source, ids) for split, ids in comparison.images.items()},
+        read_records(folder),
+    )
+
+
+def mask_series(context: Context, comparison: Comparison) -> list[MaskSeries]:
+    """The columns of the runs' masks, each folder of the store once."""
+    found: dict[Any, tuple[MaskSeries, list[str]]] = {}
+    for run in comparison.evaluated:
+        for series in mask_columns_of(run.context(context.output), run.results):
+            found.setdefault((series.label, series.folder), (series, []))[1].append(run.name)
+    return [
+        replace(series, name=f"{series.name}/{names[0]}", label=f"{series.label}, {' = '.join(names)}")
+        for series, names in found.values()
+    ]

@@ -1,0 +1,172 @@
+"""Finished runs, opened again from their folders: configuration, results, and artefacts in the store."""
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ribseg.errors import ConfigError, DataError, reason
+from ribseg.metrics.per_image import PerImageCounts
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.plan import planned
+from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.stages.evaluate import image_counts
+
+RESULTS, CONFIG, OVERRIDES = "results.json", ".hydra/config.yaml", ".hydra/overrides.yaml"
+LONGEST = 40  # characters of a run's name in tables
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        folder: that `hydra.run.dir` named, or a job's folder of a sweep.
+        name: in tables.
+        cfg: its configuration, with interpolations.
+        results: the content of `results.json`.
+    """
+
+    folder: Path
+    name: str
+    cfg: DictConfig
+    results: dict[str, Any]
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """What the command line changed, as Hydra recorded it."""
+        return _overrides(self.folder)
+
+    @cached_property
+    def artefacts(self) -> dict[str, Artefact]:
+        """Stage -> its artefact, of all stages that `results.json` names.
+
+        Raises:
+            DataError: the store holds one no longer.
+        """
+        found = {name: Artefact(name, Path(place), {}) for name, place in self.results["store"].items()}
+        gone = [str(artefact.folder) for artefact in found.values() if not artefact.complete]
+        if gone:
+            raise DataError(
+                f"{self.folder}: the store no longer holds {', '.join(gone)}. Run its command again, or "
+                "call this in the folder in which the run was started, if these paths are relative"
+            )
+        return found
+
+    def context(self, output: Path) -> Context:
+        """A context with its settings, data and artefacts, whose files are written to `output`."""
+        context = Context(planned(self.cfg)[0], output, self.artefacts)
+        if "skipped" in self.results:
+            context.skip(self.results["skipped"])
+        return context
+
+    @cached_property
+    def counts(self) -> dict[str, PerImageCounts]:
+        """Split -> counts of its images, of the evaluated splits."""
+        return image_counts(self.artefacts.get("evaluate"), self.results)
+
+
+def open_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[FinishedRun]:
+    """The runs in some folders, each the folder of a run, or of a sweep with the folders of its jobs.
+
+    Args:
+        folders: of runs and sweeps.
+        names: of the runs in tables; None for the overrides that differ, or the folders' names.
+
+    Raises:
+        DataError: a folder holds no finished run, or its files cannot be read.
+        ConfigError: the names are not as many as the runs, or two are equal.
+    """
+    places = list(dict.fromkeys(place for folder in folders for place in _places(folder)))
+    chosen = list(names) if names else run_names(places)
+    if len(chosen) != len(places):
+        found = ", ".join(map(str, places))
+        raise ConfigError(f"expected {len(places)} names, one for each run ({found}), got {len(chosen)}")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"expected different names for the runs, got {', '.join(chosen)}")
+    return [_open(place, name) for place, name in zip(places, chosen, strict=True)]
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folder itself if it is that of a finished run, else those of the finished jobs in it."""
+    if (folder / RESULTS).is_file():
+        return [folder]
+    jobs = [path.parent for path in folder.glob(f"*/{RESULTS}")]
+    if not jobs:
+        raise DataError(
+            f"{folder} holds no finished run: expected {RESULTS} in it, or in its folders for a sweep. It is "
+            "the folder that hydra.run.dir or hydra.sweep.dir named, as outputs/runs/demo/DATE"
+        )
+    return sorted(jobs, key=lambda job: (int(job.name) if job.name.isdigit() else 0, job.name))
+
+
+def _open(folder: Path, name: str) -> FinishedRun:
+    try:
+        results = json.loads((folder / RESULTS).read_text())
+        cfg = OmegaConf.load(folder / CONFIG)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise DataError(f"the run in {folder} cannot be read: {reason(error)}") from error
+    if not isinstance(results, dict) or "store" not in results or not isinstance(cfg, DictConfig):
+        raise DataError(f"{folder}: expected results and settings of ribseg in {RESULTS} and {CONFIG}")
+    return FinishedRun(folder, name, cfg, results)
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Short and different names: the overrides that not all runs have, else what differs in their paths."""
+    given = [_overrides(folder) for folder in folders]
+    common = set.intersection(*map(set, given))
+    differ = [[override for override in each if override not in common] for each in given]
+    short = _last_keys({word.partition("=")[0] for each in differ for word in each})
+    names = [" ".join(map(short, each)) for each in differ]
+    if all(0 < len(name) <= LONGEST for name in names) and len(set(names)) == len(names):
+        return names
+    return _path_names(folders)
+
+
+def _last_keys(keys: Collection[str]) -> Callable[[str], str]:
+    """A function that shortens the key of an override to its last part, if these parts differ."""
+    last = {key.rpartition(".")[2] for key in keys}
+
+    def short(override: str) -> str:
+        return override[override.partition("=")[0].rfind(".") + 1 :] if len(last) == len(keys) else override
+
+    return short
+
+
+def _path_names(folders: Iterable[Path]) -> list[str]:
+    whole = [folder.resolve() for folder in folders]
+    if len(whole) == 1:
+        return [whole[0].name]
+    begin = os.path.commonpath(whole)
+    return [path.relative_to(begin).as_posix() for path in whole]
+
+
+def _overrides(folder: Path) -> list[str]:
+    path = folder / OVERRIDES
+    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else []
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
+def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
+    """Setting -> its value in each run as text, of all settings in which the runs differ; "-" where absent.
+
+    Interpolations are shown as such, so that a setting which others refer to appears once.
+    """
+    flat = [dict(_leaves(OmegaConf.to_container(run.cfg, resolve=False))) for run in runs]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    found = {name: [settings.get(name, "-") for settings in flat] for name in names}
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _leaves(node: Any, path: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _leaves(value, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, "null" if node is None else str(node)

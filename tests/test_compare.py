@@ -1,0 +1,207 @@
+"""`ribseg report`: the comparison of runs, against results computed here, and the report of one again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from quick_run import arguments, folder_run, make_learnable_tree, settings, train
+
+from ribseg.cli import main
+from ribseg.data.io.masks import read_mask, write_mask
+from ribseg.errors import ConfigError, DataError
+from ribseg.metrics import bootstrap_miou, interval
+from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.report.compare import Comparison, sentences
+from ribseg.pipeline.report.compare_page import comparison_tables
+from ribseg.pipeline.report.finished import differing_settings, open_runs, run_names
+
+RUN = "run=[classifier,cam,rib,evaluate]"
+SWEEP = ("rib.lr=0.01,0.001", "seed=0,1", "rib.steps=3", "-m")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """The folder of a finished sweep over learning rates and seeds."""
+    folder = tmp_path_factory.mktemp("compared")
+    make_learnable_tree(folder / "tree", 12)
+    assert train(arguments(folder, folder / "tree", RUN, *SWEEP)) is None
+    return folder / "sweep"
+
+
+@pytest.fixture(scope="module")
+def runs(sweep):
+    return open_runs([sweep])
+
+
+@pytest.fixture(scope="module")
+def comparison(runs):
+    return Comparison(runs, 200)
+
+
+@pytest.fixture(scope="module")
+def written(sweep, tmp_path_factory):
+    """The folder of a comparison of two jobs."""
+    folder = tmp_path_factory.mktemp("written") / "new" / "comparison"
+    main(["report", str(sweep / "0"), str(sweep / "2"), "--out", str(folder), "--resamples", "100"])
+    return folder
+
+
+def test_runs_are_named_by_what_differs(sweep, runs):
+    names = ["lr=0.01 seed=0", "lr=0.01 seed=1", "lr=0.001 seed=0", "lr=0.001 seed=1"]
+    assert [one.name for one in runs] == names
+    assert differing_settings(runs) == {
+        "seed": ["0", "1", "0", "1"],
+        "rib.lr": ["0.01", "0.01", "0.001", "0.001"],
+    }
+    assert [one.name for one in open_runs([sweep / "0", sweep / "2"])] == ["lr=0.01", "lr=0.001"]
+    assert [one.name for one in open_runs([sweep / "0", sweep / "2"], ["a", "b"])] == ["a", "b"]
+
+
+def test_names_are_paths_where_overrides_do_not_tell(tmp_path):
+    assert run_names([tmp_path / "x" / "one", tmp_path / "x" / "two" / "0"]) == ["one", "two/0"]
+    assert run_names([tmp_path / "one"]) == ["one"]
+
+
+def test_scores_are_those_of_the_runs(runs, comparison):
+    for split, rows in comparison.rows.items():
+        for row in rows:
+            for one in row.maps.runs:
+                scores = one.results["localization"][row.maps.source]["split"][split]
+                assert row.miou == pytest.approx(scores["miou_at_fixed"], abs=1e-12)
+                assert row.threshold == scores["fixed_threshold"]
+
+
+def test_differences_are_paired_over_images(runs, comparison):
+    rows = {row.maps.name: row for row in comparison.rows["train"]}
+    first, other = rows["rib/lr=0.01 seed=0"], rows["rib/lr=0.001 seed=0"]
+    assert first.difference is None
+    draws = [
+        bootstrap_miou(one.counts["train"].of("rib", comparison.images["train"]), 200)
+        for one in (runs[0], runs[2])
+    ]
+    assert other.difference.to is first.maps
+    assert other.difference.value == pytest.approx(other.miou - first.miou)
+    assert other.difference.bounds == interval(draws[1] - draws[0])
+    number = sum(row.difference is not None for row in rows.values())
+    assert other.difference.joint_bounds == interval(draws[1] - draws[0], 1 - 0.05 / number)
+    low, high = other.difference.joint_bounds
+    assert low <= other.difference.bounds[0] <= other.difference.bounds[1] <= high
+
+
+def test_maps_that_runs_share_are_listed_once(comparison):
+    labels = [maps.label for maps in comparison.maps if maps.source == "cam"]
+    # The seed trains another classifier, the rate of RIB does not.
+    assert labels == ["CAM, lr=0.01 seed=0 = lr=0.001 seed=0", "CAM, lr=0.01 seed=1 = lr=0.001 seed=1"]
+    assert sum(maps.source == "rib" for maps in comparison.maps) == 4
+    two = Comparison([comparison.runs[0], comparison.runs[2]], 10)
+    assert [maps.label for maps in two.maps if maps.source == "cam"] == ["CAM"]
+
+
+def score_of(one):
+    return one.results["localization"]["rib"]["split"]["val"]["miou_at_fixed"]
+
+
+def test_mean_and_deviation_over_seeds(comparison):
+    assert list(comparison.repetitions) == ["lr=0.01", "lr=0.001"]
+    (table,) = (t for t in comparison_tables(comparison) if t.title == "Over seeds, val, percent")
+    (row,) = (row for row in table.rows if row[:2] == ["lr=0.001", "RIB"])
+    found = [100 * score_of(one) for one in comparison.runs[2:]]
+    assert row[2:] == ["2", f"{np.mean(found):.1f}", f"{abs(found[0] - found[1]) / 2**0.5:.1f}"]
+
+
+def test_the_answer_names_the_difference_and_its_interval(comparison):
+    two = Comparison([comparison.runs[0], comparison.runs[2]], 50)
+    (text,) = sentences(two)
+    row = next(row for row in two.rows["val"] if row.difference and row.maps.source == "rib")
+    low, high = row.difference.bounds
+    assert text.startswith("RIB, lr=0.01 seed=0: ")
+    assert f"{100 * row.difference.value:+.1f}, 95 % interval [{100 * low:+.1f}, {100 * high:+.1f}]" in text
+    assert ("no difference is shown" in text) == (low <= 0 <= high)
+    assert "the best of 3 others" in sentences(comparison)[1]
+    same = Comparison(comparison.runs[:1] * 2, 10)
+    assert sentences(same) == ["All runs have the same maps on val."]
+
+
+def test_the_files_of_a_comparison(written, capsys):
+    values = json.loads((written / "comparison.json").read_text())
+    assert list(values["runs"]) == ["lr=0.01", "lr=0.001"]
+    assert values["settings"] == {"rib.lr": {"lr=0.01": "0.01", "lr=0.001": "0.001"}}
+    rows = values["split"]["val"]["maps"]
+    assert [row["runs"] for row in rows if row["source"] == "rib"] == [["lr=0.01"], ["lr=0.001"]]
+    found = [row["difference"] for row in rows if row["source"] == "rib"]
+    assert found[0] is None
+    assert found[1]["to"] == "lr=0.01"
+    page = (written / "comparison.html").read_text()
+    assert "Settings that differ" in page
+    assert page.count('id="picture-') == 12
+    assert (written / "curves.png").is_file()
+
+
+def test_the_report_of_one_run_is_written_again(sweep, capsys):
+    words = arguments(sweep.parent, sweep.parent / "tree", "rib.lr=0.01", "rib.steps=3")
+    assert train([*words, "run=[classifier,cam,rib,evaluate,report]"]) is None
+    path = sweep.parent / "run" / "report.html"
+    before = path.read_bytes()
+    path.unlink()
+    capsys.readouterr()
+    main(["report", str(path.parent)])
+    assert capsys.readouterr().out.strip() == f"report: {path}"
+    assert path.read_bytes() == before
+
+
+def test_runs_on_different_images_are_compared_on_the_common_ones(tmp_path, sweep, runs):
+    tree = tmp_path / "tree"
+    shutil.copytree(sweep.parent / "tree", tree)
+    lists = tree / "ImageSets" / "Segmentation" / "val.txt"
+    kept = lists.read_text().split()[1:]
+    lists.write_text("\n".join(kept))
+    folder_run(tmp_path, tree, RUN, "rib.lr=0.01")
+    found = Comparison([runs[0], *open_runs([tmp_path / "out"])], 10)
+    assert found.images["val"] == tuple(kept)
+    assert found.images["train"] == runs[0].counts["train"].ids
+
+
+def test_runs_on_other_data_are_refused(tmp_path, runs):
+    tree = make_learnable_tree(tmp_path / "tree", 12)
+    path = sorted((tree / "SegmentationClass").iterdir())[1]
+    mask = read_mask(path)
+    mask[:9] = 1
+    write_mask(path, mask)
+    folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]")
+    other = open_runs([tmp_path / "out"])
+    with pytest.raises(DataError, match=f"different masks of images(.|\n)*train: 1\n *{path.stem}"):
+        Comparison([runs[0], *other], 10)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path, sweep, runs):
+    with pytest.raises(DataError, match="holds no finished run"):
+        open_runs([tmp_path])
+    with pytest.raises(ConfigError, match="expected 4 names, one for each run"):
+        open_runs([sweep], ["a", "b"])
+    with pytest.raises(ConfigError, match="expected different names"):
+        open_runs([sweep / "0", sweep / "1"], ["a", "a"])
+    with pytest.raises(SystemExit, match="--out and --names are for several runs"):
+        main(["report", str(sweep / "0"), "--out", str(tmp_path)])
+    copy = tmp_path / "copy"
+    shutil.copytree(sweep / "0", copy)
+    results = json.loads((copy / "results.json").read_text())
+    results["store"]["rib"] = str(tmp_path / "rib-gone")
+    (copy / "results.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match=r"the store no longer holds .*rib-gone"):
+        main(["report", str(copy)])
+    (copy / "results.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_runs([copy])
+
+
+def test_a_comparison_without_localization_maps(tmp_path, capsys):
+    for steps in (2, 3):
+        cfg = settings("toy_bottleneck", tmp_path, "bottleneck.seeds=1", f"bottleneck.rib.steps={steps}")
+        run(cfg, tmp_path / str(steps))
+    capsys.readouterr()
+    main(["report", str(tmp_path / "2"), str(tmp_path / "3"), "--out", str(tmp_path / "both")])
+    assert "High gradient ratios" in capsys.readouterr().out
+    page = (tmp_path / "both" / "comparison.html").read_text()
+    assert "bottleneck.rib.steps" in page
+    assert 'id="images"' not in page
