@@ -25,6 +25,7 @@ OTHERS = {
 }
 OTHERS |= {
     "ribseg check ": "check",
+    "ribseg report ": "report",
     "python -m ribseg.predict ": "predict",
     "python -m ribseg.interop ": "convert",
 }

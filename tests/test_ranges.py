@@ -202,7 +202,7 @@ def checked(cfg, place, values=()):
 def refused(cfg, place, values, message=""):
     with pytest.raises(ConfigError, match=message) as caught:
         checked(cfg, place, values)
-    made = {path.name.rsplit("-", 1)[0] for path in (place / "store").iterdir()}
+    made = {path.name.rsplit("-", 1)[0] for path in (place / "store").glob("*")}
     assert not made & {stage.kind for stage in stages_of(cfg)}
     return str(caught.value)
 
@@ -534,4 +534,4 @@ def test_ranges_are_said_in_full(arguments, expected):
 def test_a_whole_run_leaves_no_stage_behind(tmp_path, tree, override):
     with pytest.raises(ConfigError, match=r"expected|classifier\.module\.optimizer"):
         folder_run(tmp_path, tree, f"++{override}")
-    assert not [path for path in (tmp_path / "store").iterdir() if not path.name.startswith("data-")]
+    assert not [path for path in (tmp_path / "store").glob("*") if not path.name.startswith("data-")]

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from quick_run import folder_run, make_learnable_tree
 
+from ribseg.cli import main
+
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -194,6 +196,14 @@ def test_keys_move_between_images_and_steps(browser, page):
     assert page("return document.getElementById('text').value") == "im_0"
 
 
+def test_times_are_sorted_by_their_length(page):
+    table = "[...document.querySelectorAll('#run table')].at(-1)"
+    page(f"{table}.querySelectorAll('th button')[1].click()")
+    seconds = page(f"return [...{table}.tBodies[0].rows].map(row => Number(row.cells[1].dataset.value))")
+    assert len(seconds) > 5
+    assert seconds == sorted(seconds, reverse=True)
+
+
 def test_tables_are_sorted_by_a_click(page):
     table = "document.querySelector('#localization-maps table')"
     column = f"return [...{table}.tBodies[0].rows].map(row => row.cells[1].textContent)"
@@ -216,6 +226,34 @@ def test_nothing_is_cut_off_at_any_width(browser, report, width):
     assert panel >= 90  # still to be seen
     if PICTURES:
         browser.save_screenshot(f"{PICTURES}/gallery-{width}.png")
+
+
+def test_three_runs_beside_each_other(browser, report, tmp_path):
+    folder = report.parent.parent
+    for name, lr in (("slow", 0.001), ("fast", 0.1)):
+        stages = "run=[classifier,cam,rib,evaluate]"
+        folder_run(folder, folder / "tree", stages, "rib.steps=4", f"rib.lr={lr}", output=name)
+    runs = [str(folder / name) for name in ("out", "slow", "fast")]
+    main(["report", *runs, "--out", str(tmp_path), "--resamples", "50", "--names", "first,slow,fast"])
+    script = opened(browser, tmp_path / "comparison.html")
+    script("document.getElementById('images').scrollIntoView()")
+    pictures = [drawn(browser, name) for name in ("rib/first", "rib/slow", "rib/fast", "cam/first")]
+    assert all((one != pictures[0]).any() for one in pictures[1:])
+    assert complaints(browser) == []
+    labels = script(
+        "return [...document.querySelector('.panels').querySelectorAll('figcaption')].map(c => c.innerText)"
+    )
+    assert [text.partition(", k")[0] for text in labels[:5]] == [
+        "image", "RIB, first", "RIB, slow", "RIB, fast", "CAM",
+    ]  # fmt: skip
+    scores = {row["id"]: row["scores"] for row in rows(tmp_path / "comparison.html")}
+    losses = [scores[image]["rib/slow"] - scores[image]["rib/first"] for image in ids(browser)]
+    assert losses == sorted(losses)  # the worst of the second run against the first come first
+    assert "RIB, first: " in script("return document.querySelector('.answer').textContent")
+    first = "return [...document.querySelectorAll('#settings tbody tr')].map(row => row.cells[0].textContent)"
+    assert script(first) == ["run", "rib.lr"]
+    if PICTURES:
+        browser.save_screenshot(f"{PICTURES}/comparison.png")
 
 
 def test_dark_and_light(browser, page):

@@ -12,6 +12,7 @@ from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
 from ribseg.pipeline.engine.context import Context, is_first_process, separate_processes
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.log_file import log_file
 from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.methods import entries, map_sources
@@ -190,6 +191,10 @@ def localization_results(context: Context, artefact: Artefact | None) -> dict[st
         return None
     sources = map_sources(context.cfg)
     named = {name: {"label": sources[name].label, "control": sources[name].control} for name in scores}
+    for split, published in (plain(context.cfg.report.published) or {}).items():
+        for name, miou in published.items():
+            if split in scores.get(name, {}).get("split", {}):
+                scores[name]["split"][split]["published"] = miou
     return {name: scores[name] | named[name] for name in sources if name in scores}
 
 

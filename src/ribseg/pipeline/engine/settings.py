@@ -3,7 +3,7 @@
 Arguments of objects and functions are checked by these; see `preflight`, which builds them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,23 @@ COUNT = partial(check_number, low=1, whole=True)
 COUNT_OR_AUTO = partial(COUNT, words=("auto",))
 SHARE = partial(check_number, low=0, high=1)
 SCORE = partial(SHARE, words=tuple(CHOICES))
+
+
+def check_published(name: str, value: Any) -> None:
+    """Raises a SettingError unless a setting is a mapping split -> source -> fraction, or null.
+
+    >>> check_published("report.published", {"val": {"cam": 48.3}})
+    Traceback (most recent call last):
+    ribseg.checks.SettingError: report.published.val.cam: expected a number in [0, 1], got 48.3
+    """
+    splits = {} if value is None else value
+    if not isinstance(splits, Mapping) or not all(isinstance(s, Mapping) for s in splits.values()):
+        raise SettingError(f"{name}: expected split -> source -> mIoU in [0, 1], got {value!r}")
+    for split, scores in splits.items():
+        for source, score in scores.items():
+            SHARE(f"{name}.{split}.{source}", score)
+
+
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "progress": check_progress,
     "seed": partial(check_number, low=0, high=2**32 - 1, whole=True),
@@ -35,6 +52,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "report.examples": COUNT,
     "report.images": partial(check_number, low=0, whole=True),
     "report.megabytes": partial(check_number, above=0),
+    "report.published": check_published,
     "classifier.epochs": COUNT,
     "affinity.epochs": COUNT,
     "affinity.batch_size": COUNT,

@@ -7,6 +7,22 @@ from rich.markup import escape
 from rich.table import Table
 
 
+class Sortable(str):
+    """A cell's text that a page sorts by a number, as durations.
+
+    Attributes:
+        value: the number.
+    """
+
+    value: float
+
+    def __new__(cls, text: str, value: float) -> "Sortable":
+        """The text with its number."""
+        cell = super().__new__(cls, text)
+        cell.value = value
+        return cell
+
+
 @dataclass(frozen=True)
 class TableData:
     """A table with cells as text.

@@ -1,13 +1,13 @@
 """Tables of localization maps and pseudo masks, and lines about a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.bottleneck_report import network_line, ratio_table
 from ribseg.pipeline.report.segmenter_report import segmenter_table
-from ribseg.pipeline.report.table import Columns, TableData, percent
+from ribseg.pipeline.report.table import Columns, Sortable, TableData, percent
 
 CONTROL = "*"  # marks the names of controls
 MAP_HEADER = (
@@ -50,11 +50,16 @@ def source_name(values: Mapping[str, Any]) -> str:
 
 
 def _split_table(localization: Mapping[str, Any], split: str, note: str) -> TableData:
-    rows = [[source_name(values), *_cells(values["split"][split])] for values in localization.values()]
-    images = next(iter(localization.values()))["split"][split]["images"]
+    scores = {source_name(values): values["split"][split] for values in localization.values()}
+    header: Sequence[str] = MAP_HEADER
+    rows = [[name, *_cells(score)] for name, score in scores.items()]
+    if any("published" in score for score in scores.values()):
+        header = (*header, "published best")
+        rows = [[*row, percent(scores[row[0]].get("published"))] for row in rows]
+    images = next(iter(scores.values()))["images"]
     title = f"Localization maps on {split}, {images} images"
-    methods = tuple(row[0] for row in rows if not row[0].endswith(CONTROL))
-    return TableData(title, MAP_HEADER, rows, note, bold=methods)
+    methods = tuple(name for name in scores if not name.endswith(CONTROL))
+    return TableData(title, header, rows, note, bold=methods)
 
 
 def number_table(localization: Mapping[str, Any]) -> TableData:
@@ -119,7 +124,8 @@ def time_table(finished: Mapping[str, Artefact]) -> TableData:
         manifest = artefact.manifest
         total += manifest["seconds"]
         moment = str(manifest.get("finished", "-")).replace("T", " ").removesuffix("+00:00")
-        rows.append([name, _duration(manifest["seconds"]), moment, artefact.folder.name])
+        seconds = Sortable(_duration(manifest["seconds"]), manifest["seconds"])
+        rows.append([name, seconds, moment, artefact.folder.name])
     columns = ["stage", "time", "finished (UTC)", "in the store"]
     return TableData("Time per stage", columns, rows, f"Sum: {_duration(total)}.", text=columns[2:])
 

@@ -8,13 +8,15 @@ for (const table of document.querySelectorAll("table")) {
     head.setAttribute("aria-sort", order);
     const sign = order === "ascending" ? 1 : -1;
     const body = table.tBodies[0];
-    const rows = [...body.rows].map(row => [row, cellValue(row.cells[place].textContent)]);
+    const rows = [...body.rows].map(row => [row, cellValue(row.cells[place])]);
     rows.sort(([, a], [, b]) => sign * compare(a, b));
     body.append(...rows.map(([row]) => row));
   }));
 }
 
-function cellValue(text) {
+function cellValue(cell) {
+  if (cell.dataset.value) return Number(cell.dataset.value);
+  const text = cell.textContent;
   const number = parseFloat(text.replace(/,/g, ""));
   return Number.isNaN(number) ? text : number;
 }
