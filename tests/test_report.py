@@ -1,0 +1,118 @@
+"""The parts of a report: the order of its pictures, the answer in sentences, scores by object size."""
+
+import numpy as np
+import pytest
+import torch
+from quick_run import folder_run
+
+from ribseg.checks import SettingError
+from ribseg.methods.evaluation import by_object_size
+from ribseg.pipeline.engine.settings import check_published
+from ribseg.pipeline.report.answer import answers
+from ribseg.pipeline.report.gallery import picture_order, take_turns, within
+from ribseg.pipeline.report.table import Sortable, TableData
+from ribseg.pipeline.report.tables import map_tables
+
+
+def row(split, **scores):
+    return {"split": split, "scores": scores}
+
+
+def test_pictures_show_losses_and_gains_and_low_scores_first():
+    rng = np.random.default_rng(0)
+    rows = [row("train", cam=float(cam), rib=float(rib)) for cam, rib in rng.random((60, 2))]
+    order = picture_order(rows, ["cam", "rib"], "cam")
+    assert sorted(order) == list(range(60))
+    gains = [each["scores"]["rib"] - each["scores"]["cam"] for each in rows]
+    lowest = [min(range(60), key=lambda n: rows[n]["scores"][name]) for name in ("cam", "rib")]
+    assert {int(np.argmin(gains)), int(np.argmax(gains)), *lowest, 0} <= set(order[:5])
+
+
+def test_splits_take_turns_in_the_pictures():
+    rows = [row("train", cam=n / 100) for n in range(20)] + [row("val", cam=n / 100) for n in range(4)]
+    order = picture_order(rows, ["cam"], "cam")
+    assert sum(number >= 20 for number in order[:8]) == 4
+    assert len(set(order)) == 24
+
+
+def test_images_without_scores_are_evenly_spaced():
+    rows = [row("train", cam=None) for _ in range(100)]
+    order = picture_order(rows, ["cam"], None)
+    assert order[:10] == list(range(0, 100, 10))
+    assert sorted(order) == list(range(100))
+
+
+def test_turns_and_limits():
+    assert take_turns([1, 2], [], [2, 3, 4]) == [1, 2, 3, 4]
+    assert take_turns() == []
+    assert list(within(5, ["ab", "cde", "f"])) == ["ab", "cde"]
+    assert list(within(1, ["ab", "c"])) == []  # in order, without picking smaller ones
+
+
+def label_counts(masks):
+    """(N, 3, 2) counts of a perfect prediction of masks with some pixels of one class out of 100."""
+    true = torch.tensor([[100 - pixels, pixels] for pixels in masks])
+    return torch.stack([true, true, true], dim=1)
+
+
+def test_object_size_is_the_share_of_the_scored_pixels():
+    groups = by_object_size(label_counts([0, 1, 4, 60, 100]))
+    assert sum(group["images"] for group in groups) == 4  # one image has no object
+    assert [group["size"] for group in groups] == ["small", "large"]
+    for group in groups:
+        assert group["miou"] == 1
+        assert group["above"] < group["up_to"]
+
+
+def localization(gain, bounds, control=False):
+    base = {"best_miou": 0.4, "miou_at_fixed": 0.39, "images": 245}
+    rib = base | {"miou_at_fixed": 0.39 + gain, "gain_over_cam": gain, "gain_interval": bounds}
+    return {
+        "cam": {"label": "CAM", "control": False, "split": {"val": base}},
+        "rib": {"label": "RIB", "control": control, "split": {"val": rib}},
+    }
+
+
+def test_the_answer_says_whether_a_difference_is_shown():
+    (shown,) = answers({"localization": localization(0.02, (0.01, 0.03))})
+    assert shown == "RIB reaches 41.0 mIoU on val (245 images), CAM 39.0: +2.0, 95 % interval [+1.0, +3.0]."
+    (open_,) = answers({"localization": localization(0.02, (-0.01, 0.05))})
+    assert open_.endswith("95 % interval [-1.0, +5.0]. The interval includes 0, so no difference is shown.")
+    (worse,) = answers({"localization": localization(-0.02, (-0.03, -0.01))})
+    assert worse.endswith("-2.0, 95 % interval [-3.0, -1.0].")
+
+
+def test_the_answer_without_thresholds_controls_or_anything():
+    found = localization(0.02, None)
+    for values in found.values():
+        values["split"]["val"]["miou_at_fixed"] = None
+    assert "each at its best threshold" in answers({"localization": found})[0]
+    alone, controls = answers({"localization": localization(0.02, (0, 0.1), control=True)})
+    assert alone == "mIoU on val (245 images): CAM 39.0."
+    assert controls.startswith("Controls: RIB 41.0 (+2.0).")
+    assert answers({}) == []
+
+
+def test_published_values_stand_in_the_table(tmp_path, tree):
+    stages = "run=[classifier,cam,rib,evaluate]"
+    results = folder_run(
+        tmp_path, tree, stages, "+report.published={train:{cam:0.495,rib:0.565},test:{cam:0.1}}"
+    )
+    train, val = map_tables(results["localization"])
+    assert train.columns[-1] == "published best"
+    assert [cells[-1] for cells in train.rows[:3]] == ["49.5", "56.5", "-"]
+    assert "published best" not in val.columns
+    plain = folder_run(tmp_path, tree, stages)
+    assert plain["store"] == results["store"]  # nothing is computed again
+
+
+@pytest.mark.parametrize("value", [3, {"train": 0.5}, {"train": {"cam": 56.5}}, {"train": {"cam": None}}])
+def test_published_values_are_fractions(value):
+    with pytest.raises(SettingError, match=r"report\.published"):
+        check_published("report.published", value)
+
+
+def test_sortable_cells_are_text():
+    cell = Sortable("1:15 min", 75.0)
+    assert cell == "1:15 min"
+    assert TableData("t", ["time"], [[cell]]).rows[0][0].value == 75
