@@ -193,7 +193,7 @@ def test_sweep_table_of_ratios(tmp_path, capsys):
         override = f"bottleneck.activation={activation}"
         toy_run(tmp_path, override, "bottleneck.seeds=1", "run=[bottleneck]", output=f"sweep/{index}")
         hydra = tmp_path / "sweep" / str(index) / ".hydra"
-        hydra.mkdir()
+        hydra.mkdir(exist_ok=True)
         (hydra / "overrides.yaml").write_text(f"- experiment=toy_bottleneck\n- {override}\n")
     cfg = settings("toy_bottleneck", tmp_path)
     with open_dict(cfg):

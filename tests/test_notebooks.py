@@ -64,7 +64,7 @@ def check_bottleneck(names):
 
 def check_rib(names):
     assert len(names["maps"]) == 4
-    assert names["maps"][-1].shape == names["image"].shape[:2]
+    assert names["maps"][-1].full.shape[1:] == names["image"].shape[:2]
 
 
 def check_pooling(names):

@@ -8,7 +8,7 @@ import torch
 
 from ribseg.errors import DataError
 from ribseg.metrics.per_image import PerImageCounts
-from ribseg.plot import svg_of, threshold_figure
+from ribseg.plot import gradient_figure, overlay, overlay_mask, ratio_figure, svg_of, threshold_figure
 from ribseg.plot.style import COLOURS, DARK, line_style
 
 # What each kind of colour blindness makes of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
@@ -86,3 +86,39 @@ def test_counts_of_single_images_are_kept(tmp_path):
     (tmp_path / "val.npz").write_bytes(b"torn")
     with pytest.raises(DataError, match=r"rerun=\[evaluate\]"):
         PerImageCounts.load(tmp_path / "val.npz")
+
+
+def test_overlays_go_from_the_image_to_the_colours():
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    mask = np.zeros((4, 5), np.uint8)
+    mask[1], mask[2] = 3, 255
+    for blend, other in ((overlay, np.linspace(0, 1, 20).reshape(4, 5)), (overlay_mask, mask)):
+        np.testing.assert_allclose(blend(image, other, opacity=0), image / 255)
+    palette = np.full((256, 3), 51, np.uint8)
+    whole = overlay_mask(image, mask, palette, opacity=1)
+    np.testing.assert_allclose(whole[1:3], 0.2)
+    np.testing.assert_allclose(whole[0], image[0] / 255)  # background has no colour
+    half = overlay_mask(image, mask, palette, opacity=0.5)
+    np.testing.assert_allclose(half[1], (image[1] / 255 + 0.2) / 2)
+
+
+def test_gradients_of_each_layer_are_shown_from_zero_to_their_maximum():
+    gradients = torch.rand(2, 6, 8, 8)
+    figure = gradient_figure(torch.rand(2, 8, 8), gradients, ["a", "b"])
+    axes = np.array(figure.axes).reshape(2, 7)
+    shown = axes[1, 3].images[0].get_array()
+    np.testing.assert_allclose(shown, gradients[1, 2] / gradients[1, 2].max(), rtol=1e-6)
+    assert [axis.get_title() for axis in axes[0, 1:]] == [f"$G_{{{n}}}$" for n in range(1, 7)]
+    assert axes[1, 0].get_ylabel() == "b"
+    gradient_figure(np.zeros((1, 8, 8, 3)), np.zeros((1, 1, 8, 8)))  # nothing to divide by
+
+
+def test_ratios_have_a_panel_per_phase_and_a_line_per_region():
+    ratios = {"before RIB": {"digit": [0.5, None], "mark": [0.1, 0.2]}, "after RIB": {"digit": [1, 1]}}
+    bars = {"before RIB": {"digit": [0.1, None], "mark": [0, 0.1]}, "after RIB": {"digit": [0, 0]}}
+    for deviations in (None, bars):
+        panels = ratio_figure(ratios, deviations).axes
+        assert [panel.get_title() for panel in panels] == list(ratios)
+        lines = [text.get_text() for text in panels[0].get_legend().get_texts()]
+        assert lines == ["digit", "mark"]
+    np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), [0.5, np.nan])

@@ -4,7 +4,15 @@ In a notebook a returned figure is shown by naming it in the last line of a cell
 writes it.
 """
 
-from ribseg.plot.maps import draw, draw_outline, localization_figure, overlay, steps_figure
+from ribseg.plot.gradients import gradient_figure, ratio_figure
+from ribseg.plot.maps import (
+    draw,
+    draw_outline,
+    localization_figure,
+    overlay,
+    overlay_mask,
+    steps_figure,
+)
 from ribseg.plot.scores import (
     adaptation_figure,
     class_figure,
@@ -20,10 +28,13 @@ __all__ = [
     "coverage_figure",
     "draw",
     "draw_outline",
+    "gradient_figure",
     "group_figure",
     "localization_figure",
     "overlay",
+    "overlay_mask",
     "png_of",
+    "ratio_figure",
     "steps_figure",
     "svg_of",
     "threshold_figure",

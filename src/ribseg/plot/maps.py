@@ -8,6 +8,7 @@ import torch
 
 from ribseg.data.io.images import as_image
 from ribseg.data.io.maps import LocalizationMaps
+from ribseg.data.io.masks import voc_palette
 from ribseg.errors import DataError
 from ribseg.functional.cam import argmax_labels
 from ribseg.plot.style import MAPS
@@ -19,17 +20,34 @@ OPACITY = 0.6  # of a map over its image
 INCHES = 3.0  # width of one image
 
 
-def overlay(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, strength: np.ndarray, opacity: float = OPACITY) -> np.ndarray:
     """Blends a map over an image; returns (H, W, 3) float in [0, 1].
 
     Args:
         image: (H, W, 3) uint8.
         strength: (H, W) map in [0, 1].
+        opacity: of the map, in [0, 1].
     """
     from matplotlib import colormaps
 
     colours = colormaps[MAPS](strength)[..., :3]
-    return (1 - OPACITY) * image / 255 + OPACITY * colours
+    return (1 - opacity) * image / 255 + opacity * colours
+
+
+def overlay_mask(
+    image: np.ndarray, mask: np.ndarray, palette: np.ndarray | None = None, opacity: float = OPACITY
+) -> np.ndarray:
+    """Blends the classes of a mask over an image, which background leaves as it is; (H, W, 3) in [0, 1].
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W) uint8 class ids; 0 background, 255 ignore.
+        palette: (256, 3) uint8 colours; None for VOC's.
+        opacity: of the mask, in [0, 1].
+    """
+    share = opacity * (mask > 0)[..., None]
+    colours = (voc_palette() if palette is None else palette)[mask]
+    return (1 - share) * image / 255 + share * colours / 255
 
 
 def draw(axis: Any, image: np.ndarray, title: str) -> None:
@@ -64,13 +82,19 @@ def localization_figure(image: Any, maps: LocalizationMaps, threshold: float | N
     return figure
 
 
-def steps_figure(image: Any, series: Sequence[LocalizationMaps], threshold: float | None = None) -> "Figure":
+def steps_figure(
+    image: Any,
+    series: Sequence[LocalizationMaps],
+    threshold: float | None = None,
+    steps: Sequence[int] | None = None,
+) -> "Figure":
     """A figure of the maps over the steps of a method: one row per class, one column per step.
 
     Args:
         image: of any type accepted by `as_image`.
         series: the maps after each step, from a method's `trace`.
         threshold: see `localization_figure`.
+        steps: the number k of each of the maps; None for 0, 1, ..
 
     Raises:
         DataError: see `localization_figure`; or no steps.
@@ -80,8 +104,9 @@ def steps_figure(image: Any, series: Sequence[LocalizationMaps], threshold: floa
         raise DataError("expected the maps of at least one step and one class")
     names = _names(series[0])
     figure, axes = _grid(len(names), len(series), pixels)
-    for k, maps in enumerate(series):
-        _draw_maps(axes[:, k], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
+    numbers = range(len(series)) if steps is None else steps
+    for column, (k, maps) in enumerate(zip(numbers, series, strict=True)):
+        _draw_maps(axes[:, column], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
     return figure
 
 

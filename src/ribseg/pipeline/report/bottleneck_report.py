@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -10,12 +10,12 @@ from ribseg.analysis.summary import PHASES
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import DataError
 from ribseg.pipeline.report.table import TableData
+from ribseg.plot.gradients import INCHES, coloured_regions, draw_gradients, draw_ratios
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = {"discriminative": "digit", "non_discriminative": "mark", "irrelevant": "rest"}
-COLOURS = {"discriminative": "#1f77b4", "non_discriminative": "#d62728", "irrelevant": "#7f7f7f"}
 RATIO_NOTE = (
     "High gradient ratio: the share of a region's pixels whose input gradient, smoothed and divided by the "
     "image's maximum, exceeds the threshold (bottleneck.gradient). G1 to the last but one are the "
@@ -71,54 +71,25 @@ def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> "Figure":
             images, regions, maps = arrays["images"], arrays["regions"], arrays["maps"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"cannot read {examples} ({error}); delete {examples.parent}, run again") from error
-    height = 1.35 * 2 * len(images)
-    figure = Figure(figsize=(1.35 * (maps.shape[2] + 1), height + 3.2), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(height, 3.2))
-    top, bottom = parts
-    _draw_examples(top, images, regions, maps)
-    _draw_curves(bottom, result)
+    height = INCHES * 2 * len(images)
+    figure = Figure(figsize=(INCHES * (maps.shape[2] + 1), height + 3.2), layout="constrained")
+    top, bottom = cast(Any, figure.subfigures(2, 1, height_ratios=(height, 3.2)))
+    # Two rows an image: the image beside its gradients before RIB, its regions beside those after it.
+    coloured = map(region_picture, regions)
+    shown = [each for pair in zip(images, coloured, strict=True) for each in pair]
+    labels = [f"{phase} RIB" for phase in PHASES] * len(images)
+    draw_gradients(top, shown, maps.reshape(-1, *maps.shape[2:]), labels)
+    draw_ratios(bottom, *(_by_phase(values, result["seeds"]) for values in (result, result["std"])))
     return figure
 
 
-def _draw_examples(figure: Any, images: np.ndarray, regions: np.ndarray, maps: np.ndarray) -> None:
-    axes = figure.subplots(2 * len(images), maps.shape[2] + 1, squeeze=False)
-    for index, (image, region, phases) in enumerate(zip(images, regions, maps, strict=True)):
-        coloured = sum(
-            part[..., None] * _rgb(COLOURS[name]) for part, name in zip(region[:2], REGIONS, strict=False)
-        )
-        for phase, (first, layers) in enumerate(zip((image, coloured), phases, strict=True)):
-            _draw_layers(axes[2 * index + phase], first, layers, f"{PHASES[phase]} RIB")
-    for layer, axis in enumerate(axes[0, 1:]):
-        axis.set_title(f"$G_{layer + 1}$", fontsize=9)
+def region_picture(regions: np.ndarray) -> np.ndarray:
+    """The digit and the mark of an image, in the colours of their lines."""
+    return coloured_regions(regions[:2])
 
 
-def _draw_layers(row: Any, image: np.ndarray, layers: np.ndarray, label: str) -> None:
-    row[0].imshow(image, cmap="gray", vmin=0, vmax=1)
-    row[0].set_ylabel(label, fontsize=8)
-    for axis, values in zip(row[1:], layers, strict=True):
-        scale = max(float(np.nan_to_num(values).max()), 1e-30)
-        axis.imshow(values / scale, cmap="magma", vmin=0, vmax=1)
-    for axis in row:
-        axis.set_xticks([])
-        axis.set_yticks([])
-
-
-def _draw_curves(figure: Any, result: Mapping[str, Any]) -> None:
-    for axis, phase in zip(figure.subplots(1, 2, sharey=True), PHASES, strict=True):
-        for region in REGIONS:
-            means = np.array(result[phase][region], dtype=float)
-            deviations = np.array(result["std"][phase][region], dtype=float)
-            axis.errorbar(
-                np.arange(1, len(means) + 1), means, deviations,
-                color=COLOURS[region], label=NAMES[region], capsize=3, marker="o", markersize=3,
-            )  # fmt: skip
-        axis.set_title(f"{phase} RIB, seeds: {result['seeds']}", fontsize=9)
-        axis.set_xlabel("layer; the last is the class prediction", fontsize=8)
-        axis.set_ylim(-0.03, 1.05)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.axes[0].set_ylabel("high gradient ratio", fontsize=8)
-
-
-def _rgb(colour: str) -> np.ndarray:
-    return np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+def _by_phase(values: Mapping[str, Any], seeds: int) -> dict[str, dict[str, list[float | None]]]:
+    return {
+        f"{phase} RIB, seeds: {seeds}": {NAMES[region]: values[phase][region] for region in REGIONS}
+        for phase in PHASES
+    }
