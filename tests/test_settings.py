@@ -140,14 +140,14 @@ def test_a_sweep_with_a_bad_job_runs_the_others_and_says_so(tmp_path, tree, capf
 
 
 @contextmanager
-def ctrl_c_at(folder, pattern):
-    """Presses Ctrl-C once there is such a file."""
+def signalled_at(folder, pattern, number=signal.SIGINT):
+    """Sends a signal once there is such a file: that of Ctrl-C, or of `kill` and batch systems."""
     done = threading.Event()
 
     def wait():
         while not done.wait(0.01):
             if any(folder.glob(pattern)):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 return
 
     thread = threading.Thread(target=wait)
@@ -166,11 +166,13 @@ def ctrl_c_at(folder, pattern):
         ("rib.steps=50", "rib-*/maps/*.npz"),
     ],
 )
-def test_ctrl_c_says_in_one_line_how_to_go_on(long, file, tmp_path, tree, capfd):
-    with ctrl_c_at(tmp_path / "store", file):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_kill_say_in_one_line_how_to_go_on(number, long, file, tmp_path, tree, capfd):
+    with signalled_at(tmp_path / "store", file, number):
         code = train(arguments(tmp_path, tree, long, "rib.lr=1e-9", "run=[classifier,rib]", "logger=csv"))
     assert "interrupted. Nothing that was finished is lost; give the same command again" in code
     assert not list((tmp_path / "store").glob(f"{file.partition('-')[0]}-*/manifest.json"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert "Traceback" not in "".join(capfd.readouterr())
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "interrupted:" in log

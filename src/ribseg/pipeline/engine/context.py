@@ -1,8 +1,11 @@
 """The context of a run: settings, data, store, processes, and what to run."""
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
@@ -289,6 +292,24 @@ class separate_processes:  # noqa: N801 - reads as a statement
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM, which `kill` and batch systems send, end a run as Ctrl-C does.
+
+    Lightning alone would go on to the end of a prediction, and end a training with exit status 0. A handler
+    that the caller has set is kept.
+    """
+    here = threading.current_thread() is threading.main_thread()  # only this one may set handlers
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def build(node: DictConfig, **replaced: Any) -> Any:

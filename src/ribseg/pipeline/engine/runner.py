@@ -11,7 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
-from ribseg.pipeline.engine.context import Context, is_first_process, separate_processes
+from ribseg.pipeline.engine.context import (
+    Context,
+    is_first_process,
+    separate_processes,
+    termination_as_interrupt,
+)
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.log_file import log_file
 from ribseg.pipeline.engine.loggers import finish_loggers
@@ -47,7 +52,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     plan, checks_data = planned(cfg)
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(plan.tf32)
-    with separate_processes(), log_file(Path(output), is_first_process()) as log:
+    with termination_as_interrupt(), separate_processes(), log_file(Path(output), is_first_process()) as log:
         context = Context(plan, Path(output), log=log)
         # As Hydra does for commands; `ribseg report` reads it.
         context.on_first(lambda: atomic_write(Path(output, CONFIG), OmegaConf.to_yaml(cfg).encode()))
