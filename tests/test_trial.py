@@ -12,7 +12,8 @@ from torch import nn
 import ribseg
 from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
-from ribseg.pipeline.engine.numerics import check_precision
+from ribseg.pipeline.engine import numerics
+from ribseg.pipeline.engine.numerics import check_precision, slow_precision
 from ribseg.pipeline.engine.runner import run
 
 HERE = f"{__name__}."
@@ -241,6 +242,27 @@ def test_precisions_that_cannot_work_are_refused(tmp_path, precision, setting):
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "64", "32", "null", "bf16-mixed", "bf16"])
 def test_precisions_that_work(tmp_path, precision):
     check_precision(settings("rib_folder", tmp_path, f"trainer.precision={precision}"))
+
+
+def test_half_precision_without_units_for_it_is_warned_of(tmp_path, monkeypatch):
+    cfg = settings("rib_folder", tmp_path, "trainer.precision=bf16-mixed")
+    monkeypatch.setattr(numerics, "has_bfloat16_units", lambda: False)
+    assert "trainer.precision=bf16-mixed on a processor without units" in slow_precision(cfg)
+    assert slow_precision(settings("rib_folder", tmp_path)) is None
+    monkeypatch.setattr(numerics, "has_bfloat16_units", lambda: True)
+    assert slow_precision(cfg) is None
+
+
+def test_what_is_not_known_of_a_processor_is_not_warned_of(monkeypatch):
+    monkeypatch.setattr(numerics.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert not numerics.has_bfloat16_units()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert numerics.has_bfloat16_units()
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name)
+    assert numerics.has_bfloat16_units()
 
 
 def test_a_run_in_a_bad_precision_ends_before_its_first_stage(tmp_path, tree):

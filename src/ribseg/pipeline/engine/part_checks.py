@@ -17,7 +17,7 @@ from ribseg.models import Classifier
 from ribseg.modules import ClassifierModule
 from ribseg.pipeline.engine.context import Context, build, check_trainer, plain
 from ribseg.pipeline.engine.methods import check_entries, entries
-from ribseg.pipeline.engine.numerics import check_normalization, check_precision
+from ribseg.pipeline.engine.numerics import check_normalization, check_precision, slow_precision
 from ribseg.pipeline.engine.parts import check_arguments, check_optimizer, check_targets, check_training
 from ribseg.pipeline.engine.plan import check_sources
 from ribseg.pipeline.engine.settings import check_ranges
@@ -85,6 +85,8 @@ def check_imports(cfg: DictConfig, stages: Sequence[Stage]) -> None:
 def check_parts(context: Context, stages: Sequence[Stage]) -> None:
     """Builds what the stages will build, so that wrong arguments are found before any training."""
     check_precision(context.cfg)
+    if warning := slow_precision(context.cfg):
+        context.console.say(warning, "warning", "yellow")
     with within("trainer"):
         processes = context.processes  # builds a Trainer
     check_batches(context, stages, processes)
