@@ -60,9 +60,10 @@ class GradCAM:
         # The package works with NumPy, which has no bfloat16.
         with torch.autocast(view.device.type, enabled=False), starts_here(self.layer):
             algorithm = self.algorithm(self.scores, [self.layer])
+            view = view.float().requires_grad_(self.layer is not self.scores.last)  # through a frozen trunk
             try:
                 for place, number in enumerate(classes):
-                    found = algorithm(view.float(), [target(number)] * len(view))
+                    found = algorithm(view, [target(number)] * len(view))
                     maps[:, place] = torch.from_numpy(found).to(view)
             finally:
                 algorithm.activations_and_grads.release()

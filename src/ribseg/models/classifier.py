@@ -119,9 +119,12 @@ class Classifier(nn.Module):
         return list(self.backbone.stages[1:])
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) images, normalised -> (N, D, h, w) features of the last stage."""
+        """(N, 3, H, W) images, normalised -> (N, D, h, w) features of the last stage.
+
+        The trunk gets no gradients, unless they are to reach images that require them.
+        """
         features = self.trunk(images)
-        if self.freeze == "published":
+        if self.freeze == "published" and not images.requires_grad:
             features = features.detach()
         for stage in self.tail:
             features = stage(features)
