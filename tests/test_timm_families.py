@@ -74,7 +74,7 @@ NIGHTLY = {
     "xception": "legacy_xception",
     "xception_aligned": "xception41p",
 }
-# With branches that a chain of stages cannot have, or for images of one size; test_tokens.py has transformers.
+# With branches that a chain of stages cannot have, or for images of one size.
 REFUSED = {
     "coat": "coat_tiny",
     "efficientformer": "efficientformer_l1",

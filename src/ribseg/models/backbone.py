@@ -28,7 +28,7 @@ STAGE = re.compile(r"^(backbone\.)?stages\.\d+\.(network\.)?")  # prefix of our 
 
 
 class Backbone(nn.Module):
-    """A timm network split into a trunk and the last two stages: stem to layer2, layer3 and layer4 of a ResNet.
+    """A timm network split into a trunk (stem to layer2 of a ResNet) and the last two stages.
 
     At the network's own stride the features equal those of timm's `forward_features`, including layers after
     the last stage, such as the last convolution of EfficientNets. Of a vision transformer (ViT, DeiT, EVA-02)
@@ -51,8 +51,8 @@ class Backbone(nn.Module):
         pretrained_cfg: timm's metadata of the weights, such as `mean` and `std` of the pixels.
 
     Raises:
-        ConfigError: unknown name, failed download, a network that cannot be split, or a setting that it cannot
-            have.
+        ConfigError: unknown name, failed download, a network that cannot be split, or a setting that it
+            cannot have.
     """
 
     def __init__(

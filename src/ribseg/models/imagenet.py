@@ -61,7 +61,7 @@ def imagenet_classifier(name: str) -> Classifier:
 
 @torch.no_grad()
 def _check_head(name: str, classifier: Classifier, whole: Any) -> None:
-    """Raises a ConfigError unless timm's logits are the average of the class maps, but for the head's bias."""
+    """Raises a ConfigError unless timm's logits are averages of the class maps, but for the head's bias."""
     images = torch.randn(1, *whole.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
     expected, found = whole(images), classifier(images)
     bias = whole.state_dict().get(classifier.timm_name("head.bias"), torch.zeros(CLASSES))

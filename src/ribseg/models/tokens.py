@@ -225,6 +225,7 @@ def token_stages(
             f"{name!r} is a network over patches, for which atrous=true has no meaning; set atrous=false, or "
             "use a CNN such as a ResNet"
         )
+    _check_patches(name, network)
     _check_rotation(name, network)
     stride = token_stride(network)
     setattr(network, family.blocks, blocks[:-TRAINED_BLOCKS])
@@ -284,6 +285,13 @@ def _rotation(network: nn.Module, block: str) -> Rotation | None:
     return Rotation(rope, layer if getattr(network, "rope_mixed", False) else None)
 
 
+def _check_patches(name: str, network: nn.Module) -> None:
+    embedding = getattr(network, "patch_embed", None)
+    sides = (1, 1) if embedding is None else cast(Any, embedding).feat_ratio(as_scalar=False)
+    if sides[0] != sides[1]:
+        raise ConfigError(f"expected square patches of {name!r}, got {sides[0]} x {sides[1]} pixels")
+
+
 def _check_rotation(name: str, network: nn.Module) -> None:
     rope = getattr(network, "rope", None)
     drawn = [f"rope_{part}" for part in RANDOM_ROTATIONS if getattr(rope, part, None) is not None]
@@ -294,14 +302,14 @@ def _check_rotation(name: str, network: nn.Module) -> None:
         )
 
 
-def _without_head(network: nn.Module) -> nn.Module:
+def _without_head(network: Any) -> nn.Module:
     """The network with what comes after its blocks removed, in place."""
     for part in HEADS:
         if isinstance(getattr(network, part, None), nn.Module):
             setattr(network, part, nn.Identity())
     if isinstance(getattr(network, "attn_pool", None), nn.Module):
-        setattr(network, "attn_pool", None)
-    return network
+        network.attn_pool = None
+    return cast(nn.Module, network)
 
 
 def _check_size(name: str, stages: Sequence[nn.Module], stride: int) -> None:
