@@ -73,13 +73,13 @@ class Backbone(nn.Module):
             extra["output_stride"] = output_stride
         network = create_network(name, pretrained, extra)
         self.name = name
-        self.pretrained_cfg = dict(cast(Any, network).pretrained_cfg)
-        self.head_name = _head_name(self.pretrained_cfg)
         if family is None:
             self._split_chain(network, output_stride, atrous)
         else:
             self.stages = nn.ModuleList(token_stages(name, network, family, output_stride, atrous))
         self.num_features = int(cast(int, network.num_features))
+        self.pretrained_cfg = dict(cast(Any, network).pretrained_cfg)
+        self.head_name = _head_name(self.pretrained_cfg)
 
     def _split_chain(self, network: nn.Module, output_stride: int, atrous: bool) -> None:
         """Sets the stages of a CNN."""

@@ -112,7 +112,10 @@ class Classifier(nn.Module):
 
     @property
     def trunk(self) -> nn.Module:
-        """Stem to layer2, or all before the last two blocks: (N, 3, H, W) -> trunk features."""
+        """Stem to layer2, or all before the last two blocks: (N, 3, H, W) -> trunk features.
+
+        Those of a ViT have class and register tokens in additional first rows, see `ribseg.models.tokens`.
+        """
         return self.backbone.stages[0]
 
     @property

@@ -215,22 +215,15 @@ def token_stages(
         ConfigError: the network cannot be split or takes no images of any size, or one of the settings has no
             meaning for it.
     """
-    blocks = getattr(network, family.blocks, None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) <= TRAINED_BLOCKS:
-        raise ConfigError(
-            f"{name!r} needs more than {TRAINED_BLOCKS} {family.blocks}, to be split into trunk and tail"
-        )
     if atrous:
         raise ConfigError(
             f"{name!r} is a network over patches, for which atrous=true has no meaning; set atrous=false, or "
             "use a CNN such as a ResNet"
         )
+    last = _without_last(name, network, family.blocks)
     _check_patches(name, network)
     _check_rotation(name, network)
     stride = token_stride(network)
-    setattr(network, family.blocks, blocks[:-TRAINED_BLOCKS])
-    first = len(blocks) - TRAINED_BLOCKS
-    last = {f"{family.blocks}_{first + n}": block for n, block in enumerate(blocks[first:])}
     split = _channels_last_stages if family.channels_last else _patch_stages
     stages = split(network, last, stride)
     _check_size(name, stages, stride)
@@ -245,6 +238,18 @@ def token_stages(
 def token_stride(network: nn.Module) -> int:
     """Image pixels per location of the last features, as timm says: the side of the patches of a ViT."""
     return int(cast(Any, network).feature_info[-1]["reduction"])
+
+
+def _without_last(name: str, network: nn.Module, attribute: str) -> dict[str, nn.Module]:
+    """The last blocks by their names, "blocks_10" and "blocks_11", which are taken out of the network."""
+    blocks = getattr(network, attribute, None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) <= TRAINED_BLOCKS:
+        raise ConfigError(
+            f"{name!r} needs more than {TRAINED_BLOCKS} {attribute}, to be split into trunk and tail"
+        )
+    first = len(blocks) - TRAINED_BLOCKS
+    setattr(network, attribute, blocks[:first])
+    return {f"{attribute}_{first + n}": block for n, block in enumerate(blocks[first:])}
 
 
 def _patch_stages(network: Any, last: Mapping[str, nn.Module], stride: int) -> list[nn.Module]:
