@@ -123,7 +123,7 @@ def test_nothing_is_unpickled(tmp_path):
     ("arguments", "message"),
     [
         ({"backbone": "resnett50"}, "similar names"),
-        ({"backbone": "vit_tiny_patch16_224"}, "ResNeXt"),
+        ({"backbone": "gmlp_ti16_224"}, "ResNeXt"),
         ({"output_stride": 7}, "8, 16 or 32"),
         ({"num_classes": 0}, "num_classes"),
         ({"freeze": "some"}, "published"),

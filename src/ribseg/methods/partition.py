@@ -36,6 +36,7 @@ def partition(classifier: nn.Module, trainable: Trainable) -> Partition:
         classifier: a module with `features(x)` and `weight`. With `trunk` and `tail` (a list of stages), as
             `ribseg.Classifier` has them, it is split between two stages.
         trainable: the adapted part: "published" (the tail), "layer4" (its last stage) or "head" (nothing).
+            The tail of a transformer is its last two blocks, the final norm with the second one.
 
     Raises:
         ValueError: unknown `trainable` (a ConfigError), or the classifier has no stages for it.

@@ -68,7 +68,8 @@ class RIB:
             exceeds `area_threshold` is above this limit; None disables it.
         area_threshold: see `area_limit`.
         loss_views: indices of the views in the loss; the others only contribute maps.
-        trainable: the adapted part: "published" (layer3, layer4 and head), "layer4" (and head), or "head".
+        trainable: the adapted part: "published" (layer3, layer4 and head), "layer4" (and head), or "head". Of
+            a transformer: the last two blocks, norm and head; the last block, norm and head; the head.
         preset: see the table.
         momentum: of SGD; 1e-4 because the released program passes its weight decay in this place.
         power: of the learning rate decay.

@@ -1,4 +1,4 @@
-"""Convolutional timm backbones as a chain of stages; only this module and `chain` know timm's details."""
+"""Timm backbones as a trunk and two last stages; `chain` and `tokens` find these in CNNs and transformers."""
 
 import re
 from collections import OrderedDict
@@ -17,27 +17,31 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError, reason
 from ribseg.models.chain import LARGE_TRIAL_SIDE, UNFIT, USABLE, Block, find_chain, stride_of, trial_images
 from ribseg.models.depthwise import replace_depthwise
+from ribseg.models.tokens import family_of, family_settings, token_stages
 from ribseg.models.weights import fitting, load_fitting
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 STRIDED = (nn.Conv2d, *POOLS, BlurPool2d)
 PAD_TO = 32  # largest stride of timm's CNNs: image sides are padded to multiples
 TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet, which the published recipe trains
-STAGE = re.compile(r"^(backbone\.)?stages\.\d+\.")  # prefix of our weight names before timm's
+STAGE = re.compile(r"^(backbone\.)?stages\.\d+\.(network\.)?")  # prefix of our weight names before timm's
 
 
 class Backbone(nn.Module):
-    """A timm CNN split into a trunk (stem to layer2) and the last two stages.
+    """A timm network split into a trunk (stem to layer2 of a ResNet) and the last two stages.
 
     At the network's own stride the features equal those of timm's `forward_features`, including layers after
-    the last stage, such as the last convolution of EfficientNets.
+    the last stage, such as the last convolution of EfficientNets. Of a vision transformer (ViT, DeiT, EVA-02)
+    they are the patch tokens after the final norm; the last two stages are its last two blocks, the norm with
+    the second one, and the trunk is everything before. See `ribseg.models.tokens`.
 
     Args:
-        name: timm model name, with or without a weights tag: "resnet50.tv_in1k".
+        name: timm model name, with or without a weights tag: "resnet50.tv_in1k", "deit_small_patch16_224".
         pretrained: load timm's weights (downloaded once).
-        output_stride: 8, 16 or 32: image pixels per feature-map location.
+        output_stride: 8, 16 or 32: image pixels per feature-map location. A transformer has only its own: the
+            side of its patches, 32 for a Swin.
         atrous: how the output stride is reached. False: stride 1 and dilation 1 in the last stages, as in the
-            released programs of IRN and RIB; True: dilation (timm's `output_stride`).
+            released programs of IRN and RIB; True: dilation (timm's `output_stride`), only of CNNs.
         kwargs: passed on to timm, e.g. `channels`.
 
     Attributes:
@@ -47,7 +51,8 @@ class Backbone(nn.Module):
         pretrained_cfg: timm's metadata of the weights, such as `mean` and `std` of the pixels.
 
     Raises:
-        ConfigError: unknown name, failed download, or a network whose stages are not a plain chain.
+        ConfigError: unknown name, failed download, a network that cannot be split, or a setting that it
+            cannot have.
     """
 
     def __init__(
@@ -59,28 +64,37 @@ class Backbone(nn.Module):
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if output_stride not in (8, 16, 32):
+        family, extra = family_of(name), dict(kwargs or {})
+        if family is not None:
+            extra = family_settings(name, family, extra)
+        elif output_stride not in (8, 16, 32):
             raise ConfigError(f"expected output_stride 8, 16 or 32, got {output_stride}")
-        extra = dict(kwargs or {})
-        if atrous:
+        elif atrous:
             extra["output_stride"] = output_stride
         network = create_network(name, pretrained, extra)
-        _plain_pooling(network)
-        blocks, ends = find_chain(name, network)
         self.name = name
+        if family is None:
+            self._split_chain(network, output_stride, atrous)
+        else:
+            self.stages = nn.ModuleList(token_stages(name, network, family, output_stride, atrous))
         self.num_features = int(cast(int, network.num_features))
         self.pretrained_cfg = dict(cast(Any, network).pretrained_cfg)
-        self.head_name = str(self.pretrained_cfg.get("classifier"))
+        self.head_name = _head_name(self.pretrained_cfg)
+
+    def _split_chain(self, network: nn.Module, output_stride: int, atrous: bool) -> None:
+        """Sets the stages of a CNN."""
+        _plain_pooling(network)
+        blocks, ends = find_chain(self.name, network)
         cuts = [0, *ends[-TRAINED_STAGES - 1 : -1], len(blocks)]
         self.stages = nn.ModuleList(_stage(blocks[start:end]) for start, end in pairwise(cuts))
         coarse = [block.module for block in blocks if block.stride > output_stride and not atrous]
         for module in coarse:
             _remove_strides(module)
         replace_depthwise(self)
-        _check_stride(name, _stride(self) if coarse else blocks[-1].stride, output_stride)
+        _check_stride(self.name, _stride(self) if coarse else blocks[-1].stride, output_stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, D, h, w)."""
+        """(N, 3, H, W) -> (N, D, h, w); for a transformer h = ceil(H / output_stride), w likewise."""
         for stage in self.stages:
             images = stage(images)
         return images
@@ -131,6 +145,12 @@ def create_network(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn
     except (TypeError, NotImplementedError, AssertionError, ValueError) as error:
         advice = "; atrous=false reduces the output stride without timm" if "output_stride" in kwargs else ""
         raise ConfigError(f"timm cannot build {name!r} with {kwargs}: {reason(error)}{advice}") from error
+
+
+def _head_name(pretrained_cfg: Mapping[str, Any]) -> str:
+    """The name of the head in timm's network; of several, as for distillation, the first."""
+    names = pretrained_cfg.get("classifier")
+    return str(names[0] if isinstance(names, tuple | list) else names)
 
 
 def _stage(blocks: Sequence[Block]) -> nn.Sequential:

@@ -17,7 +17,8 @@ LARGE_TRIAL_SIDE = 256  # for networks without padding, such as Inception, which
 UNFIT = (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 USABLE = (
     "use a convolutional network of timm such as a ResNet, ResNeXt, RegNet, EfficientNet, MobileNetV3 or "
-    "ConvNeXt, or your own module with features(x) and weight (classifier.model._target_)"
+    "ConvNeXt, a transformer such as a ViT, DeiT, EVA-02 or Swin, or your own module with features(x) and "
+    "weight (classifier.model._target_)"
 )
 
 

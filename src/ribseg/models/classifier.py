@@ -18,17 +18,19 @@ Freeze = Literal["published", "none"]
 
 
 class Classifier(nn.Module):
-    """A CNN with global average pooling and a linear head without bias.
+    """A CNN or vision transformer with global average pooling and a linear head without bias.
 
     Published recipe (RIB and IRN, `freeze="published"`): all BatchNorm statistics are frozen and the output
-    of the trunk (after layer2) is detached, so only the last two stages and the head learn.
+    of the trunk (after layer2) is detached, so only the last two stages and the head learn. Of a transformer
+    these are its last two blocks and the final norm. Its class maps are the head over the patch tokens, as in
+    ToCo (Ru et al., CVPR 2023); the class token has no part in them.
 
     Args:
-        backbone: name of a timm CNN, "resnet50.tv_in1k" in the paper.
+        backbone: name of a timm CNN or transformer, "resnet50.tv_in1k" in the paper.
         num_classes: C, without background.
         pretrained: load timm's weights for the backbone.
-        output_stride: 8, 16 or 32.
-        atrous: see `Backbone`.
+        output_stride: 8, 16 or 32; of a transformer the side of its patches.
+        atrous: see `Backbone`; false for a transformer.
         weights: a file of backbone weights (.pth or .safetensors), "demo" for the built-in backbone, or
             "efficientnet_lite0" to "efficientnet_lite2" for ImageNet weights of the extra `ribseg[weights]`.
         freeze: "published", or "none" to train all weights and BatchNorm statistics, e.g. from scratch.
@@ -110,12 +112,15 @@ class Classifier(nn.Module):
 
     @property
     def trunk(self) -> nn.Module:
-        """Stem to layer2: (N, 3, H, W) -> trunk features."""
+        """Stem to layer2, or all before the last two blocks: (N, 3, H, W) -> trunk features.
+
+        Those of a ViT have class and register tokens in additional first rows, see `ribseg.models.tokens`.
+        """
         return self.backbone.stages[0]
 
     @property
     def tail(self) -> list[nn.Module]:
-        """The last two stages, which RIB adapts: trunk features -> ... -> (N, D, h, w)."""
+        """The last two stages or blocks, which RIB adapts: trunk features -> ... -> (N, D, h, w)."""
         return list(self.backbone.stages[1:])
 
     def features(self, images: Tensor) -> Tensor:

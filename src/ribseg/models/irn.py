@@ -170,6 +170,11 @@ def _blocks(backbone: Backbone) -> list[nn.Module]:
 @torch.no_grad()
 def _find_levels(backbone: Backbone) -> list[int]:
     """The number of blocks up to the end of each of the five levels."""
+    if not isinstance(backbone.stages[0], nn.Sequential):
+        raise ConfigError(
+            f"IRNet needs the single stages of a CNN such as a ResNet, {backbone.name!r} is a network over "
+            "patches: set affinity.backbone.weights=null and affinity.backbone.name"
+        )
     images, strides = trial_images(backbone), []
     trial = images.shape[-1]
     for block in backbone.stages[0].children():
