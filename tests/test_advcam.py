@@ -151,7 +151,7 @@ def test_settings_out_of_range_are_refused(name, value, network):
 
 def test_it_is_a_method_like_all_others(tmp_path, tree):
     run = "run=[classifier,cam,advcam,evaluate,report]"
-    results = folder_run(tmp_path, tree, run, "methods=advcam", "methods.advcam.steps=3")
+    results = folder_run(tmp_path, tree, run, "methods=[default,advcam]", "methods.advcam.steps=3")
     assert results["methods"]["advcam"]["steps_mean"] == 3
     assert "gain_over_cam" in results["localization"]["advcam"]["split"]["val"]
     assert ">AdvCAM<" in (tmp_path / "out" / "report.html").read_text()

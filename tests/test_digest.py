@@ -57,7 +57,8 @@ def linked(cfg):
     """With the entries of `methods` that refer to other groups, which plain values cannot."""
     cfg["rib"]["pooling"] = cfg["pooling"]
     cfg["methods"] |= {"rib": cfg["rib"]}
-    cfg["methods"]["wrong_class"]["method"] = cfg["rib"]
+    if "wrong_class" in cfg["methods"]:
+        cfg["methods"]["wrong_class"]["method"] = cfg["rib"]
     return cfg
 
 

@@ -139,8 +139,8 @@ def test_what_cannot_be_used_is_said(classifier, monkeypatch):
 
 def test_they_are_methods_like_all_others(tmp_path, tree):
     run = "run=[classifier,methods,evaluate,report]"
-    results = folder_run(tmp_path, tree, run, "methods=cams", "rib.lr=1e-3")
     names = ["cam", "rib", "gradcam", "gradcam_plus_plus", "layercam", "eigencam"]
+    results = folder_run(tmp_path, tree, run, f"methods=[{','.join(names)}]", "rib.lr=1e-3")
     assert [name for name in results["localization"] if not results["localization"][name]["control"]] == names
     assert {results["methods"][name]["images"] for name in names} == {10}
     page = (tmp_path / "out" / "report.html").read_text()
