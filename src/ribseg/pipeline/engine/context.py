@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
@@ -26,6 +26,7 @@ from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
+from ribseg.pipeline.engine.locks import locked
 from ribseg.pipeline.engine.loggers import logger_settings
 from ribseg.pipeline.engine.store import Artefact, Store, check_writable
 from ribseg.pipeline.engine.usage import Usage
@@ -130,6 +131,10 @@ class Context:
             work()
         self.wait()
 
+    def locked(self, artefact: Artefact) -> AbstractContextManager[None]:
+        """A context in which no other run computes the artefact; all processes of this run wait for it."""
+        return locked(artefact.folder, artefact.stage, self.console.say, self.is_first, self.agree)
+
     def plan(self, stage: "Stage") -> Artefact:
         """Adds the artefact of a stage, whose inputs must have been planned, and returns it.
 
@@ -154,6 +159,12 @@ class Context:
             return
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)  # all processes of a run may get here at once
+
+    def note_rerun(self, stage: str) -> None:
+        """Takes a stage from those to be computed again if another run has replaced its result meanwhile."""
+        replaced = stage in self.rerun and not self.artefacts[stage].replacement().folder.is_dir()
+        if self.agree(replaced):
+            self.rerun.discard(stage)
 
     def finish(self, stage: str, facts: Mapping[str, Any], seconds: float, again: bool) -> None:
         """Stores the result of a stage; with `again` it replaces the previous one."""
