@@ -1,7 +1,7 @@
 """Locks on artefacts, so that runs which share a store compute each result once.
 
-`<root>/<stage>-<digest>.lock` beside the artefact's folder, locked with `flock`: the operating system gives it
-back when the process ends, however it ends. The file exists only while it is held, or after a kill.
+`<root>/<stage>-<digest>.lock` beside the artefact's folder, locked with `flock`: the operating system gives
+it back when the process ends, however it ends. The file exists only while it is held, or after a kill.
 """
 
 import errno
