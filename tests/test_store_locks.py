@@ -13,8 +13,9 @@ import time
 
 import pytest
 import torch.distributed as dist
-from quick_run import arguments, folder_run, make_learnable_tree
+from quick_run import arguments, folder_run, make_learnable_tree, settings
 
+from ribseg.errors import RibsegError
 from ribseg.pipeline.engine import locks
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.locks import StoreLock, locked
@@ -233,6 +234,26 @@ def test_all_processes_of_a_run_wait_for_another_run(artefact, tmp_path, process
         one.join(60)
     assert [(tmp_path / f"found-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
     assert not (tmp_path / "waits-1").is_file()
+
+
+LAUNCHED = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+LAUNCHED |= {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "Lightning's own", "one process"])
+def test_processes_that_cannot_agree_do_not_wait(artefact, tmp_path, processes, monkeypatch, launcher):
+    _, go = holder(processes, artefact)
+    when_waiting(monkeypatch, go.set)
+    two = () if launcher == "one process" else ("trainer.devices=2", "trainer.strategy=ddp")
+    context = Context(settings("rib_folder", tmp_path, "data.root=nowhere", *two), tmp_path / "out")
+    if launcher == "torchrun":
+        for name, value in LAUNCHED.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(RibsegError, match="another run computes"), context.locked(artefact):
+            fail()
+    else:
+        with context.locked(artefact):
+            assert artefact.finished
 
 
 def until(condition, seconds=120):

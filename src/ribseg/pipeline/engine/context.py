@@ -132,8 +132,29 @@ class Context:
         self.wait()
 
     def locked(self, artefact: Artefact) -> AbstractContextManager[None]:
-        """A context in which no other run computes the artefact; all processes of this run wait for it."""
-        return locked(artefact.folder, artefact.stage, self.console.say, self.is_first, self.agree)
+        """A context in which no other run computes the artefact; all processes of this run wait for it.
+
+        Raises:
+            RibsegError: it has to be waited for, but the processes of this run cannot agree on that.
+        """
+        return locked(artefact.folder, artefact.stage, self.console.say, self.is_first, self._agree_to_wait)
+
+    def _agree_to_wait(self, held: bool) -> bool:
+        """Whether the first process holds a lock, in all processes."""
+        if not held and not dist.is_initialized() and self._launched_apart:
+            raise RibsegError(
+                "another run computes this result, and the processes of this one, which a launcher has "
+                "started, cannot wait for it together yet. Start this run when the other one has ended"
+            )
+        return self.agree(held)
+
+    @cached_property
+    def _launched_apart(self) -> bool:
+        """Whether other processes of this run exist before its first training makes a group of them."""
+        trainer = build(self.cfg.trainer, logger=False)
+        place = getattr(trainer.strategy, "cluster_environment", None)
+        external = trainer.num_nodes > 1 or getattr(place, "creates_processes_externally", False)
+        return trainer.world_size > 1 and external
 
     def plan(self, stage: "Stage") -> Artefact:
         """Adds the artefact of a stage, whose inputs must have been planned, and returns it.
