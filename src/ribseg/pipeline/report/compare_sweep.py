@@ -9,6 +9,7 @@ from ribseg.pipeline.report.page import Section, figure
 from ribseg.plot import grid_figure, sweep_figure
 
 Key = tuple[float, ...]  # values of the swept settings
+Grid = dict[tuple[float, float], list[float]]  # of two settings
 Swept = dict[str, dict[Key, list[float]]]  # label of a method -> values -> mIoU of each repetition
 
 
@@ -66,8 +67,6 @@ def swept_scores(comparison: Comparison, split: str, settings: dict[str, list[fl
     return found
 
 
-def varying(
-    grids: dict[str, dict[tuple[float, float], list[float]]],
-) -> dict[str, dict[tuple[float, float], list[float]]]:
+def varying(grids: dict[str, Grid]) -> dict[str, Grid]:
     """The methods on which the settings have some effect: a map of equal cells shows nothing."""
     return {label: grid for label, grid in grids.items() if len(set(map(tuple, grid.values()))) > 1}
