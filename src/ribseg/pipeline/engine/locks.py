@@ -49,6 +49,9 @@ class StoreLock:
         """
         if self.key in _held:
             return True
+        if fcntl is None:
+            self._say_unprotected("this system has no flock")
+            return True
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self.owned = self._lock(descriptor)
@@ -73,8 +76,6 @@ class StoreLock:
     def _lock(self, descriptor: int) -> bool:
         """Whether the open file is locked now, and still is the one that others find at the path."""
         try:
-            if fcntl is None:
-                raise OSError(errno.ENOSYS, "this system has no flock")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return os.path.samestat(os.fstat(descriptor), self.path.stat())
         except (BlockingIOError, FileNotFoundError):
@@ -84,21 +85,21 @@ class StoreLock:
                 return False
             if error.errno not in UNSUPPORTED:
                 raise
-            self._say_unprotected(error)
+            self._say_unprotected(str(error.strerror))
             return True
 
     def _say_holder(self, descriptor: int) -> None:
-        holder = os.read(descriptor, 500).decode(errors="replace") or "another process"
+        holder = os.read(descriptor, 500).decode(errors="replace") or "another process computes"
         if holder != self.said:
             self.say(f"waiting for {self.stage}, which {holder}")
             self.said = holder
 
-    def _say_unprotected(self, error: OSError) -> None:
+    def _say_unprotected(self, why: str) -> None:
         store = self.path.parent
         if store not in _unprotected:
             _unprotected.add(store)
             self.say(
-                f"{store} cannot be locked ({error.strerror}): of runs that share it, let only one compute "
+                f"{store} cannot be locked ({why}): of runs that share it, let only one compute "
                 "the same result at a time"
             )
 
