@@ -304,12 +304,12 @@ def test_two_commands_at_once_train_one_classifier(tmp_path):
     logs = [tmp_path / f"{name}.txt" for name in "ab"]
     jobs = [start_train(tmp_path, tree, log, *RUN) for log in logs]
     try:
-        until(lambda: list((tmp_path / "store").glob("classifier-*.lock")))
-        holder, waiter = sorted(jobs, key=lambda job: f"process {job.pid} " not in signed(tmp_path))
+        until(lambda: holders(tmp_path, jobs))
+        (holder,) = holders(tmp_path, jobs)
         holder.send_signal(signal.SIGSTOP)  # until the other waits, however fast they are
         until(lambda: any("waiting for classifier" in log.read_text() for log in logs))
         holder.send_signal(signal.SIGCONT)
-        assert [job.wait(300) for job in (holder, waiter)] == [0, 0]
+        assert [job.wait(300) for job in jobs] == [0, 0]
     finally:
         for job in jobs:
             job.kill()
@@ -323,9 +323,10 @@ def test_two_commands_at_once_train_one_classifier(tmp_path):
     assert not list((tmp_path / "store").glob("*.lock"))
 
 
-def signed(folder):
-    (path,) = (folder / "store").glob("classifier-*.lock")
-    return path.read_text()
+def holders(folder, jobs):
+    """The job, in a list, that has written its name into the classifier's lock; empty before."""
+    text = "".join(path.read_text() for path in (folder / "store").glob("classifier-*.lock"))
+    return [job for job in jobs if f"process {job.pid} " in text]
 
 
 def start_train(folder, tree, log, *overrides):
