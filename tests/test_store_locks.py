@@ -258,9 +258,10 @@ def test_processes_that_cannot_agree_do_not_wait(artefact, tmp_path, processes, 
 
 def until(condition, seconds=120):
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end
         time.sleep(0.01)
+    return found
 
 
 def during_the_wait(monkeypatch, stage, act):
@@ -302,10 +303,10 @@ def test_a_rerun_that_another_run_did_during_the_wait_is_taken(tmp_path, tree, m
 def test_two_commands_at_once_train_one_classifier(tmp_path):
     tree = make_learnable_tree(tmp_path / "tree")
     logs = [tmp_path / f"{name}.txt" for name in "ab"]
-    jobs = [start_train(tmp_path, tree, log, *RUN) for log in logs]
+    # So many epochs that it is not over before the test has seen who trains.
+    jobs = [start_train(tmp_path, tree, log, *RUN, "classifier.epochs=20") for log in logs]
     try:
-        until(lambda: holders(tmp_path, jobs))
-        (holder,) = holders(tmp_path, jobs)
+        (holder,) = until(lambda: holders(tmp_path, jobs))
         holder.send_signal(signal.SIGSTOP)  # until the other waits, however fast they are
         until(lambda: any("waiting for classifier" in log.read_text() for log in logs))
         holder.send_signal(signal.SIGCONT)
