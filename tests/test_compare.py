@@ -1,5 +1,6 @@
 """`ribseg report`: the comparison of runs, against results computed here, and the report of one again."""
 
+import csv
 import json
 import shutil
 
@@ -13,8 +14,11 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.pipeline.engine.runner import run
 from ribseg.pipeline.report.compare import Comparison, sentences
-from ribseg.pipeline.report.compare_page import comparison_tables
+from ribseg.pipeline.report.compare_page import comparison_tables, result_tables
+from ribseg.pipeline.report.compare_sweep import sweep_section, swept_numbers, swept_scores
 from ribseg.pipeline.report.finished import differing_settings, open_runs, run_names
+from ribseg.pipeline.report.table import TableData
+from ribseg.pipeline.report.table_files import latex, latex_cell
 
 RUN = "run=[classifier,cam,rib,evaluate]"
 SWEEP = ("rib.lr=0.01,0.001", "seed=0,1", "rib.steps=3", "-m")
@@ -45,6 +49,13 @@ def written(sweep, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written") / "new" / "comparison"
     main(["report", str(sweep / "0"), str(sweep / "2"), "--out", str(folder), "--resamples", "100"])
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(sweep):
+    """The folder of the sweep, with a comparison of all its jobs."""
+    main(["report", str(sweep), "--resamples", "200"])
+    return sweep
 
 
 def test_runs_are_named_by_what_differs(sweep, runs):
@@ -136,6 +147,68 @@ def test_the_files_of_a_comparison(written, capsys):
     assert "Settings that differ" in page
     assert page.count('id="picture-') == 12
     assert (written / "curves.png").is_file()
+
+
+def test_tables_are_files_for_spreadsheets_and_for_latex(whole, comparison):
+    files = {path.name for path in (whole / "tables").iterdir()}
+    splits = ("train", "val")
+    names = [f"{kind}_{split}" for kind in ("differences", "seeds") for split in splits]
+    names += [f"results_localization_maps_on_{split}_miou_in_percent" for split in splits]
+    assert files == {f"{name}.{ending}" for name in names for ending in ("csv", "tex")}
+    expected = [*comparison_tables(comparison), *result_tables(comparison)]
+    for name, table in zip(names, expected, strict=True):
+        columns, *rows = csv.reader((whole / "tables" / f"{name}.csv").open())
+        assert columns == [column.replace("\n", " ") for column in table.columns]
+        assert rows == [list(row) for row in table.rows]
+        lines = (whole / "tables" / f"{name}.tex").read_text().splitlines()
+        assert sum(line.endswith(r" \\") for line in lines) == 1 + len(rows)
+        assert lines[0] == f"% {table.title}"
+        assert lines[-1] == r"\end{tabular}"
+
+
+def test_latex_is_escaped():
+    assert latex_cell("rib_lr & 10 % #1 {a} ~ ^ \\ <b>") == (
+        r"rib\_lr \& 10 \% \#1 \{a\} \textasciitilde{} \textasciicircum{} \textbackslash{} "
+        r"\textless{}b\textgreater{}"
+    )
+    assert latex_cell("[-1.5, +0.2]") == "{}[$-$1.5, +0.2]"  # no argument of the line break above
+    assert latex_cell("lr=1e-05 2020-01 -") == "lr=1e-05 2020-01 -"
+    assert latex_cell("RIB\nbest") == "RIB best"
+    table = TableData("T", ["maps", "source", "mIoU"], [["a", "b", "1"]], "one\ntwo", text=["source"])
+    assert latex(table).splitlines() == [
+        "% T", "% one", "% two", r"% \usepackage{booktabs}", r"\begin{tabular}{llr}", r"\toprule",
+        r"maps & source & mIoU \\", r"\midrule", r"a & b & 1 \\", r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+
+
+def test_a_swept_number_has_a_figure(whole, runs, comparison):
+    assert swept_numbers(comparison) == {"rib.lr": [0.01, 0.01, 0.001, 0.001]}
+    scores = swept_scores(comparison, "val", swept_numbers(comparison))
+    assert list(scores) == ["CAM", "RIB"]  # no controls
+    found = list(map(score_of, runs))
+    assert scores["RIB"] == {(0.01,): pytest.approx(found[:2]), (0.001,): pytest.approx(found[2:])}
+    assert scores["CAM"][(0.01,)] == scores["CAM"][(0.001,)]  # from the same classifiers
+    assert (whole / "sweep.png").is_file()
+    assert "mIoU on val over rib.lr; means and standard" in (whole / "comparison.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ({"rib.lr": [1, 1, 2, 2], "rib.steps": [1, 2, 1, 2]}, "mIoU on val over rib.lr and rib.steps"),
+        ({"seed": [0, 1, 2, 3], "rib.steps": [1, 2, 3, 4]}, "mIoU on val over rib.steps"),
+        ({"seed": [0, 1, 2, 3]}, None),
+        ({"rib.lr": [1, 1, 2, "auto"]}, None),
+        ({"rib.lr": [1, 2, 3, 4], "pooling._target_": "abcd"}, None),
+        ({"a": [1, 2, 3, 4], "b": [1, 2, 3, 4], "c": [1, 2, 3, 4]}, None),
+    ],
+)
+def test_which_settings_have_a_figure(tmp_path, runs, settings, title):
+    some = Comparison(runs, 10)
+    vars(some)["settings"] = {name: list(map(str, values)) for name, values in settings.items()}
+    sections = list(sweep_section(runs[0].context(tmp_path), some))
+    assert [section.figures[0].title.partition(";")[0] for section in sections] == ([title] if title else [])
+    assert (tmp_path / "sweep.png").is_file() == bool(title)
 
 
 def test_the_report_of_one_run_is_written_again(sweep, capsys):

@@ -375,7 +375,7 @@ def test_sweep_table(tmp_path, tree, capsys):
         override = f"pooling.threshold={threshold}"
         folder_run(tmp_path, tree, override, "rib.lr=1e-3", output=f"sweep/{number}")
         hydra = tmp_path / "sweep" / str(number) / ".hydra"
-        hydra.mkdir()
+        hydra.mkdir(exist_ok=True)
         (hydra / "overrides.yaml").write_text(f"- experiment=rib_folder\n- {override}\n")
     jobs = [read_job(tmp_path / "sweep" / n) for n in "01"]
     assert len(sweep_tables(jobs)[0].rows) == 2

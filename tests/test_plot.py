@@ -8,7 +8,16 @@ import torch
 
 from ribseg.errors import DataError
 from ribseg.metrics.per_image import PerImageCounts
-from ribseg.plot import gradient_figure, overlay, overlay_mask, ratio_figure, svg_of, threshold_figure
+from ribseg.plot import (
+    gradient_figure,
+    grid_figure,
+    overlay,
+    overlay_mask,
+    ratio_figure,
+    svg_of,
+    sweep_figure,
+    threshold_figure,
+)
 from ribseg.plot.style import COLOURS, DARK, line_style
 
 # What each kind of colour blindness makes of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
@@ -122,3 +131,40 @@ def test_ratios_have_a_panel_per_phase_and_a_line_per_region():
         lines = [text.get_text() for text in panels[0].get_legend().get_texts()]
         assert lines == ["digit", "mark"]
     np.testing.assert_array_equal(panels[0].lines[0].get_ydata(), [0.5, np.nan])
+
+
+def test_a_sweep_has_a_line_of_means_per_method_and_deviations_as_bars():
+    lines = {"CAM $1": {1: [0.4, 0.5], 5: [0.4], 20: [0.5]}, "RIB": {20: [0.6, 0.5], 1: [0.4, 0.4]}}
+    figure = sweep_figure(lines, "rib.steps")
+    (axis,) = figure.axes
+    first, second = axis.containers
+    np.testing.assert_allclose(first.lines[0].get_xydata(), [[1, 45], [5, 40], [20, 50]])
+    np.testing.assert_allclose(second.lines[0].get_xydata(), [[1, 40], [20, 55]])
+    bars = second.lines[2][0].get_segments()
+    deviation = 10 / 2**0.5
+    np.testing.assert_allclose(bars[1], [[20, 55 - deviation], [20, 55 + deviation]])
+    assert axis.get_xscale() == "log"
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "5", "20"]
+    assert axis.get_xlabel() == "rib.steps"
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == list(lines)
+    svg_of(figure, "sweep")
+    assert sweep_figure({"RIB": {0.0: [0.4], 5: [0.4]}}, "x").axes[0].get_xscale() == "linear"
+
+
+def test_a_sweep_over_two_settings_is_a_map_per_method():
+    grids = {"CAM": {(1, 0.4): [0.4], (2, 0.4): [0.2]}, "RIB": {(1, 0.6): [0.5, 0.7], (2, 0.4): [0.8]}}
+    figure = grid_figure(grids, ("rib.steps", "rib.lr"))
+    cam, rib = figure.axes[:2]
+    shown = np.ma.filled(cam.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(shown, [[40, 20], [np.nan, np.nan]])
+    np.testing.assert_allclose(np.ma.filled(rib.images[0].get_array(), np.nan), [[np.nan, 80], [60, np.nan]])
+    assert cam.images[0].get_clim() == rib.images[0].get_clim() == (20, 80)
+    assert {text.get_position(): text.get_text() for text in rib.texts} == {
+        (0, 1): "60.0\n±14.1",
+        (1, 0): "80.0",
+    }
+    assert [axis.get_title() for axis in (cam, rib)] == ["CAM", "RIB"]
+    assert [text.get_text() for text in rib.get_yticklabels()] == ["0.4", "0.6"]
+    assert (cam.get_xlabel(), cam.get_ylabel()) == ("rib.steps", "rib.lr")
+    svg_of(figure, "sweep")

@@ -39,6 +39,7 @@ ALWAYS = {
 # Groups in the order in which a run needs them, with a headline.
 GROUPS = {
     "experiment": "Experiments",
+    "sweep": "Sweeps",
     "data": "Data",
     "classifier": "Classifier",
     "rib": "RIB",
@@ -53,6 +54,7 @@ GROUPS = {
     "logger": "Loggers",
     "callbacks": "Callbacks",
 }
+REPLACING = ("experiment", "sweep")  # groups without settings of their own
 PLACES = {"segmenter/network": "segmenter.model"}  # where a group's settings are, if not under its name
 FIRST = (
     "config.yaml",
@@ -107,6 +109,10 @@ def settings_of(text: str, place: str) -> list[Setting]:
 
     def walk(node: yaml.MappingNode, prefix: str) -> None:
         for key, value in node.value:
+            if prefix == place and key.value == "hydra":
+                swept = inside(value, "sweeper", "params")
+                if swept is not None:
+                    walk(swept, "")
             if prefix == place and key.value in ("defaults", "hydra"):
                 continue
             path = f"{prefix}.{key.value}".lstrip(".")
@@ -125,6 +131,16 @@ def settings_of(text: str, place: str) -> list[Setting]:
     if root is not None:
         walk(root, place)
     return found
+
+
+def inside(node: yaml.MappingNode, *names: str) -> yaml.MappingNode | None:
+    """The mapping below a node that keys lead to; None if there is none."""
+    for name in names:
+        found = [value for key, value in node.value if key.value == name]
+        if not found:
+            return None
+        node = found[0]
+    return node
 
 
 def read(path: Path) -> Choice:
@@ -205,7 +221,7 @@ def section(group: str, files: list[Choice], said: dict[str, Setting]) -> list[s
     lines += [f"| `{file.name}` | {cell(file.about)} |" for file in files]
     shown: set[str] = set()
     for file in files:
-        new = [s for s in file.settings if group != "experiment" and s.path not in shown]
+        new = [s for s in file.settings if group not in REPLACING and s.path not in shown]
         changed = [s for s in file.settings if s not in new and s.value]
         if new:
             lines += ["", f"### {option}={file.name}", "", HEAD, *(row(s, said) for s in new)]

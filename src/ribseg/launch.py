@@ -77,13 +77,16 @@ def one_line_errors() -> Iterator[None]:
 def main(cfg: DictConfig) -> float | None:
     """Runs the stages; returns the number of `objective=...`, for Hydra's sweepers."""
     from ribseg.pipeline.engine.runner import objective, run
-    from ribseg.pipeline.engine.sweep import recorded_failure
+    from ribseg.pipeline.engine.sweep import check_swept, recorded_failure
 
     with one_line_errors(), recorded_failure():
         if cfg.name is None:
             known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
             program = f"ribseg {' '.join(_command)}" if _command else "python train.py"
             raise ConfigError(f"choose an experiment: {program} experiment={'|'.join(known)}")
+        job = HydraConfig.get()
+        if job.mode == RunMode.RUN:
+            check_swept(job.sweeper.params, job.overrides.task)
         with one_job():
-            return objective(run(cfg, HydraConfig.get().runtime.output_dir), cfg.objective)
+            return objective(run(cfg, job.runtime.output_dir), cfg.objective)
     return None  # a failed job of a sweep; the others continue

@@ -8,6 +8,7 @@ from omegaconf import open_dict
 
 from ribseg.pipeline.engine.configuration import composed
 from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.engine.sweep import check_swept
 
 
 def train(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def train(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RibsegError: settings or data cannot work; raised before the first stage, if it can be known.
     """
     cfg = composed("config", [f"experiment={experiment}", *overrides])
+    check_swept(cfg.hydra.sweeper.params, overrides)
     output = Path(cfg.hydra.run.dir)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -21,6 +21,7 @@ from ribseg.plot.scores import (
     threshold_figure,
 )
 from ribseg.plot.style import png_of, svg_of
+from ribseg.plot.sweeps import grid_figure, sweep_figure
 
 __all__ = [
     "adaptation_figure",
@@ -29,6 +30,7 @@ __all__ = [
     "draw",
     "draw_outline",
     "gradient_figure",
+    "grid_figure",
     "group_figure",
     "localization_figure",
     "overlay",
@@ -37,5 +39,6 @@ __all__ = [
     "ratio_figure",
     "steps_figure",
     "svg_of",
+    "sweep_figure",
     "threshold_figure",
 ]

@@ -20,13 +20,13 @@ def threshold_figure(curves: Mapping[str, Mapping[str, Values]]) -> "Figure":
         curves: name -> "thresholds", "miou", "precision", "recall": T fractions each, as "curve" in
             `results.json`.
     """
-    figure = _figure(10.5, 3.4)
+    figure = new_figure(10.5, 3.4)
     for axis, score in zip(figure.subplots(1, 3), ("miou", "precision", "recall"), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
             axis.plot(curve["thresholds"], percents(curve[score]), label=name, **line_style(number))
         _label(axis, "background score (threshold)", "mIoU" if score == "miou" else score)
         axis.set_xlim(0, 1)
-    _legend(figure, len(curves))
+    draw_legend(figure, len(curves))
     return figure
 
 
@@ -38,7 +38,7 @@ def class_figure(columns: Mapping[str, Values], classes: Sequence[str]) -> "Figu
         classes: names, background included.
     """
     height = 0.16 * len(classes) * (len(columns) + 1) + 1
-    figure = _figure(6.2, height)
+    figure = new_figure(6.2, height)
     axis = figure.subplots()
     places, wide = np.arange(len(classes)), 0.8 / max(len(columns), 1)
     for number, (name, values) in enumerate(columns.items()):
@@ -52,7 +52,7 @@ def class_figure(columns: Mapping[str, Values], classes: Sequence[str]) -> "Figu
     axis.set_xlim(0, 100)
     axis.set_xlabel("IoU, percent")
     axis.grid(axis="x", alpha=0.3)
-    _legend(figure, len(columns))
+    draw_legend(figure, len(columns))
     return figure
 
 
@@ -63,7 +63,7 @@ def group_figure(groups: Mapping[str, Mapping[str, Values]], names: Mapping[str,
         groups: grouping -> name of a method -> mIoU of each group, in [0, 1].
         names: grouping -> names of its groups.
     """
-    figure = _figure(3.3 * len(groups) + 0.3, 3.2)
+    figure = new_figure(3.3 * len(groups) + 0.3, 3.2)
     axes = np.atleast_1d(figure.subplots(1, max(len(groups), 1)))
     for axis, (grouping, columns) in zip(axes, groups.items(), strict=True):
         for number, (name, values) in enumerate(columns.items()):
@@ -71,7 +71,7 @@ def group_figure(groups: Mapping[str, Mapping[str, Values]], names: Mapping[str,
         axis.set_xticks(range(len(names[grouping])), names[grouping])
         axis.margins(x=0.15)
         _label(axis, grouping, "mIoU")
-    _legend(figure, max((len(columns) for columns in groups.values()), default=1))
+    draw_legend(figure, max((len(columns) for columns in groups.values()), default=1))
     return figure
 
 
@@ -81,14 +81,14 @@ def coverage_figure(curves: Mapping[str, Values]) -> "Figure":
     Args:
         curves: name -> fractions, from the nearest to the farthest pixels.
     """
-    figure = _figure(6, 3.4)
+    figure = new_figure(6, 3.4)
     axis = figure.subplots()
     for number, (name, curve) in enumerate(curves.items()):
         places = (np.arange(len(curve)) + 0.5) * 100 / len(curve)
         axis.plot(places, percents(curve), marker="o", markersize=3, label=name, **line_style(number))
     _label(axis, "pixels of the object, from CAM's peak to the farthest, percent", "found")
     axis.set_xlim(0, 100)
-    _legend(figure, len(curves))
+    draw_legend(figure, len(curves))
     return figure
 
 
@@ -98,7 +98,7 @@ def adaptation_figure(methods: Mapping[str, Mapping[str, Any]]) -> "Figure":
     Args:
         methods: name -> "logits" and "areas", means over images for k = 0, 1, .., as in `results.json`.
     """
-    figure = _figure(8.4, 3.2)
+    figure = new_figure(8.4, 3.2)
     left, right = figure.subplots(1, 2)
     for number, (name, facts) in enumerate(methods.items()):
         style = line_style(number)
@@ -109,7 +109,7 @@ def adaptation_figure(methods: Mapping[str, Mapping[str, Any]]) -> "Figure":
     left.grid(alpha=0.3)
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
-    _legend(figure, len(methods))
+    draw_legend(figure, len(methods))
     return figure
 
 
@@ -118,7 +118,8 @@ def percents(values: Values) -> np.ndarray:
     return np.array([np.nan if value is None else 100 * value for value in values], dtype=float)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -129,8 +130,8 @@ def _label(axis: Any, below: str, beside: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def _legend(figure: "Figure", number: int) -> None:
-    """One legend for all panels, above them."""
+def draw_legend(figure: "Figure", number: int) -> None:
+    """Draws one legend of the first panel's lines above all panels; `number` is that of the lines."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     legend = figure.legend(
         handles, names, loc="outside upper center", ncols=min(number, 5), frameon=False, fontsize="small"

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
@@ -26,6 +26,7 @@ from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
+from ribseg.pipeline.engine.locks import locked
 from ribseg.pipeline.engine.loggers import logger_settings
 from ribseg.pipeline.engine.store import Artefact, Store, check_writable
 from ribseg.pipeline.engine.usage import Usage
@@ -130,6 +131,31 @@ class Context:
             work()
         self.wait()
 
+    def locked(self, artefact: Artefact) -> AbstractContextManager[None]:
+        """A context in which no other run computes the artefact; all processes of this run wait for it.
+
+        Raises:
+            RibsegError: it has to be waited for, but the processes of this run cannot agree on that.
+        """
+        return locked(artefact.folder, artefact.stage, self.console.say, self.is_first, self._agree_to_wait)
+
+    def _agree_to_wait(self, held: bool) -> bool:
+        """Whether the first process holds a lock, in all processes."""
+        if not held and not dist.is_initialized() and self._launched_apart:
+            raise RibsegError(
+                "another run computes this result, and the processes of this one, which a launcher has "
+                "started, cannot wait for it together yet. Start this run when the other one has ended"
+            )
+        return self.agree(held)
+
+    @cached_property
+    def _launched_apart(self) -> bool:
+        """Whether other processes of this run exist before its first training makes a group of them."""
+        trainer = build(self.cfg.trainer, logger=False)
+        place = getattr(trainer.strategy, "cluster_environment", None)
+        external = trainer.num_nodes > 1 or getattr(place, "creates_processes_externally", False)
+        return trainer.world_size > 1 and external
+
     def plan(self, stage: "Stage") -> Artefact:
         """Adds the artefact of a stage, whose inputs must have been planned, and returns it.
 
@@ -154,6 +180,12 @@ class Context:
             return
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)  # all processes of a run may get here at once
+
+    def note_rerun(self, stage: str) -> None:
+        """Takes a stage from those to be computed again if another run has replaced its result meanwhile."""
+        replaced = stage in self.rerun and not self.artefacts[stage].replacement().folder.is_dir()
+        if self.agree(replaced):
+            self.rerun.discard(stage)
 
     def finish(self, stage: str, facts: Mapping[str, Any], seconds: float, again: bool) -> None:
         """Stores the result of a stage; with `again` it replaces the previous one."""

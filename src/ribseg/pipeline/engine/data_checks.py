@@ -26,7 +26,7 @@ def check_full_masks(context: Context) -> None:
     artefact = context.store.artefact("data", settings, {}, folder.fingerprint(masks=True))
     if not artefact.finished:
         check = partial(check_dataset, folder, masks=True, full=full, progress=context.cfg.progress)
-        artefact.compute(lambda: {folder.split: asdict(check())})
+        artefact.compute(lambda: {folder.split: asdict(check())}, context.console.say)
     check_usable(context, mask_values(artefact))
 
 
@@ -66,11 +66,14 @@ def check_data(context: Context) -> None:
     artefact = data_artefact(context)
     if artefact.finished:
         return
-    context.console.say("checking all files", "data")
-    check = partial(
-        context.data.check, context.cfg.check_files, needs_masks(context), progress=context.cfg.progress
-    )
-    artefact.compute(lambda: {split: asdict(report) for split, report in check().items()})
+
+    def check() -> dict[str, Any]:
+        context.console.say("checking all files", "data")
+        full, masks = context.cfg.check_files, needs_masks(context)
+        found = context.data.check(full, masks, progress=context.cfg.progress)
+        return {split: asdict(report) for split, report in found.items()}
+
+    artefact.compute(check, context.console.say)
 
 
 def data_artefact(context: Context) -> Artefact:

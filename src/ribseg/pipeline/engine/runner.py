@@ -121,14 +121,28 @@ def objective(results: Mapping[str, Any], path: str | None) -> float | None:
 
 
 def run_stage(context: Context, stage: Stage) -> None:
-    """Runs a chosen stage unless its result is in the store; an old result is kept until it is replaced."""
-    if stage.name not in context.cfg.run:
+    """Runs a chosen stage unless its result is in the store, or another run is about to put it there."""
+    if stage.name not in context.cfg.run or in_store(context, stage):
         return
+    with context.locked(context.artefacts[stage.name]):
+        context.note_rerun(stage.name)
+        if not in_store(context, stage):
+            compute_stage(context, stage)
+
+
+def in_store(context: Context, stage: Stage) -> bool:
+    """Whether the store has the result of a stage, which is said then."""
     artefact = context.artefacts[stage.name]
-    if context.agree(context.is_ready(stage.name)):
+    ready = context.agree(context.is_ready(stage.name))
+    if ready:
         made_by = f" (computed by {artefact.other_versions})" if artefact.other_versions else ""
         context.console.say(f"in the store, {artefact.folder}{made_by}", stage.name)
-        return
+    return ready
+
+
+def compute_stage(context: Context, stage: Stage) -> None:
+    """Computes the result of a stage; an old one is kept until it is replaced."""
+    artefact = context.artefacts[stage.name]
     again = context.agree(stage.name in context.rerun or artefact.complete)
     target = artefact.replacement() if again else artefact
     why = ", again" + "".join(f", as {name} was" for name in artefact.outdated_by) if again else ""

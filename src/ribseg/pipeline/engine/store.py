@@ -1,8 +1,8 @@
 """The artefact store: results of stages, in folders named by a digest of everything they depend on.
 
 `<root>/<stage>-<digest>/`: the digest covers the stage's version and settings, the digests of its inputs, and
-the data. `manifest.json` is written last; a folder without it belongs to a run that is still running or was
-killed, and is completed by the next run with the same settings.
+the data. `manifest.json` is written last; a folder without it belongs to a run that is still running, which
+others wait for (`ribseg.pipeline.engine.locks`), or that was killed, and which the next one completes.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from rich.filesize import decimal
 
 from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
+from ribseg.pipeline.engine.locks import locked
 
 MANIFEST = "manifest.json"
 REPLACEMENT = ".new"  # suffix of the folder in which a stage is computed again, beside the old one
@@ -118,11 +119,19 @@ class Artefact:
         """The same artefact in another folder, to be computed there while the old result is kept."""
         return dataclasses.replace(self, folder=self.folder.with_name(self.folder.name + REPLACEMENT))
 
-    def compute(self, work: Callable[[], Mapping[str, Any]]) -> None:
-        """Calls `work` and finishes with the facts that it returns."""
-        start = time.perf_counter()
-        facts = work()
-        self.finish(facts, time.perf_counter() - start)
+    def compute(self, work: Callable[[], Mapping[str, Any]], say: Callable[[str], None]) -> None:
+        """Calls `work` and finishes with the facts that it returns, unless another run has done so by then.
+
+        Args:
+            work: returns the facts; is called while no other run computes this artefact.
+            say: prints a line, if such a run has to be waited for.
+        """
+        with locked(self.folder, self.stage, say):
+            if self.finished:
+                return
+            start = time.perf_counter()
+            facts = work()
+            self.finish(facts, time.perf_counter() - start)
 
     def finish(self, facts: Mapping[str, Any], seconds: float) -> None:
         """Writes the manifest, so that the stage is not run again."""

@@ -3,7 +3,7 @@
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ribseg.data.io.files import write_json
-from ribseg.errors import RibsegError
+from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.report.table import TableData
 from ribseg.pipeline.report.tables import mask_name
@@ -46,6 +46,26 @@ def recorded_failure() -> Iterator[None]:
         write_json(folder / FAILURE, {"reason": reason}, indent=None)
         if "BasicSweeper" not in str(job.sweeper.get("_target_")):
             raise
+
+
+def check_swept(params: Mapping[str, str] | None, overrides: Sequence[str]) -> None:
+    """Refuses a single run with `sweep=NAME`, in which the sweep would have no effect.
+
+    The command of a single job, which names a value for each swept setting, is let through.
+
+    Args:
+        params: Hydra's `hydra.sweeper.params`: setting -> its values.
+        overrides: of the run.
+
+    Raises:
+        ConfigError: a swept setting is not given.
+    """
+    given = {override.partition("=")[0] for override in overrides}
+    absent = [name for name in params or {} if name not in given]
+    if absent:
+        raise ConfigError(
+            f"sweep=... has values for {', '.join(absent)}, one for each job of a sweep: add -m"
+        )
 
 
 class SweepTable(Callback):

@@ -39,6 +39,11 @@ class ComparedMaps:
         """Different from those of all others."""
         return f"{self.source}/{self.runs[0].name}"
 
+    @property
+    def plain_label(self) -> str:
+        """That of the source, without the names of runs."""
+        return str(self.runs[0].results["localization"][self.source]["label"])
+
     def scores(self, split: str) -> Mapping[str, Any]:
         """The scores of a split, as in `results.json`."""
         scores: Mapping[str, Any] = self.runs[0].results["localization"][self.source]["split"][split]
@@ -232,6 +237,11 @@ def compared_rows(maps: Sequence[ComparedMaps], split: str, ids: Sequence[str], 
         first.setdefault(one.source, row)
         rows.append(row)
     return rows
+
+
+def run_scores(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """Source and name of a run -> mIoU of its maps; runs that share maps have the same."""
+    return {(row.maps.source, run.name): row.miou for row in rows for run in row.maps.runs}
 
 
 def sentences(comparison: Comparison) -> list[str]:

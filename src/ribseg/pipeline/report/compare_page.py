@@ -1,4 +1,4 @@
-"""The page of a comparison of runs: `comparison.html`, its numbers in `comparison.json` and tables as CSV."""
+"""The page of a comparison of runs: `comparison.html`, its numbers in `comparison.json`, and its tables."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,13 +22,16 @@ from ribseg.pipeline.report.compare import (
     Comparison,
     Row,
     plain_values,
+    run_scores,
     sentences,
     source_of,
 )
+from ribseg.pipeline.report.compare_sweep import sweep_section
 from ribseg.pipeline.report.finished import FinishedRun
 from ribseg.pipeline.report.gallery import Gallery, MapSeries, MaskSeries, make_gallery
 from ribseg.pipeline.report.page import Section, class_bars, command, figure, render
 from ribseg.pipeline.report.table import TableData
+from ribseg.pipeline.report.table_files import write_table_files
 from ribseg.pipeline.report.tables import CONTROL, time_table
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
 from ribseg.plot import threshold_figure
@@ -45,7 +48,7 @@ NOTE = (
 
 
 def write_comparison(runs: Sequence[FinishedRun], output: Path, resamples: int) -> tuple[Path, Comparison]:
-    """Writes page, numbers and figures of a comparison into a folder; returns the page's path.
+    """Writes page, numbers, tables and figures of a comparison into a folder; returns the page's path.
 
     Args:
         runs: at least two; the gallery shows the images of the first one.
@@ -58,6 +61,7 @@ def write_comparison(runs: Sequence[FinishedRun], output: Path, resamples: int) 
     comparison = Comparison(runs, resamples)
     context = runs[0].context(output)
     write_json(output / NUMBERS, plain_values(comparison))
+    write_table_files(output, all_tables(comparison))
     page = render(
         "report.html",
         title=f"ribseg: {len(runs)} runs",
@@ -73,13 +77,19 @@ def write_comparison(runs: Sequence[FinishedRun], output: Path, resamples: int) 
 
 def comparison_tables(comparison: Comparison) -> list[TableData]:
     """The tables for the terminal: differences and means over seeds by split, else all results."""
-    return map_tables(comparison) or result_tables(comparison)
+    return list(map_tables(comparison).values()) or result_tables(comparison)
 
 
-def map_tables(comparison: Comparison) -> list[TableData]:
-    """The tables of localization maps: differences and means over seeds, by split."""
-    tables = [difference_table(comparison, split) for split in comparison.rows]
-    return tables + [seed_table(comparison, split) for split in comparison.rows if comparison.repetitions]
+def map_tables(comparison: Comparison) -> dict[str, TableData]:
+    """Name of a file -> table of localization maps: differences and means over seeds, by split."""
+    differences = {f"differences_{split}": difference_table(comparison, split) for split in comparison.rows}
+    repeated = comparison.rows if comparison.repetitions else ()
+    return differences | {f"seeds_{split}": seed_table(comparison, split) for split in repeated}
+
+
+def all_tables(comparison: Comparison) -> dict[str, TableData]:
+    """Name of a file -> table: those of the maps, and all results."""
+    return map_tables(comparison) | {f"results_{t.title}": t for t in result_tables(comparison)}
 
 
 def result_tables(comparison: Comparison) -> list[TableData]:
@@ -113,8 +123,8 @@ def _signed(bounds: Bounds) -> str:
 def seed_table(comparison: Comparison, split: str) -> TableData:
     """The table of mean and standard deviation over runs that differ in their seeds alone."""
     found = comparison.rows[split]
-    scores = {(row.maps.source, run.name): row.miou for row in found for run in row.maps.runs}
-    labels = {row.maps.source: _plain_label(row.maps) for row in found}
+    scores = run_scores(found)
+    labels = {row.maps.source: row.maps.plain_label for row in found}
     rows = []
     for name, runs in comparison.repetitions.items():
         for source, label in labels.items():
@@ -124,10 +134,6 @@ def seed_table(comparison: Comparison, split: str) -> TableData:
                 rows.append([name, label, str(len(values)), f"{np.mean(values):.1f}", spread])
     columns = ["runs", "maps", "seeds", "mean mIoU", "standard deviation"]
     return TableData(f"Over seeds, {split}, percent", columns, rows, text=("maps",))
-
-
-def _plain_label(maps: ComparedMaps) -> str:
-    return str(maps.runs[0].results["localization"][maps.source]["label"])
 
 
 def difference_section(context: Context, comparison: Comparison) -> Iterator[Section]:
@@ -142,7 +148,7 @@ def difference_section(context: Context, comparison: Comparison) -> Iterator[Sec
     if len(shown) <= MOST_BARS:
         columns = {maps.label: class_scores(maps, split, comparison.images[split]) for maps in shown}
         figures.append(class_bars(context, "classes", columns, f"IoU per class, {split}"))
-    yield Section("Localization maps", map_tables(comparison), figures=figures)
+    yield Section("Localization maps", list(map_tables(comparison).values()), figures=figures)
 
 
 def class_scores(maps: ComparedMaps, split: str, ids: Sequence[str]) -> list[float | None]:
@@ -176,7 +182,7 @@ def run_section(comparison: Comparison) -> Section:
 
 
 Part = Callable[[Context, Comparison], Iterator[Section]]
-BEFORE: tuple[Part, ...] = (difference_section, settings_section, results_section)
+BEFORE: tuple[Part, ...] = (difference_section, sweep_section, settings_section, results_section)
 
 
 def comparison_gallery(context: Context, comparison: Comparison) -> Gallery | None:

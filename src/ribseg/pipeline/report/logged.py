@@ -1,7 +1,5 @@
 """What the results have for loggers besides numbers: example images with masks, tables, curves, files."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import atomic_write
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
@@ -21,10 +18,10 @@ from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.report.columns import read_maps
 from ribseg.pipeline.report.pictures import evenly_spaced, pictured_masks
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
+from ribseg.pipeline.report.table_files import TABLES, write_csv
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
 
 PICTURED = ("localization", "pseudo_masks", "segmenter")  # parts of the results that have images
-TABLES = "tables"  # folder in the run's
 
 
 @dataclass(frozen=True)
@@ -170,10 +167,7 @@ def all_tables(context: Context, results: Mapping[str, Any]) -> dict[str, Table]
 def write_tables(context: Context, tables: Mapping[str, Table]) -> None:
     """Writes each table as `tables/<name>.csv` into the run's folder, whatever the loggers are."""
     for name, table in tables.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
-        target = context.output / TABLES / f"{name.replace('/', '_')}.csv"
-        atomic_write(target, text.getvalue().encode())
+        write_csv(context.output / TABLES / f"{name.replace('/', '_')}.csv", table.columns, table.rows)
 
 
 def written_files(context: Context) -> dict[str, Path]:

@@ -34,13 +34,13 @@ def decode_images(context: Context, artefact: Artefact) -> None:
             f"  {amount}; {reason} {min(limit, free) / GIB:.2f}: decoding at each draw instead"
         )
         return
-    context.console.say(f"  {amount} in {artefact.folder}")
 
     def build() -> dict[str, int]:
+        context.console.say(f"  {amount} in {artefact.folder}")
         build_pool(artefact.folder, train, sizes, progress=context.cfg.progress)
         return {"images": len(train), "bytes": need}
 
-    artefact.compute(build)
+    artefact.compute(build, context.console.say)
 
 
 def pool_limit(context: Context) -> float:

@@ -42,7 +42,7 @@ def searched_rate(context: Context, entry: Entry, make: Make) -> float:
     """
     artefact = rate_artefact(context, entry)
     if not artefact.finished and (context.is_first or not dist.is_initialized()):
-        artefact.compute(lambda: search(context, make))
+        artefact.compute(lambda: search(context, make), context.console.say)
     context.wait()
     return float(artefact.facts["lr"])
 
