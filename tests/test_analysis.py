@@ -126,8 +126,11 @@ def test_a_classifier_with_a_detached_trunk():
     stack = gradient_stack(classifier, images, torch.eye(2), stages)
     assert [tuple(gradient.shape) for gradient in stack] == [(2, 3, 32, 32)] * 4
     assert all(float(gradient.abs().max()) > 0 for gradient in stack)
+    # The published recipe detaches the trunk from the weights' gradients, not from those of the images.
+    assert all(float(gradient.abs().max()) > 0 for gradient in input_gradients(classifier, images, stages))
+    apart = nn.Sequential(classifier.trunk)
     with pytest.raises(ValueError, match="detached"):
-        input_gradients(classifier, images, stages)
+        input_gradients(lambda x: classifier.tail[0](apart(x).detach()), images, [classifier.tail[0]])
 
 
 def test_layers_that_cannot_be_looked_at(net, images):

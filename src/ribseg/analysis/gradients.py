@@ -70,8 +70,7 @@ def _gradient(target: Tensor, point: Tensor, number: int) -> Tensor:
     if found is None:
         raise ValueError(
             f"the output of layer {number} has no gradient for the input: a part in between is detached or "
-            "under no_grad. A ribseg.Classifier detaches its trunk; use gradient_stack, or "
-            "nn.Sequential(classifier.trunk, *classifier.tail) as the forward pass"
+            "under no_grad"
         )
     return found
 
@@ -80,28 +79,20 @@ def class_scores(classifier: nn.Module, labels: Tensor, activation: Activation |
     """A forward pass to the predictions of the labeled classes, with global average pooling.
 
     Args:
-        classifier: has `features(x)` and `weight`; the trunk of a `ribseg.Classifier` is not detached here.
+        classifier: has `features(x)` and `weight`.
         labels: (N, C) in {0, 1}.
         activation: a, the last activation; None for the logits.
 
     Returns:
         Images (N, C', H, W) -> (N, C), `t_c a(y_c)`.
     """
-    weight, features = head_of(classifier), attached_features(classifier)
+    weight, features = head_of(classifier), features_of(classifier)
 
     def forward(images: Tensor) -> Tensor:
         logits = gap(class_maps(features(images), weight))
         return labels.to(logits) * (logits if activation is None else activation(logits))
 
     return forward
-
-
-def attached_features(classifier: nn.Module) -> Forward:
-    """`features` of a classifier, without detaching the trunk of a `ribseg.Classifier`."""
-    trunk, tail = getattr(classifier, "trunk", None), getattr(classifier, "tail", None)
-    if isinstance(trunk, nn.Module) and tail is not None:
-        return nn.Sequential(trunk, *tail)
-    return features_of(classifier)
 
 
 def gradient_stack(
