@@ -108,17 +108,19 @@ def test_the_installed_command_runs_anywhere(installed, tmp_path):
     assert "steps: 7" in job
     place = called([installed / "python", "-c", CALLS], tmp_path).splitlines()[-1]
     assert Path(place).is_relative_to(installed.parent)
-    Image.new("RGB", (56, 40)).save(tmp_path / "a.png")
-    words = ["localize", "a.png", "--classifier", "classifier.safetensors", "--labels", "dog", "--steps"]
-    assert "1 images localized" in called([command, *words, "--set", "rib.steps=2"], tmp_path)
 
 
 @pytest.mark.nightly
 def test_the_installed_demo(installed, tmp_path):
-    """The main job, from the wheel alone."""
+    """The main job, from the wheel alone; then one image by the classifier that it has trained."""
     called([installed / "ribseg", "train", "experiment=demo"], tmp_path)
     (results,) = tmp_path.glob("outputs/runs/demo/*/results.json")
-    assert json.loads(results.read_text())["localization"]["rib"]["best_miou"] > 0.4
+    found = json.loads(results.read_text())
+    assert found["localization"]["rib"]["best_miou"] > 0.4
+    Image.new("RGB", (56, 40)).save(tmp_path / "a.png")
+    words = ["localize", "a.png", "--classifier", f"{found['store']['classifier']}/classifier.safetensors"]
+    words += ["--steps", "--top", "1", "--set", "rib.steps=2"]
+    assert "1 images localized" in called([installed / "ribseg", *words], tmp_path)
 
 
 def test_training_without_an_experiment_lists_them(tmp_path, monkeypatch):

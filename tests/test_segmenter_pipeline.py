@@ -118,6 +118,7 @@ def test_other_tests_do_not_train_again_and_other_recipes_do(tmp_path, tree):
     assert trained["pseudo_masks"] == first["pseudo_masks"]
 
 
+@pytest.mark.nightly
 def test_crf_processes_and_none_give_the_same_masks(tmp_path, tree, stored):
     (tested,) = stored.glob("segmenter_test_rib-*")
     masks = {path.name: path.read_bytes() for path in (tested / "val").iterdir()}

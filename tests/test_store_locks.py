@@ -299,7 +299,7 @@ def test_a_rerun_that_another_run_did_during_the_wait_is_taken(tmp_path, tree, m
     assert not list((tmp_path / "store").glob("*.new"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_commands_at_once_train_one_classifier(tmp_path):
     tree = make_learnable_tree(tmp_path / "tree")
     logs = [tmp_path / f"{name}.txt" for name in "ab"]
