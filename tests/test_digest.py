@@ -20,8 +20,10 @@ from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.maps import MethodStage
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+EACH = [group for group in GROUPS if group != "methods"]  # whose files are all parts of methods=all
 SHIPPED = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))] + [
-    f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))
+    *(f"{group}={path.stem}" for group in EACH for path in sorted((CONF / group).glob("*.yaml"))),
+    "methods=all",
 ]
 
 
