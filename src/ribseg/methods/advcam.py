@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ribseg.checks import check_number, check_numbers
 from ribseg.functional.cam import class_maps
 from ribseg.functional.state import autocast_without_cache, evaluating, restored
-from ribseg.methods.cam import check_views, features_of, head_of, present_classes
+from ribseg.methods.cam import check_views, features_of, head_of, present_classes, without_classes
 from ribseg.types import Adaptation, ViewMaps
 
 EPS = 1e-12  # of the released program, against division by 0
@@ -76,8 +76,7 @@ class AdvCAM:
         check_views(views, labels, len(self.head))
         classes = present_classes(labels)
         if not len(classes):
-            empty = ViewMaps([view.new_zeros(0, 1, 1) for view in views], classes)
-            return [Adaptation(empty, classes, 0, None)]
+            return [without_classes(views)]
         model = self.classifier
         with evaluating(model), restored((), model), torch.enable_grad(), autocast_without_cache():
             series = [self._sums(view, classes, self.steps_of(number)) for number, view in enumerate(views)]

@@ -26,6 +26,12 @@ def present_classes(labels: Tensor) -> Tensor:
     return labels.detach().cpu().nonzero().flatten()
 
 
+def without_classes(views: Sequence[Tensor]) -> Adaptation:
+    """The result of a method for an image without classes: no maps."""
+    classes = torch.zeros(0, dtype=torch.int64)
+    return Adaptation(ViewMaps([view.new_zeros(0, 1, 1) for view in views], classes), classes, 0, None)
+
+
 @torch.no_grad()
 def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
     """Class activation maps of the present classes, without adaptation.

@@ -16,7 +16,7 @@ from ribseg.checks import check_choice, check_number, check_numbers, check_switc
 from ribseg.functional.cam import class_maps, merge_mirrored
 from ribseg.functional.losses import Loss, check_loss, rib_loss
 from ribseg.functional.state import autocast_without_cache, evaluating, restored
-from ribseg.methods.cam import cam, check_views, head_of, present_classes
+from ribseg.methods.cam import cam, check_views, head_of, present_classes, without_classes
 from ribseg.methods.memory import memory_errors
 from ribseg.methods.partition import partition
 from ribseg.methods.pooling import APART
@@ -202,9 +202,7 @@ class RIB:
                 "Trainer(inference_mode=False)"
             )
         if not labels.any():
-            empty = present_classes(labels)
-            maps = ViewMaps([view.new_zeros(0, 1, 1) for view in views], empty)
-            yield [Adaptation(maps, empty, 0, None)]
+            yield [without_classes(views)]
         elif self.steps == 0:
             yield [cam(self.classifier, views, labels)]
         else:

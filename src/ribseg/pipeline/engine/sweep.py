@@ -20,6 +20,7 @@ from ribseg.pipeline.report.table import TableData
 from ribseg.pipeline.report.tables import mask_name
 
 FAILURE, RESULTS = "failure.json", "results.json"
+OVERRIDES = ".hydra/overrides.yaml"  # what stood on the command line, as Hydra records it
 Job = dict[str, Any]
 
 
@@ -78,7 +79,7 @@ class SweepTable(Callback):
         """Prints and writes the results after the last job."""
         folder = Path(config.hydra.sweep.dir)
         places = {path.parent for name in (RESULTS, FAILURE) for path in folder.glob(f"*/{name}")}
-        jobs = [read_job(place) for place in sorted(places, key=_job_number)]
+        jobs = [read_job(place) for place in sorted(places, key=job_number)]
         if not jobs:
             return
         write_json(folder / "sweep.json", jobs)
@@ -92,11 +93,17 @@ class SweepTable(Callback):
 
 def read_job(folder: Path) -> Job:
     """The overrides of one job, with its results or the reason of its failure."""
-    overrides = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    overrides = overrides_of(folder)
     failure = folder / FAILURE
     if failure.is_file():
         return {"overrides": overrides, "failure": json.loads(failure.read_text())["reason"]}
     return {"overrides": overrides, "results": json.loads((folder / RESULTS).read_text())}
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """The overrides of the run in a folder, from the record that Hydra has left there."""
+    found = OmegaConf.to_container(OmegaConf.load(folder / OVERRIDES))
+    return list(map(str, found)) if isinstance(found, list) else []
 
 
 def sweep_tables(jobs: list[Job]) -> list[TableData]:
@@ -172,5 +179,6 @@ RATIOS: dict[str, Callable[[dict[str, Any]], float | None]] = {
 }
 
 
-def _job_number(folder: Path) -> tuple[int, str]:
+def job_number(folder: Path) -> tuple[int, str]:
+    """A key that sorts the folders of jobs by their numbers, others by name."""
     return (int(folder.name) if folder.name.isdigit() else 0, folder.name)

@@ -1,8 +1,9 @@
 """What a run found, in a few sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ribseg.pipeline.report.table import signed_interval
 from ribseg.pipeline.report.tables import last_split
 
 BASELINE = "cam"  # the method with which others are compared
@@ -35,9 +36,18 @@ def _gain(label: str, base_label: str, score: Mapping[str, Any], base: Mapping[s
     begin = f"{label} reaches {_best(score)} mIoU on {where}, {base_label} {_best(base)}"
     if score.get("gain_interval") is None:
         return f"{begin}, each at its best threshold; without a fixed threshold there is no interval."
-    low, high = (100 * bound for bound in score["gain_interval"])
-    text = f"{begin}: {100 * score['gain_over_cam']:+.1f}, 95 % interval [{low:+.1f}, {high:+.1f}]"
-    return f"{text}. The interval includes 0, so no difference is shown." if low <= 0 <= high else f"{text}."
+    bounds = score["gain_interval"]
+    text = f"{begin}: {100 * score['gain_over_cam']:+.1f}, 95 % interval {signed_interval(bounds)}"
+    return f"{text}.{remark(bounds)}"
+
+
+def remark(bounds: Sequence[float]) -> str:
+    """A sentence for an interval of a difference that includes 0, after a space; "" for others.
+
+    >>> remark((-0.1, 0.2)), remark((0.1, 0.2))
+    (' The interval includes 0, so no difference is shown.', '')
+    """
+    return " The interval includes 0, so no difference is shown." if bounds[0] <= 0 <= bounds[1] else ""
 
 
 def _controls(found: Mapping[str, Any]) -> list[str]:

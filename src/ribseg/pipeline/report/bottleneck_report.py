@@ -75,17 +75,12 @@ def bottleneck_figure(result: Mapping[str, Any], examples: Path) -> "Figure":
     figure = Figure(figsize=(INCHES * (maps.shape[2] + 1), height + 3.2), layout="constrained")
     top, bottom = cast(Any, figure.subfigures(2, 1, height_ratios=(height, 3.2)))
     # Two rows an image: the image beside its gradients before RIB, its regions beside those after it.
-    coloured = map(region_picture, regions)
+    coloured = [coloured_regions(each[:2]) for each in regions]  # digit and mark
     shown = [each for pair in zip(images, coloured, strict=True) for each in pair]
     labels = [f"{phase} RIB" for phase in PHASES] * len(images)
     draw_gradients(top, shown, maps.reshape(-1, *maps.shape[2:]), labels)
     draw_ratios(bottom, *(_by_phase(values, result["seeds"]) for values in (result, result["std"])))
     return figure
-
-
-def region_picture(regions: np.ndarray) -> np.ndarray:
-    """The digit and the mark of an image, in the colours of their lines."""
-    return coloured_regions(regions[:2])
 
 
 def _by_phase(values: Mapping[str, Any], seeds: int) -> dict[str, dict[str, list[float | None]]]:

@@ -54,11 +54,11 @@ def read_maps(
     return maps if change is None else change(maps)
 
 
-def mask_columns_of(context: Context, results: dict[str, Any]) -> list[MaskSeries]:
+def mask_columns_of(results: dict[str, Any]) -> list[MaskSeries]:
     """The masks in the store: confident labels, pseudo masks, segmentations."""
     columns = []
-    if "affinity_labels" in context.artefacts and context.is_ready("affinity_labels"):
-        labels = context.artefacts["affinity_labels"].folder
+    if "affinity_labels" in results["store"]:
+        labels = Path(results["store"]["affinity_labels"])
         read = partial(_file, partial(label_path, labels))
         columns.append(MaskSeries("confident", "confident labels", read, labels))
     for title, place in pictured_masks(results).items():

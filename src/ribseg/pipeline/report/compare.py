@@ -10,8 +10,9 @@ import numpy as np
 
 from ribseg.errors import DataError, list_problems
 from ribseg.metrics import bootstrap_miou, interval, pooled_scores
-from ribseg.pipeline.engine.methods import MapSource, map_sources
+from ribseg.pipeline.report.answer import remark
 from ribseg.pipeline.report.finished import FinishedRun, differing_settings
+from ribseg.pipeline.report.table import signed_interval
 from ribseg.pipeline.stages.evaluate import shown_threshold
 
 Bounds = tuple[float, float]
@@ -203,14 +204,9 @@ def compared_maps(runs: Sequence[FinishedRun]) -> list[ComparedMaps]:
     return found
 
 
-def source_of(run: FinishedRun, source: str) -> MapSource:
-    """The source of maps with a name."""
-    return map_sources(run.cfg)[source]
-
-
 def _origin(run: FinishedRun, source: str) -> str:
     """What the scored maps of a source depend on: their place in the store, changes, and thresholds."""
-    known = source_of(run, source)
+    known = run.sources[source]
     changes = None if known.entry is None else known.entry.settings
     scores = run.results["localization"][source]["split"]
     thresholds = {split: shown_threshold(values) for split, values in scores.items()}
@@ -262,13 +258,13 @@ def _sentence(first: Row, others: Sequence[Row], where: str) -> str:
     best = max(others, key=lambda row: row.miou)
     assert best.difference is not None
     alone = len(others) == 1
-    low, high = (100 * bound for bound in (best.difference.bounds if alone else best.difference.joint_bounds))
+    bounds = best.difference.bounds if alone else best.difference.joint_bounds
     kind = "95 % interval" if alone else "95 % interval, jointly with all other differences,"
     of_all = "" if alone else f", the best of {len(others)} others,"
-    end = " The interval includes 0, so no difference is shown." if low <= 0 <= high else ""
     return (
         f"{first.maps.label}: {100 * first.miou:.1f} mIoU on {where}; {best.maps.label}{of_all} "
-        f"{100 * best.miou:.1f}: {100 * best.difference.value:+.1f}, {kind} [{low:+.1f}, {high:+.1f}].{end}"
+        f"{100 * best.miou:.1f}: {100 * best.difference.value:+.1f}, {kind} {signed_interval(bounds)}."
+        f"{remark(bounds)}"
     )
 
 

@@ -6,35 +6,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write, write_json
 from ribseg.data.io.maps import read_records
+from ribseg.methods.evaluation import known
 from ribseg.metrics import pooled_scores
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.sweep import sweep_tables
 from ribseg.pipeline.report.answer import BASELINE
 from ribseg.pipeline.report.columns import mask_columns_of, read_maps, true_mask_column
 from ribseg.pipeline.report.compare import (
-    Bounds,
     ComparedMaps,
     Comparison,
     Row,
     plain_values,
     run_scores,
     sentences,
-    source_of,
 )
 from ribseg.pipeline.report.compare_sweep import sweep_section
 from ribseg.pipeline.report.finished import FinishedRun
 from ribseg.pipeline.report.gallery import Gallery, MapSeries, MaskSeries, make_gallery
 from ribseg.pipeline.report.page import Section, class_bars, command, figure, render
-from ribseg.pipeline.report.table import TableData
+from ribseg.pipeline.report.table import TableData, percent_interval, signed_interval
 from ribseg.pipeline.report.table_files import write_table_files
-from ribseg.pipeline.report.tables import CONTROL, time_table
+from ribseg.pipeline.report.tables import CONTROL, miou_at, source_name, time_table
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
 from ribseg.plot import threshold_figure
+from ribseg.plot.sweeps import mean_and_deviation
 
 PAGE, NUMBERS = "comparison.html", "comparison.json"
 MOST_BARS = 6  # columns of the figure with a bar per class
@@ -48,7 +46,7 @@ NOTE = (
 
 
 def write_comparison(runs: Sequence[FinishedRun], output: Path, resamples: int) -> tuple[Path, Comparison]:
-    """Writes page, numbers, tables and figures of a comparison into a folder; returns the page's path.
+    """Writes page, numbers, tables and figures of a comparison; returns the page's path and the comparison.
 
     Args:
         runs: at least two; the gallery shows the images of the first one.
@@ -107,17 +105,13 @@ def difference_table(comparison: Comparison, split: str) -> TableData:
 
 
 def _cells(row: Row) -> list[str]:
-    name = f"{row.maps.label} {CONTROL}" if row.maps.control else row.maps.label
-    low, high = row.bounds
+    name = source_name({"label": row.maps.label, "control": row.maps.control})
+    cells = [name, miou_at(row.miou, row.threshold), percent_interval(row.bounds)]
     found = row.difference
-    scores = [f"{100 * row.miou:.1f} ({row.threshold:.2f})", f"{100 * low:.1f}-{100 * high:.1f}"]
     if found is None:
-        return [name, *scores, "-", "-", "-"]
-    return [name, *scores, f"{100 * found.value:+.1f}", _signed(found.bounds), _signed(found.joint_bounds)]
-
-
-def _signed(bounds: Bounds) -> str:
-    return f"[{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]"
+        return [*cells, "-", "-", "-"]
+    intervals = map(signed_interval, (found.bounds, found.joint_bounds))
+    return [*cells, f"{100 * found.value:+.1f}", *intervals]
 
 
 def seed_table(comparison: Comparison, split: str) -> TableData:
@@ -128,10 +122,10 @@ def seed_table(comparison: Comparison, split: str) -> TableData:
     rows = []
     for name, runs in comparison.repetitions.items():
         for source, label in labels.items():
-            values = [100 * scores[source, run.name] for run in runs if (source, run.name) in scores]
+            values = [scores[source, run.name] for run in runs if (source, run.name) in scores]
             if len(values) > 1:
-                spread = f"{np.std(values, ddof=1):.1f}"
-                rows.append([name, label, str(len(values)), f"{np.mean(values):.1f}", spread])
+                mean, deviation = mean_and_deviation(values)
+                rows.append([name, label, str(len(values)), f"{mean:.1f}", f"{deviation:.1f}"])
     columns = ["runs", "maps", "seeds", "mean mIoU", "standard deviation"]
     return TableData(f"Over seeds, {split}, percent", columns, rows, text=("maps",))
 
@@ -153,8 +147,7 @@ def difference_section(context: Context, comparison: Comparison) -> Iterator[Sec
 
 def class_scores(maps: ComparedMaps, split: str, ids: Sequence[str]) -> list[float | None]:
     """IoU of background and each class on some images; None for a class that does not occur."""
-    iou = pooled_scores(maps.runs[0].counts[split].of(maps.source, ids)).iou
-    return [None if value != value else float(value) for value in iou.tolist()]
+    return known(pooled_scores(maps.runs[0].counts[split].of(maps.source, ids)).iou)
 
 
 def settings_section(context: Context, comparison: Comparison) -> Iterator[Section]:
@@ -197,7 +190,7 @@ def comparison_gallery(context: Context, comparison: Comparison) -> Gallery | No
     return make_gallery(
         folders,
         [map_series(one, comparison) for one in shown],
-        [*mask_series(context, comparison), *true_mask_column(folders)],
+        [*mask_series(comparison), *true_mask_column(folders)],
         baseline.name,
         settings.images,
         1e6 * settings.megabytes,
@@ -222,7 +215,7 @@ def gallery_baseline(comparison: Comparison) -> ComparedMaps:
 def map_series(maps: ComparedMaps, comparison: Comparison) -> MapSeries:
     """The column of some maps, with the scores of the compared images."""
     run = maps.runs[0]
-    source = source_of(run, maps.source)
+    source = run.sources[maps.source]
     folder = run.artefacts[source.stage].folder
     return MapSeries(
         maps.name,
@@ -234,11 +227,11 @@ def map_series(maps: ComparedMaps, comparison: Comparison) -> MapSeries:
     )
 
 
-def mask_series(context: Context, comparison: Comparison) -> list[MaskSeries]:
+def mask_series(comparison: Comparison) -> list[MaskSeries]:
     """The columns of the runs' masks, each folder of the store once."""
     found: dict[Any, tuple[MaskSeries, list[str]]] = {}
     for run in comparison.evaluated:
-        for series in mask_columns_of(run.context(context.output), run.results):
+        for series in mask_columns_of(run.results):
             found.setdefault((series.label, series.folder), (series, []))[1].append(run.name)
     return [
         replace(series, name=f"{series.name}/{names[0]}", label=f"{series.label}, {' = '.join(names)}")

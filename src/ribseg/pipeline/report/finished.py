@@ -14,11 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 from ribseg.errors import ConfigError, DataError, reason
 from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.methods import MapSource, map_sources
 from ribseg.pipeline.engine.plan import planned
 from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.engine.sweep import OVERRIDES, RESULTS, job_number, overrides_of
 from ribseg.pipeline.stages.evaluate import image_counts
 
-RESULTS, CONFIG, OVERRIDES = "results.json", ".hydra/config.yaml", ".hydra/overrides.yaml"
+CONFIG = ".hydra/config.yaml"
 LONGEST = 40  # characters of a run's name in tables
 
 
@@ -39,9 +41,9 @@ class FinishedRun:
     results: dict[str, Any]
 
     @cached_property
-    def overrides(self) -> list[str]:
-        """What the command line changed, as Hydra recorded it."""
-        return _overrides(self.folder)
+    def sources(self) -> dict[str, MapSource]:
+        """Name -> source of maps of its configuration."""
+        return map_sources(self.cfg)
 
     @cached_property
     def artefacts(self) -> dict[str, Artefact]:
@@ -103,7 +105,7 @@ def _places(folder: Path) -> list[Path]:
             f"{folder} holds no finished run: expected {RESULTS} in it, or in its folders for a sweep. It is "
             "the folder that hydra.run.dir or hydra.sweep.dir named, as outputs/runs/demo/DATE"
         )
-    return sorted(jobs, key=lambda job: (int(job.name) if job.name.isdigit() else 0, job.name))
+    return sorted(jobs, key=job_number)
 
 
 def _open(folder: Path, name: str) -> FinishedRun:
@@ -148,9 +150,7 @@ def _path_names(folders: Iterable[Path]) -> list[str]:
 
 
 def _overrides(folder: Path) -> list[str]:
-    path = folder / OVERRIDES
-    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else []
-    return list(map(str, found)) if isinstance(found, list) else []
+    return overrides_of(folder) if (folder / OVERRIDES).is_file() else []  # none of a call in Python
 
 
 def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:

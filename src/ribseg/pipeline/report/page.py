@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from ribseg.data.io.files import atomic_write
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
+from ribseg.pipeline.engine.sweep import OVERRIDES, overrides_of
 from ribseg.pipeline.report.answer import BASELINE, answers
 from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
 from ribseg.pipeline.report.columns import map_columns_of, mask_columns_of, shown_splits, true_mask_column
@@ -147,7 +148,7 @@ def gallery(context: Context, results: dict[str, Any]) -> Gallery | None:
     return make_gallery(
         folders,
         maps,
-        [*mask_columns_of(context, results), *true_mask_column(folders)],
+        [*mask_columns_of(results), *true_mask_column(folders)],
         BASELINE if any(series.name == BASELINE for series in maps) else None,
         settings.images,
         1e6 * settings.megabytes,
@@ -249,11 +250,9 @@ def run_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
 
 def command(output: Path) -> str:
     """The command that repeats a run, from what Hydra recorded in the run's folder; "" without a record."""
-    record = output / ".hydra" / "overrides.yaml"
-    if not record.is_file():
+    if not (output / OVERRIDES).is_file():
         return ""
-    overrides = OmegaConf.to_container(OmegaConf.load(record))
-    return shlex.join(["python", "train.py", *map(str, overrides if isinstance(overrides, list) else [])])
+    return shlex.join(["python", "train.py", *overrides_of(output)])
 
 
 Part = Callable[[Context, dict[str, Any]], Iterator[Section]]

@@ -73,6 +73,24 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def percent_interval(bounds: Sequence[float]) -> str:
+    """An interval of fractions as text, in percent.
+
+    >>> percent_interval((0.123, 0.2))
+    '12.3-20.0'
+    """
+    return f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
+
+
+def signed_interval(bounds: Sequence[float]) -> str:
+    """An interval of differences of fractions as text, in percent.
+
+    >>> signed_interval((-0.012, 0.2))
+    '[-1.2, +20.0]'
+    """
+    return f"[{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]"
+
+
 Columns = dict[str, list[float | None]]  # title -> IoU of background and each class
 
 

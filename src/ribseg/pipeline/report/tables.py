@@ -7,7 +7,14 @@ from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.bottleneck_report import network_line, ratio_table
 from ribseg.pipeline.report.segmenter_report import segmenter_table
-from ribseg.pipeline.report.table import Columns, Sortable, TableData, percent
+from ribseg.pipeline.report.table import (
+    Columns,
+    Sortable,
+    TableData,
+    percent,
+    percent_interval,
+    signed_interval,
+)
 
 CONTROL = "*"  # marks the names of controls
 MAP_HEADER = (
@@ -178,23 +185,26 @@ COVERAGE_NOTE = (
 def _cells(score: Mapping[str, Any]) -> list[str]:
     interval = gain = "-"
     if score["miou_at_fixed"] is not None:
-        low, high = score["interval_at_fixed"]
-        interval = f"{100 * low:.1f}-{100 * high:.1f}"
+        interval = percent_interval(score["interval_at_fixed"])
     if "gain_over_cam" in score:
-        below, above = score["gain_interval"]
-        gain = f"{100 * score['gain_over_cam']:+.1f} [{100 * below:+.1f}, {100 * above:+.1f}]"
+        gain = f"{100 * score['gain_over_cam']:+.1f} {signed_interval(score['gain_interval'])}"
     return [
-        _at(score["best_miou"], score["best_threshold"]),
-        _at(score["miou_at_fixed"], score["fixed_threshold"]),
+        miou_at(score["best_miou"], score["best_threshold"]),
+        miou_at(score["miou_at_fixed"], score["fixed_threshold"]),
         interval,
         gain,
-        _at(score["miou_unsupervised"], score["unsupervised_threshold"]),
+        miou_at(score["miou_unsupervised"], score["unsupervised_threshold"]),
         f"{100 * score['precision']:.0f}",
         f"{100 * score['recall']:.0f}",
     ]
 
 
-def _at(miou: float | None, threshold: float | None) -> str:
+def miou_at(miou: float | None, threshold: float | None) -> str:
+    """An mIoU and its threshold as text.
+
+    >>> miou_at(0.5, 0.35), miou_at(None, None)
+    ('50.0 (0.35)', '-')
+    """
     return "-" if miou is None or threshold is None else f"{100 * miou:.1f} ({threshold:.2f})"
 
 
