@@ -268,10 +268,10 @@ def during_the_wait(monkeypatch, stage, act):
     """Calls `act` once, before a run takes the lock of a stage: what another run does meanwhile."""
     acts, take = [act], Context.locked
 
-    def wait(context, artefact):
+    def wait(context, artefact, part=False):
         if artefact.stage == stage and acts:
             acts.pop()()
-        return take(context, artefact)
+        return take(context, artefact, part)
 
     monkeypatch.setattr(Context, "locked", wait)
 

@@ -28,13 +28,14 @@ class MapWriter(BasePredictionWriter):
     record. Images that are computed twice have two equal records.
 
     Args:
-        folder: for `maps/<image id>.npz` and `records-<process>.jsonl`.
+        folder: for `maps/<image id>.npz` and `records-<part><process>.jsonl`.
         full: write full-size maps, too (for exact evaluation and CRF; several times the disk space).
+        part: of the images; other runs may write other parts into the same folder at the same time.
     """
 
-    def __init__(self, folder: str | Path, full: bool = True) -> None:
+    def __init__(self, folder: str | Path, full: bool = True, part: str = "") -> None:
         super().__init__(write_interval="batch")
-        self.folder, self.full = Path(folder), full
+        self.folder, self.full, self.part = Path(folder), full, part
 
     def write_on_batch_end(
         self,
@@ -48,7 +49,7 @@ class MapWriter(BasePredictionWriter):
     ) -> None:
         """Appends the record, then writes the map file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"records-{trainer.global_rank}.jsonl").open("a") as file:
+        with (self.folder / f"records-{self.part}{trainer.global_rank}.jsonl").open("a") as file:
             # The leading newline ends a partial line of a killed process.
             file.write("\n" + json.dumps(prediction.record) + "\n")
         maps = prediction.maps

@@ -26,8 +26,9 @@ from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.locks import locked
+from ribseg.pipeline.engine.locks import locked, locked_part
 from ribseg.pipeline.engine.loggers import logger_settings
+from ribseg.pipeline.engine.shards import Shard
 from ribseg.pipeline.engine.store import Artefact, Store, check_writable
 from ribseg.pipeline.engine.usage import Usage
 from ribseg.progress import track
@@ -59,6 +60,7 @@ class Context:
         console: prints in the first process only.
         artefacts: stage name -> its artefact, of all planned stages; filled by `plan`.
         rerun: names of the stages that are computed again although the store holds their results.
+        shard: the part of the images that the run makes; None for all.
         skipped: split -> image id -> reason, of the images that `skip` removed from the lists.
         usage: of the stage that runs, or ran last.
         started: time at which the run began, in seconds since 1970.
@@ -76,6 +78,7 @@ class Context:
         self.console = make_console(quiet=not self.is_first, log=log)
         self.artefacts = dict(artefacts or {})
         self.rerun: set[str] = set()
+        self.shard = Shard.parse(cfg.get("shard"))
         self.skipped: dict[str, dict[str, str]] = {}
         self.usage, self.started = Usage(), time.time()
 
@@ -131,13 +134,28 @@ class Context:
             work()
         self.wait()
 
-    def locked(self, artefact: Artefact) -> AbstractContextManager[None]:
+    def share(self, items: Sequence[T]) -> list[T]:
+        """The items, one for each image, that this run makes: all, or those of its shard."""
+        return list(items) if self.shard is None else self.shard.take(items)
+
+    def makes_part(self, stage: "Stage") -> bool:
+        """Whether this run makes only the images of its shard in a stage."""
+        return self.shard is not None and stage.in_shards
+
+    def locked(self, artefact: Artefact, part: bool = False) -> AbstractContextManager[None]:
         """A context in which no other run computes the artefact; all processes of this run wait for it.
+
+        Args:
+            artefact: to be computed.
+            part: whether only the images of the run's shard are; then others may compute other shards.
 
         Raises:
             RibsegError: it has to be waited for, but the processes of this run cannot agree on that.
         """
-        return locked(artefact.folder, artefact.stage, self.console.say, self.is_first, self._agree_to_wait)
+        how = (artefact.stage, self.console.say, self.is_first, self._agree_to_wait)
+        if part and self.shard is not None:
+            return locked_part(artefact.folder, self.shard.label, *how)
+        return locked(artefact.folder, *how)
 
     def _agree_to_wait(self, held: bool) -> bool:
         """Whether the first process holds a lock, in all processes."""

@@ -73,6 +73,12 @@ class StoreLock:
             self.path.unlink(missing_ok=True)  # before others can lock it: they see that it is gone
             os.close(descriptor)
 
+    def is_free(self) -> bool:
+        """Whether nobody holds it; if somebody does, says who, once."""
+        free = self.acquire()
+        self.release()
+        return free
+
     def _lock(self, descriptor: int) -> bool:
         """Whether the open file is locked now, and still is the one that others find at the path."""
         try:
@@ -118,7 +124,7 @@ def _sign(descriptor: int) -> None:
 def locked(
     folder: Path, stage: str, say: Say, takes: bool = True, agree: Callable[[bool], bool] = bool
 ) -> Iterator[None]:
-    """Holds the lock of an artefact, after waiting for it.
+    """Holds the lock of an artefact, after waiting for it and for its parts (`locked_part`).
 
     Args:
         folder: see `StoreLock`.
@@ -127,10 +133,53 @@ def locked(
         takes: False in the other processes of a distributed run, which wait for the one that takes it.
         agree: gives all of these processes what the one that takes it has got.
     """
-    lock = StoreLock(folder, stage, say)
+    lock, parts = StoreLock(folder, stage, say), dict[Path, StoreLock]()
+
+    def acquire() -> bool:
+        if not lock.acquire():
+            return False
+        for path in folder.parent.glob(f"{folder.name}.*{ENDING}"):
+            parts.setdefault(path, StoreLock(path.with_suffix(""), f"a part of {stage}", say))
+        return all(part.is_free() for part in parts.values())
+
+    with _held_after_waiting(lock, acquire, takes, agree):
+        yield
+
+
+@contextmanager
+def locked_part(
+    folder: Path, part: str, stage: str, say: Say, takes: bool = True, agree: Callable[[bool], bool] = bool
+) -> Iterator[None]:
+    """Holds the lock of a part of an artefact; other parts are free, the whole is not.
+
+    Args:
+        folder: see `StoreLock`.
+        part: its name, that of a file.
+        stage: see `StoreLock`.
+        say: see `locked`.
+        takes: see `locked`.
+        agree: see `locked`.
+    """
+    whole = StoreLock(folder, stage, say)
+    own = StoreLock(folder.with_name(f"{folder.name}.{part}"), f"{part} of {stage}", say)
+
+    def acquire() -> bool:
+        try:  # the whole only for a moment: it is free, and who takes it next sees this part
+            return whole.acquire() and own.acquire()
+        finally:
+            whole.release()
+
+    with _held_after_waiting(own, acquire, takes, agree):
+        yield
+
+
+@contextmanager
+def _held_after_waiting(
+    lock: StoreLock, acquire: Callable[[], bool], takes: bool, agree: Callable[[bool], bool]
+) -> Iterator[None]:
     try:
         # In a loop, because other processes would give up if the first one answered only after hours.
-        while not agree(lock.acquire() if takes else True):
+        while not agree(acquire() if takes else True):
             time.sleep(POLL)
         yield
     finally:

@@ -1,9 +1,9 @@
 """Running the chosen stages, each at most once for the same settings, inputs and data."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +23,7 @@ from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.methods import entries, map_sources
 from ribseg.pipeline.engine.plan import REPORT, planned, stages_of
 from ribseg.pipeline.engine.preflight import preflight
+from ribseg.pipeline.engine.shards import leave_to_last_call
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
 from ribseg.pipeline.engine.usage import Usage
@@ -37,6 +38,8 @@ from ribseg.pipeline.stages.evaluate import RESULT
 from ribseg.pipeline.stages.pseudo_masks import SCORES
 from ribseg.pipeline.stages.segmenter_scores import segmenter_results
 from ribseg.progress import shared_console
+
+T = TypeVar("T")
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
@@ -74,6 +77,8 @@ def run_stages(context: Context, checks_data: bool) -> dict[str, Any]:
             return {}
     stages = stages_of(context.cfg)
     data_facts = preflight(context, stages, reported)
+    if context.shard is not None:
+        leave_to_last_call(context, stages)
     for stage in stages:
         run_stage(context, stage)
     results = gather(context, data_facts)
@@ -124,10 +129,11 @@ def run_stage(context: Context, stage: Stage) -> None:
     """Runs a chosen stage unless its result is in the store, or another run is about to put it there."""
     if stage.name not in context.cfg.run or in_store(context, stage):
         return
-    with context.locked(context.artefacts[stage.name]):
+    part = context.makes_part(stage)
+    with context.locked(context.artefacts[stage.name], part):
         context.note_rerun(stage.name)
         if not in_store(context, stage):
-            compute_stage(context, stage)
+            (compute_part if part else compute_stage)(context, stage)
 
 
 def in_store(context: Context, stage: Stage) -> bool:
@@ -147,14 +153,27 @@ def compute_stage(context: Context, stage: Stage) -> None:
     target = artefact.replacement() if again else artefact
     why = ", again" + "".join(f", as {name} was" for name in artefact.outdated_by) if again else ""
     context.console.say(str(artefact.folder), f"{stage.name}{why}")
-    context.usage = Usage()
-    try:
-        facts = stage.work(context, target)
-    finally:
-        finish_loggers()
+    facts = measured(context, lambda: stage.work(context, target))
     line = context.usage.line(stage.name, artefact.folder)
     context.finish(stage.name, facts, context.usage.seconds, again)
     context.console.say(f"  {line}")
+
+
+def compute_part(context: Context, stage: Stage) -> None:
+    """Computes the images of the run's shard; the call without `shard` finishes the stage."""
+    artefact = context.artefacts[stage.name]
+    context.console.say(f"{artefact.folder}, shard {context.shard}", stage.name)
+    measured(context, lambda: stage.work(context, artefact))
+    context.console.say(f"  {context.usage.line(stage.name, artefact.folder)}")
+
+
+def measured(context: Context, work: Callable[[], T]) -> T:
+    """What the work of a stage returns; `context.usage` counts what it costs."""
+    context.usage = Usage()
+    try:
+        return work()
+    finally:
+        finish_loggers()
 
 
 def gather(context: Context, data_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Stage(ABC):
         neutral: settings in them that cannot change the result, as "data.batch_size".
         needs: names of the stages whose artefacts it reads.
         reads_data: whether it, or a stage that it needs, reads the configured data set.
+        in_shards: whether it makes a file for each image on its own, so that `shard=3/16` makes a part of it.
+            Its `work` then makes the part that `Context.share` gives, and its facts are not kept.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Stage(ABC):
     neutral: tuple[str, ...] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     reads_data: ClassVar[bool] = True
+    in_shards: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Sets the kind of a class with a name to that name."""

@@ -51,6 +51,7 @@ class AffinityLabelsStage(RefinementStage):
 
     kind = "affinity_labels"
     parts = ("refine", "evaluate", "data")
+    in_shards: ClassVar[bool] = True
     neutral = (*AFTER_LABELS, *SCORES_ONLY, *CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
     def required(self, context: Context) -> tuple[str, ...]:

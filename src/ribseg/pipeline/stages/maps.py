@@ -35,6 +35,7 @@ class MapStage(Stage):
     parts: tuple[str, ...] = ("data", "maps", "trainer", "tf32")
     neutral: tuple[str, ...] = (*CROPS, *NOT_FOR_MAPS)
     needs: ClassVar[tuple[str, ...]] = ("classifier",)
+    in_shards: ClassVar[bool] = True
     scales: ClassVar[tuple[float, ...] | None] = None  # of the views; None for data.scales
 
     def data(self, context: Context) -> str:
@@ -43,31 +44,35 @@ class MapStage(Stage):
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps exist."""
-        return not self.missing(context, artefact)
-
-    def missing(self, context: Context, artefact: Artefact) -> list[str]:
-        """Ids of the images without maps."""
-        return missing_ids(artefact.folder / "maps", context.data.all_ids, ".npz")
+        return not missing_maps(artefact, context.data.all_ids)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Makes the missing maps."""
-        missing = context.agree(self.missing(context, artefact))
+        ids = context.share(context.data.all_ids)
+        missing = context.agree(missing_maps(artefact, ids))
         if missing:
-            number = len(context.data.all_ids)
+            number = len(ids)
             if len(missing) < number:
                 context.console.say(f"  resuming: {number - len(missing)} of {number} images are done")
             module = self.module(context, artefact)
-            callbacks = [MapWriter(artefact.folder, context.cfg.maps.full), Threads(context.cfg.maps.threads)]
+            part = "" if context.shard is None else f"{context.shard.label}-"
+            writer = MapWriter(artefact.folder, context.cfg.maps.full, part)
+            callbacks = [writer, Threads(context.cfg.maps.threads)]
             trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
             loader = context.data.prediction_loader(missing, self.scales, context.processes)
             trainer.predict(module, loader, return_predictions=False)
             context.wait()
-            check_complete(self.missing(context, artefact), number, f"maps in {artefact.folder}")
+            check_complete(missing_maps(artefact, ids), number, f"maps in {artefact.folder}")
         return summarize(read_records(artefact.folder))
 
     @abstractmethod
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """The LightningModule that makes the maps."""
+
+
+def missing_maps(artefact: Artefact, ids: Sequence[str]) -> list[str]:
+    """Those of the images that have no maps in the folder of a stage."""
+    return missing_ids(artefact.folder / "maps", ids, ".npz")
 
 
 class MethodStage(MapStage):

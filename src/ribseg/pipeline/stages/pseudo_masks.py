@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -87,6 +87,7 @@ class PseudoMasksStage(RefinementStage):
     """Makes the palette PNGs of all images for each chosen variant; the last one is for the segmenter."""
 
     kind = "pseudo_masks"
+    in_shards: ClassVar[bool] = True
     parts = ("refine", "evaluate", "data")
     neutral = (
         *("refine.labels", "refine.walk", *SCORES_ONLY, *CROPS, *VIEWS),
@@ -129,6 +130,8 @@ class PseudoMasksStage(RefinementStage):
             chosen = recipe(context, Variant.parse(name), threshold)
             work = partial(write_pseudo_mask, context.data.folders, chosen)
             run_pool(context, work, jobs(context, self.chain, artefact, name), f"Pseudo masks ({name})")
+        if context.shard is not None:
+            return  # the last call scores the masks of all shards
         scores = {
             variant: {split: self._score(context, artefact, variant, split) for split in context.data.evals}
             | {"threshold": threshold}
