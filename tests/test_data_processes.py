@@ -1,11 +1,9 @@
 """The data module in two processes: each image once, and what one process would see."""
 
-import subprocess
-import sys
-
 import pytest
 import two_processes
 from make_trees import make_voc_tree
+from started import start_command, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +11,8 @@ def noted(tmp_path_factory):
     """The folder of notes of two processes, and of one."""
     folder = tmp_path_factory.mktemp("noted")
     tree = make_voc_tree(folder / "tree")
-    command = [sys.executable, two_processes.__file__, tree, folder]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
+    process = start_command([two_processes.__file__, tree, folder], folder, folder / "said")
+    assert wait_for([process]) == [0], (folder / "said").read_text()[-3000:]
     two_processes.train(tree, folder, workers=0, devices=1)
     return folder
 

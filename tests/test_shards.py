@@ -14,8 +14,13 @@ from ribseg.pipeline.engine.locks import locked, locked_part
 from ribseg.pipeline.engine.shards import Shard
 
 FORK = multiprocessing.get_context("fork")
-CHAIN = ("run=[classifier,cam,rib,refine,evaluate,report]", "rib.lr=1e-3", "refine.variants=[none,random_walk]")
+CHAIN = (
+    "run=[classifier,cam,rib,refine,evaluate,report]",
+    "rib.lr=1e-3",
+    "refine.variants=[none,random_walk]",
+)
 IMAGES = 10
+PART = "shard-1-of-2"
 
 
 def files(store, pattern):
@@ -67,7 +72,7 @@ def test_shards_and_a_last_call_give_the_bytes_of_one_call(whole, trained, tmp_p
 
 
 def test_labels_walk_and_masks_are_made_in_shards(whole, tmp_path):
-    folder, tree, results = whole
+    folder, tree, _ = whole
     shutil.copytree(folder / "store", tmp_path / "store")
     later = ("affinity_labels", "random_walk", "pseudo_masks")
     for stage in later:
@@ -128,7 +133,8 @@ def test_a_shard_of_nothing_is_refused(tmp_path, tree):
 def test_a_shard_is_not_made_again(whole, tmp_path):
     folder, tree, _ = whole
     shutil.copytree(folder / "store", tmp_path / "store")
-    with pytest.raises(ConfigError, match=r"cam would be made again, and only as a whole: leave shard=1/2 out"):
+    said = "cam would be made again, and only as a whole: leave shard=1/2 out"
+    with pytest.raises(ConfigError, match=said):
         folder_run(tmp_path, tree, *CHAIN, "rerun=[cam]", "shard=1/2")
     (place,) = (tmp_path / "store").glob("classifier-*")
     manifest = json.loads((place / "manifest.json").read_text()) | {"reruns": 1}
@@ -140,7 +146,7 @@ def test_a_shard_is_not_made_again(whole, tmp_path):
 def test_shards_are_all_images_once():
     items = list(range(23))
     parts = [Shard(number, 5).take(items) for number in range(1, 6)]
-    assert sorted(sum(parts, [])) == items
+    assert sorted(item for part in parts for item in part) == items
     assert {len(part) for part in parts} == {4, 5}
 
 
@@ -184,7 +190,7 @@ def test_two_parts_do_not_wait_for_each_other(tmp_path, holder):
         pass
 
 
-@pytest.mark.parametrize("parts", [("shard-1-of-2", "shard-1-of-2"), ("shard-1-of-2", None), (None, "shard-1-of-2")])
+@pytest.mark.parametrize("parts", [(PART, PART), (PART, None), (None, PART)])
 def test_equal_parts_and_the_whole_wait_and_say_for_what(tmp_path, holder, monkeypatch, parts):
     def lock(part):
         return (locked, tmp_path / "cam-1") if part is None else (locked_part, tmp_path / "cam-1", part)

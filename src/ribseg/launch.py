@@ -16,6 +16,7 @@ from omegaconf import DictConfig, read_write
 
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.engine.configuration import CONF
+from ribseg.workers import share_cores
 
 _command: list[str] = []  # words before Hydra's arguments: none for `python train.py`
 
@@ -54,6 +55,12 @@ def one_job() -> Iterator[None]:
         sys.argv = given
 
 
+def concurrent_jobs(job: DictConfig) -> int:
+    """The number of jobs of a sweep that run at the same time on this machine, as joblib counts."""
+    launcher = job.launcher if job.mode == RunMode.MULTIRUN else {}
+    return int(launcher.get("n_jobs") or 1)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the program with a message instead of a traceback for a `RibsegError`, a full disk, and Ctrl-C."""
@@ -85,6 +92,7 @@ def main(cfg: DictConfig) -> float | None:
             program = f"ribseg {' '.join(_command)}" if _command else "python train.py"
             raise ConfigError(f"choose an experiment: {program} experiment={'|'.join(known)}")
         job = HydraConfig.get()
+        share_cores(concurrent_jobs(job))
         if job.mode == RunMode.RUN:
             check_swept(job.sweeper.params, job.overrides.task)
         with one_job():

@@ -11,9 +11,29 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+_jobs = 1  # of a sweep that run at the same time on this machine
+
+
+def share_cores(jobs: int) -> None:
+    """Divides the cores of this machine among the jobs of a sweep that run at the same time.
+
+    Args:
+        jobs: their number, as joblib counts: -1 for one per core, -2 for one less, and so on.
+    """
+    global _jobs
+    _jobs = 1
+    _jobs = jobs if jobs > 0 else max(1, cores() + 1 + jobs)
+
+
+def cores() -> int:
+    """The number of cores that this process may use; at least 1."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // _jobs)
+
+
 def worker_count(setting: int | str) -> int:
     """The number of workers of a setting: a number, or "auto" for one per core."""
-    return (os.cpu_count() or 1) if setting == "auto" else int(setting)
+    return cores() if setting == "auto" else int(setting)
 
 
 def process_pool(workers: int, work: Callable[[Any], Any] | None = None) -> ProcessPoolExecutor:

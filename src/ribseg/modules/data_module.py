@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,9 @@ from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 from ribseg.modules.epoch_data import EpochDataModule, rank_of
+from ribseg.workers import cores
+
+HELD_OUT = "held_out"  # split: the part of train_split that is kept from training
 
 
 class WSSSDataModule(EpochDataModule):
@@ -53,6 +55,9 @@ class WSSSDataModule(EpochDataModule):
         seed: of shuffling, augmentation and reference images.
         max_side: see `ViewsDataset`.
         on_error: for missing or broken files: "raise" an error, or "skip" their images; see `check`, `drop`.
+        held_out: share of the images of train_split that are taken from it and from pseudo_split, and are the
+            split "held_out", for choosing settings without another split: name it in eval_splits. Which
+            images depends on their ids alone, not on the seed.
         dataset: factory of a custom data set, called with `split=...`; see `ribseg.data.ImageDataset`. It
             ignores the arguments for `VOCFolder`. None for `VOCFolder`.
 
@@ -82,6 +87,7 @@ class WSSSDataModule(EpochDataModule):
         seed: int = 0,
         max_side: int | None = None,
         on_error: OnError = "raise",
+        held_out: float = 0.0,
         dataset: Callable[..., ImageDataset] | None = None,
     ) -> None:
         super().__init__()
@@ -92,6 +98,7 @@ class WSSSDataModule(EpochDataModule):
         check_number("max_side", max_side, low=1, whole=True, words=(None,))
         self.train_split, self.pseudo_split = train_split, pseudo_split or train_split
         self.eval_splits = (eval_splits,) if isinstance(eval_splits, str) else tuple(eval_splits)
+        self.held_out = _checked_share(held_out, self.eval_splits)
         check_scales(scales)
         self.scales, self.mean, self.std = tuple(scales), _channels(mean, "mean"), _channels(std, "std")
         self.batch_size, self.seed = batch_size, seed
@@ -288,8 +295,45 @@ class WSSSDataModule(EpochDataModule):
 
     def _split(self, split: str) -> BaseDataset:
         if split not in self._opened:
-            self._opened[split] = self.open(split)
+            self._opened[split] = self._open_part(split)
         return self._opened[split]
+
+    def _open_part(self, split: str) -> BaseDataset:
+        """A split without the images held out, if it is for training; or these alone."""
+        if not self.held_out or split not in (HELD_OUT, self.train_split, self.pseudo_split):
+            return self.open(split)
+        train = self.open(self.train_split)
+        held = held_out_ids(train.ids, self.held_out)
+        if split == HELD_OUT:
+            part = train.without(set(train.ids) - held)
+            part.split = HELD_OUT
+            return part
+        return (train if split == self.train_split else self.open(split)).without(held)
+
+
+def held_out_ids(ids: Sequence[str], share: float) -> set[str]:
+    """The ids of a share of the images, at least one, chosen by a hash of the ids.
+
+    Raises:
+        ConfigError: no image would be left.
+
+    >>> sorted(held_out_ids([f"im_{number}" for number in range(10)], 0.2))
+    ['im_2', 'im_6']
+    """
+    number = max(1, round(share * len(ids)))
+    if number >= len(ids):
+        raise ConfigError(f"data.held_out={share} would leave none of {len(ids)} images for training")
+    return set(sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())[:number])
+
+
+def _checked_share(held_out: float, eval_splits: Sequence[str]) -> float:
+    check_number("held_out", held_out, low=0, high=1)
+    if held_out and HELD_OUT not in eval_splits:
+        raise ConfigError(
+            f"data.held_out={held_out} takes images from training, and nothing would look at them: name the "
+            f"split, data.eval_splits=[{HELD_OUT}]"
+        )
+    return float(held_out)
 
 
 def _checked_source(
@@ -321,8 +365,7 @@ def _channels(values: Sequence[float], name: str) -> Channels:
 
 def _workers(number: int | str) -> int:
     if number == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, cores)
+        return min(8, cores())
     if not isinstance(number, int) or number < 0:
         raise ConfigError(f"expected num_workers = auto or an integer >= 0, got {number!r}")
     return number

@@ -1,6 +1,5 @@
 """The context of a run: settings, data, store, processes, and what to run."""
 
-import os
 import signal
 import threading
 import time
@@ -8,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -18,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ribseg.errors import ConfigError, RibsegError
@@ -28,6 +26,7 @@ from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.locks import locked, locked_part
 from ribseg.pipeline.engine.loggers import logger_settings
+from ribseg.pipeline.engine.processes import WaitingGroup, is_first_process, value_of_first, wait_for_all
 from ribseg.pipeline.engine.shards import Shard
 from ribseg.pipeline.engine.store import Artefact, Store, check_writable
 from ribseg.pipeline.engine.usage import Usage
@@ -38,12 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MADE = ("labels", "classes")  # settings of the data that must be null if `prepare` sets them
-STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-
-
-def is_first_process() -> bool:
-    """Whether this process has rank 0."""
-    return cast(int, getattr(rank_zero_only, "rank", 0)) == 0
 
 
 class Context:
@@ -62,6 +55,7 @@ class Context:
         rerun: names of the stages that are computed again although the store holds their results.
         shard: the part of the images that the run makes; None for all.
         skipped: split -> image id -> reason, of the images that `skip` removed from the lists.
+        running: name of the stage that runs, or ran last; "run" before the first one.
         usage: of the stage that runs, or ran last.
         started: time at which the run began, in seconds since 1970.
     """
@@ -81,6 +75,7 @@ class Context:
         self.shard = Shard.parse(cfg.get("shard"))
         self.skipped: dict[str, dict[str, str]] = {}
         self.usage, self.started = Usage(), time.time()
+        self.running = "run"
 
     @cached_property
     def store(self) -> Store:
@@ -122,11 +117,7 @@ class Context:
 
     def agree(self, value: T) -> T:
         """The value of the first process, in all processes of the process group."""
-        if not dist.is_initialized():
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return value_of_first(value)
 
     def on_first(self, work: Callable[[], object]) -> None:
         """Calls `work` in the first process; the others wait."""
@@ -225,9 +216,13 @@ class Context:
         return stage in self.cfg.run and not self.is_ready(stage)
 
     def wait(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes are here.
+
+        Raises:
+            RibsegError: one of them has ended, or is later than `process_timeout`.
+        """
         if dist.is_initialized():
-            dist.barrier()
+            wait_for_all(self.running, self.cfg.process_timeout)
 
     def track(self, items: Iterable[T], title: str, total: int, unit: str = "image") -> Iterator[T]:
         """The items, with their progress as `progress` says; counted for the summary of the stage."""
@@ -271,7 +266,7 @@ class Context:
         return build(
             self.cfg.trainer,
             logger=self.loggers(stage) or False,
-            callbacks=[*callbacks, *([] if own else [bar])],
+            callbacks=[WaitingGroup(self.cfg.process_timeout), *callbacks, *([] if own else [bar])],
             default_root_dir=str(folder),
             enable_progress_bar=not own or progress is not False,
             enable_model_summary=self.cfg.trainer.get("enable_model_summary", False),
@@ -327,21 +322,6 @@ def named_callbacks(cfg: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Name -> configuration of the callbacks of a training, without those set to null."""
     named = {**(cfg["callbacks"] or {}), **(cfg[part].get("callbacks") or {})}
     return {name: node for name, node in named.items() if node}
-
-
-class separate_processes:  # noqa: N801 - reads as a statement
-    """Destroys the process group of a run and restores the environment, so that a sweep can start another."""
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in STATE}
-
-    def __exit__(self, *_: object) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        for name, value in self.before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -11,18 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
-from ribseg.pipeline.engine.context import (
-    Context,
-    is_first_process,
-    separate_processes,
-    termination_as_interrupt,
-)
+from ribseg.pipeline.engine.context import Context, termination_as_interrupt
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.log_file import log_file
 from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.methods import entries, map_sources
 from ribseg.pipeline.engine.plan import REPORT, planned, stages_of
 from ribseg.pipeline.engine.preflight import preflight
+from ribseg.pipeline.engine.processes import is_first_process, separate_processes
 from ribseg.pipeline.engine.shards import leave_to_last_call
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment
@@ -129,7 +125,7 @@ def run_stage(context: Context, stage: Stage) -> None:
     """Runs a chosen stage unless its result is in the store, or another run is about to put it there."""
     if stage.name not in context.cfg.run or in_store(context, stage):
         return
-    part = context.makes_part(stage)
+    context.running, part = stage.name, context.makes_part(stage)
     with context.locked(context.artefacts[stage.name], part):
         context.note_rerun(stage.name)
         if not in_store(context, stage):

@@ -37,6 +37,7 @@ def check_published(name: str, value: Any) -> None:
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "progress": check_progress,
     "seed": partial(check_number, low=0, high=2**32 - 1, whole=True),
+    "process_timeout": partial(check_number, above=0),
     "maps.threads": COUNT,
     "maps.steps_side": partial(check_number, low=0, whole=True),
     "maps.pool_gib": partial(check_number, low=0),

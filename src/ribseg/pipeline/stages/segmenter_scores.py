@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -34,7 +33,7 @@ from ribseg.pipeline.stages.chains import (
 )
 from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores
 from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
-from ribseg.workers import ordered_map
+from ribseg.workers import cores, ordered_map
 
 
 class SegmenterTestStage(Stage):
@@ -132,7 +131,7 @@ def image_loader(context: Context, ids: Sequence[str], folder: BaseDataset) -> D
 def crf_workers(context: Context) -> int:
     """Number of CRF worker processes per segmenting process."""
     number = context.cfg.segmenter.workers
-    return max(1, (os.cpu_count() or 1) // context.processes) if number == "auto" else int(number)
+    return max(1, cores() // context.processes) if number == "auto" else int(number)
 
 
 def score_masks(context: Context, place: Path, folder: BaseDataset) -> dict[str, Any]:
