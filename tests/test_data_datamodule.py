@@ -7,7 +7,7 @@ import pytest
 import torch
 from make_trees import CLASSES
 
-from ribseg.errors import ConfigError, DataError
+from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
 
 SMALL = {"crop_size": 24, "resize_long": (16, 30), "eval_resize_long": 20, "batch_size": 3, "num_workers": 0}
@@ -33,6 +33,46 @@ def test_overlapping_splits_serve_each_image_once(voc_tree):
     module = WSSSDataModule(voc_tree, "trainaug", ("train", "val"), **SMALL)
     assert module.all_ids == [*ids[::-1], *module.evals["val"].ids]
     assert len(module.predict_dataset()) == 12
+
+
+def test_images_held_out_are_in_no_training_split(voc_tree):
+    ids = (voc_tree / "ImageSets/Segmentation/train.txt").read_text().split()
+    (voc_tree / "ImageSets/Segmentation/trainaug.txt").write_text("\n".join(ids[::-1]))
+    whole = WSSSDataModule(voc_tree, "trainaug", (), "train", **SMALL)
+    module = WSSSDataModule(voc_tree, "trainaug", ("held_out", "val"), "train", held_out=0.25, **SMALL)
+    held = module.evals["held_out"]
+    assert len(held) == round(0.25 * len(ids))
+    assert {*held.ids} | {*module.train.ids} == {*ids}
+    assert {*held.ids} | {*module.pseudo.ids} == {*ids}
+    assert {*held.ids}.isdisjoint(module.train.ids)
+    assert {*held.ids}.isdisjoint(module.pseudo.ids)
+    assert module.train.ids == [name for name in whole.train.ids if name not in held.ids]  # order kept
+    for name in held.ids:
+        assert (held.labels[held.index(name)] == whole.train.labels[whole.train.index(name)]).all()
+        assert held.mask(name).shape == held.image(name).shape[:2]
+    assert module.fingerprint(masks=True) != whole.fingerprint(masks=True)
+    again = WSSSDataModule(voc_tree, "trainaug", "held_out", "train", held_out=0.25, seed=7, **SMALL)
+    assert again.evals["held_out"].ids == held.ids
+
+
+def test_only_the_images_held_out_can_be_mapped(voc_tree):
+    module = WSSSDataModule(voc_tree, eval_splits="held_out", pseudo_split="held_out", held_out=0.25, **SMALL)
+    assert module.all_ids == module.evals["held_out"].ids
+    assert len(module.train) == 6
+
+
+@pytest.mark.parametrize(
+    ("share", "splits", "message"),
+    [
+        (0.2, ("val",), "nothing would look at them: name the split, data.eval_splits=\\[held_out\\]"),
+        (1.0, ("held_out",), "data.held_out=1.0 would leave none of 8 images for training"),
+        (-0.1, ("held_out",), "held_out: expected a number in \\[0, 1\\], got -0.1"),
+        (0, ("held_out",), "held_out"),
+    ],
+)
+def test_a_share_that_cannot_be_held_out_is_refused(voc_tree, share, splits, message):
+    with pytest.raises(RibsegError, match=message):
+        WSSSDataModule(voc_tree, eval_splits=splits, held_out=share, **SMALL).setup()
 
 
 def test_train_batches(module):

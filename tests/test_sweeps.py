@@ -49,7 +49,32 @@ def values(cfgs, name):
 
 
 def test_every_sweep_is_listed_here():
-    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == set(JOBS)
+    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == {*JOBS, "optuna"}
+
+
+def test_a_search_by_optuna_is_better_than_a_grid_of_as_many_jobs(tree, tmp_path):
+    """Over threshold and steps, with the maximum between the values of the grid."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install hydra-optuna-sweeper")
+    places = [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    seen = []
+
+    def score(cfg, output):
+        seen.append(cfg)
+        return {"score": curve(cfg.pooling.threshold, cfg.rib.steps)}
+
+    def curve(threshold, steps):
+        return 1 - (threshold - 0.37) ** 2 - ((steps - 6) / 50) ** 2
+
+    words = ("-m", "sweep=optuna", "objective=score", "hydra.sweeper.n_trials=15", f"data.root={tree}", "experiment=rib_voc")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run", score)
+        assert train([str(TRAIN), *words, *places]) is None
+    best = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    grid = [curve(threshold, steps) for threshold in (0.1, 0.3, 0.5, 0.7, 0.9) for steps in (2, 7, 12)]
+    assert len(seen) == len(grid)
+    assert best.best_value > max(grid)
+    assert seen[0].data.held_out == 0.1
+    assert list(seen[0].data.eval_splits) == ["held_out"]
 
 
 def jobs_of(name):
