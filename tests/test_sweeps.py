@@ -65,7 +65,14 @@ def test_a_search_by_optuna_is_better_than_a_grid_of_as_many_jobs(tree, tmp_path
     def curve(threshold, steps):
         return 1 - (threshold - 0.37) ** 2 - ((steps - 6) / 50) ** 2
 
-    words = ("-m", "sweep=optuna", "objective=score", "hydra.sweeper.n_trials=15", f"data.root={tree}", "experiment=rib_voc")
+    words = (
+        "-m",
+        "sweep=optuna",
+        "objective=score",
+        "hydra.sweeper.n_trials=15",
+        f"data.root={tree}",
+        "experiment=rib_voc",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "run", score)
         assert train([str(TRAIN), *words, *places]) is None

@@ -27,6 +27,7 @@ SOURCES = {
     "ImageNet": "the backbone's training on ImageNet",
     "VOC": "PASCAL VOC 2012's layout and server",
     "COCO": "COCO 2014's layout",
+    "Ray": "a setting of Ray",
     "Lightning": "a setting of Lightning's Trainer or callback",
     "ours": "chosen here",
 }
@@ -51,6 +52,7 @@ GROUPS = {
     "segmenter/network": "Segmenter's network",
     "bottleneck": "Toy experiment",
     "trainer": "Trainer",
+    "engine": "Engines",
     "logger": "Loggers",
     "callbacks": "Callbacks",
 }

@@ -92,7 +92,7 @@ def main(cfg: DictConfig) -> float | None:
             program = f"ribseg {' '.join(_command)}" if _command else "python train.py"
             raise ConfigError(f"choose an experiment: {program} experiment={'|'.join(known)}")
         job = HydraConfig.get()
-        share_cores(concurrent_jobs(job))
+        share_cores(concurrent_jobs(cast(DictConfig, job)))
         if job.mode == RunMode.RUN:
             check_swept(job.sweeper.params, job.overrides.task)
         with one_job():

@@ -24,6 +24,7 @@ from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
+from ribseg.pipeline.engine.engines import Engine, LocalEngine
 from ribseg.pipeline.engine.locks import locked, locked_part
 from ribseg.pipeline.engine.loggers import logger_settings
 from ribseg.pipeline.engine.processes import WaitingGroup, is_first_process, value_of_first, wait_for_all
@@ -56,6 +57,7 @@ class Context:
         shard: the part of the images that the run makes; None for all.
         skipped: split -> image id -> reason, of the images that `skip` removed from the lists.
         running: name of the stage that runs, or ran last; "run" before the first one.
+        records: begins the names of the files with the records of single images, see `MapWriter`.
         usage: of the stage that runs, or ran last.
         started: time at which the run began, in seconds since 1970.
     """
@@ -76,6 +78,7 @@ class Context:
         self.skipped: dict[str, dict[str, str]] = {}
         self.usage, self.started = Usage(), time.time()
         self.running = "run"
+        self.records = "" if self.shard is None else f"{self.shard.label}-"
 
     @cached_property
     def store(self) -> Store:
@@ -214,6 +217,11 @@ class Context:
     def will_run(self, stage: str) -> bool:
         """Whether this run computes the stage."""
         return stage in self.cfg.run and not self.is_ready(stage)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What makes the files of single images."""
+        return build(self.cfg.engine) if self.cfg.get("engine") else LocalEngine()
 
     def wait(self) -> None:
         """Waits until all processes are here.

@@ -31,6 +31,7 @@ NEUTRAL_PARTS = {
     "progress": SHOWN,
     "process_timeout": SHOWN,
     "check_files": "broken files end the run, or are removed from the lists",
+    "engine": "makes the same files elsewhere",
     "store": PLACE,
     "logger": SHOWN,
     "report": SHOWN,

@@ -41,6 +41,7 @@ def preflight(
     check_settings(context.cfg)
     check_imports(context.cfg, stages)
     check_callbacks(context, stages)
+    _ = context.engine  # as below, one that cannot be built
     _ = context.result_loggers  # built now, so that a logger that cannot be built ends the run at once
     facts: dict[str, Any] = {}
     if reads_data(context, stages):

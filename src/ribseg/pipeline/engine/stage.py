@@ -1,8 +1,8 @@
 """The base class of stages: name, dependencies of the result, artefact, and the work itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.digest import settings_of
@@ -79,3 +79,18 @@ class Stage(ABC):
     @abstractmethod
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Computes what is missing in the artefact's folder; returns facts for its manifest."""
+
+
+class ImageStage(Protocol):
+    """A stage whose images an engine may have made elsewhere, see `ribseg.pipeline.engine.engines`."""
+
+    name: str
+
+    def module(self, context: Context, artefact: Artefact) -> Any:
+        """What `predict` needs and several calls can share."""
+
+    def missing(self, artefact: Artefact, ids: Sequence[str]) -> list[str]:
+        """Those of the images that have no file yet."""
+
+    def predict(self, context: Context, artefact: Artefact, ids: Sequence[str], module: Any = None) -> None:
+        """Makes the files of images, with a given `module` or one of its own."""

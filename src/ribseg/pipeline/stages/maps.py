@@ -44,35 +44,50 @@ class MapStage(Stage):
 
     def complete(self, context: Context, artefact: Artefact) -> bool:
         """Whether all maps exist."""
-        return not missing_maps(artefact, context.data.all_ids)
+        return not self.missing(artefact, context.data.all_ids)
 
     def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
         """Makes the missing maps."""
         ids = context.share(context.data.all_ids)
-        missing = context.agree(missing_maps(artefact, ids))
+        missing = context.agree(self.missing(artefact, ids))
         if missing:
             number = len(ids)
             if len(missing) < number:
                 context.console.say(f"  resuming: {number - len(missing)} of {number} images are done")
-            module = self.module(context, artefact)
-            part = "" if context.shard is None else f"{context.shard.label}-"
-            writer = MapWriter(artefact.folder, context.cfg.maps.full, part)
-            callbacks = [writer, Threads(context.cfg.maps.threads)]
-            trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
-            loader = context.data.prediction_loader(missing, self.scales, context.processes)
-            trainer.predict(module, loader, return_predictions=False)
+            context.engine.predict(context, self, artefact, missing)
             context.wait()
-            check_complete(missing_maps(artefact, ids), number, f"maps in {artefact.folder}")
+            check_complete(self.missing(artefact, ids), number, f"maps in {artefact.folder}")
         return summarize(read_records(artefact.folder))
+
+    def predict(
+        self,
+        context: Context,
+        artefact: Artefact,
+        ids: Sequence[str],
+        module: pl.LightningModule | None = None,
+    ) -> None:
+        """Makes the maps of images by the Trainer.
+
+        Args:
+            context: of the run.
+            artefact: gets the files.
+            ids: of the images.
+            module: as `module` gives it, if it is there already.
+        """
+        writer = MapWriter(artefact.folder, context.cfg.maps.full, context.records)
+        callbacks = [writer, Threads(context.cfg.maps.threads)]
+        made = self.module(context, artefact) if module is None else module
+        trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
+        loader = context.data.prediction_loader(ids, self.scales, context.processes)
+        trainer.predict(made, loader, return_predictions=False)
+
+    def missing(self, artefact: Artefact, ids: Sequence[str]) -> list[str]:
+        """Those of the images that have no maps."""
+        return missing_ids(artefact.folder / "maps", ids, ".npz")
 
     @abstractmethod
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """The LightningModule that makes the maps."""
-
-
-def missing_maps(artefact: Artefact, ids: Sequence[str]) -> list[str]:
-    """Those of the images that have no maps in the folder of a stage."""
-    return missing_ids(artefact.folder / "maps", ids, ".npz")
 
 
 class MethodStage(MapStage):
