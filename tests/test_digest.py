@@ -20,7 +20,8 @@ from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.maps import MethodStage
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
-EACH = [group for group in GROUPS if group != "methods"]  # whose files are all parts of methods=all
+# Those of methods are all parts of methods=all; those of sweep set nothing that the others do not.
+EACH = [group for group in GROUPS if group not in ("methods", "sweep")]
 SHIPPED = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))] + [
     *(f"{group}={path.stem}" for group in EACH for path in sorted((CONF / group).glob("*.yaml"))),
     "methods=all",

@@ -1,0 +1,157 @@
+"""What many images cost beside the computation: files in one folder, and the memory of each stage.
+
+python benchmarks/many_images.py files                    # 200,000 small maps in one folder, some minutes
+python benchmarks/many_images.py memory                   # the stages over 200 and over 2,000 small images
+python benchmarks/many_images.py memory --images 20 --times 10 --json outputs/memory.json
+"""
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from measuring import make_tree, show, write_json
+
+from ribseg.data.io.files import missing_ids
+from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path, read_records, save_maps
+from ribseg.data.io.masks import write_mask
+from ribseg.pipeline.engine.configuration import CONF
+from ribseg.pipeline.engine.runner import run
+
+T = TypeVar("T")
+# Small images and a narrow network: what is looked at does not depend on their size.
+SMALL = (
+    *("data.crop_size=64", "data.resize_long=[64,96]", "data.batch_size=8", "data.num_workers=0"),
+    *("classifier.epochs=1", "classifier.model.backbone=resnet10t", "classifier.model.pretrained=false"),
+    *("classifier.model.weights=null", "classifier.model.backbone_kwargs={channels:[8,8,12,16]}"),
+    *("rib.steps=1", "rib.references=0", "rib.lr=1e-5", "rib.area_limit=null", "refine.crf.iterations=1"),
+    *("refine.crf.backend=torch", "refine.workers=1", "refine.variants=[none]", "trainer.accelerator=cpu"),
+    *("evaluate.bootstrap=100", "segmenter.sources=[rib]", "data.eval_splits=[val]", "progress=false"),
+)
+CHAIN = "run=[classifier,cam,rib,pseudo_masks,evaluate,report]"
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What a function returns, and the seconds that it took."""
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
+
+
+def small_maps(number: int) -> Iterator[LocalizationMaps]:
+    """Maps of one class of a small image, without end the same few."""
+    generator = torch.Generator().manual_seed(0)
+    kept = [torch.rand(1, 24, 32, generator=generator) for _ in range(8)]
+    for index in range(number):
+        yield LocalizationMaps(torch.tensor([index % 20]), kept[index % 8], None, (96, 128))
+
+
+def files(number: int, folder: Path) -> list[dict[str, Any]]:
+    """A row for each thing that is done with many files in one folder."""
+    ids = [f"{index:08d}" for index in range(number)]
+    rows, part = [], max(1, number // 10)
+    written = zip(ids, small_maps(number), strict=True)
+    for tenth in (1, 10):
+        skipped = 0 if tenth == 1 else max(0, number - 2 * part)
+        for _ in range(skipped):
+            save(folder, *next(written))
+        _, seconds = timed(lambda: [save(folder, *next(written)) for _ in range(part)])
+        rows.append(row(f"write, tenth {tenth} of 10", part, seconds))
+    found, seconds = timed(lambda: missing_ids(folder / "maps", ids, ".npz"))
+    assert not found
+    rows.append(row("which are missing", number, seconds))
+    chosen = np.random.default_rng(0).choice(number, min(number, 2000), replace=False)
+    _, seconds = timed(lambda: [load_maps(map_path(folder, ids[index])) for index in chosen])
+    rows.append(row("read at random", len(chosen), seconds))
+    records, seconds = timed(lambda: read_records(folder))
+    assert len(records) == number
+    rows.append(row("records", number, seconds))
+    return rows
+
+
+def save(folder: Path, image_id: str, maps: LocalizationMaps) -> None:
+    """Writes record and maps as the stages do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "records-0.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"id": image_id, "classes": 1, "seconds": 0.0}) + "\n")
+    save_maps(map_path(folder, image_id), maps)
+
+
+def row(what: str, number: int, seconds: float) -> dict[str, Any]:
+    """A row of the table."""
+    return {"what": what, "files": number, "seconds": seconds, "ms a file": 1000 * seconds / number}
+
+
+def tree_of(folder: Path, images: int) -> Path:
+    """A data set of small images with masks; the last fifth is val."""
+    root = make_tree(folder, images, (64, 96))
+    masks, lists = root / "SegmentationClass", root / "ImageSets" / "Segmentation"
+    masks.mkdir()
+    ids = (lists / "train.txt").read_text().split()
+    (root / "image_labels.csv").unlink()  # the masks say it
+    for index, image_id in enumerate(ids):
+        labels = np.zeros((64, 96), np.uint8)
+        labels[16:48, 24:72] = 1 + index % 20
+        write_mask(masks / f"{image_id}.png", labels)
+    cut = len(ids) - len(ids) // 5
+    (lists / "train.txt").write_text("\n".join(ids[:cut]))
+    (lists / "val.txt").write_text("\n".join(ids[cut:]))
+    return root
+
+
+def peaks(images: int, folder: Path) -> dict[str, tuple[float, float]]:
+    """Stage -> peak memory in GiB and seconds, of a run over as many images."""
+    places = [f"data.root={tree_of(folder / 'data', images)}", f"store.root={folder / 'store'}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["experiment=rib_folder", *SMALL, CHAIN, *places])
+    results = run(cfg, folder / "out")
+    log = (folder / "out" / "log.txt").read_text()
+    memory = {name: float(gib) for name, gib in re.findall(r"done: (\w+), .*memory ([0-9.]+) GiB", log)}
+    manifests = {
+        name: json.loads(Path(p, "manifest.json").read_text()) for name, p in results["store"].items()
+    }
+    return {name: (memory[name], manifests[name]["seconds"]) for name in memory}
+
+
+def memory(images: int, times: int, folder: Path) -> list[dict[str, Any]]:
+    """A row for each stage, with the peaks of both numbers of images."""
+    few, many = peaks(images, folder / "few"), peaks(images * times, folder / "many")
+    return [
+        {
+            "stage": name,
+            f"GiB, {images} images": few[name][0],
+            f"GiB, {images * times} images": many[name][0],
+            f"s, {images} images": few[name][1],
+            f"s, {images * times} images": many[name][1],
+        }
+        for name in few
+    ]
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("files", "memory"))
+    parser.add_argument("--images", type=int, help="files: 200000, memory: 200 and ten times as many")
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--folder", type=Path, help="on the file system that is looked at")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as place:
+        if chosen.what == "files":
+            rows = files(chosen.images or 200_000, Path(place))
+        else:
+            rows = memory(chosen.images or 200, chosen.times, Path(place))
+    show(f"Many images: {chosen.what}", rows)
+    write_json(chosen.json, {chosen.what: rows})
+
+
+if __name__ == "__main__":
+    main()
