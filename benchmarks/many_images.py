@@ -11,6 +11,8 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,6 +109,7 @@ def tree_of(folder: Path, images: int) -> Path:
 
 def peaks(images: int, folder: Path) -> dict[str, tuple[float, float]]:
     """Stage -> peak memory in GiB and seconds, of a run over as many images."""
+    torch.set_num_threads(1)
     places = [f"data.root={tree_of(folder / 'data', images)}", f"store.root={folder / 'store'}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["experiment=rib_folder", *SMALL, CHAIN, *places])
@@ -119,9 +122,15 @@ def peaks(images: int, folder: Path) -> dict[str, tuple[float, float]]:
     return {name: (memory[name], manifests[name]["seconds"]) for name in memory}
 
 
+def alone(work: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns in a fresh process, in which nothing is left of another run."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def memory(images: int, times: int, folder: Path) -> list[dict[str, Any]]:
     """A row for each stage, with the peaks of both numbers of images."""
-    few, many = peaks(images, folder / "few"), peaks(images * times, folder / "many")
+    few, many = (alone(peaks, number, folder / str(number)) for number in (images, images * times))
     return [
         {
             "stage": name,
