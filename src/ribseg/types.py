@@ -71,11 +71,18 @@ class PredictItem(NamedTuple):
 
 
 class ViewMaps(list[Tensor]):
-    """Maps of one image, one tensor (K, h', w') per view, with their (K,) class indices as `classes`."""
+    """Maps of one image, one tensor (K, h', w') per view.
 
-    def __init__(self, maps: Iterable[Tensor], classes: Tensor) -> None:
+    Args:
+        maps: of the views.
+        classes: (K,) class indices.
+        whole: whether a map covers exactly the image. Otherwise it covers the image and what follows at the
+            right and bottom, up to the next multiples of 16 pixels, as features at that stride do.
+    """
+
+    def __init__(self, maps: Iterable[Tensor], classes: Tensor, whole: bool = False) -> None:
         super().__init__(maps)
-        self.classes = classes
+        self.classes, self.whole = classes, whole
 
 
 class AdaptationStep(NamedTuple):
