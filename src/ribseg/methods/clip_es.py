@@ -87,6 +87,8 @@ class ClipES:
         check_attention(blocks, rounds, power, box_threshold, short_boxes)
         self.logit_scale, self.blocks, self.rounds, self.power = logit_scale, blocks, rounds, power
         self.box_threshold, self.short_boxes = box_threshold, short_boxes
+        if not pretrained and weights is None:
+            raise ConfigError("expected pretrained=true or weights=FILE: nothing here trains the tower")
         # Before the tower, which may be a download.
         self.texts, self.backgrounds = _embeddings(text, classes)
         with within("tower"):

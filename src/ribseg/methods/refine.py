@@ -1,4 +1,4 @@
-"""Refinement of localization maps: confident labels for IRNet, and random walks over affinities."""
+"""Refinement of localization maps: confident labels for IRNet, random walks over affinities, attention."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,7 @@ from ribseg.checks import check_number, check_switch
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
+from ribseg.functional.attention import attention_affinity, check_attention, refine_by_attention
 from ribseg.functional.random_walk import check_walk_arguments
 from ribseg.methods.evaluation import full_size
 from ribseg.types import STRIDE
@@ -138,6 +139,45 @@ def walk_maps_by_features(
         start = start.new_zeros(0, *features.shape[1:])
     walked = feature_random_walk(start, features, radius, beta, steps)
     return _full_scores(walked, 2 * STRIDE, size, per_class)
+
+
+def maps_by_attention(
+    maps: LocalizationMaps,
+    attention: Tensor,
+    size: tuple[int, int],
+    patch: int,
+    rounds: int = 3,
+    power: int = 2,
+    box_threshold: float = 0.4,
+    short_boxes: bool = False,
+) -> Tensor:
+    """Localization maps after CLIP-ES's refinement, at the image's size (docs/method.md, section 5.6).
+
+    Args:
+        maps: of one image; they are averaged over the patches.
+        attention: (h * w, h * w) between patches, from `ribseg.models.attention.patch_attention`, with
+            h = ceil(H / patch); the maps are refined on its device.
+        size: (H, W) of the image.
+        patch: side of a patch in pixels.
+        rounds: see `ribseg.functional.attention.attention_affinity`.
+        power: see there.
+        box_threshold: see `ribseg.functional.attention.box_mask`.
+        short_boxes: see there.
+
+    Returns:
+        (K, H, W) float32 in [0, 1] on the CPU; each map is divided by its own maximum.
+
+    Raises:
+        ValueError: the maps are of another size, or the attention of another number of patches.
+    """
+    check_attention(1, rounds, power, box_threshold, short_boxes)
+    if not len(maps.classes):
+        return torch.zeros(0, *size)
+    full = full_size(maps, size).to(attention)
+    means = F.avg_pool2d(full, patch, ceil_mode=True, count_include_pad=False)
+    affinity = attention_affinity(attention, rounds, power)
+    refined = refine_by_attention(means, affinity, box_threshold, short_boxes)
+    return _full_scores(refined, patch, size, per_class=True)
 
 
 def check_walk(

@@ -34,6 +34,11 @@ def attention_layers(network: nn.Module) -> list[nn.Module]:
     return found
 
 
+def patch_side(network: nn.Module) -> int:
+    """Side in pixels of a patch of a transformer; raises a ConfigError as `attention_layers`."""
+    return _trunk(network).patch
+
+
 def check_blocks(network: nn.Module, blocks: int) -> None:
     """Raises a ConfigError unless a network has at least this many blocks with attention."""
     number = len(attention_layers(network))

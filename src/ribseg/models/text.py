@@ -66,7 +66,7 @@ class TextEmbeddings:
         if missing:
             raise ConfigError(
                 f"the text embeddings lack {len(missing)} of {len(names)} classes: {listed(missing)}; they "
-                f"have {listed(self.names)}. Make a file for these classes: ribseg text FILE.npz --names NAMES.txt"
+                f"have {listed(self.names)}. Make a file for these: ribseg text FILE.npz --names NAMES.txt"
             )
         return self.classes[[self.names.index(name) for name in names]]
 

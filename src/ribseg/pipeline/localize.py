@@ -212,7 +212,7 @@ class Localizer:
             entry = known[entry.maps_of]
         if entry.searches_rate:
             raise ConfigError(f"{entry.path}.lr=auto needs training images; give it a number")
-        return entry.build(self.classifier)
+        return entry.build(self.classifier, classes=self.names)
 
 
 def _network(classifier: nn.Module | str | Path | None, device: str | torch.device | None) -> nn.Module:

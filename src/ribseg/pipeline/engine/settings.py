@@ -61,6 +61,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "refine.labels.background": partial(SHARE, words=("auto",)),
     "refine.maps_threshold": SCORE,
     "refine.walk_threshold": SCORE,
+    "refine.attention_threshold": SCORE,
     "refine.saliency_threshold": SHARE,
     "refine.workers": COUNT_OR_AUTO,
     "segmenter.max_steps": COUNT,

@@ -85,6 +85,10 @@ class MethodStage(MapStage):
         # Reference images are cropped as in training.
         self.neutral = NOT_FOR_MAPS if entry.references else MapStage.neutral
 
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The classifier, unless the method is made without."""
+        return () if self.entry.without_classifier else self.needs
+
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of the learning rate search count only with lr=auto."""
         entry = entries(cfg)[self.name]
@@ -95,7 +99,7 @@ class MethodStage(MapStage):
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
         """The `LocalizationModule`; with lr=auto the learning rate is searched first."""
-        classifier = trained_classifier(context)
+        classifier = None if self.entry.without_classifier else trained_classifier(context)
         references = references_of(context, self.entry, classifier)
 
         def make(lr: float | None = None, inner: bool = False) -> LocalizationModule:
@@ -109,7 +113,7 @@ class MethodStage(MapStage):
 def localization_module(
     context: Context,
     entry: Entry,
-    classifier: nn.Module,
+    classifier: nn.Module | None,
     references: ReferenceBatches | None = None,
     lr: float | None = None,
     inner: bool = False,
@@ -119,12 +123,12 @@ def localization_module(
     Args:
         context: of the run.
         entry: of `methods`.
-        classifier: the trained network.
+        classifier: the trained network; None for a method that is made without.
         references: for methods that take reference images.
         lr: replaces `lr=auto`.
         inner: use only the method that the entry wraps.
     """
-    method = entry.build(classifier, lr, inner)
+    method = entry.build(classifier, lr, inner, context.data.classes)
     check_loss_views(entry, method, len(context.cfg.data.scales))
     if entry.references and not takes(method, "references"):
         raise ConfigError(
@@ -135,11 +139,11 @@ def localization_module(
     )
 
 
-def references_of(context: Context, entry: Entry, classifier: nn.Module) -> ReferenceBatches | None:
+def references_of(context: Context, entry: Entry, classifier: nn.Module | None) -> ReferenceBatches | None:
     """Batches of `entry.references` reference images; None for 0, or if they would not change the maps."""
     if not entry.references:
         return None
-    method = entry.build(classifier, lr=1.0)  # with lr=auto any rate will do here
+    method = entry.build(classifier, 1.0, classes=context.data.classes)  # with lr=auto any rate will do here
     if not getattr(method, "uses_references", True):
         context.console.say("  no reference images are loaded: they would not change the maps of this method")
         return None

@@ -23,7 +23,7 @@ from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
-from ribseg.pipeline.stages.chains import Chain, RefinementStage
+from ribseg.pipeline.stages.chains import ATTENTION, WALK, Chain, RefinementStage
 from ribseg.pipeline.stages.thresholds import (
     SCORES_ONLY,
     THRESHOLDS,
@@ -33,19 +33,19 @@ from ribseg.pipeline.stages.thresholds import (
 )
 
 SCORES = "scores.json"
-PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
+PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"))
 
 
 class Variant(NamedTuple):
     """The steps from maps to masks.
 
     Attributes:
-        walk: starts from the maps after the random walk.
+        refined: "random_walk" or "attention", the stage that refines the maps first, or "" for none.
         saliency: saliency maps define the background, not a background score.
         refinement: "crf", "pixel_adaptive", or "" for none.
     """
 
-    walk: bool
+    refined: str
     saliency: bool
     refinement: str
 
@@ -59,7 +59,8 @@ class Variant(NamedTuple):
         if name not in VARIANTS:
             raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
         refinement = next((part for part in PARTS[2] if name.endswith(part)), "")
-        return cls(name.startswith("random_walk"), "saliency" in name, refinement)
+        refined = next((part for part in PARTS[0] if name.startswith(part)), "")
+        return cls(refined, "saliency" in name, refinement)
 
 
 VARIANTS = tuple(
@@ -89,7 +90,7 @@ class PseudoMasksStage(RefinementStage):
     kind = "pseudo_masks"
     parts = ("refine", "evaluate", "data")
     neutral = (
-        *("refine.labels", "refine.walk", *SCORES_ONLY, *CROPS, *VIEWS),
+        *("refine.labels", "refine.walk", "refine.attention", *SCORES_ONLY, *CROPS, *VIEWS),
         *("data.batch_size", "data.mean", "data.std"),
     )
 
@@ -192,12 +193,13 @@ def check_variants(cfg: DictConfig) -> None:
 
 def map_source(chain: Chain, variant: str) -> str:
     """The stage whose maps a variant starts from."""
-    return chain.name("random_walk") if Variant.parse(variant).walk else chain.maps
+    refined = Variant.parse(variant).refined
+    return chain.name(refined) if refined else chain.maps
 
 
 def threshold_setting(variant: Variant) -> str:
     """The setting of `refine` with the background score of a variant."""
-    return THRESHOLDS[variant.walk]
+    return THRESHOLDS[variant.refined]
 
 
 def background_scores(context: Context, chain: Chain) -> dict[str, float]:
@@ -255,7 +257,7 @@ def check_refinement(context: Context, chain: Chain) -> None:
     chosen = [Variant.parse(name) for name in chain.variants(context.cfg)]
     used = {threshold_setting(variant) for variant in chosen if not variant.saliency}
     if "auto" in plain(context.cfg.refine.labels).values():
-        used.add(THRESHOLDS[0])
+        used.add(THRESHOLDS[""])
     check_thresholds(context.cfg, sorted(used))
     if any(variant.saliency for variant in chosen):
         check_saliency(context)
