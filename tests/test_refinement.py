@@ -155,11 +155,11 @@ def test_saliency_supplies_the_background(tmp_path, tree, saliency):
 
 
 def test_names_of_variants():
-    assert len(VARIANTS) == 12
-    assert Variant.parse("none") == (False, False, "")
-    assert Variant.parse("random_walk_saliency_pixel_adaptive") == (True, True, "pixel_adaptive")
-    assert Variant.parse("crf") == (False, False, "crf")
-    assert len({mask_name(variant) for variant in VARIANTS}) == 12
+    assert len(VARIANTS) == 18
+    assert Variant.parse("none") == ("", False, "")
+    assert Variant.parse("random_walk_saliency_pixel_adaptive") == ("random_walk", True, "pixel_adaptive")
+    assert Variant.parse("crf") == ("", False, "crf")
+    assert len({mask_name(variant) for variant in VARIANTS}) == 18
 
 
 def test_background_scores_by_other_images_and_without_masks(tmp_path, tree):

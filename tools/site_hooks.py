@@ -51,6 +51,8 @@ PACKAGES = {
         "ribseg.methods.pooling.LogSumExp",
         "ribseg.methods.pooling.TopK",
         "ribseg.methods.pooling.GeneralizedMean",
+        "ribseg.methods.advcam.AdvCAM",
+        "ribseg.methods.clip_es.ClipES",
         "ribseg.methods.controls",
         "ribseg.methods.evaluation",
         "ribseg.methods.refine",

@@ -1,5 +1,6 @@
 """Pure functions of tensors: pooling, class activation maps, refinement, evaluation."""
 
+from ribseg.functional.attention import attention_affinity, box_mask, refine_by_attention
 from ribseg.functional.cam import (
     active_area,
     argmax_labels,
@@ -24,6 +25,8 @@ __all__ = [
     "active_area",
     "affinity_losses",
     "argmax_labels",
+    "attention_affinity",
+    "box_mask",
     "class_maps",
     "dense_crf",
     "feature_affinity_losses",
@@ -39,6 +42,7 @@ __all__ = [
     "otsu",
     "pixel_adaptive",
     "random_walk",
+    "refine_by_attention",
     "resize_and_sum",
     "score_histogram",
     "scores",
