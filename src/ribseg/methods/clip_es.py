@@ -58,7 +58,7 @@ class ClipES:
         short_boxes: see there; true in the released program.
 
     Attributes:
-        network: the image tower.
+        network: the image tower; images are moved to its device.
 
     Raises:
         ConfigError: an argument is out of range; no text embeddings, some are missing, or they do not fit
@@ -119,8 +119,7 @@ class ClipES:
         classes = present_classes(labels)
         if not len(classes):
             return without_classes(views)
-        image = views[0][:1]
-        self.network.to(image.device)
+        image = views[0][:1].to(next(self.network.parameters()).device)
         with torch.autocast(image.device.type, enabled=False):
             maps, attention = self._grad_cam(self.prepared(image), classes)
             affinity = attention_affinity(attention, self.rounds, self.power)

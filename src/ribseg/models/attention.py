@@ -84,7 +84,7 @@ def recorded_attention(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     Inside they compute it as a matrix, which the fused kernels never do, so results may differ by rounding.
     """
     recorded: list[Tensor] = []
-    modules = cast("list[Any]", list(layers))
+    modules: list[Any] = list(layers)
     fused = [module.fused_attn for module in modules]
     handles = [module.attn_drop.register_forward_pre_hook(partial(_record, recorded)) for module in modules]
     try:

@@ -77,9 +77,13 @@ class TextEmbeddings:
             RibsegError: it cannot be written.
         """
         buffer = io.BytesIO()
-        texts = {name: np.asarray(getattr(self, name), dtype=str) for name in ("names", "background_names")}
-        rows = {name: getattr(self, name).float().cpu().numpy() for name in ("classes", "background")}
-        np.savez(buffer, **texts, **rows)
+        np.savez(
+            buffer,
+            names=np.asarray(self.names, dtype=str),
+            classes=self.classes.float().cpu().numpy(),
+            background_names=np.asarray(self.background_names, dtype=str),
+            background=self.background.float().cpu().numpy(),
+        )
         atomic_write(path, buffer.getvalue())
 
 
