@@ -61,6 +61,7 @@ STAGE_SETTINGS = {  # what the stages themselves read
     "refine.walk_threshold": SHARE,
     "refine.attention_threshold": SHARE,
     "refine.saliency_threshold": SHARE,
+    "refine.crf_unary": ("map", 1, None),
     "refine.workers": AT_LEAST_1,
     "segmenter.max_steps": AT_LEAST_1,
     "segmenter.batch_size": AT_LEAST_1,

@@ -1,5 +1,6 @@
 """Refinement of localization maps: confident labels for IRNet, random walks over affinities, attention."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,7 @@ from ribseg.methods.evaluation import full_size
 from ribseg.types import STRIDE
 
 IGNORE = 255
+SMALLEST = 1e-6  # of a threshold that an exponent is made of
 CRF = Callable[..., np.ndarray]
 
 
@@ -178,6 +180,35 @@ def maps_by_attention(
     affinity = attention_affinity(attention, rounds, power)
     refined = refine_by_attention(means, affinity, box_threshold, short_boxes)
     return _full_scores(refined, patch, size, per_class=True)
+
+
+def labels_by_crf(
+    image: np.ndarray, maps: Tensor, classes: Tensor, threshold: float, crf: CRF = dense_crf
+) -> np.ndarray:
+    """Labels by a CRF on the maps themselves, not on labels made of them, as in CLIP-ES.
+
+    The probability of the background is `(1 - max_c map_c) ^ alpha`, which is below the highest map exactly
+    where that exceeds the threshold; CLIP-ES's alpha of 1 is the threshold 0.5.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: (K, H, W) in [0, 1].
+        classes: (K,) class indices.
+        threshold: in [0, 1].
+        crf: a function like `dense_crf`, called with image and probabilities.
+
+    Returns:
+        (H, W) uint8: 0 background, c + 1 class c.
+
+    Raises:
+        SettingError: the threshold is out of range.
+    """
+    check_number("threshold", threshold, 0, 1)
+    share = min(max(threshold, SMALLEST), 1 - SMALLEST)
+    background = (1 - maps.amax(0)).clamp(min=0) ** (math.log(share) / math.log(1 - share))
+    best = crf(image, torch.cat([background[None], maps])).argmax(0)
+    ids = torch.cat([classes.new_zeros(1), classes + 1])
+    return ids[best].numpy().astype(np.uint8)
 
 
 def check_walk(

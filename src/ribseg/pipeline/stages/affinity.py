@@ -40,7 +40,7 @@ MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", added to the b
 # Settings of `refine` that neither the confident labels nor the walk depend on.
 MASKS = (
     *("refine.variants", "refine.walk_threshold", "refine.attention_threshold"),
-    *("refine.saliency", "refine.saliency_threshold"),
+    *("refine.saliency", "refine.saliency_threshold", "refine.crf_unary"),
 )
 AFTER_LABELS = ("refine.walk", "refine.attention", "refine.pixel_adaptive", *MASKS)
 NOT_FOR_WALK = (

@@ -1,6 +1,6 @@
 """The stage that makes pseudo masks from maps: palette PNGs, background scores, and their mIoU."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive
 from ribseg.interop import read_saliency
 from ribseg.methods.evaluation import NOTHING_SCORED, full_size
+from ribseg.methods.refine import labels_by_crf
 from ribseg.metrics import label_counts, pooled_scores
 from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.stage import CROPS, VIEWS
@@ -33,6 +34,7 @@ from ribseg.pipeline.stages.thresholds import (
 )
 
 SCORES = "scores.json"
+UNARIES = ("labels", "maps")  # what a CRF starts from
 PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"))
 
 
@@ -75,12 +77,14 @@ class Recipe(NamedTuple):
         threshold: background score; with saliency, the threshold above which a pixel is salient.
         saliency: whether jobs include a saliency map.
         crf: settings of `dense_crf`, or None.
+        on_maps: whether the CRF starts from the maps instead of labels.
         pixel_adaptive: settings of `pixel_adaptive`, or None.
     """
 
     threshold: float
     saliency: bool
     crf: dict[str, Any] | None
+    on_maps: bool
     pixel_adaptive: dict[str, Any] | None
 
 
@@ -221,7 +225,7 @@ def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
     """The settings of a variant."""
     cfg = context.cfg.refine
     settings = {name: plain(cfg[name]) if variant.refinement == name else None for name in PARTS[2]}
-    return Recipe(threshold, variant.saliency, **settings)
+    return Recipe(threshold, variant.saliency, on_maps=cfg.crf_unary == "maps", **settings)
 
 
 def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
@@ -261,6 +265,11 @@ def check_refinement(context: Context, chain: Chain) -> None:
     check_thresholds(context.cfg, sorted(used))
     if any(variant.saliency for variant in chosen):
         check_saliency(context)
+    if context.cfg.refine.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in chosen):
+        raise ConfigError(
+            "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
+            "labels of the background, not probabilities"
+        )
 
 
 def check_saliency(context: Context) -> None:
@@ -306,5 +315,9 @@ def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: J
         labels = argmax_labels(full, maps.classes, recipe.threshold)
     result = labels.numpy().astype(np.uint8)
     if recipe.crf is not None and len(maps.classes):
-        result = dense_crf(image, result, **recipe.crf)
+        crf: Callable[..., Any] = partial(dense_crf, **recipe.crf)
+        if recipe.on_maps:
+            result = labels_by_crf(image, full, maps.classes, recipe.threshold, crf)
+        else:
+            result = crf(image, result)
     write_mask(target, result)
