@@ -53,6 +53,7 @@ PACKAGES = {
         "ribseg.methods.pooling.GeneralizedMean",
         "ribseg.methods.advcam.AdvCAM",
         "ribseg.methods.clip_es.ClipES",
+        "ribseg.methods.lpcam.LPCAM",
         "ribseg.methods.controls",
         "ribseg.methods.evaluation",
         "ribseg.methods.refine",

@@ -1,6 +1,6 @@
 """Shared data types: samples, maps, results."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -68,6 +68,18 @@ class PredictItem(NamedTuple):
     views: list[Tensor]
     labels: Tensor
     size: tuple[int, int]
+
+
+class TrainingImages(NamedTuple):
+    """Labelled images that a method learns from before its first image.
+
+    Attributes:
+        labels: (N, C) float32 in {0, 1}.
+        views: index -> the views of an image, one (2, 3, h, w) float32 tensor per scale of `data.scales`.
+    """
+
+    labels: Tensor
+    views: Callable[[int], list[Tensor]]
 
 
 class ViewMaps(list[Tensor]):

@@ -9,6 +9,7 @@ from ribseg.functional.cam import (
     normalize,
     resize_and_sum,
 )
+from ribseg.functional.clustering import cosine_kmeans
 from ribseg.functional.dense_crf import dense_crf
 from ribseg.functional.evaluation import Scores, scores, threshold_histogram
 from ribseg.functional.irn import AffinityLosses, affinity_losses
@@ -28,6 +29,7 @@ __all__ = [
     "attention_affinity",
     "box_mask",
     "class_maps",
+    "cosine_kmeans",
     "dense_crf",
     "feature_affinity_losses",
     "feature_random_walk",

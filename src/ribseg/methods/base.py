@@ -28,7 +28,8 @@ class Method(Protocol):
     image do not change the maps; then none are loaded. `targets(labels, generator)`: the labels to adapt to,
     if not those of the image; references then share no class with them. `network`: a module of the method's
     own, which is moved to the device. A method with an argument `classes` is built with the names of the
-    classes.
+    classes. `prepare(images, generator)`, called once with `ribseg.types.TrainingImages`, returns named
+    tensors, which are kept; `use(tensors)` takes them before the first image.
     """
 
     def __call__(self, *, views: Sequence[Tensor], labels: Tensor, **given: Any) -> Adaptation:

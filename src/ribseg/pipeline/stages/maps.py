@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar, get_args
 
@@ -26,6 +27,7 @@ from ribseg.pipeline.engine.training import check_complete
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.decoded_images import decoded_images
 from ribseg.pipeline.stages.learning_rate import searched_rate
+from ribseg.pipeline.stages.prepared import prepared
 from ribseg.types import Stop
 
 
@@ -98,16 +100,17 @@ class MethodStage(MapStage):
         return with_sources(settings)
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """The `LocalizationModule`; with lr=auto the learning rate is searched first."""
+        """The `LocalizationModule`; the learning rate of lr=auto, and what the method learns, come first."""
         classifier = None if self.entry.without_classifier else trained_classifier(context)
         references = references_of(context, self.entry, classifier)
 
         def make(lr: float | None = None, inner: bool = False) -> LocalizationModule:
             return localization_module(context, self.entry, classifier, references, lr, inner)
 
-        if not self.entry.searches_rate:
-            return make()
-        return make(searched_rate(context, self.entry, lambda lr: make(lr, inner=True)))
+        lr = None
+        if self.entry.searches_rate:
+            lr = searched_rate(context, self.entry, lambda rate: make(rate, inner=True))
+        return prepared(context, self.entry, partial(make, lr))
 
 
 def localization_module(
