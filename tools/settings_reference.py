@@ -24,6 +24,7 @@ SOURCES = {
     "PSA": "Ahn, Kwak, CVPR 2018",
     "CLIP-ES": "Lin et al., CVPR 2023, and its program",
     "LPCAM": "Chen, Sun, CVPR 2023, and its program",
+    "ReCAM": "Chen, Wang, Wu, Hua, Zhang, Sun, CVPR 2022, and its program",
     "AdvCAM": "Lee, Kim, Yoon, CVPR 2021, and its program",
     "DeepLab": "Chen et al., TPAMI 2018 (DeepLab-v2), as programs of the field use it",
     "ImageNet": "the backbone's training on ImageNet",

@@ -54,6 +54,7 @@ PACKAGES = {
         "ribseg.methods.advcam.AdvCAM",
         "ribseg.methods.clip_es.ClipES",
         "ribseg.methods.lpcam.LPCAM",
+        "ribseg.methods.recam.ReCAM",
         "ribseg.methods.controls",
         "ribseg.methods.evaluation",
         "ribseg.methods.refine",

@@ -17,6 +17,7 @@ from ribseg.functional.pixel_adaptive import pixel_adaptive
 from ribseg.functional.pooling import gap, generalized_mean, global_max, gndrp, log_sum_exp, top_k
 from ribseg.functional.psa import feature_affinity_losses
 from ribseg.functional.random_walk import feature_random_walk, random_walk
+from ribseg.functional.recam import class_features, single_class_loss
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.functional.threshold import otsu, score_histogram
 
@@ -28,6 +29,7 @@ __all__ = [
     "argmax_labels",
     "attention_affinity",
     "box_mask",
+    "class_features",
     "class_maps",
     "cosine_kmeans",
     "dense_crf",
@@ -48,6 +50,7 @@ __all__ = [
     "resize_and_sum",
     "score_histogram",
     "scores",
+    "single_class_loss",
     "threshold_histogram",
     "top_k",
 ]

@@ -9,6 +9,7 @@ from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet, load_official_irn
 from ribseg.models.load import load
 from ribseg.models.psa import PSANet
+from ribseg.models.recam import ReCAMClassifier
 from ribseg.models.released.rib import load_official_classifier
 from ribseg.models.segmenter import Segmenter, load_segmenter
 from ribseg.models.smp import SMPSegmenter
@@ -23,6 +24,7 @@ __all__ = [
     "DeepLabV2",
     "IRNet",
     "PSANet",
+    "ReCAMClassifier",
     "SMPSegmenter",
     "Segmenter",
     "TextEmbeddings",
