@@ -154,7 +154,7 @@ def test_a_file_of_it_says_what_it_is(tmp_path):
 
 
 def test_a_run_with_it(tmp_path, tree):
-    run = ("run=[classifier,methods,evaluate,report]", "methods=[cam,recam]", "classifier.epochs=2")
+    run = ("run=[classifier,methods,evaluate]", "methods=[cam,recam]", "classifier.epochs=2")
     quick = ("classifier.model.backbone=resnet10t", "classifier.model.pretrained=false")
     results = folder_run(tmp_path, tree, "classifier=recam", *run, *quick, "classifier.module.start=0.5")
     assert set(results["localization"]) == {"cam", "recam"}

@@ -74,7 +74,10 @@ def patch_attention(network: nn.Module, images: Tensor, blocks: int = 8) -> Tens
 
 def mean_attention(recorded: Sequence[Tensor], prefix: int) -> Tensor:
     """(N, L, L) attention of each block -> the (N, L - p, L - p) mean without class and register tokens."""
-    return torch.stack([attention[:, prefix:, prefix:] for attention in recorded]).mean(0)
+    total = recorded[0][:, prefix:, prefix:].clone()
+    for attention in recorded[1:]:  # one by one: a stack would need as much memory again
+        total += attention[:, prefix:, prefix:]
+    return total / len(recorded)
 
 
 @contextmanager
