@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -61,13 +60,15 @@ class ReCAMModule(ClassifierModule):
         check_number("head_lr_factor", self.head_lr_factor, above=0)
         self.start, self.weight = start, weight
         self.second_lr, self.second_factor = second_lr, second_factor
+        # Number of steps of the first training; configure_optimizers knows it.
+        self.first_steps = 0
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
         features = self.classifier.features(batch.image)
         loss = self.loss(self.classifier.head(features.mean((2, 3), keepdim=True)).flatten(1), batch.labels)
         number = len(batch.labels)
-        if self.global_step < self.first_steps(self.trainer):
+        if self.global_step < self.first_steps:
             # All weights are in the graph in each step, which DDP expects.
             loss = loss + 0 * self.classifier.second.weight.sum()
         else:
@@ -76,10 +77,6 @@ class ReCAMModule(ClassifierModule):
             loss = loss + self.weight * single
         self.log("train/loss", loss, prog_bar=True, batch_size=number)
         return loss
-
-    def first_steps(self, trainer: pl.Trainer) -> int:
-        """Number of steps of the first training."""
-        return round(self.start * int(trainer.estimated_stepping_batches))
 
     def new_optimizer(self) -> Optimizer:
         """The optimizer with three parameter groups: backbone, first head, second head."""
@@ -94,7 +91,8 @@ class ReCAMModule(ClassifierModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and the rates of both trainings, step by step."""
         optimizer, steps = self.new_optimizer(), int(self.trainer.estimated_stepping_batches)
-        first, slow = self.first_steps(self.trainer), self.second_lr * self.second_factor
+        first = self.first_steps = round(self.start * steps)
+        slow = self.second_lr * self.second_factor
         pairs = [(1.0, slow / self.lr), (1.0, slow / (self.lr * self.head_lr_factor)), (0.0, 1.0)]
 
         def factor(step: int, before: float, after: float) -> float:
