@@ -1,12 +1,15 @@
 """Confident labels and the walk of localization maps, pixel by pixel."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from ribseg.checks import SettingError
 from ribseg.data.io.maps import LocalizationMaps
-from ribseg.functional import argmax_labels
-from ribseg.methods.refine import confident_labels, walk_maps
+from ribseg.functional import argmax_labels, dense_crf
+from ribseg.methods.refine import confident_labels, labels_by_crf, walk_maps
 
 
 def ramp(height=8, width=40):
@@ -86,3 +89,21 @@ def test_maximum_of_all_classes_or_of_each(per_class, peaks):
     maps = LocalizationMaps(torch.tensor([0, 1]), strided, None)
     walked = walk_maps(maps, torch.zeros(3, 4), (12, 16), power=1.0, per_class=per_class)
     torch.testing.assert_close(walked.amax((1, 2)), torch.tensor(peaks))
+
+
+def test_a_crf_on_maps_begins_with_the_labels_of_the_threshold():
+    """Without iterations the CRF gives what it was given: argmax over the maps and the background."""
+    image = np.zeros((9, 12, 3), np.uint8)
+    maps = torch.rand(2, 9, 12, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([1, 4])
+    nothing = partial(dense_crf, iterations=0, backend="torch")
+    for threshold in (0.2, 0.5, 0.8):
+        expected = argmax_labels(maps, classes, threshold)
+        assert np.array_equal(labels_by_crf(image, maps, classes, threshold, nothing), expected.numpy())
+    assert not labels_by_crf(image, maps, classes, 1.0, nothing).any()
+    assert (labels_by_crf(image, maps, classes, 0.0, nothing) > 0).all()
+    given = []
+    labels_by_crf(image, maps, classes, 0.5, lambda image, scores: given.append(scores) or scores)
+    torch.testing.assert_close(given[0][0], 1 - maps.amax(0))
+    with pytest.raises(SettingError, match="threshold"):
+        labels_by_crf(image, maps, classes, 1.5, nothing)

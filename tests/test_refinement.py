@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from quick_run import folder_run
 
+from ribseg.checks import SettingError
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.functional import otsu, score_histogram
@@ -154,12 +155,32 @@ def test_saliency_supplies_the_background(tmp_path, tree, saliency):
         folder_run(tmp_path, tree, *overrides)
 
 
+def test_a_crf_on_maps_is_another_variant_of_the_same_maps(tmp_path, tree, saliency):
+    fixed = ("refine.maps=cam", "refine.variants=[none,crf]", "refine.maps_threshold=0.3")
+    run = "run=[classifier,cam,pseudo_masks]"
+    one, two = (
+        folder_run(tmp_path, tree, run, *fixed, f"refine.crf_unary={unary}")["store"]
+        for unary in ("labels", "maps")
+    )
+    assert one["cam"] == two["cam"]
+    files = [sorted(Path(store["pseudo_masks"]).rglob("*/im_*.png")) for store in (one, two)]
+    alike = [a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True) if a.parent.name == "none"]
+    differ = [a.read_bytes() != b.read_bytes() for a, b in zip(*files, strict=True) if a.parent.name == "crf"]
+    assert all(alike)
+    assert any(differ)
+    variants = ("refine.variants=[saliency_crf]", f"refine.saliency={saliency}")
+    with pytest.raises(ConfigError, match=r"crf_unary=labels for variants with saliency"):
+        folder_run(tmp_path, tree, run, *fixed, *variants, "refine.crf_unary=maps")
+    with pytest.raises(SettingError, match=r"refine\.crf_unary: expected labels \| maps"):
+        folder_run(tmp_path, tree, run, *fixed, "refine.crf_unary=scores")
+
+
 def test_names_of_variants():
-    assert len(VARIANTS) == 12
-    assert Variant.parse("none") == (False, False, "")
-    assert Variant.parse("random_walk_saliency_pixel_adaptive") == (True, True, "pixel_adaptive")
-    assert Variant.parse("crf") == (False, False, "crf")
-    assert len({mask_name(variant) for variant in VARIANTS}) == 12
+    assert len(VARIANTS) == 18
+    assert Variant.parse("none") == ("", False, "")
+    assert Variant.parse("random_walk_saliency_pixel_adaptive") == ("random_walk", True, "pixel_adaptive")
+    assert Variant.parse("crf") == ("", False, "crf")
+    assert len({mask_name(variant) for variant in VARIANTS}) == 18
 
 
 def test_background_scores_by_other_images_and_without_masks(tmp_path, tree):

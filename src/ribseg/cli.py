@@ -1,4 +1,4 @@
-"""The command `ribseg`: trains, localizes, segments, compares runs, checks data, converts maps and labels.
+"""The command `ribseg`: trains, localizes, segments, compares runs, checks data, converts, embeds names.
 
 `python -m ribseg.predict` and `python -m ribseg.interop` are its subcommands `predict` and `convert`. Only
 the module of the chosen command is imported, so that help and errors about arguments appear at once.
@@ -26,6 +26,10 @@ REPORT = """\
 Several runs, or the jobs of a sweep, beside each other: comparison.html with the settings that differ,
 paired intervals of the differences, and the same images under each; comparison.json has the numbers.
 One run: its report.html again, from results.json and the store."""
+TEXT = """\
+Embeds the names of classes, and kinds of background, by CLIP's text encoder (pip install 'ribseg[clip]').
+The model must be of the same CLIP as methods.clip_es.tower; the defaults are. The published words of
+CLIP-ES are taken for the classes that have some, unless the line of a class gives others."""
 # Formats of `ribseg convert` that hold arrays, and those that hold images.
 ARRAYS = {
     "irn-to-ribseg": ".npy dictionaries of IRN, RIB or AdvCAM (keys, cam, high_res) to .npz maps",
@@ -65,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     text = "run an experiment: ribseg train experiment=demo, in Hydra's syntax; ribseg train --help"
     commands.add_parser(TRAIN, help=text, add_help=False)
-    for add in (_add_localize, _add_predict, _add_report, _add_check, _add_convert):
+    for add in (_add_localize, _add_predict, _add_report, _add_check, _add_convert, _add_text):
         add(commands)
     return whole
 
@@ -149,6 +153,20 @@ def _add_convert(commands: Any) -> None:
     labels.add_argument("target", help="the CSV file to write; must not exist")
     labels.add_argument("--names", help="file with one class name per line, in order; default: VOC's twenty")
     labels.set_defaults(quiet=True)
+
+
+def _add_text(commands: Any) -> None:
+    text = "text embeddings of class names, for the method clip_es"
+    add = _add(commands, "text", text, TEXT, formatter_class=RAW).add_argument
+    add("target", metavar="FILE.npz", help="file to write")
+    lines = "file with one class per line, as 'bird' or 'bird: bird avian'; default: VOC's twenty"
+    add("--names", type=Path, metavar="FILE", help=lines)
+    kinds = "file with one kind of background per line; default: CLIP-ES's that are no classes"
+    add("--backgrounds", type=Path, metavar="FILE", help=kinds)
+    add("--model", default="ViT-B-16-quickgelu", help="of open_clip; default: %(default)s")
+    add("--weights", default="openai", help="a tag of open_clip, or a file; default: %(default)s")
+    default = "a clean origami {}."
+    add("--template", default=default, help="with {} in the place of the words; default: %(default)s")
 
 
 def _add_formats(formats: Any, name: str, text: str) -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Shared data types: samples, maps, results."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -70,12 +70,31 @@ class PredictItem(NamedTuple):
     size: tuple[int, int]
 
 
-class ViewMaps(list[Tensor]):
-    """Maps of one image, one tensor (K, h', w') per view, with their (K,) class indices as `classes`."""
+class TrainingImages(NamedTuple):
+    """Labelled images that a method learns from before its first image.
 
-    def __init__(self, maps: Iterable[Tensor], classes: Tensor) -> None:
+    Attributes:
+        labels: (N, C) float32 in {0, 1}.
+        views: index -> the views of an image, one (2, 3, h, w) float32 tensor per scale of `data.scales`.
+    """
+
+    labels: Tensor
+    views: Callable[[int], list[Tensor]]
+
+
+class ViewMaps(list[Tensor]):
+    """Maps of one image, one tensor (K, h', w') per view.
+
+    Args:
+        maps: of the views.
+        classes: (K,) class indices.
+        whole: whether a map covers exactly the image. Otherwise it covers the image and what follows at the
+            right and bottom, up to the next multiples of 16 pixels, as features at that stride do.
+    """
+
+    def __init__(self, maps: Iterable[Tensor], classes: Tensor, whole: bool = False) -> None:
         super().__init__(maps)
-        self.classes = classes
+        self.classes, self.whole = classes, whole
 
 
 class AdaptationStep(NamedTuple):

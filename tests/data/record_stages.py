@@ -36,6 +36,12 @@ SETTINGS = (
     ),
     *("refine.walk_threshold=0.3", "segmenter.select=last"),
 )
+# A transformer, for what a CNN has not.
+ATTENTION = (
+    *("classifier.model.backbone=vit_tiny_patch16_224", "classifier.model.backbone_kwargs=null"),
+    "classifier.model.backbone_kwargs={depth: 3, embed_dim: 32, num_heads: 2}",
+    *("refine.maps=cam", "refine.attention.blocks=2", "run=[classifier,cam,attention]"),
+)
 SKIPPED = {"manifest.json", "rate.json"}  # times and versions; counted in other files
 
 
@@ -44,12 +50,13 @@ def outputs(place):
     torch.set_num_threads(1)
     tree = make_learnable_tree(place / "tree")
     found = {}
-    for experiment, overrides in (
+    for experiment, overrides in (  # of a stage in several the last counts
+        ("rib_folder", (f"data.root={tree}", *ATTENTION)),
         ("rib_folder", (f"data.root={tree}", DATA, *SETTINGS)),
         ("toy_bottleneck", ("run=[bottleneck]",)),
     ):
         cfg = settings(experiment, place, *overrides)
-        results = run(cfg, place / experiment)
+        results = run(cfg, place / "out")
         for stage in stages_of(cfg):
             if stage.name in results["store"]:
                 folder = Path(results["store"][stage.name])

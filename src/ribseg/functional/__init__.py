@@ -1,5 +1,6 @@
 """Pure functions of tensors: pooling, class activation maps, refinement, evaluation."""
 
+from ribseg.functional.attention import attention_affinity, box_mask, refine_by_attention
 from ribseg.functional.cam import (
     active_area,
     argmax_labels,
@@ -8,6 +9,7 @@ from ribseg.functional.cam import (
     normalize,
     resize_and_sum,
 )
+from ribseg.functional.clustering import cosine_kmeans
 from ribseg.functional.dense_crf import dense_crf
 from ribseg.functional.evaluation import Scores, scores, threshold_histogram
 from ribseg.functional.irn import AffinityLosses, affinity_losses
@@ -15,6 +17,7 @@ from ribseg.functional.pixel_adaptive import pixel_adaptive
 from ribseg.functional.pooling import gap, generalized_mean, global_max, gndrp, log_sum_exp, top_k
 from ribseg.functional.psa import feature_affinity_losses
 from ribseg.functional.random_walk import feature_random_walk, random_walk
+from ribseg.functional.recam import class_features, single_class_loss
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.functional.threshold import otsu, score_histogram
 
@@ -24,7 +27,11 @@ __all__ = [
     "active_area",
     "affinity_losses",
     "argmax_labels",
+    "attention_affinity",
+    "box_mask",
+    "class_features",
     "class_maps",
+    "cosine_kmeans",
     "dense_crf",
     "feature_affinity_losses",
     "feature_random_walk",
@@ -39,9 +46,11 @@ __all__ = [
     "otsu",
     "pixel_adaptive",
     "random_walk",
+    "refine_by_attention",
     "resize_and_sum",
     "score_histogram",
     "scores",
+    "single_class_loss",
     "threshold_histogram",
     "top_k",
 ]

@@ -6,7 +6,7 @@ A custom method in the user's own file is added in the configuration (see `examp
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -26,7 +26,10 @@ class Method(Protocol):
     of which is that of the call itself; the report shows them with a slider. `updates`: largest number of
     reference batches; None is unlimited. `uses_references`: False if references that share no class with the
     image do not change the maps; then none are loaded. `targets(labels, generator)`: the labels to adapt to,
-    if not those of the image; references then share no class with them.
+    if not those of the image; references then share no class with them. `network`: a module of the method's
+    own, which is moved to the device. A method with an argument `classes` is built with the names of the
+    classes. `prepare(images, generator)`, called once with `ribseg.types.TrainingImages`, returns named
+    tensors, which are kept; `use(tensors)` takes them before the first image.
     """
 
     def __call__(self, *, views: Sequence[Tensor], labels: Tensor, **given: Any) -> Adaptation:
@@ -53,15 +56,28 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def bind(factory: Callable[..., Any], classifier: Any) -> Method:
+def bind(factory: Callable[..., Any], classifier: Any, classes: Sequence[str] | None = None) -> Method:
     """Binds a method to a classifier.
 
     Args:
         factory: a class, instantiated with `classifier=`; or a function, called with `classifier=` for every
             image; or a `functools.partial` of one with settings.
-        classifier: a module with `features(x)` and `weight`.
+        classifier: a module with `features(x)` and `weight`; None for a method that needs none.
+        classes: their names, for a method with an argument `classes` that has not been given.
     """
     target = factory.func if isinstance(factory, partial) else factory
+    given: dict[str, Any] = {"classifier": classifier}
+    known = factory.keywords if isinstance(factory, partial) else {}
+    if classes is not None and "classes" not in known and "classes" in _named(target):
+        given["classes"] = tuple(classes)
     if isinstance(target, type):
-        return cast(Method, factory(classifier=classifier))
-    return cast(Method, partial(factory, classifier=classifier))
+        return cast(Method, factory(**given))
+    return cast(Method, partial(factory, **given))
+
+
+def _named(function: Callable[..., Any]) -> Collection[str]:
+    """The names of a function's parameters; none for functions written in C, which have no signature."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return ()

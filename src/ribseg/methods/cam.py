@@ -62,7 +62,8 @@ def merge_maps(
     """Resizes the maps of all views, adds them, and divides each class by its maximum (+ 1e-5).
 
     Args:
-        maps: one (K, h', w') tensor per view, non-negative: `out.maps` of `ribseg.RIB` or `ribseg.cam`.
+        maps: one (K, h', w') tensor per view, non-negative: `out.maps` of `ribseg.RIB` or `ribseg.cam`, a
+            `ribseg.types.ViewMaps`; a plain list covers the next multiples of 16 pixels, too.
         size: (H, W) of the image in pixels.
         classes: (K,) class indices; required only if `maps` is a plain list.
 
@@ -83,7 +84,8 @@ def merge_maps(
         raise ValueError(f"expected the image size (H, W) in pixels, got {size}")
     strided = resize_and_sum(maps, strided_size((height, width), STRIDE))
     rows, columns = strided_size((height, width), PAD_TO)
-    full = resize_and_sum(maps, (rows * PAD_TO, columns * PAD_TO))[:, :height, :width]
+    large = (height, width) if getattr(maps, "whole", False) else (rows * PAD_TO, columns * PAD_TO)
+    full = resize_and_sum(maps, large)[:, :height, :width]
     return LocalizationMaps(known, normalize(strided), normalize(full), (height, width))
 
 

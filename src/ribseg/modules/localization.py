@@ -43,7 +43,8 @@ class LocalizationModule(pl.LightningModule):
     """Computes the localization maps of images with a method, image by image.
 
     Args:
-        classifier: a module with `features(x)` and `weight`; moved to the Trainer's device.
+        classifier: a module with `features(x)` and `weight`; moved to the Trainer's device. None for a method
+            that needs none.
         method: bound to this classifier, see `ribseg.methods.base.Method`.
         references: (image id, labels, number) -> batches of reference images; None: no references.
         name: of the method; its random generators are determined by seed, name and image id.
@@ -54,7 +55,7 @@ class LocalizationModule(pl.LightningModule):
 
     def __init__(
         self,
-        classifier: nn.Module,
+        classifier: nn.Module | None,
         method: Method,
         references: References | None = None,
         name: str = "",
@@ -64,6 +65,8 @@ class LocalizationModule(pl.LightningModule):
         super().__init__()
         self.steps_side = steps_side
         self.classifier, self.method, self.references = classifier, method, references
+        network = getattr(method, "network", None)
+        self.network = network if isinstance(network, nn.Module) else None
         self.name, self.seed = name, seed
         self.taken = [name for name in ("references", "generator") if takes(method, name)]
         if not getattr(method, "uses_references", True):

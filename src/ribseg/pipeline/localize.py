@@ -212,7 +212,10 @@ class Localizer:
             entry = known[entry.maps_of]
         if entry.searches_rate:
             raise ConfigError(f"{entry.path}.lr=auto needs training images; give it a number")
-        return entry.build(self.classifier)
+        method = entry.build(self.classifier, classes=self.names)
+        if isinstance(network := getattr(method, "network", None), nn.Module):
+            network.to(self.weight.device)
+        return method
 
 
 def _network(classifier: nn.Module | str | Path | None, device: str | torch.device | None) -> nn.Module:

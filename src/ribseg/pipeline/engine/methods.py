@@ -1,7 +1,7 @@
 """The entries of `methods`, and all sources of localization maps, of a configuration."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.sources import is_foreign
 
 # Settings of an entry that the stages read; all others are arguments of its `_target_`.
-FOR_STAGES = ("label", "control", "references", "maps_of")
+FOR_STAGES = ("label", "control", "references", "maps_of", "without_classifier")
 SHOWN = ("label", "control")
 SPEED = ("reference_chunk", "compile")  # of RIB; they change maps by rounding errors only
 AUTO = "auto"
@@ -52,6 +52,11 @@ class Entry:
     def maps_of(self) -> str | None:
         """The method whose maps it modifies for scoring; None for a method that makes maps itself."""
         return self.node.get("maps_of")
+
+    @property
+    def without_classifier(self) -> bool:
+        """Whether it is made without the classifier, which is then neither trained nor loaded for it."""
+        return bool(self.node.get("without_classifier", False))
 
     @property
     def inner(self) -> Mapping[str, Any]:
@@ -89,13 +94,20 @@ class Entry:
             inner["lr"] = lr
         return node
 
-    def build(self, classifier: nn.Module, lr: float | None = None, inner: bool = False) -> Method:
+    def build(
+        self,
+        classifier: nn.Module | None,
+        lr: float | None = None,
+        inner: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> Method:
         """The method, built for a classifier.
 
         Args:
-            classifier: see `ribseg.methods.base.bind`.
+            classifier: see `ribseg.methods.base.bind`; not passed on with `without_classifier`.
             lr: replaces `lr=auto`.
             inner: build only the method that it wraps.
+            classes: see `ribseg.methods.base.bind`.
 
         Raises:
             ConfigError: it cannot be built, or is not callable as a method.
@@ -105,7 +117,7 @@ class Entry:
             wanted = node["method"] if inner and self.inner is not self.node else node
             factory = build(OmegaConf.create(wanted))
             try:
-                method = bind(factory, classifier)
+                method = bind(factory, None if self.without_classifier else classifier, classes)
             except RibsegError:
                 raise
             except (TypeError, ValueError) as error:
@@ -154,7 +166,8 @@ def check_entries(cfg: Mapping[str, Any]) -> None:
         with within(entry.path):
             if not isinstance(entry.node, Mapping) or "_target_" not in entry.node:
                 raise ConfigError("expected a _target_ with the name of a method, as my_file.MyMethod")
-            check_switch("control", entry.node.get("control", False))
+            for name in ("control", "without_classifier"):
+                check_switch(name, entry.node.get(name, False))
             check_number("references", entry.inner.get("references", 0), low=0, whole=True)
             if entry.maps_of is not None:
                 check_choice("maps_of", entry.maps_of, [n for n, e in known.items() if e.maps_of is None])
@@ -179,16 +192,18 @@ class MapSource:
     entry: Entry | None = None
 
 
-IMPORTED, WALKED = "imported", "random_walk"  # stages that make maps but are not methods
+# Stages that make maps but are not methods.
+IMPORTED, WALKED, ATTENDED = "imported", "random_walk", "attention"
 
 
 def map_sources(cfg: Mapping[str, Any]) -> dict[str, MapSource]:
-    """Name -> source of maps: methods, imported maps, maps after the random walk, controls."""
+    """Name -> source of maps: methods, imported maps, maps after a refinement, controls."""
     found = [
         MapSource(name, entry.maps_of or name, entry.label, entry.control, entry if entry.maps_of else None)
         for name, entry in entries(cfg).items()
     ]
-    others = [MapSource(IMPORTED, IMPORTED, "imported"), MapSource(WALKED, WALKED, "+ random walk")]
+    labels = {IMPORTED: "imported", WALKED: "+ random walk", ATTENDED: "+ attention"}
+    others = [MapSource(name, name, label) for name, label in labels.items()]
     ordered = [*(s for s in found if not s.control), *others, *(s for s in found if s.control)]
     return {source.name: source for source in ordered}
 

@@ -8,12 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 from ribseg.checks import within
 from ribseg.data.augment.seeding import share_of
 from ribseg.errors import ConfigError
+from ribseg.functional.attention import check_attention
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.pixel_adaptive import check_pixel_adaptive
 from ribseg.methods.inference import check_inference
 from ribseg.methods.refine import check_confidence, check_walk
 from ribseg.methods.trial import check_network
 from ribseg.models import Classifier
+from ribseg.models.attention import check_blocks
 from ribseg.modules import ClassifierModule
 from ribseg.pipeline.engine.context import Context, build, check_trainer, plain
 from ribseg.pipeline.engine.methods import check_entries, entries
@@ -23,6 +25,7 @@ from ribseg.pipeline.engine.plan import check_sources
 from ribseg.pipeline.engine.settings import check_ranges
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.stages.affinity import AffinityStage, backbone_weights, new_network, new_training
+from ribseg.pipeline.stages.attention import AttentionStage
 from ribseg.pipeline.stages.bottleneck import BottleneckStage
 from ribseg.pipeline.stages.classifier import (
     ClassifierStage,
@@ -60,6 +63,7 @@ def check_functions(cfg: DictConfig) -> None:
         "refine.crf": check_dense_crf,
         "refine.pixel_adaptive": check_pixel_adaptive,
         "refine.walk": check_walk,
+        "refine.attention": check_attention,
         "segmenter.test": check_inference,
     }
     for path, check in sections.items():
@@ -92,6 +96,9 @@ def check_parts(context: Context, stages: Sequence[Stage]) -> None:
     check_batches(context, stages, processes)
     classifier = check_classifier(context)
     check_methods(context, classifier)
+    if any(isinstance(stage, AttentionStage) and stage.name in context.cfg.run for stage in stages):
+        with within("refine.attention"):
+            check_blocks(classifier, context.cfg.refine.attention.blocks)
     if will_train_affinity(context, stages):
         check_affinity(context, classifier)
 
@@ -162,7 +169,7 @@ def check_methods(context: Context, classifier: Classifier) -> None:
         localization_module(context, entry, classifier, lr=rate)
         if entry.searches_rate:
             with within("rate_search"):
-                check_rate_search(context, entry.build(classifier, rate, inner=True))
+                check_rate_search(context, entry.build(classifier, rate, True, context.data.classes))
 
 
 def check_affinity(context: Context, classifier: Classifier) -> None:

@@ -11,11 +11,13 @@ from ribseg.pipeline.engine.methods import Entry, entries
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.report.check_data import CHECK_DATA
 from ribseg.pipeline.stages.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage
+from ribseg.pipeline.stages.attention import AttentionStage
 from ribseg.pipeline.stages.bottleneck import BottleneckStage
 from ribseg.pipeline.stages.chains import (
     REFINEMENT,
     Chain,
     chains,
+    left_out,
     segmenter_name,
     segmenter_sources,
     segmenter_test_name,
@@ -54,7 +56,7 @@ def stages_of(cfg: Mapping[str, Any]) -> list[Stage]:
 
 def refinement_stages(chain: Chain) -> list[Stage]:
     """The stages of a refinement chain, in order."""
-    kinds = (AffinityLabelsStage, AffinityStage, RandomWalkStage, PseudoMasksStage)
+    kinds = (AffinityLabelsStage, AffinityStage, RandomWalkStage, AttentionStage, PseudoMasksStage)
     return [kind(chain) for kind in kinds]
 
 
@@ -72,7 +74,7 @@ def groups_of(cfg: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, list[s
     return {
         "methods": [entry.name for entry in made if not entry.control],
         "controls": [entry.name for entry in made if entry.control],
-        "refine": [chain.name(kind) for chain in refined for kind in REFINEMENT],
+        "refine": [chain.name(kind) for chain in refined for kind in chain.kinds(cfg)],
         SEGMENTER: [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],
         "bottleneck": [ToyNetworksStage.name, BottleneckStage.name],
     }
@@ -112,7 +114,8 @@ def planned_stages(cfg: DictConfig) -> list[str]:
     """
     chosen = chosen_stages(cfg, cfg.run)
     given = any(cfg.classifier.get(name) for name in CHECKPOINTS)
-    takes_it = given and not entries(cfg).keys().isdisjoint(chosen)
+    taking = [entry.name for entry in entries(cfg).values() if not entry.without_classifier]
+    takes_it = given and not set(taking).isdisjoint(chosen)
     return list(dict.fromkeys([ClassifierStage.name, *chosen])) if takes_it else chosen
 
 
@@ -149,10 +152,15 @@ def rerun_stages(cfg: DictConfig) -> list[str]:
 
 
 def check_sources(cfg: Mapping[str, Any]) -> None:
-    """Raises a ConfigError if `segmenter.sources` or `export.source` names an unknown source."""
-    known, named = segmenter_sources(cfg), [*cfg["segmenter"]["sources"], cfg["export"]["source"]]
-    left_out = {name for name, entry in cfg["methods"].items() if not entry}  # these have no stages
-    if not set(named) <= {*known, *left_out}:
+    """Raises a ConfigError if `segmenter.sources` or `export.source` names an unknown source.
+
+    A method that has been left out is one only if the run trains or exports its segmenter.
+    """
+    known, by_group = segmenter_sources(cfg), {SEGMENTER: [*cfg["segmenter"]["sources"]]}
+    by_group[ExportStage.name] = [cfg["export"]["source"]]
+    named = [name for group in by_group.values() for name in group]
+    used = {name for group, names in by_group.items() if group in cfg["run"] for name in names}
+    if not set(named) <= {*known, *(left_out(cfg) - used)}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "
             f"{', '.join(named)}"

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ribseg.checks import SettingError, check_number, check_switch
+from ribseg.checks import SettingError, check_choice, check_number, check_switch
+from ribseg.pipeline.stages.pseudo_masks import UNARIES
 from ribseg.pipeline.stages.thresholds import CHOICES
 from ribseg.progress import check_progress
 
@@ -62,7 +63,9 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "refine.labels.background": partial(SHARE, words=("auto",)),
     "refine.maps_threshold": SCORE,
     "refine.walk_threshold": SCORE,
+    "refine.attention_threshold": SCORE,
     "refine.saliency_threshold": SHARE,
+    "refine.crf_unary": partial(check_choice, choices=UNARIES),
     "refine.workers": COUNT_OR_AUTO,
     "segmenter.max_steps": COUNT,
     "segmenter.batch_size": COUNT,

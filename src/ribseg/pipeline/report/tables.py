@@ -29,6 +29,7 @@ MAP_HEADER = (
 )
 MASK_NAMES = {
     "random_walk": "random walk",
+    "attention": "attention",
     "saliency": "saliency",
     "pixel_adaptive": "pixel-adaptive",
     "crf": "CRF",

@@ -38,10 +38,13 @@ from ribseg.pipeline.stages.thresholds import SCORES_ONLY, all_images, choose_th
 WEIGHTS = "affinity.pt"
 MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", added to the background score of the maps
 # Settings of `refine` that neither the confident labels nor the walk depend on.
-MASKS = ("refine.variants", "refine.walk_threshold", "refine.saliency", "refine.saliency_threshold")
-AFTER_LABELS = ("refine.walk", "refine.pixel_adaptive", *MASKS)
+MASKS = (
+    *("refine.variants", "refine.walk_threshold", "refine.attention_threshold"),
+    *("refine.saliency", "refine.saliency_threshold", "refine.crf_unary"),
+)
+AFTER_LABELS = ("refine.walk", "refine.attention", "refine.pixel_adaptive", *MASKS)
 NOT_FOR_WALK = (
-    *("refine.labels", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),
+    *("refine.labels", "refine.attention", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),
     *MASKS,
 )
 

@@ -1,8 +1,9 @@
 """Refinement chains: the stages from the maps of one stage to pseudo masks.
 
-The main chain, the stages affinity_labels, affinity, random_walk and pseudo_masks, refines `refine.maps`. A
-run can refine the maps of other stages too, for example to compare segmenters on masks of CAM and of RIB: the
-stages of these chains have suffixed names, as pseudo_masks_cam.
+The main chain, the stages affinity_labels, affinity, random_walk, attention and pseudo_masks, refines
+`refine.maps`; `refine.variants` says which of them it needs. A run can refine the maps of other stages too,
+for example to compare segmenters on masks of CAM and of RIB: the stages of these chains have suffixed names,
+as pseudo_masks_cam.
 """
 
 from abc import ABC
@@ -15,8 +16,12 @@ from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import refinable
 from ribseg.pipeline.engine.stage import Stage
 
+REFINE = "refine"  # group of the stages of the main chain
+RIB = "rib"  # what refine.maps, segmenter.sources and export.source name by default
 FULL = "full"  # segmenter source: the ground truth (full supervision)
-REFINEMENT = ("affinity_labels", "affinity", "random_walk", "pseudo_masks")
+WALK, ATTENTION = "random_walk", "attention"  # stages that refine maps, and parts of the names of variants
+WALKING = ("affinity_labels", "affinity", WALK)  # the walk, and what it needs
+REFINEMENT = (*WALKING, ATTENTION, "pseudo_masks")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,12 @@ class Chain:
     def name(self, kind: str) -> str:
         """The name of this chain's stage of a kind."""
         return kind if self.main else f"{kind}_{self.maps}"
+
+    def kinds(self, cfg: Mapping[str, Any]) -> list[str]:
+        """The kinds of stages that its variants need, in order."""
+        needed = {part for part in (WALK, ATTENTION) for name in self.variants(cfg) if name.startswith(part)}
+        unneeded = {*(WALKING if WALK not in needed else ()), *({ATTENTION} - needed)}
+        return [kind for kind in REFINEMENT if kind not in unneeded]
 
     def variants(self, cfg: Mapping[str, Any]) -> tuple[str, ...]:
         """The variants of pseudo masks that it makes; the segmenter is trained on the last one."""
@@ -61,13 +72,22 @@ class RefinementStage(Stage, ABC):
 def chains(cfg: Mapping[str, Any]) -> list[Chain]:
     """The main chain, and one for every other stage that makes maps.
 
+    There is no main chain if `refine.maps` is a method that has been left out, and the run refines nothing.
+
     Raises:
         ConfigError: `refine.maps` is not such a stage.
     """
     known, main = refinable(cfg), cfg["refine"]["maps"]
-    if main not in known:
+    refines = not {REFINE, *REFINEMENT}.isdisjoint(cfg["run"])
+    if main not in known and (refines or main not in left_out(cfg)):
         raise ConfigError(f"expected refine.maps out of {', '.join(known)}, got {main!r}")
-    return [Chain(main, True), *(Chain(name, False) for name in known if name != main)]
+    return [Chain(name, name == main) for name in sorted(known, key=lambda name: name != main)]
+
+
+def left_out(cfg: Mapping[str, Any]) -> set[str]:
+    """Names of methods that are set to null; and RIB, which settings name by default, if it is not there."""
+    methods = cfg["methods"]
+    return {name for name in {RIB, *methods} if not methods.get(name)}
 
 
 def chain_of(cfg: Mapping[str, Any], maps: str) -> Chain:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar, get_args
 
@@ -26,6 +27,7 @@ from ribseg.pipeline.engine.training import check_complete
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.decoded_images import decoded_images
 from ribseg.pipeline.stages.learning_rate import searched_rate
+from ribseg.pipeline.stages.prepared import prepared
 from ribseg.types import Stop
 
 
@@ -105,6 +107,10 @@ class MethodStage(MapStage):
         # Reference images are cropped as in training.
         self.neutral = NOT_FOR_MAPS if entry.references else MapStage.neutral
 
+    def required(self, context: Context) -> tuple[str, ...]:
+        """The classifier, unless the method is made without."""
+        return () if self.entry.without_classifier else self.needs
+
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of the learning rate search count only with lr=auto."""
         entry = entries(cfg)[self.name]
@@ -114,22 +120,23 @@ class MethodStage(MapStage):
         return with_sources(settings)
 
     def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """The `LocalizationModule`; with lr=auto the learning rate is searched first."""
-        classifier = trained_classifier(context)
+        """The `LocalizationModule`; the learning rate of lr=auto, and what the method learns, come first."""
+        classifier = None if self.entry.without_classifier else trained_classifier(context)
         references = references_of(context, self.entry, classifier)
 
         def make(lr: float | None = None, inner: bool = False) -> LocalizationModule:
             return localization_module(context, self.entry, classifier, references, lr, inner)
 
-        if not self.entry.searches_rate:
-            return make()
-        return make(searched_rate(context, self.entry, lambda lr: make(lr, inner=True)))
+        lr = None
+        if self.entry.searches_rate:
+            lr = searched_rate(context, self.entry, lambda rate: make(rate, inner=True))
+        return prepared(context, self.entry, partial(make, lr))
 
 
 def localization_module(
     context: Context,
     entry: Entry,
-    classifier: nn.Module,
+    classifier: nn.Module | None,
     references: ReferenceBatches | None = None,
     lr: float | None = None,
     inner: bool = False,
@@ -139,12 +146,12 @@ def localization_module(
     Args:
         context: of the run.
         entry: of `methods`.
-        classifier: the trained network.
+        classifier: the trained network; None for a method that is made without.
         references: for methods that take reference images.
         lr: replaces `lr=auto`.
         inner: use only the method that the entry wraps.
     """
-    method = entry.build(classifier, lr, inner)
+    method = entry.build(classifier, lr, inner, context.data.classes)
     check_loss_views(entry, method, len(context.cfg.data.scales))
     if entry.references and not takes(method, "references"):
         raise ConfigError(
@@ -155,11 +162,11 @@ def localization_module(
     )
 
 
-def references_of(context: Context, entry: Entry, classifier: nn.Module) -> ReferenceBatches | None:
+def references_of(context: Context, entry: Entry, classifier: nn.Module | None) -> ReferenceBatches | None:
     """Batches of `entry.references` reference images; None for 0, or if they would not change the maps."""
     if not entry.references:
         return None
-    method = entry.build(classifier, lr=1.0)  # with lr=auto any rate will do here
+    method = entry.build(classifier, 1.0, classes=context.data.classes)  # with lr=auto any rate will do here
     if not getattr(method, "uses_references", True):
         context.console.say("  no reference images are loaded: they would not change the maps of this method")
         return None

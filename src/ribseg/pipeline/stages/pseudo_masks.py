@@ -1,6 +1,6 @@
 """The stage that makes pseudo masks from maps: palette PNGs, background scores, and their mIoU."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,12 +18,13 @@ from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive
 from ribseg.interop import read_saliency
 from ribseg.methods.evaluation import NOTHING_SCORED, full_size
+from ribseg.methods.refine import labels_by_crf
 from ribseg.metrics import label_counts, pooled_scores
 from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
-from ribseg.pipeline.stages.chains import Chain, RefinementStage
+from ribseg.pipeline.stages.chains import ATTENTION, WALK, Chain, RefinementStage
 from ribseg.pipeline.stages.thresholds import (
     SCORES_ONLY,
     THRESHOLDS,
@@ -33,19 +34,20 @@ from ribseg.pipeline.stages.thresholds import (
 )
 
 SCORES = "scores.json"
-PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
+UNARIES = ("labels", "maps")  # what a CRF starts from
+PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"))
 
 
 class Variant(NamedTuple):
     """The steps from maps to masks.
 
     Attributes:
-        walk: starts from the maps after the random walk.
+        refined: "random_walk" or "attention", the stage that refines the maps first, or "" for none.
         saliency: saliency maps define the background, not a background score.
         refinement: "crf", "pixel_adaptive", or "" for none.
     """
 
-    walk: bool
+    refined: str
     saliency: bool
     refinement: str
 
@@ -59,7 +61,8 @@ class Variant(NamedTuple):
         if name not in VARIANTS:
             raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
         refinement = next((part for part in PARTS[2] if name.endswith(part)), "")
-        return cls(name.startswith("random_walk"), "saliency" in name, refinement)
+        refined = next((part for part in PARTS[0] if name.startswith(part)), "")
+        return cls(refined, "saliency" in name, refinement)
 
 
 VARIANTS = tuple(
@@ -74,12 +77,14 @@ class Recipe(NamedTuple):
         threshold: background score; with saliency, the threshold above which a pixel is salient.
         saliency: whether jobs include a saliency map.
         crf: settings of `dense_crf`, or None.
+        on_maps: whether the CRF starts from the maps instead of labels.
         pixel_adaptive: settings of `pixel_adaptive`, or None.
     """
 
     threshold: float
     saliency: bool
     crf: dict[str, Any] | None
+    on_maps: bool
     pixel_adaptive: dict[str, Any] | None
 
 
@@ -90,7 +95,7 @@ class PseudoMasksStage(RefinementStage):
     in_shards: ClassVar[bool] = True
     parts = ("refine", "evaluate", "data")
     neutral = (
-        *("refine.labels", "refine.walk", *SCORES_ONLY, *CROPS, *VIEWS),
+        *("refine.labels", "refine.walk", "refine.attention", *SCORES_ONLY, *CROPS, *VIEWS),
         *("data.batch_size", "data.mean", "data.std"),
     )
 
@@ -195,12 +200,13 @@ def check_variants(cfg: DictConfig) -> None:
 
 def map_source(chain: Chain, variant: str) -> str:
     """The stage whose maps a variant starts from."""
-    return chain.name("random_walk") if Variant.parse(variant).walk else chain.maps
+    refined = Variant.parse(variant).refined
+    return chain.name(refined) if refined else chain.maps
 
 
 def threshold_setting(variant: Variant) -> str:
     """The setting of `refine` with the background score of a variant."""
-    return THRESHOLDS[variant.walk]
+    return THRESHOLDS[variant.refined]
 
 
 def background_scores(context: Context, chain: Chain) -> dict[str, float]:
@@ -222,7 +228,7 @@ def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
     """The settings of a variant."""
     cfg = context.cfg.refine
     settings = {name: plain(cfg[name]) if variant.refinement == name else None for name in PARTS[2]}
-    return Recipe(threshold, variant.saliency, **settings)
+    return Recipe(threshold, variant.saliency, on_maps=cfg.crf_unary == "maps", **settings)
 
 
 def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
@@ -258,10 +264,15 @@ def check_refinement(context: Context, chain: Chain) -> None:
     chosen = [Variant.parse(name) for name in chain.variants(context.cfg)]
     used = {threshold_setting(variant) for variant in chosen if not variant.saliency}
     if "auto" in plain(context.cfg.refine.labels).values():
-        used.add(THRESHOLDS[0])
+        used.add(THRESHOLDS[""])
     check_thresholds(context.cfg, sorted(used))
     if any(variant.saliency for variant in chosen):
         check_saliency(context)
+    if context.cfg.refine.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in chosen):
+        raise ConfigError(
+            "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
+            "labels of the background, not probabilities"
+        )
 
 
 def check_saliency(context: Context) -> None:
@@ -307,5 +318,9 @@ def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: J
         labels = argmax_labels(full, maps.classes, recipe.threshold)
     result = labels.numpy().astype(np.uint8)
     if recipe.crf is not None and len(maps.classes):
-        result = dense_crf(image, result, **recipe.crf)
+        crf: Callable[..., Any] = partial(dense_crf, **recipe.crf)
+        if recipe.on_maps:
+            result = labels_by_crf(image, full, maps.classes, recipe.threshold, crf)
+        else:
+            result = crf(image, result)
     write_mask(target, result)

@@ -10,6 +10,7 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import MapSource
+from ribseg.pipeline.stages.chains import ATTENTION, WALK
 from ribseg.pipeline.stages.evaluate import sweep_split
 from ribseg.workers import ordered_map
 
@@ -17,7 +18,8 @@ from ribseg.workers import ordered_map
 CHOICES = {"oracle": 1, "held_out": 2, "unsupervised": 0}
 # Settings of `evaluate` that background scores do not depend on.
 SCORES_ONLY = ("evaluate.fixed_threshold", "evaluate.bootstrap")
-THRESHOLDS = ("maps_threshold", "walk_threshold")  # settings of `refine`: before and after the random walk
+# Settings of `refine` with the score of the maps that variants start from: as made, or after a stage.
+THRESHOLDS = {"": "maps_threshold", WALK: "walk_threshold", ATTENTION: "attention_threshold"}
 
 
 def check_thresholds(cfg: DictConfig, settings: Iterable[str]) -> None:
