@@ -85,7 +85,8 @@ def test_broken_images_are_skipped_and_said(tmp_path, tree, capsys):
     damage(tree)
     with pytest.raises(DataError, match=r"data\.on_error=skip"):
         folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]")
-    results = folder_run(tmp_path, tree, "data.on_error=skip")
+    whole = ("run=[classifier,cam,rib,evaluate,report]", "data.on_error=skip")
+    results = folder_run(tmp_path, tree, *whole)
     assert {split: sorted(broken) for split, broken in results["skipped"].items()} == {
         "train": ["im_02", "im_03"],
         "val": ["im_08"],
@@ -95,7 +96,7 @@ def test_broken_images_are_skipped_and_said(tmp_path, tree, capsys):
     assert results["adaptation"]["images"] == 7
     assert "2 of train, 1 of val" in capsys.readouterr().out
     assert "2 of train, 1 of val" in (tmp_path / "out" / "report.html").read_text()
-    again = folder_run(tmp_path, tree, "data.on_error=skip")
+    again = folder_run(tmp_path, tree, *whole)
     assert again["store"] == results["store"]
     for path in (tree / "JPEGImages").iterdir():
         path.write_bytes(b"no image")

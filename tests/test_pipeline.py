@@ -206,7 +206,7 @@ def test_ids_with_dollar_signs_and_thin_images_in_the_report(tmp_path, tree):
         path.write_text(path.read_text().replace("im_06", "a$b^$c"))
     Image.new("RGB", (37, 1)).save(tree / "JPEGImages" / "im_08.jpg")
     write_mask(tree / "SegmentationClass" / "im_08.png", np.ones((1, 37), np.uint8))
-    folder_run(tmp_path, tree, "report.examples=4")
+    folder_run(tmp_path, tree, "run=[classifier,cam,rib,evaluate,report]", "report.examples=4")
     assert (tmp_path / "out" / "grid.png").is_file()
 
 

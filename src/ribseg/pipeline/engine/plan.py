@@ -18,6 +18,7 @@ from ribseg.pipeline.stages.chains import (
     Chain,
     chains,
     left_out,
+    names_of,
     segmenter_name,
     segmenter_sources,
     segmenter_test_name,
@@ -91,7 +92,7 @@ def chosen_stages(cfg: DictConfig, names: Iterable[str] | str | None) -> list[st
         ConfigError: an unknown name, or none at all.
     """
     check_sources(cfg)
-    given_names = [names] if isinstance(names, str) else list(names or ())
+    given_names = names_of(names)
     groups = groups_of(cfg, given_names)
     known = {CHECK_DATA, REPORT, *(stage.name for stage in stages_of(cfg))}
     chosen = [name for given in given_names for name in groups.get(given, [given])]
@@ -159,7 +160,7 @@ def check_sources(cfg: Mapping[str, Any]) -> None:
     known, by_group = segmenter_sources(cfg), {SEGMENTER: [*cfg["segmenter"]["sources"]]}
     by_group[ExportStage.name] = [cfg["export"]["source"]]
     named = [name for group in by_group.values() for name in group]
-    used = {name for group, names in by_group.items() if group in cfg["run"] for name in names}
+    used = {name for group, names in by_group.items() if group in names_of(cfg["run"]) for name in names}
     if not set(named) <= {*known, *(left_out(cfg) - used)}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "

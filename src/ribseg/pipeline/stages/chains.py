@@ -7,7 +7,7 @@ as pseudo_masks_cam.
 """
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,11 @@ class RefinementStage(Stage, ABC):
         return self.chain.main or bool(named) or self.chain.maps in active_sources(context.cfg)
 
 
+def names_of(setting: Iterable[str] | str | None) -> list[str]:
+    """The names in `run` or `rerun`: of one stage or group, of several, or none."""
+    return [setting] if isinstance(setting, str) else list(setting or ())
+
+
 def chains(cfg: Mapping[str, Any]) -> list[Chain]:
     """The main chain, and one for every other stage that makes maps.
 
@@ -78,7 +83,7 @@ def chains(cfg: Mapping[str, Any]) -> list[Chain]:
         ConfigError: `refine.maps` is not such a stage.
     """
     known, main = refinable(cfg), cfg["refine"]["maps"]
-    refines = not {REFINE, *REFINEMENT}.isdisjoint(cfg["run"])
+    refines = not {REFINE, *REFINEMENT}.isdisjoint(names_of(cfg["run"]))
     if main not in known and (refines or main not in left_out(cfg)):
         raise ConfigError(f"expected refine.maps out of {', '.join(known)}, got {main!r}")
     return [Chain(name, name == main) for name in sorted(known, key=lambda name: name != main)]
@@ -117,7 +122,7 @@ def segmenter_test_name(source: str) -> str:
 
 def active_sources(cfg: Mapping[str, Any]) -> set[str]:
     """Sources of the configured segmenters, and of those that the run selects or exports."""
-    run = set(cfg["run"])
+    run = set(names_of(cfg["run"]))
     named = {s for s in segmenter_sources(cfg) if {segmenter_name(s), segmenter_test_name(s)} & run}
     exported = {cfg["export"]["source"]} if "export" in run else set()
     return {*cfg["segmenter"]["sources"], *named, *exported}
