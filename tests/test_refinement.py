@@ -155,11 +155,12 @@ def test_saliency_supplies_the_background(tmp_path, tree, saliency):
 
 
 def test_names_of_variants():
-    assert len(VARIANTS) == 12
-    assert Variant.parse("none") == (False, False, "")
-    assert Variant.parse("random_walk_saliency_pixel_adaptive") == (True, True, "pixel_adaptive")
-    assert Variant.parse("crf") == (False, False, "crf")
-    assert len({mask_name(variant) for variant in VARIANTS}) == 12
+    assert len(VARIANTS) == 24
+    assert Variant.parse("none") == (False, False, "", False)
+    assert Variant.parse("random_walk_saliency_pixel_adaptive") == (True, True, "pixel_adaptive", False)
+    assert Variant.parse("crf") == (False, False, "crf", False)
+    assert Variant.parse("random_walk_crf_segments") == (True, False, "crf", True)
+    assert len({mask_name(variant) for variant in VARIANTS}) == 24
 
 
 def test_background_scores_by_other_images_and_without_masks(tmp_path, tree):

@@ -16,6 +16,7 @@ from ribseg.functional.pooling import gap, generalized_mean, global_max, gndrp, 
 from ribseg.functional.psa import feature_affinity_losses
 from ribseg.functional.random_walk import feature_random_walk, random_walk
 from ribseg.functional.saliency import labels_with_saliency
+from ribseg.functional.segments import vote_segments
 from ribseg.functional.threshold import otsu, score_histogram
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "scores",
     "threshold_histogram",
     "top_k",
+    "vote_segments",
 ]

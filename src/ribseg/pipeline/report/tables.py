@@ -32,6 +32,7 @@ MASK_NAMES = {
     "saliency": "saliency",
     "pixel_adaptive": "pixel-adaptive",
     "crf": "CRF",
+    "segments": "segments",
 }
 
 

@@ -38,7 +38,9 @@ from ribseg.pipeline.stages.thresholds import SCORES_ONLY, all_images, choose_th
 WEIGHTS = "affinity.pt"
 MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", added to the background score of the maps
 # Settings of `refine` that neither the confident labels nor the walk depend on.
-MASKS = ("refine.variants", "refine.walk_threshold", "refine.saliency", "refine.saliency_threshold")
+MASKS = tuple(
+    f"refine.{name}" for name in ("variants", "walk_threshold", "saliency", "saliency_threshold", "segments")
+)
 AFTER_LABELS = ("refine.walk", "refine.pixel_adaptive", *MASKS)
 NOT_FOR_WALK = (
     *("refine.labels", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),

@@ -15,7 +15,7 @@ from ribseg.data.io.files import missing_ids, scan_folder, write_json
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive
+from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
 from ribseg.interop import read_saliency
 from ribseg.methods.evaluation import NOTHING_SCORED, full_size
 from ribseg.metrics import label_counts, pooled_scores
@@ -24,8 +24,14 @@ from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
 from ribseg.pipeline.stages.chains import Chain, RefinementStage
+from ribseg.pipeline.stages.segments import (
+    check_segments_there,
+    counted_segments,
+    has_class,
+    segments_file,
+    segments_of,
+)
 from ribseg.pipeline.stages.thresholds import (
-    SCORES_ONLY,
     THRESHOLDS,
     all_images,
     check_thresholds,
@@ -33,7 +39,7 @@ from ribseg.pipeline.stages.thresholds import (
 )
 
 SCORES = "scores.json"
-PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"))
+PARTS = (("random_walk",), ("saliency",), ("crf", "pixel_adaptive"), ("segments",))
 
 
 class Variant(NamedTuple):
@@ -43,11 +49,13 @@ class Variant(NamedTuple):
         walk: starts from the maps after the random walk.
         saliency: saliency maps define the background, not a background score.
         refinement: "crf", "pixel_adaptive", or "" for none.
+        segments: class-agnostic segments vote on the labels, last of all.
     """
 
     walk: bool
     saliency: bool
     refinement: str
+    segments: bool
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
@@ -58,8 +66,8 @@ class Variant(NamedTuple):
         """
         if name not in VARIANTS:
             raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
-        refinement = next((part for part in PARTS[2] if name.endswith(part)), "")
-        return cls(name.startswith("random_walk"), "saliency" in name, refinement)
+        refinement = next((part for part in PARTS[2] if part in name), "")
+        return cls(name.startswith("random_walk"), "saliency" in name, refinement, "segments" in name)
 
 
 VARIANTS = tuple(
@@ -75,21 +83,24 @@ class Recipe(NamedTuple):
         saliency: whether jobs include a saliency map.
         crf: settings of `dense_crf`, or None.
         pixel_adaptive: settings of `pixel_adaptive`, or None.
+        segments: the settings `refine.segments`, or None.
     """
 
     threshold: float
     saliency: bool
     crf: dict[str, Any] | None
     pixel_adaptive: dict[str, Any] | None
+    segments: dict[str, Any] | None
 
 
 class PseudoMasksStage(RefinementStage):
     """Makes the palette PNGs of all images for each chosen variant; the last one is for the segmenter."""
 
     kind = "pseudo_masks"
-    parts = ("refine", "evaluate", "data")
+    version = 2  # added: gains over the first variant, errors per class, scores in groups of images
+    parts = ("refine", "evaluate", "data", "seed")
     neutral = (
-        *("refine.labels", "refine.walk", *SCORES_ONLY, *CROPS, *VIEWS),
+        *("refine.labels", "refine.walk", "evaluate.fixed_threshold", "evaluate.boxes", *CROPS, *VIEWS),
         *("data.batch_size", "data.mean", "data.std"),
     )
 
@@ -99,12 +110,16 @@ class PseudoMasksStage(RefinementStage):
         return tuple(dict.fromkeys(map_source(self.chain, variant) for variant in chosen))
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, with a digest of the saliency maps instead of their folder."""
+        """The settings, with digests of the saliency maps and of the segments instead of their folders."""
         settings, folder = super().settings(cfg), cfg["refine"]["saliency"]
         variants = list(self.chain.variants(cfg))
         settings["refine"]["variants"] = variants
         if folder is not None and any(Variant.parse(name).saliency for name in variants):
             settings["refine"]["saliency"] = folder_digest(folder)
+        if any(Variant.parse(name).segments for name in variants):
+            settings["refine"]["segments"] = counted_segments(settings["refine"]["segments"])
+        else:  # then they change nothing, and need not be there
+            settings["refine"].pop("segments", None)
         return settings
 
     def data(self, context: Context) -> str:
@@ -219,18 +234,22 @@ def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
     """The settings of a variant."""
     cfg = context.cfg.refine
     settings = {name: plain(cfg[name]) if variant.refinement == name else None for name in PARTS[2]}
-    return Recipe(threshold, variant.saliency, **settings)
+    segments = plain(cfg.segments) if variant.segments else None
+    return Recipe(threshold, variant.saliency, **settings, segments=segments)
 
 
 def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
-    """Image id, maps, saliency map if the variant needs it, and mask file, for all images."""
-    source, salient = context.artefacts[map_source(chain, name)].folder, Variant.parse(name).saliency
+    """Image id, maps, saliency map or None, file of segments or None, and mask file, for all images.
+
+    An image without a class is all background and needs neither.
+    """
+    variant, source = Variant.parse(name), context.artefacts[map_source(chain, name)].folder
     found: list[Job] = []
     for i in context.data.all_ids:
-        # An image without a class is all background and needs no saliency map.
-        extra = [saliency_folder(context) / f"{i}.png"] if salient and has_class(context, i) else []
-        target = mask_path(artefact.folder, name, i)
-        found.append((i, map_path(source, i), *extra, target))
+        labelled = has_class(context, i)
+        saliency = saliency_folder(context) / f"{i}.png" if variant.saliency and labelled else None
+        segments = segments_file(context, i) if variant.segments and labelled else None
+        found.append((i, map_path(source, i), saliency, segments, mask_path(artefact.folder, name, i)))
     return found
 
 
@@ -259,6 +278,8 @@ def check_refinement(context: Context, chain: Chain) -> None:
     check_thresholds(context.cfg, sorted(used))
     if any(variant.saliency for variant in chosen):
         check_saliency(context)
+    if any(variant.segments for variant in chosen):
+        check_segments_there(context)
 
 
 def check_saliency(context: Context) -> None:
@@ -270,12 +291,6 @@ def check_saliency(context: Context) -> None:
         problems = {"images without one": absent}
         advice = "Expected a gray PNG <image id>.png for every image with a class."
         raise DataError(list_problems(f"the saliency maps in {folder} cannot be used", problems, advice))
-
-
-def has_class(context: Context, image_id: str) -> bool:
-    """Whether an image has a label."""
-    folder = context.data.folders[image_id]
-    return bool(folder.labels[folder.index(image_id)].any())
 
 
 def mask_path(folder: Path, variant: str, image_id: str) -> Path:
@@ -290,19 +305,20 @@ def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str
 
 def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: Job) -> None:
     """Computes and writes the pseudo mask of one image."""
-    image_id, maps_path, *saliency_path, target = job
+    image_id, maps_path, saliency, segments, target = job
     maps, image = load_maps(maps_path), folders[image_id].image(image_id)
     size = (image.shape[0], image.shape[1])
     full = full_size(maps, size)
     if recipe.pixel_adaptive is not None:
         full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **recipe.pixel_adaptive)
-    if saliency_path:
-        labels = labels_with_saliency(
-            full, maps.classes, read_saliency(saliency_path[0], size), recipe.threshold
-        )
+    if saliency is not None:
+        labels = labels_with_saliency(full, maps.classes, read_saliency(saliency, size), recipe.threshold)
     else:
         labels = argmax_labels(full, maps.classes, recipe.threshold)
     result = labels.numpy().astype(np.uint8)
     if recipe.crf is not None and len(maps.classes):
         result = dense_crf(image, result, **recipe.crf)
+    if recipe.segments is not None and len(maps.classes):
+        found = segments_of(image, segments, recipe.segments)
+        result = vote_segments(torch.from_numpy(result), found, recipe.segments["share"]).numpy()
     write_mask(target, result)
