@@ -1,5 +1,7 @@
 """Pure functions of tensors: pooling, class activation maps, refinement, evaluation."""
 
+from ribseg.functional.boundary import boundary_counts, boundary_f
+from ribseg.functional.boxes import box_iou
 from ribseg.functional.cam import (
     active_area,
     argmax_labels,
@@ -9,9 +11,10 @@ from ribseg.functional.cam import (
     resize_and_sum,
 )
 from ribseg.functional.dense_crf import dense_crf
-from ribseg.functional.evaluation import Scores, scores, threshold_histogram
+from ribseg.functional.evaluation import ClassErrors, Scores, class_errors, scores, threshold_histogram
 from ribseg.functional.irn import AffinityLosses, affinity_losses
 from ribseg.functional.pixel_adaptive import pixel_adaptive
+from ribseg.functional.pixels import average_precision, pixel_histogram
 from ribseg.functional.pooling import gap, generalized_mean, global_max, gndrp, log_sum_exp, top_k
 from ribseg.functional.psa import feature_affinity_losses
 from ribseg.functional.random_walk import feature_random_walk, random_walk
@@ -21,10 +24,16 @@ from ribseg.functional.threshold import otsu, score_histogram
 
 __all__ = [
     "AffinityLosses",
+    "ClassErrors",
     "Scores",
     "active_area",
     "affinity_losses",
     "argmax_labels",
+    "average_precision",
+    "boundary_counts",
+    "boundary_f",
+    "box_iou",
+    "class_errors",
     "class_maps",
     "dense_crf",
     "feature_affinity_losses",
@@ -39,6 +48,7 @@ __all__ = [
     "normalize",
     "otsu",
     "pixel_adaptive",
+    "pixel_histogram",
     "random_walk",
     "resize_and_sum",
     "score_histogram",

@@ -1,6 +1,6 @@
 """The stage that makes pseudo masks from maps: palette PNGs, background scores, and their mIoU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,13 +17,22 @@ from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
 from ribseg.interop import read_saliency
-from ribseg.methods.evaluation import NOTHING_SCORED, full_size
-from ribseg.metrics import label_counts, pooled_scores
+from ribseg.methods.evaluation import NOTHING_SCORED, error_shares, full_size
+from ribseg.metrics import (
+    BoundaryF,
+    bootstrap_miou,
+    by_number_of_classes,
+    by_object_size,
+    interval,
+    label_counts,
+    pooled_scores,
+)
 from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
 from ribseg.pipeline.stages.chains import Chain, RefinementStage
+from ribseg.pipeline.stages.evaluate import boundary_scores
 from ribseg.pipeline.stages.segments import (
     check_segments_there,
     counted_segments,
@@ -144,11 +153,12 @@ class PseudoMasksStage(RefinementStage):
             chosen = recipe(context, Variant.parse(name), threshold)
             work = partial(write_pseudo_mask, context.data.folders, chosen)
             run_pool(context, work, jobs(context, self.chain, artefact, name), f"Pseudo masks ({name})")
-        scores = {
-            variant: {split: self._score(context, artefact, variant, split) for split in context.data.evals}
-            | {"threshold": threshold}
-            for variant, threshold in thresholds.items()
-        }
+        scores: dict[str, dict[str, Any]] = {variant: {} for variant in thresholds}
+        for split, folder in context.data.evals.items():
+            for variant, found in score_split(context, artefact, folder, list(thresholds)).items():
+                scores[variant][split] = found
+        for variant, threshold in thresholds.items():
+            scores[variant]["threshold"] = threshold
         for variant, by_split in scores.items():
             if any(isinstance(s, dict) and s["foreground"] == 0 for s in by_split.values()):
                 context.console.say(
@@ -159,14 +169,50 @@ class PseudoMasksStage(RefinementStage):
                 )
         write_json(artefact.folder / SCORES, scores)
 
-    def _score(self, context: Context, artefact: Artefact, variant: str, split: str) -> dict[str, Any]:
-        folder = context.data.evals[split]
-        counts = []
-        title = f"Scoring masks ({variant}) of {split}"
-        for image_id in context.track(folder.ids, title, len(folder), "mask"):
-            mask = torch.from_numpy(read_mask(mask_path(artefact.folder, variant, image_id)))
-            counts.append(label_counts(mask, torch.from_numpy(folder.mask(image_id)), folder.num_classes))
-        return mask_scores(torch.stack(counts))
+
+def score_split(
+    context: Context, artefact: Artefact, folder: BaseDataset, variants: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Variant -> scores of its masks of a split: `mask_scores`, scores in groups, and gains over the first.
+
+    Returns:
+        Also "by_object_size" and "by_number_of_classes"; with evaluate.boundary "boundary_f" and
+        "boundary_f_per_class"; and of all variants but the first "gain" of mIoU over it, with
+        "gain_interval", the paired 95 % bootstrap interval over images.
+    """
+    settings, found, draws = context.cfg.evaluate, {}, {}
+    numbers = (folder.labels > 0).sum(1).tolist()
+    for variant in variants:
+        counts, boundaries = count_masks(context, artefact, folder, variant)
+        found[variant] = mask_scores(counts) | {
+            "by_object_size": by_object_size(counts),
+            "by_number_of_classes": by_number_of_classes(counts, numbers),
+        }
+        if boundaries is not None:
+            found[variant] |= boundary_scores(boundaries)
+        if len(variants) > 1:
+            draws[variant] = bootstrap_miou(counts, settings.bootstrap, context.cfg.seed)
+    first = variants[0]
+    for variant in variants[1:]:
+        gain = found[variant]["miou"] - found[first]["miou"]
+        found[variant] |= {"gain": gain, "gain_interval": interval(draws[variant] - draws[first])}
+    return found
+
+
+def count_masks(
+    context: Context, artefact: Artefact, folder: BaseDataset, variant: str
+) -> tuple[torch.Tensor, BoundaryF | None]:
+    """The (N, 3, C+1) `label_counts` of a variant's masks of a split, and their boundaries if asked for."""
+    boundaries = BoundaryF(folder.num_classes) if context.cfg.evaluate.boundary else None
+    counts = []
+    title = f"Scoring masks ({variant}) of {folder.split}"
+    for image_id in context.track(folder.ids, title, len(folder), "mask"):
+        mask = torch.from_numpy(read_mask(mask_path(artefact.folder, variant, image_id)))
+        target = torch.from_numpy(folder.mask(image_id))
+        counts.append(label_counts(mask, target, folder.num_classes))
+        if boundaries is not None:
+            boundaries.update(mask, target)
+    return torch.stack(counts), boundaries
 
 
 def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
@@ -175,7 +221,8 @@ def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
     Returns:
         Fractions: "miou", "iou" per label, "precision", "recall"; "false_positive": the share of predicted
         object pixels that are background; "false_negative": the share of object pixels predicted as
-        background; "foreground": the share of object pixels in the masks. And "images", their number.
+        background; "foreground": the share of object pixels in the masks; "false_positive_per_class" and
+        "false_negative_per_class", per label, see `error_shares`. And "images", their number.
 
     Raises:
         DataError: the ground truth has no object pixel.
@@ -193,6 +240,7 @@ def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
         "false_positive": float((true[0] - hit[0]) / objects.clamp(min=1)),
         "false_negative": float((predicted[0] - hit[0]) / truth.clamp(min=1)),
         "foreground": float(objects / total.clamp(min=1)),
+        **error_shares(counts),
         "images": len(counts),
     }
 
