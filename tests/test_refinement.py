@@ -13,7 +13,7 @@ from quick_run import folder_run
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.functional import otsu, score_histogram
-from ribseg.pipeline.report.tables import mask_name
+from ribseg.pipeline.report.mask_tables import mask_name
 from ribseg.pipeline.stages.pseudo_masks import VARIANTS, Variant
 
 TRUTH = [  # the true masks as the maps of another program

@@ -249,7 +249,12 @@ def test_segments_that_cannot_work_end_the_run_before_the_first_stage(tmp_path, 
     refused(r"needs refine\.segments\.folder=PATH", files[0], kind=ConfigError)
     refused(r"segments\.source: expected slic", "refine.segments.source=sam", kind=ConfigError)
     refused("(?s)images without any: 10.*json for every", "refine.segments.source=coco", files[1])
-    refused("no files in|cannot list", files[0], f"refine.segments.folder={tmp_path / 'nowhere'}", kind=RibsegError)
+    refused(
+        "no files in|cannot list",
+        files[0],
+        f"refine.segments.folder={tmp_path / 'nowhere'}",
+        kind=RibsegError,
+    )
     shutil.move(segments / "im_03.png", segments / "im_33.png")
     refused(r"(?s)images without any: 1\s+im_03\s+files of no image: 1\s+im_33", *files)
     Image.new("L", (5, 4)).save(segments / "im_03.png")
@@ -260,7 +265,9 @@ def test_the_folder_counts_by_its_files_and_only_where_segments_are_used(tmp_pat
     def digest(*overrides):
         cfg = settings("rib_folder", tmp_path, f"data.root={tree}", "refine.maps=cam", *overrides)
         stages = {stage.name: stage for stage in stages_of(cfg)}
-        return {name: stages[name].settings(cfg) for name in ("pseudo_masks", "affinity_labels", "random_walk")}
+        return {
+            name: stages[name].settings(cfg) for name in ("pseudo_masks", "affinity_labels", "random_walk")
+        }
 
     files = ("refine.segments.source=png", f"refine.segments.folder={segments}")
     used = "refine.variants=[segments]"

@@ -16,10 +16,11 @@ def boundary_counts(
 ) -> Tensor:
     """Counts the boundary pixels of each class that lie near the boundary of the other mask.
 
-    A boundary pixel of a class has a neighbour above, below, left or right with another label; the edge of the
-    image is no boundary. Ignored pixels of the ground truth take the label of the nearest other pixel, so that
-    the boundary runs in the middle of VOC's bands of 255; those that are farther from it than the distance
-    belong to unlabelled objects, and count in neither mask. Ignored pixels of the prediction are of no class.
+    A boundary pixel of a class has a neighbour above, below, left or right with another label; the edge of
+    the image is no boundary. Ignored pixels of the ground truth take the label of the nearest other pixel, so
+    that the boundary runs in the middle of VOC's bands of 255; those that are farther from it than the
+    distance belong to unlabelled objects, and count in neither mask. Ignored pixels of the prediction are of
+    no class.
 
     Args:
         prediction: (H, W) int, 0 = background, c + 1 = class c, `ignore_index` = no prediction.

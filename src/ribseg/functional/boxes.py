@@ -25,8 +25,8 @@ def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     for each in (boxes, others):
         if each.ndim != 2 or each.shape[1] != 4 or (each[:, :2] > each[:, 2:]).any():
             raise ValueError(
-                f"expected boxes (N, 4) as x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, got {tuple(each.shape)} "
-                f"with {each[:2].tolist()}"
+                "expected boxes (N, 4) as x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, got "
+                f"{tuple(each.shape)} with {each[:2].tolist()}"
             )
     low = torch.maximum(boxes[:, None, :2], others[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])

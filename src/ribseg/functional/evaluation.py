@@ -153,8 +153,8 @@ def class_errors(hit: Tensor, predicted: Tensor, true: Tensor) -> ClassErrors:
         predicted: (..., C+1) number of predicted pixels.
         true: (..., C+1) number of true pixels.
 
-    >>> class_errors(torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([7.0]))
-    ClassErrors(false_positive=tensor([0.1250], dtype=torch.float64), false_negative=tensor([0.6250], dtype=torch.float64))
+    >>> [float(share) for share in class_errors(torch.tensor([2]), torch.tensor([3]), torch.tensor([7]))]
+    [0.125, 0.625]
     """
     hit, predicted, true = hit.double(), predicted.double(), true.double()
     union = predicted + true - hit

@@ -9,8 +9,8 @@ def pixel_histogram(
 ) -> Tensor:
     """Counts the pixels of an image's maps by whether they are of the map's class, and by their score.
 
-    Each map is judged on its own: pixels of other classes are negative. So an image with several classes counts
-    as several, and classes do not compete, unlike in mIoU.
+    Each map is judged on its own: pixels of other classes are negative. So an image with several classes
+    counts as several, and classes do not compete, unlike in mIoU.
 
     Args:
         maps: (K, H, W) float in [0, 1]; K may be 0.
@@ -35,7 +35,8 @@ def pixel_histogram(
 def average_precision(histogram: Tensor) -> Tensor:
     """The area under the precision-recall curve of pixels: the sum of precision times the step in recall.
 
-    Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020, section 3.3 (PxAP).
+    Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020, section 3.3
+    (PxAP).
 
     Args:
         histogram: (2, B) counts of negative and positive pixels by ascending score, see `pixel_histogram`.

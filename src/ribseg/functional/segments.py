@@ -10,7 +10,7 @@ KEEP = -1  # the winner of a segment that decides nothing
 
 
 def vote_segments(labels: Tensor, segments: Tensor, share: float = 0.5) -> Tensor:
-    """The label of each pixel after every segment has taken one label as a whole (docs/method.md, section 5.6).
+    """The label of each pixel after its segment took one label as a whole (docs/method.md, section 5.6).
 
     A segment takes the class that most of its pixels have, if these are at least `share` of it; else it takes
     the background, if more of its pixels are background than of any class; else its pixels keep their labels.

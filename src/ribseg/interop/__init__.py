@@ -1,4 +1,4 @@
-"""Exchange with other programs: files of PSA, IRN and similar programs, folders of PNGs, saliency maps, segments.
+"""Exchange with other programs: files of PSA, IRN and similar ones, folders of PNGs, saliency maps, segments.
 
 `python -m ribseg.interop --help` converts folders.
 """

@@ -15,8 +15,9 @@ from ribseg.errors import DataError, reason
 LARGEST, MORE, NEGATIVE = 64, 32, 16  # of a character of a compressed run-length code
 DEEP = ("I;16", "I;16B", "I")  # modes of a PNG with 16 bit, by version of Pillow
 FORMS = (
-    "a list of masks with `segmentation`: {size: [height, width], counts: run-length code}, as SAM's automatic "
-    "mask generator gives it with output_mode='coco_rle', or an object with such a list under `annotations`"
+    "a list of masks with `segmentation`: {size: [height, width], counts: run-length code}, as SAM's "
+    "automatic mask generator gives it with output_mode='coco_rle', or an object with such a list under "
+    "`annotations`"
 )
 
 
@@ -57,8 +58,9 @@ def check_segment_file(path: str | Path, size: tuple[int, int]) -> None:
     if wrong := found - {tuple(size)}:
         height, width = sorted(wrong)[0]
         raise DataError(
-            f"{path} holds segments of {height} x {width} pixels (height x width), but its image has {size[0]} x "
-            f"{size[1]}; make the segments from the images as they are, or resize them with nearest neighbours"
+            f"{path} holds segments of {height} x {width} pixels (height x width), but its image has "
+            f"{size[0]} x {size[1]}; make the segments from the images as they are, or resize them with "
+            "nearest neighbours"
         )
 
 
@@ -68,8 +70,8 @@ def _check_mode(image: Image.Image, path: Path) -> None:
     # Pillow scales gray of 2 and 4 bit to 0..255; the numbers then differ, but stay distinct.
     if image.format != "PNG" or image.mode not in ("P", "L", "1", *DEEP):
         raise DataError(
-            f"{path} is a {image.format} of mode {raw}; expected a label image: a gray PNG of 8 or 16 bit or a "
-            "palette PNG, with a number for each segment and 0 for none"
+            f"{path} is a {image.format} of mode {raw}; expected a label image: a gray PNG of 8 or 16 bit or "
+            "a palette PNG, with a number for each segment and 0 for none"
         )
 
 
@@ -109,8 +111,8 @@ def _decoded(path: Path, size: tuple[int, int]) -> Tensor:
         if runs is None or min(runs, default=0) < 0 or sum(runs) != height * width:
             found = "a broken code" if runs is None else f"{sum(runs)}"
             raise DataError(
-                f"mask {number} of {path}: expected runs that add up to {height * width} pixels, found {found}; "
-                "write the file again"
+                f"mask {number} of {path}: expected runs that add up to {height * width} pixels, found "
+                f"{found}; write the file again"
             )
         # Columns come first, and the first run is outside of the mask.
         flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -121,9 +123,9 @@ def _decoded(path: Path, size: tuple[int, int]) -> Tensor:
 def runs_of(code: str) -> list[int] | None:
     """The lengths of the runs of one of COCO's compressed codes; None if it is broken.
 
-    Each character has five bits of a number and one that says whether more follow; from the fourth run on, the
-    number is the difference from the run before the last. Not read by pycocotools, which does not check codes:
-    where one is cut off, it returns a mask with whatever the memory holds.
+    Each character has five bits of a number and one that says whether more follow; from the fourth run on,
+    the number is the difference from the run before the last. Not read by pycocotools, which does not check
+    codes: where one is cut off, it returns a mask with whatever the memory holds.
 
     >>> runs_of("52203")
     [5, 2, 2, 2, 5]

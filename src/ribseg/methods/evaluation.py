@@ -102,9 +102,7 @@ class MapEvaluator:
         if self._boxes is not None:
             true = [true_boxes(target, label) for label in (maps.classes + 1).tolist()]
             boxes, boxed = box_hits(full.float().clamp(0, 1), true, metric.thresholds, LIMITS)
-        return ImageCounts(
-            labels, score_histogram(full, metric.thresholds), pixels, coverage, boxes, boxed
-        )
+        return ImageCounts(labels, score_histogram(full, metric.thresholds), pixels, coverage, boxes, boxed)
 
     def add(self, counts: ImageCounts, classes: int = 1) -> None:
         """Adds the counts of an image.
@@ -200,9 +198,10 @@ class MapEvaluator:
             "fixed_threshold", "miou_at_fixed", "iou_at_fixed", "interval_at_fixed" (95 %);
             "unsupervised_threshold" (chosen without masks), "miou_unsupervised"; at the fixed, else the best
             threshold: "coverage", "by_number_of_classes", "by_object_size", and the lists per label
-            "false_positive_per_class", "false_negative_per_class"; at all thresholds "pxap", "max_box_acc_v2"
-            (`box_accuracy`), and "curve" with lists over all "thresholds" of "miou", "precision" and "recall".
-            Fractions in [0, 1]; None for classes that do not occur and for missing thresholds.
+            "false_positive_per_class", "false_negative_per_class"; over all thresholds "pxap",
+            "max_box_acc_v2" (`box_accuracy`), and "curve" with lists over all "thresholds" of "miou",
+            "precision" and "recall". Fractions in [0, 1]; None for classes that do not occur and for missing
+            thresholds.
         """
         sweep = self.sweep()
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])

@@ -39,9 +39,7 @@ def slic(image: np.ndarray, n_segments: int = 400, compactness: float = 10.0) ->
     return torch.from_numpy(superpixels(image, n_segments, compactness, start_label=1).astype(np.int64))
 
 
-def felzenszwalb(
-    image: np.ndarray, scale: float = 100.0, sigma: float = 0.8, min_size: int = 50
-) -> Tensor:
+def felzenszwalb(image: np.ndarray, scale: float = 100.0, sigma: float = 0.8, min_size: int = 50) -> Tensor:
     """The superpixels of Felzenszwalb and Huttenlocher (IJCV 2004), by scikit-image: they differ in size.
 
     Args:

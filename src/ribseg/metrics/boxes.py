@@ -20,19 +20,19 @@ FRAGMENT = 0.1  # smallest part of an object, as a share of the class's largest 
 def boxes_at_thresholds(scores: Tensor, thresholds: Tensor) -> list[Tensor]:
     """The boxes around all contours of a map above each threshold, as in the program of Choe et al.
 
-    The map is rounded down to 8 bit; a pixel is above the threshold t if it exceeds t times the maximum, rounded
-    down as well. Contours are those of OpenCV, of holes too. x1 and y1 are the first column and row after the
-    contour, or the image's last one.
+    The map is rounded down to 8 bit; a pixel is above the threshold t if it exceeds t times the maximum,
+    rounded down as well. Contours are those of OpenCV, of holes too. x1 and y1 are the first column and row
+    after the contour, or the image's last one.
 
     Args:
         scores: (H, W) float in [0, 1].
         thresholds: (T,) in [0, 1].
 
     Returns:
-        T tensors (N, 4) int64, x0, y0, x1, y1. Where nothing is above the threshold the only box is the pixel at
-        the upper left corner.
+        T tensors (N, 4) int64, x0, y0, x1, y1. Where nothing is above the threshold the only box is the pixel
+        at the upper left corner.
     """
-    levels = (scores.float().cpu().numpy() * LEVELS).astype(np.uint8)
+    levels = (scores.double().cpu().numpy() * LEVELS).astype(np.uint8)
     # Rounded as in Python, in double precision: 0.29 * 100 is 28.999..., in single precision 29.
     cuts = [int(threshold * int(levels.max())) for threshold in thresholds.double().tolist()]
     found = {cut: _contour_boxes(levels > cut) for cut in set(cuts)}  # at most 256 different ones
@@ -68,9 +68,9 @@ def true_boxes(target: Tensor, label: int) -> Tensor:
 class MaxBoxAccV2(Metric):
     """Box accuracy of localization maps: the best over thresholds, averaged over three limits of the IoU.
 
-    At a threshold a map is right if any of its boxes overlaps with any true box by the limit. For each limit the
-    best threshold counts. Choe et al., Evaluation for Weakly Supervised Object Localization: Protocol, Metrics,
-    and Datasets, TPAMI 2022, section 3; equal to the authors' program for equal thresholds.
+    At a threshold a map is right if any of its boxes overlaps with any true box by the limit. For each limit
+    the best threshold counts. Choe et al., Evaluation for Weakly Supervised Object Localization: Protocol,
+    Metrics, and Datasets, TPAMI 2022, section 3; equal to the authors' program for equal thresholds.
 
     Args:
         thresholds: (T,) in [0, 1]. Default: 0, 0.001, ..., 0.999, as published.
@@ -98,7 +98,7 @@ class MaxBoxAccV2(Metric):
         super().__init__(**kwargs)
         check_numbers("limits", limits, above=0, high=1)
         self.limits = tuple(limits)
-        chosen = np.arange(0, 1, 0.001) if thresholds is None else thresholds
+        chosen = torch.from_numpy(np.arange(0, 1, 0.001)) if thresholds is None else thresholds
         self.register_buffer("thresholds", sorted_thresholds(1, chosen).double(), persistent=False)
         zeros = torch.zeros(len(self.limits), len(self.thresholds), dtype=torch.int64)
         self.add_state("hits", zeros, dist_reduce_fx="sum")

@@ -21,8 +21,9 @@ class GroupedScores(Metric):
     """The mIoU of masks in groups of images: by object size, and by the number of classes in an image.
 
     Small objects are those that all together cover up to a tenth of an image's scored pixels, medium ones
-    cover up to three tenths. How far scores depend on it: Mun et al., Small Objects Matters in Weakly-supervised
-    Semantic Segmentation, arXiv 2309.14117, who group objects; semantic masks tell none apart.
+    cover up to three tenths. How far scores depend on it: Mun et al., Small Objects Matters in
+    Weakly-supervised Semantic Segmentation, arXiv 2309.14117, who group objects; semantic masks tell none
+    apart.
 
     Args:
         num_classes: C, without background.
@@ -113,7 +114,7 @@ def size_groups(counts: Tensor) -> np.ndarray:
 
 
 def number_groups(numbers: Sequence[int]) -> np.ndarray:
-    """N numbers of labels -> (N,) int64 group of each image: 0 for one label, up to `MANY` - 1; -1 for none."""
+    """N numbers of labels -> (N,) int64 group of each image: 0 for one label to `MANY` - 1; -1 for none."""
     return np.minimum(np.asarray(numbers, np.int64), MANY) - 1
 
 

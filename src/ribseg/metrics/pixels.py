@@ -45,7 +45,7 @@ class PxAP(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        published = np.append(np.arange(0, 1, 0.001), 1.0)
+        published = torch.from_numpy(np.append(np.arange(0, 1, 0.001), 1.0))
         chosen = sorted_thresholds(num_classes, published if thresholds is None else thresholds)
         self.register_buffer("thresholds", chosen, persistent=False)
         zeros = torch.zeros(2, len(chosen) + 1, dtype=torch.int64)

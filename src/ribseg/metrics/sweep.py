@@ -60,7 +60,9 @@ class ThresholdSweep(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        chosen = sorted_thresholds(num_classes, torch.linspace(0, 1, 101) if thresholds is None else thresholds)
+        chosen = sorted_thresholds(
+            num_classes, torch.linspace(0, 1, 101) if thresholds is None else thresholds
+        )
         self.register_buffer("thresholds", chosen.float(), persistent=False)
         size = num_classes + 1
         zeros = torch.zeros(size, size, chosen.numel() + 1, dtype=torch.int64)

@@ -11,10 +11,10 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import write_json
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
-from ribseg.functional import argmax_labels, boundary_counts
+from ribseg.functional import argmax_labels, boundary_counts, boundary_f
 from ribseg.functional.evaluation import distance_tenths
 from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size, known
-from ribseg.metrics import BoundaryF, bootstrap_miou, interval
+from ribseg.metrics import bootstrap_miou, interval
 from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.engine.context import Context, build
 from ribseg.pipeline.engine.digest import contents, with_sources
@@ -151,7 +151,7 @@ def add_boundaries(
         )
         for source in sources
     }
-    metrics = {name: BoundaryF(folder.num_classes) for name in chosen}
+    total = {name: torch.zeros(4, folder.num_classes, dtype=torch.int64) for name in chosen}
 
     def count(image_id: str) -> dict[str, torch.Tensor]:
         target = torch.from_numpy(folder.mask(image_id)).long()
@@ -168,15 +168,15 @@ def add_boundaries(
     results = ordered_map(count, folder.ids, context.cfg.evaluate.workers, threads=True)
     for counts in context.track(results, f"Boundaries of {folder.split}", len(folder)):
         for name, one in counts.items():
-            metrics[name].counts += one
-    for name, metric in metrics.items():
-        result[name]["split"][folder.split] |= boundary_scores(metric)
+            total[name] += one
+    for name, summed in total.items():
+        result[name]["split"][folder.split] |= boundary_scores(summed)
 
 
-def boundary_scores(metric: BoundaryF) -> dict[str, Any]:
-    """The mean "boundary_f" and "boundary_f_per_class", for JSON."""
-    found = metric.compute()
-    return {"boundary_f": known(found["mean"][None])[0], "boundary_f_per_class": known(found["per_class"])}
+def boundary_scores(counts: torch.Tensor) -> dict[str, Any]:
+    """The mean "boundary_f" and "boundary_f_per_class" of (4, C) summed `boundary_counts`, for JSON."""
+    per_class = boundary_f(counts)
+    return {"boundary_f": known(per_class.nanmean()[None])[0], "boundary_f_per_class": known(per_class)}
 
 
 def tenths_of(cam_maps: LocalizationMaps, target: torch.Tensor) -> torch.Tensor:

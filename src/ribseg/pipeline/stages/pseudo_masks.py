@@ -189,7 +189,7 @@ def score_split(
             "by_number_of_classes": by_number_of_classes(counts, numbers),
         }
         if boundaries is not None:
-            found[variant] |= boundary_scores(boundaries)
+            found[variant] |= boundary_scores(boundaries.counts)
         if len(variants) > 1:
             draws[variant] = bootstrap_miou(counts, settings.bootstrap, context.cfg.seed)
     first = variants[0]

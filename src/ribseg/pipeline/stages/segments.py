@@ -33,8 +33,9 @@ def segments_of(image: np.ndarray, path: Path | None, settings: dict[str, Any]) 
     """
     if path is not None:
         return read_segments(path, (image.shape[0], image.shape[1]))
-    make = {"slic": superpixels.slic, "felzenszwalb": superpixels.felzenszwalb}[settings["source"]]
-    return make(image, **settings[settings["source"]])
+    if settings["source"] == "slic":
+        return superpixels.slic(image, **settings["slic"])
+    return superpixels.felzenszwalb(image, **settings["felzenszwalb"])
 
 
 def segments_file(context: Context, image_id: str) -> Path | None:
