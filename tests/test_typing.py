@@ -87,7 +87,7 @@ ribseg.refine.confident_labels("a.jpg")
 ribseg.controls.centre_prior(3)
 ribseg.interop.read_irn_maps("a.npy")
 ribseg.evaluation.MapEvaluator()
-ribseg.metrics.MaxBoxAccV2(nonsense=1)
+ribseg.metrics.PxAP()
 ribseg.analysis.gradient_map()
 ribseg.models.IRNet(nonsense=1)
 ribseg.nothing_of_the_kind
