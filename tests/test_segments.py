@@ -228,7 +228,12 @@ def test_segments_vote_on_pseudo_masks(tmp_path, tree, segments, stored):
 
 def test_superpixels_vote_after_everything_else(tmp_path, tree, stored):
     pytest.importorskip("skimage", reason="pip install 'ribseg[superpixels]'")
-    run = (*RUN[:2], "refine.variants=[crf,crf_segments]", "refine.segments.slic.n_segments=9")
+    run = (
+        *RUN[:2],
+        "refine.variants=[crf,crf_segments]",
+        "refine.segments.source=slic",
+        "refine.segments.slic.n_segments=9",
+    )
     results = folder_run(tmp_path, tree, *run, "run=[classifier,cam,pseudo_masks,report]")
     place = Path(results["store"]["pseudo_masks"])
     name = "im_00.png"

@@ -18,7 +18,7 @@ ENDINGS = {"png": ".png", "coco": ".json"}  # source -> ending of its files
 SOURCES = (*SUPERPIXELS, *ENDINGS)
 
 
-def slic(image: np.ndarray, n_segments: int = 400, compactness: float = 10.0) -> Tensor:
+def slic(image: np.ndarray, n_segments: int = 100, compactness: float = 20.0) -> Tensor:
     """The superpixels of SLIC (Achanta et al., PAMI 2012), by scikit-image: compact, of similar size.
 
     Args:
@@ -39,7 +39,7 @@ def slic(image: np.ndarray, n_segments: int = 400, compactness: float = 10.0) ->
     return torch.from_numpy(superpixels(image, n_segments, compactness, start_label=1).astype(np.int64))
 
 
-def felzenszwalb(image: np.ndarray, scale: float = 100.0, sigma: float = 0.8, min_size: int = 50) -> Tensor:
+def felzenszwalb(image: np.ndarray, scale: float = 200.0, sigma: float = 0.8, min_size: int = 50) -> Tensor:
     """The superpixels of Felzenszwalb and Huttenlocher (IJCV 2004), by scikit-image: they differ in size.
 
     Args:
@@ -61,13 +61,13 @@ def felzenszwalb(image: np.ndarray, scale: float = 100.0, sigma: float = 0.8, mi
     return torch.from_numpy(superpixels(image, scale, sigma, min_size).astype(np.int64) + 1)
 
 
-def check_slic(n_segments: int = 400, compactness: float = 10.0) -> None:
+def check_slic(n_segments: int = 100, compactness: float = 20.0) -> None:
     """Raises a ConfigError unless the settings of `slic` are in range."""
     check_number("n_segments", n_segments, low=1, whole=True)
     check_number("compactness", compactness, above=0)
 
 
-def check_felzenszwalb(scale: float = 100.0, sigma: float = 0.8, min_size: int = 50) -> None:
+def check_felzenszwalb(scale: float = 200.0, sigma: float = 0.8, min_size: int = 50) -> None:
     """Raises a ConfigError unless the settings of `felzenszwalb` are in range."""
     check_number("scale", scale, above=0)
     check_number("sigma", sigma, low=0)
@@ -75,7 +75,7 @@ def check_felzenszwalb(scale: float = 100.0, sigma: float = 0.8, min_size: int =
 
 
 def check_segments(
-    source: str = "slic",
+    source: str = "felzenszwalb",
     folder: str | Path | None = None,
     share: float = 0.5,
     slic: Mapping[str, Any] | None = None,

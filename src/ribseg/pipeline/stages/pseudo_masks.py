@@ -368,5 +368,6 @@ def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: J
         result = dense_crf(image, result, **recipe.crf)
     if recipe.segments is not None and len(maps.classes):
         found = segments_of(image, segments, recipe.segments)
-        result = vote_segments(torch.from_numpy(result), found, recipe.segments["share"]).numpy()
+        if found is not None:  # imported maps may have classes where the image has no label
+            result = vote_segments(torch.from_numpy(result), found, recipe.segments["share"]).numpy()
     write_mask(target, result)

@@ -23,16 +23,16 @@ def counted_segments(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def segments_of(image: np.ndarray, path: Path | None, settings: dict[str, Any]) -> Tensor:
-    """The segments of an image, as `ribseg.functional.vote_segments` takes them.
+def segments_of(image: np.ndarray, path: Path | None, settings: dict[str, Any]) -> Tensor | None:
+    """The segments of an image, as `ribseg.functional.vote_segments` takes them; None without a file.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        path: of their file; None for superpixels.
+        path: of their file; None for superpixels, and for an image without a label, which needs no file.
         settings: `refine.segments`.
     """
-    if path is not None:
-        return read_segments(path, (image.shape[0], image.shape[1]))
+    if settings["source"] in ENDINGS:
+        return None if path is None else read_segments(path, (image.shape[0], image.shape[1]))
     if settings["source"] == "slic":
         return superpixels.slic(image, **settings["slic"])
     return superpixels.felzenszwalb(image, **settings["felzenszwalb"])
