@@ -285,3 +285,19 @@ def test_the_folder_counts_by_its_files_and_only_where_segments_are_used(tmp_pat
     assert other["affinity_labels"] == first["affinity_labels"]
     assert other["random_walk"] == first["random_walk"]
     assert digest("refine.variants=[none]", *files) == digest("refine.variants=[none]")
+
+
+def test_an_image_without_a_label_needs_no_segments(tmp_path, tree, segments):
+    """Imported maps may have classes there all the same."""
+    labels = tree / "image_labels.csv"
+    labels.write_text(labels.read_text().replace("im_09,b", "im_09,"))
+    (segments / "im_09.png").unlink()
+    run = ("run=[imported,pseudo_masks]", "refine.maps=imported", "imported.layout=masks")
+    source = (f"imported.folder={tree / 'SegmentationClass'}", "refine.maps_threshold=0.5")
+    files = ("refine.segments.source=png", f"refine.segments.folder={segments}")
+    results = folder_run(tmp_path, tree, *run, *source, *files, "refine.variants=[none,segments]")
+    place = Path(results["store"]["pseudo_masks"])
+    cut, voted = (read_mask(place / variant / "im_09.png") for variant in ("none", "segments"))
+    assert cut.max() == 2
+    assert (cut == voted).all()
+    assert (read_mask(place / "none" / "im_08.png") != read_mask(place / "segments" / "im_08.png")).any()
