@@ -94,7 +94,7 @@ def localization_table(localization: Mapping[str, Any]) -> TableData:
     boxes = {name: scores["max_box_acc_v2"] for name, scores in found.items()}
     if any(boxes.values()):
         limits = next(each["limits"] for each in boxes.values() if each)
-        columns += ["MaxBoxAccV2", *(f"IoU {limit:g} (at)" for limit in limits)]
+        columns += ["MaxBox\nAccV2", *(f"IoU {limit:g}" for limit in limits)]
         rows = [[*row, *_box_cells(boxes[row[0]], len(limits))] for row in rows]
         notes.append(BOX_NOTE)
     if any("boundary_f" in scores for scores in found.values()):
@@ -117,8 +117,7 @@ def class_mean(values: Sequence[float | None]) -> float | None:
 def _box_cells(boxes: Mapping[str, Any] | None, limits: int) -> list[str]:
     if boxes is None:
         return ["-"] * (1 + limits)
-    pairs = zip(boxes["per_limit"], boxes["threshold"], strict=True)
-    return [percent(boxes["mean"]), *(miou_at(*pair) for pair in pairs)]
+    return [percent(boxes["mean"]), *map(percent, boxes["per_limit"])]
 
 
 def error_table(columns: Mapping[str, Mapping[str, Any]], classes: Sequence[str], title: str) -> TableData:
