@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,6 +52,8 @@ def true_boxes(target: Tensor, label: int) -> Tensor:
     Returns:
         (N, 4) int64; N is 0 if the label does not occur.
     """
+    import cv2
+
     region = (target == label).cpu().numpy().astype(np.uint8)
     height, width = region.shape
     _, _, found, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
@@ -159,6 +160,8 @@ def box_accuracy(hits: Tensor, items: Tensor | int, thresholds: Tensor) -> dict[
 
 
 def _contour_boxes(above: np.ndarray) -> Tensor:
+    import cv2
+
     height, width = above.shape
     contours, _ = cv2.findContours(above.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
