@@ -82,7 +82,10 @@ def digests(cfg, part=None):
 
 MAPS = ("refine", "maps")  # names an input; what else it changes are the names of stages
 # Without these some settings are not looked at.
-USED = ("rib.lr=auto", "segmenter.select=best", "refine.labels.foreground=auto", "segmenter.validate=true")
+USED = (
+    *("rib.lr=auto", "segmenter.select=best", "refine.labels.foreground=auto", "segmenter.validate=true"),
+    "refine.variants=[none,random_walk,segments]",
+)
 
 
 def test_every_shipped_setting_counts_or_is_said_to_be_neutral():

@@ -38,6 +38,7 @@ OUTSIDE = {
     "timm": 1,
     "albumentations": 1,
     "cv2": 1,
+    "skimage": 2,
     "PIL": 1,
     "safetensors": 1,
     "matplotlib": 1,
@@ -141,6 +142,7 @@ def test_every_exported_name_is_there():
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_heavy_packages_are_imported_where_they_are_used(path):
     heavy = {"matplotlib", "sklearn", "wandb", "tensorboard", "pycocotools", "segmentation_models_pytorch"}
+    heavy |= {"skimage", "scipy"}
     for node in ast.parse(path.read_text()).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -169,7 +169,7 @@ def test_scores_by_number_of_classes_are_those_of_the_images():
 def test_bootstrap_in_blocks_draws_the_same_sets(monkeypatch):
     counts = torch.randint(1, 99, (7, 3, 4), generator=torch.Generator().manual_seed(0))
     at_once = bootstrap_miou(counts, resamples=50, seed=1)
-    monkeypatch.setattr("ribseg.metrics.BLOCK", 20)
+    monkeypatch.setattr("ribseg.metrics.bootstrap.BLOCK", 20)
     np.testing.assert_array_equal(bootstrap_miou(counts, resamples=50, seed=1), at_once)
 
 

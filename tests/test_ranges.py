@@ -87,6 +87,8 @@ STAGE_SETTINGS = {  # what the stages themselves read
         [
             "tf32",
             "check_files",
+            "evaluate.boxes",
+            "evaluate.boundary",
             "maps.full",
             "export.program",
             "affinity.backbone.pretrained",
@@ -98,6 +100,12 @@ STAGE_SETTINGS = {  # what the stages themselves read
         SWITCH,
     ),
     # Those of functions, which are called with a section of the configuration.
+    "refine.segments.share": (0, *SHARE),
+    "refine.segments.slic.n_segments": AT_LEAST_1,
+    "refine.segments.slic.compactness": POSITIVE,
+    "refine.segments.felzenszwalb.scale": POSITIVE,
+    "refine.segments.felzenszwalb.sigma": RATE,
+    "refine.segments.felzenszwalb.min_size": AT_LEAST_1,
     "refine.pixel_adaptive.iterations": AT_LEAST_0,
     "refine.pixel_adaptive.temperature": POSITIVE,
     "refine.walk.steps": AT_LEAST_0,

@@ -14,7 +14,7 @@ from ribseg.checks import SettingError
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.functional import otsu, score_histogram
-from ribseg.pipeline.report.tables import mask_name
+from ribseg.pipeline.report.mask_tables import mask_name
 from ribseg.pipeline.stages.pseudo_masks import VARIANTS, Variant
 
 TRUTH = [  # the true masks as the maps of another program
@@ -176,11 +176,17 @@ def test_a_crf_on_maps_is_another_variant_of_the_same_maps(tmp_path, tree, salie
 
 
 def test_names_of_variants():
-    assert len(VARIANTS) == 18
-    assert Variant.parse("none") == ("", False, "")
-    assert Variant.parse("random_walk_saliency_pixel_adaptive") == ("random_walk", True, "pixel_adaptive")
-    assert Variant.parse("crf") == ("", False, "crf")
-    assert len({mask_name(variant) for variant in VARIANTS}) == 18
+    assert len(VARIANTS) == 36
+    assert Variant.parse("none") == ("", False, "", False)
+    assert Variant.parse("random_walk_saliency_pixel_adaptive") == (
+        "random_walk",
+        True,
+        "pixel_adaptive",
+        False,
+    )
+    assert Variant.parse("crf") == ("", False, "crf", False)
+    assert Variant.parse("attention_crf_segments") == ("attention", False, "crf", True)
+    assert len({mask_name(variant) for variant in VARIANTS}) == 36
 
 
 def test_background_scores_by_other_images_and_without_masks(tmp_path, tree):

@@ -13,7 +13,9 @@ import ribseg
 
 SOURCES = Path(ribseg.__file__).parents[1]
 LAZY = ("ribseg", "ribseg.data")
-EAGER = ("ribseg.analysis", "ribseg.functional", "ribseg.interop", "ribseg.models", "ribseg.modules")
+EAGER = tuple(
+    f"ribseg.{name}" for name in ("analysis", "functional", "interop", "metrics", "models", "modules")
+)
 
 RIGHT = """
 from pathlib import Path
@@ -46,6 +48,7 @@ refined: np.ndarray = ribseg.functional.dense_crf(np.zeros((9, 9, 3), np.uint8),
 metric = ribseg.ThresholdSweep(num_classes=20, thresholds=torch.linspace(0, 1, 101))
 metric.update(maps[0], torch.arange(20), torch.zeros(4, 4))
 metric.compute()["best_miou"].item()
+ribseg.metrics.PxAP(num_classes=20).update(maps[0], torch.arange(20), torch.zeros(4, 4))
 ribseg.predict(Path("a.jpg"), "segmenter.safetensors", device="cpu")
 found: ribseg.LocalizationMaps = ribseg.localize("a.jpg", labels=["dog"], classifier=clf, method="rib")
 found = ribseg.localize("a.jpg", [0], "classifier.safetensors", ribseg.RIB(clf), references="photographs")
@@ -84,6 +87,7 @@ ribseg.refine.confident_labels("a.jpg")
 ribseg.controls.centre_prior(3)
 ribseg.interop.read_irn_maps("a.npy")
 ribseg.evaluation.MapEvaluator()
+ribseg.metrics.PxAP()
 ribseg.analysis.gradient_map()
 ribseg.models.IRNet(nonsense=1)
 ribseg.nothing_of_the_kind

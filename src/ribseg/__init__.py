@@ -35,6 +35,7 @@ __all__ = [
     "load_segmenter",
     "localize",
     "merge_maps",
+    "metrics",
     "models",
     "modules",
     "pipeline",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from ribseg import errors as errors
     from ribseg import functional as functional
     from ribseg import interop as interop
+    from ribseg import metrics as metrics
     from ribseg import models as models
     from ribseg import modules as modules
     from ribseg import pipeline as pipeline

@@ -25,6 +25,20 @@ class Scores(NamedTuple):
     recall: Tensor
 
 
+class ClassErrors(NamedTuple):
+    """False positives and false negatives of each label: what its IoU lacks.
+
+    Attributes:
+        false_positive: (..., C+1), pixels that are predicted wrongly as a label, as a share of the union of
+            its predicted and its true pixels; NaN where a label is neither in the ground truth nor predicted.
+        false_negative: (..., C+1), pixels of a label that are predicted as another, as a share of the same
+            union. IoU, `false_positive` and `false_negative` add up to one.
+    """
+
+    false_positive: Tensor
+    false_negative: Tensor
+
+
 def threshold_histogram(
     maps: Tensor, classes: Tensor, target: Tensor, thresholds: Tensor, num_classes: int, ignore_index: int
 ) -> Tensor:
@@ -129,6 +143,22 @@ def scores_from_counts(hit: Tensor, predicted: Tensor, true: Tensor) -> Scores:
     precision, recall = (_mean((hit / all_)[..., 1:]).nan_to_num(0.0) for all_ in (predicted, true))
     scored = true[..., 1:].sum(-1) > 0
     return Scores(iou, _mean(iou).where(scored, torch.nan), precision, recall)
+
+
+def class_errors(hit: Tensor, predicted: Tensor, true: Tensor) -> ClassErrors:
+    """False positives and negatives of each label, as shares of its union.
+
+    Args:
+        hit: (..., C+1) number of true positives.
+        predicted: (..., C+1) number of predicted pixels.
+        true: (..., C+1) number of true pixels.
+
+    >>> [float(share) for share in class_errors(torch.tensor([2]), torch.tensor([3]), torch.tensor([7]))]
+    [0.125, 0.625]
+    """
+    hit, predicted, true = hit.double(), predicted.double(), true.double()
+    union = predicted + true - hit
+    return ClassErrors((predicted - hit) / union, (true - hit) / union)
 
 
 def _best_labels(maps: Tensor, classes: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:

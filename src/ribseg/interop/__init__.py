@@ -1,4 +1,4 @@
-"""Exchange with other programs: files of PSA, IRN and similar programs, folders of PNGs, saliency maps.
+"""Exchange with other programs: files of PSA, IRN and similar ones, folders of PNGs, saliency maps, segments.
 
 `python -m ribseg.interop --help` converts folders.
 """
@@ -9,8 +9,10 @@ from ribseg.interop.irn import convert_irn_maps, read_irn_maps, write_irn_maps
 from ribseg.interop.labels import convert_labels
 from ribseg.interop.psa import convert_psa_maps, read_psa_maps
 from ribseg.interop.saliency import read_saliency, saliency_background
+from ribseg.interop.segments import check_segment_file, read_segments
 
 __all__ = [
+    "check_segment_file",
     "convert_irn_maps",
     "convert_labels",
     "convert_maps",
@@ -21,6 +23,7 @@ __all__ = [
     "read_irn_maps",
     "read_psa_maps",
     "read_saliency",
+    "read_segments",
     "saliency_background",
     "write_irn_maps",
 ]

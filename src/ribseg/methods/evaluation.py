@@ -12,13 +12,23 @@ from torch import Tensor
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
 from ribseg.functional.cam import resize
-from ribseg.functional.evaluation import TENTHS, coverage_histogram, threshold_histogram
+from ribseg.functional.evaluation import TENTHS, class_errors, coverage_histogram, threshold_histogram
+from ribseg.functional.pixels import average_precision, pixel_histogram
 from ribseg.functional.threshold import otsu, score_histogram
-from ribseg.metrics import ThresholdSweep, bootstrap_miou, check_target, interval, pooled_scores, sweep_of
+from ribseg.metrics import (
+    ThresholdSweep,
+    bootstrap_miou,
+    by_number_of_classes,
+    by_object_size,
+    check_target,
+    interval,
+    pooled_scores,
+    sweep_of,
+    true_boxes,
+)
+from ribseg.metrics.boxes import box_accuracy, box_hits
 
-MANY = 3  # images with this many classes or more form one group
-# Limits of the groups by object size: share of an image's scored pixels that belong to a class.
-SIZES = {"small": (0.0, 0.1), "medium": (0.1, 0.3), "large": (0.3, 1.0)}
+LIMITS = (0.3, 0.5, 0.7)  # of the IoU of boxes, as published
 NOTHING_SCORED = (
     "no pixel of the masks belongs to a class: all are background (0) or 255 (ignore), so nothing can be "
     "scored. run=[check_data] shows what the masks hold"
@@ -31,12 +41,18 @@ class ImageCounts(NamedTuple):
     Attributes:
         labels: (C+1, C+1, T+1) int64, see `functional.threshold_histogram`.
         scores: (T+1,) int64, see `functional.threshold.score_histogram`; independent of the mask.
+        pixels: (2, T+1) int64, see `functional.pixels.pixel_histogram`.
         coverage: (10, T+1) int64, see `functional.evaluation.coverage_histogram`; None without tenths.
+        boxes: (3, T) int64, see `metrics.boxes.box_hits`; None if boxes are not measured.
+        boxed: number of maps whose class has a box in the mask.
     """
 
     labels: Tensor
     scores: Tensor
+    pixels: Tensor
     coverage: Tensor | None = None
+    boxes: Tensor | None = None
+    boxed: int = 0
 
 
 class MapEvaluator:
@@ -48,13 +64,19 @@ class MapEvaluator:
         num_classes: C, without background.
         thresholds: (T,) background scores.
         ignore_index: mask label of ignored pixels.
+        boxes: also measure boxes (MaxBoxAccV2), which takes most of the time.
     """
 
-    def __init__(self, num_classes: int, thresholds: Tensor, ignore_index: int = 255) -> None:
+    def __init__(
+        self, num_classes: int, thresholds: Tensor, ignore_index: int = 255, boxes: bool = False
+    ) -> None:
         self.metric = ThresholdSweep(num_classes, thresholds, ignore_index)  # checks and sorts the thresholds
         self._histogram = self.metric.histogram.clone()
         self._scores = torch.zeros(len(thresholds) + 1, dtype=torch.int64)
         self._coverage = torch.zeros(TENTHS, len(thresholds) + 1, dtype=torch.int64)
+        self._pixels = torch.zeros(2, len(thresholds) + 1, dtype=torch.int64)
+        self._boxes = torch.zeros(len(LIMITS), len(thresholds), dtype=torch.int64) if boxes else None
+        self._boxed = 0
         self._entries: list[np.ndarray] = []
         self._numbers: list[int] = []
 
@@ -75,7 +97,12 @@ class MapEvaluator:
         coverage = None
         if tenths is not None:
             coverage = coverage_histogram(full, maps.classes, target, tenths, metric.thresholds)
-        return ImageCounts(labels, score_histogram(full, metric.thresholds), coverage)
+        pixels = pixel_histogram(full, maps.classes, target, metric.thresholds, metric.ignore_index)
+        boxes, boxed = None, 0
+        if self._boxes is not None:
+            true = [true_boxes(target, label) for label in (maps.classes + 1).tolist()]
+            boxes, boxed = box_hits(full.float().clamp(0, 1), true, metric.thresholds, LIMITS)
+        return ImageCounts(labels, score_histogram(full, metric.thresholds), pixels, coverage, boxes, boxed)
 
     def add(self, counts: ImageCounts, classes: int = 1) -> None:
         """Adds the counts of an image.
@@ -87,6 +114,10 @@ class MapEvaluator:
         self._numbers.append(classes)
         if counts.coverage is not None:
             self._coverage += counts.coverage
+        if self._boxes is not None and counts.boxes is not None:
+            self._boxes += counts.boxes
+            self._boxed += counts.boxed
+        self._pixels += counts.pixels
         self._histogram += counts.labels
         self._scores += counts.scores
         index = counts.labels.nonzero()
@@ -136,15 +167,20 @@ class MapEvaluator:
 
         The mIoU is None if the masks of a group have no foreground pixels.
         """
-        return self._by_number(self.counts(threshold))
+        return by_number_of_classes(self.counts(threshold), self._numbers)
 
-    def _by_number(self, counts: Tensor) -> list[dict[str, Any]]:
-        numbers = np.minimum(self._numbers, MANY)
-        return [
-            {"classes": f"{number} or more" if number == MANY else str(number)}
-            | _group(counts, numbers == number)
-            for number in np.unique(numbers[numbers > 0]).tolist()
-        ]
+    def box_accuracy(self) -> dict[str, Any] | None:
+        """MaxBoxAccV2 of the maps; None if boxes are not measured, or no map's class is in its mask.
+
+        Returns:
+            "mean", and "per_limit" and "threshold" of each of "limits".
+        """
+        if self._boxes is None or not self._boxed:
+            return None
+        found = box_accuracy(self._boxes, self._boxed, self.metric.thresholds)
+        thresholds = [round(value, 6) for value in found["threshold"].tolist()]
+        result: dict[str, Any] = {"mean": float(found["mean"]), "limits": list(LIMITS)}
+        return result | {"per_limit": found["per_limit"].tolist(), "threshold": thresholds}
 
     def _place(self, threshold: float) -> int:
         return int((self.metric.thresholds - threshold).abs().argmin())
@@ -161,9 +197,11 @@ class MapEvaluator:
             "images"; "best_miou", "best_threshold", and "precision", "recall", "iou" at this threshold;
             "fixed_threshold", "miou_at_fixed", "iou_at_fixed", "interval_at_fixed" (95 %);
             "unsupervised_threshold" (chosen without masks), "miou_unsupervised"; at the fixed, else the best
-            threshold: "coverage", "by_number_of_classes", "by_object_size"; and "curve" with lists over all
-            "thresholds" of "miou", "precision" and "recall". Fractions in [0, 1]; None for classes that do
-            not occur and for missing thresholds.
+            threshold: "coverage", "by_number_of_classes", "by_object_size", and the lists per label
+            "false_positive_per_class", "false_negative_per_class"; over all thresholds "pxap",
+            "max_box_acc_v2" (`box_accuracy`), and "curve" with lists over all "thresholds" of "miou",
+            "precision" and "recall". Fractions in [0, 1]; None for classes that do not occur and for missing
+            thresholds.
         """
         sweep = self.sweep()
         best = int((sweep["thresholds"] == sweep["best_threshold"]).nonzero()[0])
@@ -181,8 +219,11 @@ class MapEvaluator:
             "unsupervised_threshold": unsupervised,
             "miou_unsupervised": None if unsupervised is None else self._miou(unsupervised),
             "coverage": self.coverage(shown),
-            "by_number_of_classes": self._by_number(counts),
+            "by_number_of_classes": by_number_of_classes(counts, self._numbers),
             "by_object_size": by_object_size(counts),
+            **error_shares(counts),
+            "pxap": known(average_precision(self._pixels)[None])[0],
+            "max_box_acc_v2": self.box_accuracy(),
             "curve": {
                 name: known(sweep[name].double().round(decimals=5))
                 for name in ("thresholds", "miou", "precision", "recall")
@@ -208,29 +249,18 @@ def _fixed_summary(threshold: float | None, counts: Tensor, resamples: int, seed
     }
 
 
-def by_object_size(counts: Tensor) -> list[dict[str, Any]]:
-    """Number of images and mIoU, by the share of an image that objects cover.
-
-    The groups are those of `SIZES`; images whose masks have no object are in none.
+def error_shares(counts: Tensor) -> dict[str, list[float | None]]:
+    """False positives and false negatives per label, as shares of its union; None where it does not occur.
 
     Args:
         counts: (N, 3, C+1) `label_counts` of the images.
+
+    Returns:
+        "false_positive_per_class" and "false_negative_per_class", of background and each class; with the IoU
+        they add up to one.
     """
-    true = counts[:, 2].double().numpy()
-    share = 1 - true[:, 0] / true.sum(1).clip(min=1)
-    groups = {name: (share > low) & (share <= high) for name, (low, high) in SIZES.items()}
-    return [
-        {"size": name, "above": SIZES[name][0], "up_to": SIZES[name][1]} | _group(counts, chosen)
-        for name, chosen in groups.items()
-        if chosen.any()
-    ]
-
-
-def _group(counts: Tensor, chosen: np.ndarray) -> dict[str, Any]:
-    """Number of images and mIoU of a part of the images; None if their masks have no foreground pixels."""
-    part = counts[torch.from_numpy(chosen)]
-    (miou,) = known(pooled_scores(part).miou[None])
-    return {"images": len(part), "miou": miou}
+    errors = class_errors(*counts.sum(0))
+    return {f"{name}_per_class": known(values) for name, values in errors._asdict().items()}
 
 
 def known(values: Tensor) -> list[float | None]:

@@ -13,6 +13,7 @@ from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.pixel_adaptive import check_pixel_adaptive
 from ribseg.methods.inference import check_inference
 from ribseg.methods.refine import check_confidence, check_walk
+from ribseg.methods.segments import check_felzenszwalb, check_segments, check_slic
 from ribseg.methods.trial import check_network
 from ribseg.models import Classifier
 from ribseg.models.attention import check_blocks
@@ -62,6 +63,9 @@ def check_functions(cfg: DictConfig) -> None:
     sections: dict[str, Callable[..., None]] = {
         "refine.crf": check_dense_crf,
         "refine.pixel_adaptive": check_pixel_adaptive,
+        "refine.segments": check_segments,
+        "refine.segments.slic": check_slic,
+        "refine.segments.felzenszwalb": check_felzenszwalb,
         "refine.walk": check_walk,
         "refine.attention": check_attention,
         "segmenter.test": check_inference,

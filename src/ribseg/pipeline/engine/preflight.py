@@ -5,6 +5,7 @@ from typing import Any
 
 from ribseg.checks import within
 from ribseg.errors import ConfigError, DataError
+from ribseg.methods.segments import ENDINGS
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.data_checks import check_data, check_full_masks, note_data, skip_broken
 from ribseg.pipeline.engine.part_checks import check_callbacks, check_imports, check_parts, check_settings
@@ -17,9 +18,10 @@ from ribseg.pipeline.stages.chains import FULL, REFINEMENT, chains, segmenter_na
 from ribseg.pipeline.stages.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.stages.export import ExportStage, check_export
 from ribseg.pipeline.stages.imported import check_imported
-from ribseg.pipeline.stages.pseudo_masks import check_refinement
+from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage, Variant, check_refinement
 from ribseg.pipeline.stages.segmenter import SegmenterStage, check_segmenter
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
+from ribseg.pipeline.stages.segments import check_segment_files
 
 
 def preflight(
@@ -78,6 +80,7 @@ def preflight_data(context: Context, stages: Sequence[Stage], reported: Mapping[
     plan_stages(context, stages)
     check_imported(context)
     check_parts(context, stages)
+    check_segments(context)
     check_segmenters(context, stages)
     if not skips:
         context.on_first(lambda: check_data(context))
@@ -92,6 +95,16 @@ def check_chains(context: Context) -> None:
     for chain in chains(context.cfg):
         if {chain.name(kind) for kind in REFINEMENT} & set(context.cfg.run):
             check_refinement(context, chain)
+
+
+def check_segments(context: Context) -> None:
+    """Checks the files of segments, if this run makes pseudo masks with them."""
+    cfg = context.cfg
+    if cfg.refine.segments.source not in ENDINGS:
+        return
+    making = [chain for chain in chains(cfg) if context.will_run(chain.name(PseudoMasksStage.kind))]
+    if any(Variant.parse(name).segments for chain in making for name in chain.variants(cfg)):
+        context.on_first(lambda: check_segment_files(context))
 
 
 def plan_stages(context: Context, stages: Sequence[Stage]) -> None:

@@ -91,6 +91,8 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
 SWITCHES = (
     "tf32",
     "check_files",
+    "evaluate.boxes",
+    "evaluate.boundary",
     "maps.full",
     "export.program",
     "affinity.backbone.pretrained",

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.engine.console import make_console
+from ribseg.pipeline.report.mask_tables import mask_name
 from ribseg.pipeline.report.table import TableData
-from ribseg.pipeline.report.tables import mask_name
 
 FAILURE, RESULTS = "failure.json", "results.json"
 OVERRIDES = ".hydra/overrides.yaml"  # what stood on the command line, as Hydra records it

@@ -19,20 +19,31 @@ from ribseg.pipeline.report.answer import BASELINE, answers
 from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
 from ribseg.pipeline.report.columns import map_columns_of, mask_columns_of, shown_splits, true_mask_column
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
+from ribseg.pipeline.report.mask_tables import (
+    has_scored_masks,
+    mask_columns,
+    mask_errors,
+    mask_group_tables,
+    mask_table,
+)
 from ribseg.pipeline.report.notes import Note
 from ribseg.pipeline.report.pictures import picture_grid, pictured_maps
-from ribseg.pipeline.report.segmenter_report import segmenter_columns, segmenter_table
+from ribseg.pipeline.report.segmenter_report import (
+    segmenter_columns,
+    segmenter_errors,
+    segmenter_table,
+)
 from ribseg.pipeline.report.table import Columns, TableData, class_table
 from ribseg.pipeline.report.tables import (
     coverage_curves,
     coverage_table,
+    error_table,
     group_curves,
-    has_scored_masks,
     last_split,
+    localization_table,
     map_columns,
+    map_errors,
     map_tables,
-    mask_columns,
-    mask_table,
     number_table,
     result_lines,
     size_table,
@@ -172,8 +183,10 @@ def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     if coverage := coverage_curves(found):
         title = f"Coverage of the objects on {split} by distance from CAM's peak"
         figures.append(figure(context, "coverage", coverage_figure(coverage), title))
-    details = [per_class, number_table(found), *size_table(found), *coverage_table(found)]
-    yield Section("Localization maps", map_tables(found), figures=figures, closed=details)
+    errors = error_table(map_errors(found), classes, f"Errors per class, {split}, at fixed thresholds")
+    details = [per_class, errors, number_table(found), *size_table(found), *coverage_table(found)]
+    tables = [*map_tables(found), localization_table(found)]
+    yield Section("Localization maps", tables, figures=figures, closed=details)
 
 
 def methods_of(localization: Mapping[str, Any]) -> Columns:
@@ -193,20 +206,25 @@ def class_bars(context: Context, name: str, columns: Columns, title: str) -> Dra
 def mask_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     """The section with scores of the pseudo masks, if there is ground truth."""
     if has_scored_masks(results):
-        masks = results["pseudo_masks"]
-        per_class = class_table("IoU per class", context.data.classes, mask_columns(masks))
-        yield Section("Pseudo masks", [mask_table(masks)], closed=[per_class])
+        masks, classes = results["pseudo_masks"], context.data.classes
+        split = list(context.data.evals)[-1]
+        details = [
+            class_table("IoU per class", classes, mask_columns(masks)),
+            error_table(mask_errors(masks), classes, f"Errors per class, {split}"),
+            *mask_group_tables(masks),
+        ]
+        yield Section("Pseudo masks", [mask_table(masks)], closed=details)
 
 
 def segmenter_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     """The section with scores of the segmenters."""
     if "segmenter" in results:
         columns = segmenter_columns(results["segmenter"])
-        per_class = class_table("IoU per class", context.data.classes, columns)
+        classes, found = context.data.classes, results["segmenter"]
+        per_class = class_table("IoU per class", classes, columns)
+        errors = error_table(segmenter_errors(found), classes, "Errors per class")
         bars = class_bars(context, "segmenters", columns, "IoU per class of the segmenters")
-        yield Section(
-            "Segmenter", [segmenter_table(results["segmenter"])], figures=[bars], closed=[per_class]
-        )
+        yield Section("Segmenter", [segmenter_table(found)], figures=[bars], closed=[per_class, errors])
 
 
 def adaptation_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:

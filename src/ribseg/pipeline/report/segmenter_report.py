@@ -40,8 +40,13 @@ def segmenter_table(segmenter: Mapping[str, Any]) -> TableData:
 
 def segmenter_columns(segmenter: Mapping[str, Any]) -> Columns:
     """Source and split -> IoU of background and each class."""
+    return {name: scores["iou"] for name, scores in segmenter_errors(segmenter).items()}
+
+
+def segmenter_errors(segmenter: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Source and split -> its scores."""
     return {
-        f"{values['label']}, {split}": scores["iou"]
+        f"{values['label']}, {split}": scores
         for values in segmenter.values()
         for split, scores in values["split"].items()
     }

@@ -1,7 +1,8 @@
 """Tables of results, for the terminal and the HTML report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -105,3 +106,22 @@ def class_table(title: str, classes: Sequence[str], columns: Columns) -> TableDa
     names = ("background", *classes)
     rows = [[name, *map(percent, values)] for name, *values in zip(names, *columns.values(), strict=True)]
     return TableData(title, ["class", *columns], rows)
+
+
+def group_table(
+    scores: Mapping[str, Mapping[str, Any]], key: str, name: str, title: str, first: str, note: str = ""
+) -> TableData:
+    """The table of the mIoU in groups of images.
+
+    Args:
+        scores: name of a row -> scores.
+        key: of the scores, a list of groups, each with "images", "miou" and its name.
+        name: the key of a group's name.
+        title: of the table.
+        first: name of the first column.
+        note: shown below.
+    """
+    last = {label: values[key] for label, values in scores.items()}
+    columns = [f"{group[name]} (n = {group['images']})" for group in next(iter(last.values()))]
+    rows = [[label, *(percent(group["miou"]) for group in found)] for label, found in last.items()]
+    return TableData(title, [first, *columns], rows, note)

@@ -1,16 +1,20 @@
-"""Tables of localization maps and pseudo masks, and lines about a run."""
+"""Tables of localization maps, and lines about a run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.bottleneck_report import network_line, ratio_table
+from ribseg.pipeline.report.mask_tables import has_scored_masks, mask_table
 from ribseg.pipeline.report.segmenter_report import segmenter_table
 from ribseg.pipeline.report.table import (
     Columns,
     Sortable,
     TableData,
+    class_table,
+    group_table,
     percent,
     percent_interval,
     signed_interval,
@@ -27,23 +31,6 @@ MAP_HEADER = (
     "precision",
     "recall",
 )
-MASK_NAMES = {
-    "random_walk": "random walk",
-    "attention": "attention",
-    "saliency": "saliency",
-    "pixel_adaptive": "pixel-adaptive",
-    "crf": "CRF",
-}
-
-
-def mask_name(variant: str) -> str:
-    """The name of a variant of pseudo masks in tables.
-
-    >>> mask_name("random_walk_crf"), mask_name("none")
-    ('+ random walk + CRF', 'maps, cut')
-    """
-    parts = [name for part, name in MASK_NAMES.items() if part in variant]
-    return " ".join(f"+ {name}" for name in parts) or "maps, cut"
 
 
 def map_tables(localization: Mapping[str, Any]) -> list[TableData]:
@@ -90,11 +77,66 @@ def size_table(localization: Mapping[str, Any]) -> list[TableData]:
 def _group_table(
     localization: Mapping[str, Any], key: str, name: str, title: str, note: str = ""
 ) -> TableData:
-    """The table of the mIoU in groups of images: `key` of the scores, each group with its `name`."""
-    last = {source_name(values): _last(values)[key] for values in localization.values()}
-    columns = [f"{group[name]} (n = {group['images']})" for group in next(iter(last.values()))]
-    rows = [[label, *(percent(group["miou"]) for group in found)] for label, found in last.items()]
-    return TableData(title, ["maps", *columns], rows, note)
+    """The table of the mIoU of maps in groups of images."""
+    last = {source_name(values): _last(values) for values in localization.values()}
+    return group_table(last, key, name, title, "maps", note)
+
+
+def localization_table(localization: Mapping[str, Any]) -> TableData:
+    """The table of the measures of localization: PxAP, and boxes and boundaries where measured."""
+    split = last_split(localization)
+    found = {source_name(values): _last(values) for values in localization.values()}
+    columns, notes = ["maps", "false pos.", "false neg.", "PxAP"], [MEAN_ERRORS_NOTE, PXAP_NOTE]
+    rows = [
+        [name, *(percent(class_mean(scores[key])) for key in ERRORS.values()), percent(scores["pxap"])]
+        for name, scores in found.items()
+    ]
+    boxes = {name: scores["max_box_acc_v2"] for name, scores in found.items()}
+    if any(boxes.values()):
+        limits = next(each["limits"] for each in boxes.values() if each)
+        columns += ["MaxBox\nAccV2", *(f"IoU {limit:g}" for limit in limits)]
+        rows = [[*row, *_box_cells(boxes[row[0]], len(limits))] for row in rows]
+        notes.append(BOX_NOTE)
+    if any("boundary_f" in scores for scores in found.values()):
+        columns.append("boundary F")
+        rows = [[*row, percent(found[row[0]]["boundary_f"])] for row in rows]
+        notes.append(BOUNDARY_NOTE)
+    return TableData(f"Localization on {split}, percent", columns, rows, " ".join(notes))
+
+
+def class_mean(values: Sequence[float | None]) -> float | None:
+    """The mean over the classes that are known, without background; None if none is.
+
+    >>> class_mean([0.9, 0.25, None, 0.75]), class_mean([0.9, None])
+    (0.5, None)
+    """
+    found = [value for value in values[1:] if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _box_cells(boxes: Mapping[str, Any] | None, limits: int) -> list[str]:
+    if boxes is None:
+        return ["-"] * (1 + limits)
+    return [percent(boxes["mean"]), *map(percent, boxes["per_limit"])]
+
+
+def error_table(columns: Mapping[str, Mapping[str, Any]], classes: Sequence[str], title: str) -> TableData:
+    """The table of false positives and false negatives of background and each class.
+
+    Args:
+        columns: name -> scores with "false_positive_per_class" and "false_negative_per_class".
+        classes: C names.
+        title: of the table.
+    """
+    found = {
+        f"{name}, {said}": scores[key] for name, scores in columns.items() for said, key in ERRORS.items()
+    }
+    return replace(class_table(title, classes, found), note=ERROR_NOTE)
+
+
+def map_errors(localization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Method, without controls -> its scores on the last split."""
+    return {str(v["label"]): _last(v) for v in localization.values() if not v["control"]}
 
 
 Groups = dict[str, dict[str, list[float | None]]]
@@ -218,33 +260,20 @@ NOTE = (
 )
 
 
-MASK_HEADER = ("variant", "split", "threshold", "mIoU", "precision", "recall", "false pos.", "false neg.")
-
-
-def mask_rows(pseudo_masks: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of the table of pseudo masks, in percent."""
-    keys = ("miou", "precision", "recall", "false_positive", "false_negative")
-    return [
-        [
-            mask_name(variant),
-            split,
-            f"{scores['threshold']:.2f}",
-            *(f"{100 * values[key]:.1f}" for key in keys),
-        ]
-        for variant, scores in pseudo_masks["variants"].items()
-        for split, values in scores.items()
-        if isinstance(values, dict)
-    ]
-
-
-def has_scored_masks(results: Mapping[str, Any]) -> bool:
-    """Whether there are pseudo masks with scores."""
-    return "pseudo_masks" in results and bool(mask_rows(results["pseudo_masks"]))
-
-
-def mask_table(pseudo_masks: Mapping[str, Any]) -> TableData:
-    """The table of pseudo masks, with a row per variant and split."""
-    return TableData("Pseudo masks, percent", MASK_HEADER, mask_rows(pseudo_masks), text=("variant", "split"))
+ERRORS = {"false pos.": "false_positive_per_class", "false neg.": "false_negative_per_class"}
+MEAN_ERRORS_NOTE = (
+    "False positives and negatives: of the union of predicted and true pixels, mean over classes, at fixed "
+    "thresholds."
+)
+PXAP_NOTE = "PxAP: average precision of the pixels of each present class's map, pooled over the images."
+BOX_NOTE = (
+    "MaxBoxAccV2: share of maps with a box that overlaps a true one by the IoU, at the best threshold, mean "
+    "over the three; true boxes are those around the regions of the masks."
+)
+BOUNDARY_NOTE = (
+    "Boundary F: of boundary pixels within .0075 of the diagonal, mean over classes, at fixed thresholds."
+)
+ERROR_NOTE = "Percent of the union of predicted and true pixels; with the IoU they add up to 100."
 
 
 def policy_line(prepared: Mapping[str, Any]) -> str:
@@ -278,19 +307,10 @@ def map_columns(localization: Mapping[str, Any]) -> Columns:
     return {name: scores["iou_at_fixed"] or scores["iou"] for name, scores in found.items()}
 
 
-def mask_columns(pseudo_masks: Mapping[str, Any]) -> Columns:
-    """Variant and split -> IoU per class of the pseudo masks."""
-    return {
-        f"{mask_name(variant)}, {split}": values["iou"]
-        for variant, scores in pseudo_masks["variants"].items()
-        for split, values in scores.items()
-        if isinstance(values, dict)
-    }
-
-
 def result_tables(results: Mapping[str, Any]) -> list[TableData]:
     """All tables of a run."""
-    tables = map_tables(results["localization"]) if "localization" in results else []
+    found = results.get("localization")
+    tables = [*map_tables(found), localization_table(found)] if found else []
     tables += [mask_table(results["pseudo_masks"])] if has_scored_masks(results) else []
     builders = {"segmenter": segmenter_table, "bottleneck": ratio_table}
     return tables + [build(results[part]) for part, build in builders.items() if part in results]

@@ -39,7 +39,7 @@ WEIGHTS = "affinity.pt"
 MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", added to the background score of the maps
 # Settings of `refine` that neither the confident labels nor the walk depend on.
 MASKS = (
-    *("refine.variants", "refine.walk_threshold", "refine.attention_threshold"),
+    *("refine.variants", "refine.walk_threshold", "refine.attention_threshold", "refine.segments"),
     *("refine.saliency", "refine.saliency_threshold", "refine.crf_unary"),
 )
 AFTER_LABELS = ("refine.walk", "refine.attention", "refine.pixel_adaptive", *MASKS)

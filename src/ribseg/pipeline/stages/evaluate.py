@@ -11,8 +11,9 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import write_json
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
+from ribseg.functional import argmax_labels, boundary_counts, boundary_f
 from ribseg.functional.evaluation import distance_tenths
-from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size
+from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size, known
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.engine.context import Context, build
@@ -31,7 +32,7 @@ class EvaluateStage(Stage):
     """Scores every source whose maps are in the store, each at its own thresholds."""
 
     name = "evaluate"
-    version = 4  # added: curves over thresholds, mIoU by object size, counts of single images
+    version = 5  # added: PxAP, MaxBoxAccV2, boundary F-score, errors per class
     parts = ("evaluate", "data", "seed")
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
@@ -65,10 +66,11 @@ class EvaluateStage(Stage):
 
     def _evaluate(self, context: Context, artefact: Artefact) -> None:
         sources = ready_sources(context)
-        sweeps = {
-            split: sweep_split(context, folder, sources) for split, folder in context.data.evals.items()
-        }
         settings = context.cfg.evaluate
+        sweeps = {
+            split: sweep_split(context, folder, sources, boxes=settings.boxes)
+            for split, folder in context.data.evals.items()
+        }
         result = score(sweeps, settings.fixed_threshold, settings.bootstrap, context.cfg.seed)
         for split, folder in context.data.evals.items():
             counts = {
@@ -76,6 +78,8 @@ class EvaluateStage(Stage):
                 for name, evaluator in sweeps[split].items()
             }
             PerImageCounts.from_counts(folder.ids, counts).save(counts_path(artefact.folder, split))
+            if settings.boundary:
+                add_boundaries(context, folder, sources, result)
         write_json(artefact.folder / RESULT, result)
 
 
@@ -105,13 +109,17 @@ def ready_sources(context: Context) -> list[MapSource]:
 
 
 def sweep_split(
-    context: Context, folder: BaseDataset, sources: Iterable[MapSource], title: str = "Evaluating"
+    context: Context,
+    folder: BaseDataset,
+    sources: Iterable[MapSource],
+    title: str = "Evaluating",
+    boxes: bool = False,
 ) -> dict[str, MapEvaluator]:
     """Source -> evaluator with the counts of a split at all thresholds; reads its maps and masks once."""
     settings = context.cfg.evaluate
     chosen = {source.name: (source.stage, map_change(source)) for source in sources}
     thresholds = torch.linspace(0, 1, settings.thresholds)
-    evaluators = {source: MapEvaluator(folder.num_classes, thresholds) for source in chosen}
+    evaluators = {source: MapEvaluator(folder.num_classes, thresholds, boxes=boxes) for source in chosen}
 
     def count(image_id: str) -> dict[str, ImageCounts]:
         target = torch.from_numpy(folder.mask(image_id)).long()
@@ -129,6 +137,46 @@ def sweep_split(
         for source, one in counts.items():
             evaluators[source].add(one, int((labels > 0).sum()))
     return evaluators
+
+
+def add_boundaries(
+    context: Context, folder: BaseDataset, sources: Iterable[MapSource], result: Mapping[str, Any]
+) -> None:
+    """Adds the boundary F-scores of a split, at the thresholds of `shown_threshold`; reads its maps again."""
+    chosen = {
+        source.name: (
+            context.artefacts[source.stage].folder,
+            map_change(source),
+            shown_threshold(result[source.name]["split"][folder.split]),
+        )
+        for source in sources
+    }
+    total = {name: torch.zeros(4, folder.num_classes, dtype=torch.int64) for name in chosen}
+
+    def count(image_id: str) -> dict[str, torch.Tensor]:
+        target = torch.from_numpy(folder.mask(image_id)).long()
+        found = {}
+        for name, (place, change, threshold) in chosen.items():
+            maps = load_maps(map_path(place, image_id))
+            maps = change(maps) if change else maps
+            full = full_size(maps, (target.shape[0], target.shape[1]))
+            found[name] = boundary_counts(
+                argmax_labels(full, maps.classes, threshold), target, folder.num_classes
+            )
+        return found
+
+    results = ordered_map(count, folder.ids, context.cfg.evaluate.workers, threads=True)
+    for counts in context.track(results, f"Boundaries of {folder.split}", len(folder)):
+        for name, one in counts.items():
+            total[name] += one
+    for name, summed in total.items():
+        result[name]["split"][folder.split] |= boundary_scores(summed)
+
+
+def boundary_scores(counts: torch.Tensor) -> dict[str, Any]:
+    """The mean "boundary_f" and "boundary_f_per_class" of (4, C) summed `boundary_counts`, for JSON."""
+    per_class = boundary_f(counts)
+    return {"boundary_f": known(per_class.nanmean()[None])[0], "boundary_f_per_class": known(per_class)}
 
 
 def tenths_of(cam_maps: LocalizationMaps, target: torch.Tensor) -> torch.Tensor:

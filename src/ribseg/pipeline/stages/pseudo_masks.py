@@ -1,6 +1,6 @@
 """The stage that makes pseudo masks from maps: palette PNGs, background scores, and their mIoU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,18 +15,33 @@ from ribseg.data.io.files import missing_ids, scan_folder, write_json
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive
+from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
 from ribseg.interop import read_saliency
-from ribseg.methods.evaluation import NOTHING_SCORED, full_size
+from ribseg.methods.evaluation import NOTHING_SCORED, error_shares, full_size
 from ribseg.methods.refine import labels_by_crf
-from ribseg.metrics import label_counts, pooled_scores
+from ribseg.metrics import (
+    BoundaryF,
+    bootstrap_miou,
+    by_number_of_classes,
+    by_object_size,
+    interval,
+    label_counts,
+    pooled_scores,
+)
 from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
 from ribseg.pipeline.stages.chains import ATTENTION, WALK, Chain, RefinementStage
+from ribseg.pipeline.stages.evaluate import boundary_scores
+from ribseg.pipeline.stages.segments import (
+    check_segments_there,
+    counted_segments,
+    has_class,
+    segments_file,
+    segments_of,
+)
 from ribseg.pipeline.stages.thresholds import (
-    SCORES_ONLY,
     THRESHOLDS,
     all_images,
     check_thresholds,
@@ -35,7 +50,7 @@ from ribseg.pipeline.stages.thresholds import (
 
 SCORES = "scores.json"
 UNARIES = ("labels", "maps")  # what a CRF starts from
-PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"))
+PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"), ("segments",))
 
 
 class Variant(NamedTuple):
@@ -45,11 +60,13 @@ class Variant(NamedTuple):
         refined: "random_walk" or "attention", the stage that refines the maps first, or "" for none.
         saliency: saliency maps define the background, not a background score.
         refinement: "crf", "pixel_adaptive", or "" for none.
+        segments: class-agnostic segments vote on the labels, last of all.
     """
 
     refined: str
     saliency: bool
     refinement: str
+    segments: bool
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
@@ -60,9 +77,9 @@ class Variant(NamedTuple):
         """
         if name not in VARIANTS:
             raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
-        refinement = next((part for part in PARTS[2] if name.endswith(part)), "")
+        refinement = next((part for part in PARTS[2] if part in name), "")
         refined = next((part for part in PARTS[0] if name.startswith(part)), "")
-        return cls(refined, "saliency" in name, refinement)
+        return cls(refined, "saliency" in name, refinement, "segments" in name)
 
 
 VARIANTS = tuple(
@@ -79,6 +96,7 @@ class Recipe(NamedTuple):
         crf: settings of `dense_crf`, or None.
         on_maps: whether the CRF starts from the maps instead of labels.
         pixel_adaptive: settings of `pixel_adaptive`, or None.
+        segments: the settings `refine.segments`, or None.
     """
 
     threshold: float
@@ -86,6 +104,7 @@ class Recipe(NamedTuple):
     crf: dict[str, Any] | None
     on_maps: bool
     pixel_adaptive: dict[str, Any] | None
+    segments: dict[str, Any] | None
 
 
 class PseudoMasksStage(RefinementStage):
@@ -93,9 +112,12 @@ class PseudoMasksStage(RefinementStage):
 
     kind = "pseudo_masks"
     in_shards: ClassVar[bool] = True
-    parts = ("refine", "evaluate", "data")
+    version = 2  # added: gains over the first variant, errors per class, scores in groups of images
+    parts = ("refine", "evaluate", "data", "seed")
     neutral = (
-        *("refine.labels", "refine.walk", "refine.attention", *SCORES_ONLY, *CROPS, *VIEWS),
+        *("refine.labels", "refine.walk", "refine.attention", "evaluate.fixed_threshold", "evaluate.boxes"),
+        *CROPS,
+        *VIEWS,
         *("data.batch_size", "data.mean", "data.std"),
     )
 
@@ -105,12 +127,16 @@ class PseudoMasksStage(RefinementStage):
         return tuple(dict.fromkeys(map_source(self.chain, variant) for variant in chosen))
 
     def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, with a digest of the saliency maps instead of their folder."""
+        """The settings, with digests of the saliency maps and of the segments instead of their folders."""
         settings, folder = super().settings(cfg), cfg["refine"]["saliency"]
         variants = list(self.chain.variants(cfg))
         settings["refine"]["variants"] = variants
         if folder is not None and any(Variant.parse(name).saliency for name in variants):
             settings["refine"]["saliency"] = folder_digest(folder)
+        if any(Variant.parse(name).segments for name in variants):
+            settings["refine"]["segments"] = counted_segments(settings["refine"]["segments"])
+        else:  # then they change nothing, and need not be there
+            settings["refine"].pop("segments", None)
         return settings
 
     def data(self, context: Context) -> str:
@@ -137,11 +163,12 @@ class PseudoMasksStage(RefinementStage):
             run_pool(context, work, jobs(context, self.chain, artefact, name), f"Pseudo masks ({name})")
         if context.shard is not None:
             return  # the last call scores the masks of all shards
-        scores = {
-            variant: {split: self._score(context, artefact, variant, split) for split in context.data.evals}
-            | {"threshold": threshold}
-            for variant, threshold in thresholds.items()
-        }
+        scores: dict[str, dict[str, Any]] = {variant: {} for variant in thresholds}
+        for split, folder in context.data.evals.items():
+            for variant, found in score_split(context, artefact, folder, list(thresholds)).items():
+                scores[variant][split] = found
+        for variant, threshold in thresholds.items():
+            scores[variant]["threshold"] = threshold
         for variant, by_split in scores.items():
             if any(isinstance(s, dict) and s["foreground"] == 0 for s in by_split.values()):
                 context.console.say(
@@ -152,14 +179,50 @@ class PseudoMasksStage(RefinementStage):
                 )
         write_json(artefact.folder / SCORES, scores)
 
-    def _score(self, context: Context, artefact: Artefact, variant: str, split: str) -> dict[str, Any]:
-        folder = context.data.evals[split]
-        counts = []
-        title = f"Scoring masks ({variant}) of {split}"
-        for image_id in context.track(folder.ids, title, len(folder), "mask"):
-            mask = torch.from_numpy(read_mask(mask_path(artefact.folder, variant, image_id)))
-            counts.append(label_counts(mask, torch.from_numpy(folder.mask(image_id)), folder.num_classes))
-        return mask_scores(torch.stack(counts))
+
+def score_split(
+    context: Context, artefact: Artefact, folder: BaseDataset, variants: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Variant -> scores of its masks of a split: `mask_scores`, scores in groups, and gains over the first.
+
+    Returns:
+        Also "by_object_size" and "by_number_of_classes"; with evaluate.boundary "boundary_f" and
+        "boundary_f_per_class"; and of all variants but the first "gain" of mIoU over it, with
+        "gain_interval", the paired 95 % bootstrap interval over images.
+    """
+    settings, found, draws = context.cfg.evaluate, {}, {}
+    numbers = (folder.labels > 0).sum(1).tolist()
+    for variant in variants:
+        counts, boundaries = count_masks(context, artefact, folder, variant)
+        found[variant] = mask_scores(counts) | {
+            "by_object_size": by_object_size(counts),
+            "by_number_of_classes": by_number_of_classes(counts, numbers),
+        }
+        if boundaries is not None:
+            found[variant] |= boundary_scores(boundaries.counts)
+        if len(variants) > 1:
+            draws[variant] = bootstrap_miou(counts, settings.bootstrap, context.cfg.seed)
+    first = variants[0]
+    for variant in variants[1:]:
+        gain = found[variant]["miou"] - found[first]["miou"]
+        found[variant] |= {"gain": gain, "gain_interval": interval(draws[variant] - draws[first])}
+    return found
+
+
+def count_masks(
+    context: Context, artefact: Artefact, folder: BaseDataset, variant: str
+) -> tuple[torch.Tensor, BoundaryF | None]:
+    """The (N, 3, C+1) `label_counts` of a variant's masks of a split, and their boundaries if asked for."""
+    boundaries = BoundaryF(folder.num_classes) if context.cfg.evaluate.boundary else None
+    counts = []
+    title = f"Scoring masks ({variant}) of {folder.split}"
+    for image_id in context.track(folder.ids, title, len(folder), "mask"):
+        mask = torch.from_numpy(read_mask(mask_path(artefact.folder, variant, image_id)))
+        target = torch.from_numpy(folder.mask(image_id))
+        counts.append(label_counts(mask, target, folder.num_classes))
+        if boundaries is not None:
+            boundaries.update(mask, target)
+    return torch.stack(counts), boundaries
 
 
 def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
@@ -168,7 +231,8 @@ def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
     Returns:
         Fractions: "miou", "iou" per label, "precision", "recall"; "false_positive": the share of predicted
         object pixels that are background; "false_negative": the share of object pixels predicted as
-        background; "foreground": the share of object pixels in the masks. And "images", their number.
+        background; "foreground": the share of object pixels in the masks; "false_positive_per_class" and
+        "false_negative_per_class", per label, see `error_shares`. And "images", their number.
 
     Raises:
         DataError: the ground truth has no object pixel.
@@ -186,6 +250,7 @@ def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
         "false_positive": float((true[0] - hit[0]) / objects.clamp(min=1)),
         "false_negative": float((predicted[0] - hit[0]) / truth.clamp(min=1)),
         "foreground": float(objects / total.clamp(min=1)),
+        **error_shares(counts),
         "images": len(counts),
     }
 
@@ -228,18 +293,23 @@ def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
     """The settings of a variant."""
     cfg = context.cfg.refine
     settings = {name: plain(cfg[name]) if variant.refinement == name else None for name in PARTS[2]}
-    return Recipe(threshold, variant.saliency, on_maps=cfg.crf_unary == "maps", **settings)
+    segments = plain(cfg.segments) if variant.segments else None
+    on_maps = cfg.crf_unary == "maps"
+    return Recipe(threshold, variant.saliency, on_maps=on_maps, segments=segments, **settings)
 
 
 def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
-    """Image id, maps, saliency map if the variant needs it, and mask file, for all images."""
-    source, salient = context.artefacts[map_source(chain, name)].folder, Variant.parse(name).saliency
+    """Image id, maps, saliency map or None, file of segments or None, and mask file, for all images.
+
+    An image without a class is all background and needs neither.
+    """
+    variant, source = Variant.parse(name), context.artefacts[map_source(chain, name)].folder
     found: list[Job] = []
     for i in context.data.all_ids:
-        # An image without a class is all background and needs no saliency map.
-        extra = [saliency_folder(context) / f"{i}.png"] if salient and has_class(context, i) else []
-        target = mask_path(artefact.folder, name, i)
-        found.append((i, map_path(source, i), *extra, target))
+        labelled = has_class(context, i)
+        saliency = saliency_folder(context) / f"{i}.png" if variant.saliency and labelled else None
+        segments = segments_file(context, i) if variant.segments and labelled else None
+        found.append((i, map_path(source, i), saliency, segments, mask_path(artefact.folder, name, i)))
     return found
 
 
@@ -273,6 +343,8 @@ def check_refinement(context: Context, chain: Chain) -> None:
             "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
             "labels of the background, not probabilities"
         )
+    if any(variant.segments for variant in chosen):
+        check_segments_there(context)
 
 
 def check_saliency(context: Context) -> None:
@@ -284,12 +356,6 @@ def check_saliency(context: Context) -> None:
         problems = {"images without one": absent}
         advice = "Expected a gray PNG <image id>.png for every image with a class."
         raise DataError(list_problems(f"the saliency maps in {folder} cannot be used", problems, advice))
-
-
-def has_class(context: Context, image_id: str) -> bool:
-    """Whether an image has a label."""
-    folder = context.data.folders[image_id]
-    return bool(folder.labels[folder.index(image_id)].any())
 
 
 def mask_path(folder: Path, variant: str, image_id: str) -> Path:
@@ -304,16 +370,14 @@ def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str
 
 def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: Job) -> None:
     """Computes and writes the pseudo mask of one image."""
-    image_id, maps_path, *saliency_path, target = job
+    image_id, maps_path, saliency, segments, target = job
     maps, image = load_maps(maps_path), folders[image_id].image(image_id)
     size = (image.shape[0], image.shape[1])
     full = full_size(maps, size)
     if recipe.pixel_adaptive is not None:
         full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **recipe.pixel_adaptive)
-    if saliency_path:
-        labels = labels_with_saliency(
-            full, maps.classes, read_saliency(saliency_path[0], size), recipe.threshold
-        )
+    if saliency is not None:
+        labels = labels_with_saliency(full, maps.classes, read_saliency(saliency, size), recipe.threshold)
     else:
         labels = argmax_labels(full, maps.classes, recipe.threshold)
     result = labels.numpy().astype(np.uint8)
@@ -323,4 +387,8 @@ def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: J
             result = labels_by_crf(image, full, maps.classes, recipe.threshold, crf)
         else:
             result = crf(image, result)
+    if recipe.segments is not None and len(maps.classes):
+        found = segments_of(image, segments, recipe.segments)
+        if found is not None:  # imported maps may have classes where the image has no label
+            result = vote_segments(torch.from_numpy(result), found, recipe.segments["share"]).numpy()
     write_mask(target, result)

@@ -43,6 +43,7 @@ class SegmenterTestStage(Stage):
         source: as in `SegmenterStage`.
     """
 
+    version = 2  # added: errors per class
     parts = ("segmenter", "data", "trainer", "tf32")
     neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 

@@ -17,7 +17,7 @@ from ribseg.workers import ordered_map
 # Name of a way to choose the score -> how many splits with masks it needs; it uses the last of them.
 CHOICES = {"oracle": 1, "held_out": 2, "unsupervised": 0}
 # Settings of `evaluate` that background scores do not depend on.
-SCORES_ONLY = ("evaluate.fixed_threshold", "evaluate.bootstrap")
+SCORES_ONLY = tuple(f"evaluate.{name}" for name in ("fixed_threshold", "bootstrap", "boxes", "boundary"))
 # Settings of `refine` with the score of the maps that variants start from: as made, or after a stage.
 THRESHOLDS = {"": "maps_threshold", WALK: "walk_threshold", ATTENTION: "attention_threshold"}
 
