@@ -11,7 +11,7 @@ from ribseg.pipeline.engine.settings import check_published
 from ribseg.pipeline.report.answer import answers
 from ribseg.pipeline.report.gallery import picture_order, take_turns, within
 from ribseg.pipeline.report.table import Sortable, TableData
-from ribseg.pipeline.report.tables import map_tables
+from ribseg.pipeline.report.tables import cost_table, map_tables
 
 
 def row(split, **scores):
@@ -116,3 +116,24 @@ def test_sortable_cells_are_text():
     cell = Sortable("1:15 min", 75.0)
     assert cell == "1:15 min"
     assert TableData("t", ["time"], [[cell]]).rows[0][0].value == 75
+
+
+def test_the_table_of_costs_has_seconds_and_peaks_of_each_method():
+    methods = {
+        "cam": {"label": "CAM", "images": 10, "seconds_per_image": 0.25, "peak_gib": {"memory": 1.5}},
+        "rib": {
+            "label": "RIB",
+            "images": 10,
+            "seconds_per_image": 12.0,
+            "peak_gib": {"memory": 2.25, "GPU memory": 7.0},
+        },
+        "old": {"label": "of an earlier version", "images": 3, "seconds_per_image": 1.0, "peak_gib": {}},
+    }
+    table = cost_table(methods)
+    assert list(table.columns) == ["maps", "images", "s an image", "memory,\nGiB", "GPU memory,\nGiB"]
+    assert [list(row) for row in table.rows] == [
+        ["CAM", "10", "0.25", "1.50", "-"],
+        ["RIB", "10", "12", "2.25", "7.00"],
+        ["of an earlier version", "3", "1", "-", "-"],
+    ]
+    assert table.rows[1][2].value == 12.0

@@ -318,7 +318,7 @@ def held_out_ids(ids: Sequence[str], share: float) -> set[str]:
         ConfigError: no image would be left.
 
     >>> sorted(held_out_ids([f"im_{number}" for number in range(10)], 0.2))
-    ['im_2', 'im_6']
+    ['im_3', 'im_7']
     """
     number = max(1, round(share * len(ids)))
     if number >= len(ids):

@@ -199,10 +199,10 @@ class Context:
         if self.agree(replaced):
             self.rerun.discard(stage)
 
-    def finish(self, stage: str, facts: Mapping[str, Any], seconds: float, again: bool) -> None:
-        """Stores the result of a stage; with `again` it replaces the previous one."""
-        artefact = self.artefacts[stage]
-        self.on_first(lambda: (artefact.replace if again else artefact.finish)(facts, seconds))
+    def finish(self, stage: str, facts: Mapping[str, Any], again: bool) -> None:
+        """Stores the result of a stage, and what it has used; with `again` it replaces the previous one."""
+        artefact, used = self.artefacts[stage], (self.usage.seconds, self.usage.peaks)
+        self.on_first(lambda: (artefact.replace if again else artefact.finish)(facts, *used))
         self.rerun.discard(stage)
 
     def skip(self, broken: dict[str, dict[str, str]]) -> None:

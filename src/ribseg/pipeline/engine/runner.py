@@ -151,7 +151,7 @@ def compute_stage(context: Context, stage: Stage) -> None:
     context.console.say(str(artefact.folder), f"{stage.name}{why}")
     facts = measured(context, lambda: stage.work(context, target))
     line = context.usage.line(stage.name, artefact.folder)
-    context.finish(stage.name, facts, context.usage.seconds, again)
+    context.finish(stage.name, facts, again)
     context.console.say(f"  {line}")
 
 
@@ -195,7 +195,7 @@ def stage_results(context: Context, finished: Mapping[str, Artefact]) -> dict[st
     """The parts of `results.json` that the finished stages give."""
     facts = {name: finished[name].facts for name in ("classifier", "rib", "export") if name in finished}
     methods = {
-        name: finished[name].facts | {"label": entry.label}
+        name: finished[name].facts | {"label": entry.label, "peak_gib": finished[name].peak_gib}
         for name, entry in entries(context.cfg).items()
         if name in finished
     }

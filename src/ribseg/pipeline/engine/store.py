@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.filesize import decimal
@@ -109,6 +110,11 @@ class Artefact:
         return self.manifest["facts"]
 
     @property
+    def peak_gib(self) -> dict[str, float]:
+        """Peak "memory" of the first process while it was computed, and "GPU memory"; {} if not measured."""
+        return dict(self.manifest.get("peak_gib", {}))
+
+    @property
     def other_versions(self) -> str:
         """Versions and commit that computed it, as far as they differ from those of this process."""
         made, now = self.manifest.get("environment", {}), environment()
@@ -133,26 +139,39 @@ class Artefact:
             facts = work()
             self.finish(facts, time.perf_counter() - start)
 
-    def finish(self, facts: Mapping[str, Any], seconds: float) -> None:
-        """Writes the manifest, so that the stage is not run again."""
-        self._write_manifest(facts, seconds, reruns=0)
+    def finish(
+        self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Writes the manifest, so that the stage is not run again.
 
-    def replace(self, facts: Mapping[str, Any], seconds: float) -> None:
+        Args:
+            facts: that the stage returned.
+            seconds: that it took.
+            peak_gib: "memory" of the first process, and "GPU memory".
+        """
+        self._write_manifest(facts, seconds, peak_gib, reruns=0)
+
+    def replace(
+        self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         """Replaces the old result, which is deleted, by the finished `replacement`."""
         new, old = self.replacement(), self.folder.with_name(self.folder.name + ".old")
-        new._write_manifest(facts, seconds, reruns=self.reruns + 1)
+        new._write_manifest(facts, seconds, peak_gib, reruns=self.reruns + 1)
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed here
         if self.folder.is_dir():
             self.folder.rename(old)
         new.folder.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _write_manifest(self, facts: Mapping[str, Any], seconds: float, reruns: int) -> None:
+    def _write_manifest(
+        self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float], reruns: int
+    ) -> None:
         manifest = {
             "stage": self.stage,
             **self.key,
             "facts": dict(facts),
             "seconds": round(seconds, 2),
+            "peak_gib": {name: round(gib, 3) for name, gib in peak_gib.items()},
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "reruns": reruns,
             "input_reruns": {name: artefact.reruns for name, artefact in self.inputs.items()},

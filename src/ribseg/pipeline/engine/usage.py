@@ -36,21 +36,22 @@ class Usage:
         """Since the beginning."""
         return time.perf_counter() - self.start
 
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Peak "memory" of this process since the beginning, and its "GPU memory", in GiB."""
+        peaks = {"memory": _peak_bytes() / GIB}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            peaks["GPU memory"] = torch.cuda.max_memory_allocated() / GIB
+        return peaks
+
     def line(self, stage: str, folder: Path) -> str:
         """The summary of a stage: items, time, rate, peak memory of this process, and its folder."""
         seconds = self.seconds
         done = [f"{number} {plural(unit)}" for unit, number in self.counted.items() if number]
         rates = [speed(number, seconds, unit) for unit, number in self.counted.most_common(1)]
+        peaks = [f"{name} {gib:.2f} GiB" for name, gib in self.peaks.items()]
         time_taken = f"in {duration(seconds)}" if seconds >= 60 else f"in {seconds:.1f} s"
-        return f"done: {stage}, {', '.join([*done, time_taken, *filter(None, rates), *_peaks()])}, {folder}"
-
-
-def _peaks() -> list[str]:
-    """The peak memory of this process, and of its GPU, as text."""
-    peaks = [f"memory {_peak_bytes() / GIB:.2f} GiB"]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peaks.append(f"GPU memory {torch.cuda.max_memory_allocated() / GIB:.2f} GiB")
-    return peaks
+        return f"done: {stage}, {', '.join([*done, time_taken, *filter(None, rates), *peaks])}, {folder}"
 
 
 def _reset_peaks() -> None:

@@ -157,11 +157,22 @@ def threshold_curves(results: Mapping[str, Any]) -> dict[str, Curves]:
 
 
 def all_tables(context: Context, results: Mapping[str, Any]) -> dict[str, Table]:
-    """Name -> table: the IoU per class, and the curves over thresholds."""
+    """Name -> table: the IoU per class, the curves over thresholds, and what the maps cost."""
+    costs = {"costs": cost_numbers(results["methods"])} if results.get("methods") else {}
     if not any(part in results for part in PICTURED):
-        return {}
+        return costs
     curves = {f"curves/{split}": found.table() for split, found in threshold_curves(results).items()}
-    return class_tables(results, context.data.classes) | curves
+    return class_tables(results, context.data.classes) | curves | costs
+
+
+def cost_numbers(methods: Mapping[str, Any]) -> Table:
+    """Method -> images, seconds an image, peak memory in GiB."""
+    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts["peak_gib"]))
+    rows: list[list[str | float | None]] = [
+        [f["label"], f["images"], f["seconds_per_image"], *(f["peak_gib"].get(kind) for kind in kinds)]
+        for f in methods.values()
+    ]
+    return Table(["maps", "images", "seconds_per_image", *(f"{kind}_gib" for kind in kinds)], rows)
 
 
 def write_tables(context: Context, tables: Mapping[str, Table]) -> None:

@@ -35,6 +35,7 @@ from ribseg.pipeline.report.segmenter_report import (
 )
 from ribseg.pipeline.report.table import Columns, TableData, class_table
 from ribseg.pipeline.report.tables import (
+    cost_table,
     coverage_curves,
     coverage_table,
     error_table,
@@ -186,6 +187,7 @@ def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     errors = error_table(map_errors(found), classes, f"Errors per class, {split}, at fixed thresholds")
     details = [per_class, errors, number_table(found), *size_table(found), *coverage_table(found)]
     tables = [*map_tables(found), localization_table(found)]
+    tables += [cost_table(results["methods"])] if results.get("methods") else []
     yield Section("Localization maps", tables, figures=figures, closed=details)
 
 

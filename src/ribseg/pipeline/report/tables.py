@@ -167,6 +167,28 @@ def threshold_curves(localization: Mapping[str, Any]) -> dict[str, dict[str, lis
     return {v["label"]: _last(v)["curve"] for v in localization.values() if not v["control"]}
 
 
+def cost_table(methods: Mapping[str, Any]) -> TableData:
+    """The table of what the maps of each method cost: seconds an image, and memory.
+
+    Args:
+        methods: `results["methods"]`.
+    """
+    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts["peak_gib"]))
+    rows = []
+    for facts in methods.values():
+        seconds, peaks = facts["seconds_per_image"], facts["peak_gib"]
+        memory = [f"{peaks[kind]:.2f}" if kind in peaks else "-" for kind in kinds]
+        rows.append([facts["label"], str(facts["images"]), Sortable(f"{seconds:.3g}", seconds), *memory])
+    columns = ["maps", "images", "s an image", *(f"{kind},\nGiB" for kind in kinds)]
+    return TableData("What the maps cost", columns, rows, COST_NOTE)
+
+
+COST_NOTE = (
+    "Seconds of one process for the maps of an image with a class, its views at hand; peak memory of the "
+    "first process, with the libraries that it has loaded."
+)
+
+
 def time_table(finished: Mapping[str, Artefact]) -> TableData:
     """The table of the stages: time, when and where they were computed."""
     rows, total = [], 0.0
@@ -311,6 +333,7 @@ def result_tables(results: Mapping[str, Any]) -> list[TableData]:
     """All tables of a run."""
     found = results.get("localization")
     tables = [*map_tables(found), localization_table(found)] if found else []
+    tables += [cost_table(results["methods"])] if results.get("methods") else []
     tables += [mask_table(results["pseudo_masks"])] if has_scored_masks(results) else []
     builders = {"segmenter": segmenter_table, "bottleneck": ratio_table}
     return tables + [build(results[part]) for part, build in builders.items() if part in results]
