@@ -10,8 +10,15 @@ from ribseg.methods.evaluation import by_object_size
 from ribseg.pipeline.engine.settings import check_published
 from ribseg.pipeline.report.answer import answers
 from ribseg.pipeline.report.gallery import picture_order, take_turns, within
+from ribseg.pipeline.report.mask_tables import mask_errors, mask_group_tables, mask_table
 from ribseg.pipeline.report.table import Sortable, TableData
-from ribseg.pipeline.report.tables import cost_table, map_tables
+from ribseg.pipeline.report.tables import (
+    cost_table,
+    error_table,
+    localization_table,
+    map_errors,
+    map_tables,
+)
 
 
 def row(split, **scores):
@@ -137,3 +144,30 @@ def test_the_table_of_costs_has_seconds_and_peaks_of_each_method():
         ["of an earlier version", "3", "1", "-", "-"],
     ]
     assert table.rows[1][2].value == 12.0
+
+
+NEWER = {
+    *("pxap", "max_box_acc_v2", "false_positive_per_class", "false_negative_per_class", "peak_gib"),
+    *("gain", "gain_interval", "by_object_size", "by_number_of_classes"),
+}
+
+
+def without_newer(node, dropped=NEWER):
+    """Results as an earlier version wrote them."""
+    if isinstance(node, dict):
+        return {key: without_newer(value, dropped) for key, value in node.items() if key not in dropped}
+    return [without_newer(value, dropped) for value in node] if isinstance(node, list) else node
+
+
+def test_results_of_an_earlier_version_are_shown_without_what_they_lack(tmp_path, tree):
+    run = "run=[classifier,cam,rib,pseudo_masks,evaluate]"
+    results = folder_run(tmp_path, tree, run, "rib.lr=1e-3", "refine.variants=[none,crf]")
+    now, then = results, without_newer(results)
+    for found, number in ((now, 1), (then, 0)):
+        assert len(localization_table(found["localization"])) == number
+        assert len(error_table(map_errors(found["localization"]), ["a", "b"], "Errors")) == number
+        assert len(error_table(mask_errors(found["pseudo_masks"]), ["a", "b"], "Errors")) == number
+        assert len(mask_group_tables(found["pseudo_masks"])) == 2 * number
+    assert len(cost_table(then["methods"]).columns) == 3
+    assert "gain" in mask_table(now["pseudo_masks"]).columns
+    assert "gain" not in mask_table(then["pseudo_masks"]).columns

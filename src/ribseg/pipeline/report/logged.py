@@ -167,9 +167,14 @@ def all_tables(context: Context, results: Mapping[str, Any]) -> dict[str, Table]
 
 def cost_numbers(methods: Mapping[str, Any]) -> Table:
     """Method -> images, seconds an image, peak memory in GiB."""
-    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts["peak_gib"]))
+    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts.get("peak_gib", {})))
     rows: list[list[str | float | None]] = [
-        [f["label"], f["images"], f["seconds_per_image"], *(f["peak_gib"].get(kind) for kind in kinds)]
+        [
+            f["label"],
+            f["images"],
+            f["seconds_per_image"],
+            *(f.get("peak_gib", {}).get(kind) for kind in kinds),
+        ]
         for f in methods.values()
     ]
     return Table(["maps", "images", "seconds_per_image", *(f"{kind}_gib" for kind in kinds)], rows)

@@ -102,5 +102,7 @@ def mask_group_tables(pseudo_masks: Mapping[str, Any]) -> list[TableData]:
     }
     first = next(iter(found.values()))
     return [
-        group_table(found, key, name, title, "variant") for key, (name, title) in groups.items() if first[key]
+        group_table(found, key, name, title, "variant")
+        for key, (name, title) in groups.items()
+        if first.get(key)
     ]

@@ -185,8 +185,8 @@ def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
         title = f"Coverage of the objects on {split} by distance from CAM's peak"
         figures.append(figure(context, "coverage", coverage_figure(coverage), title))
     errors = error_table(map_errors(found), classes, f"Errors per class, {split}, at fixed thresholds")
-    details = [per_class, errors, number_table(found), *size_table(found), *coverage_table(found)]
-    tables = [*map_tables(found), localization_table(found)]
+    details = [per_class, *errors, number_table(found), *size_table(found), *coverage_table(found)]
+    tables = [*map_tables(found), *localization_table(found)]
     tables += [cost_table(results["methods"])] if results.get("methods") else []
     yield Section("Localization maps", tables, figures=figures, closed=details)
 
@@ -212,7 +212,7 @@ def mask_section(context: Context, results: dict[str, Any]) -> Iterator[Section]
         split = list(context.data.evals)[-1]
         details = [
             class_table("IoU per class", classes, mask_columns(masks)),
-            error_table(mask_errors(masks), classes, f"Errors per class, {split}"),
+            *error_table(mask_errors(masks), classes, f"Errors per class, {split}"),
             *mask_group_tables(masks),
         ]
         yield Section("Pseudo masks", [mask_table(masks)], closed=details)
@@ -226,7 +226,7 @@ def segmenter_section(context: Context, results: dict[str, Any]) -> Iterator[Sec
         per_class = class_table("IoU per class", classes, columns)
         errors = error_table(segmenter_errors(found), classes, "Errors per class")
         bars = class_bars(context, "segmenters", columns, "IoU per class of the segmenters")
-        yield Section("Segmenter", [segmenter_table(found)], figures=[bars], closed=[per_class, errors])
+        yield Section("Segmenter", [segmenter_table(found)], figures=[bars], closed=[per_class, *errors])
 
 
 def adaptation_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:

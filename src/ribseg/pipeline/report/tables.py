@@ -82,10 +82,15 @@ def _group_table(
     return group_table(last, key, name, title, "maps", note)
 
 
-def localization_table(localization: Mapping[str, Any]) -> TableData:
-    """The table of the measures of localization: PxAP, and boxes and boundaries where measured."""
+def localization_table(localization: Mapping[str, Any]) -> list[TableData]:
+    """The table of the measures of localization: PxAP, and boxes and boundaries where measured.
+
+    [] for results of a version that did not measure them.
+    """
     split = last_split(localization)
     found = {source_name(values): _last(values) for values in localization.values()}
+    if not all("pxap" in scores for scores in found.values()):
+        return []
     columns, notes = ["maps", "false pos.", "false neg.", "PxAP"], [MEAN_ERRORS_NOTE, PXAP_NOTE]
     rows = [
         [name, *(percent(class_mean(scores[key])) for key in ERRORS.values()), percent(scores["pxap"])]
@@ -101,7 +106,7 @@ def localization_table(localization: Mapping[str, Any]) -> TableData:
         columns.append("boundary F")
         rows = [[*row, percent(found[row[0]]["boundary_f"])] for row in rows]
         notes.append(BOUNDARY_NOTE)
-    return TableData(f"Localization on {split}, percent", columns, rows, " ".join(notes))
+    return [TableData(f"Localization on {split}, percent", columns, rows, " ".join(notes))]
 
 
 def class_mean(values: Sequence[float | None]) -> float | None:
@@ -120,8 +125,12 @@ def _box_cells(boxes: Mapping[str, Any] | None, limits: int) -> list[str]:
     return [percent(boxes["mean"]), *map(percent, boxes["per_limit"])]
 
 
-def error_table(columns: Mapping[str, Mapping[str, Any]], classes: Sequence[str], title: str) -> TableData:
+def error_table(
+    columns: Mapping[str, Mapping[str, Any]], classes: Sequence[str], title: str
+) -> list[TableData]:
     """The table of false positives and false negatives of background and each class.
+
+    [] for results of a version that did not measure them.
 
     Args:
         columns: name -> scores with "false_positive_per_class" and "false_negative_per_class".
@@ -129,9 +138,12 @@ def error_table(columns: Mapping[str, Mapping[str, Any]], classes: Sequence[str]
         title: of the table.
     """
     found = {
-        f"{name}, {said}": scores[key] for name, scores in columns.items() for said, key in ERRORS.items()
+        f"{name}, {said}": scores[key]
+        for name, scores in columns.items()
+        for said, key in ERRORS.items()
+        if key in scores
     }
-    return replace(class_table(title, classes, found), note=ERROR_NOTE)
+    return [replace(class_table(title, classes, found), note=ERROR_NOTE)] if found else []
 
 
 def map_errors(localization: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -173,10 +185,10 @@ def cost_table(methods: Mapping[str, Any]) -> TableData:
     Args:
         methods: `results["methods"]`.
     """
-    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts["peak_gib"]))
+    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts.get("peak_gib", {})))
     rows = []
     for facts in methods.values():
-        seconds, peaks = facts["seconds_per_image"], facts["peak_gib"]
+        seconds, peaks = facts["seconds_per_image"], facts.get("peak_gib", {})
         memory = [f"{peaks[kind]:.2f}" if kind in peaks else "-" for kind in kinds]
         rows.append([facts["label"], str(facts["images"]), Sortable(f"{seconds:.3g}", seconds), *memory])
     columns = ["maps", "images", "s an image", *(f"{kind},\nGiB" for kind in kinds)]
@@ -332,7 +344,7 @@ def map_columns(localization: Mapping[str, Any]) -> Columns:
 def result_tables(results: Mapping[str, Any]) -> list[TableData]:
     """All tables of a run."""
     found = results.get("localization")
-    tables = [*map_tables(found), localization_table(found)] if found else []
+    tables = [*map_tables(found), *localization_table(found)] if found else []
     tables += [cost_table(results["methods"])] if results.get("methods") else []
     tables += [mask_table(results["pseudo_masks"])] if has_scored_masks(results) else []
     builders = {"segmenter": segmenter_table, "bottleneck": ratio_table}
