@@ -100,6 +100,15 @@ def test_what_is_kept_is_counted_and_a_class_without_images_has_the_head():
     assert strict["kept"][:, 0].tolist() == [1, 1, 1]  # the most probable one
 
 
+@pytest.mark.parametrize("images", [1, 2, 10])
+def test_it_says_how_often_it_will_look_at_an_image(images):
+    seen = []
+    counted = TrainingImages(TRAINING.labels, lambda index: seen.append(index) or image(index))
+    method = LPCAM(Net(), images=images)
+    method.prepare(counted, rng(0, "test"))
+    assert len(seen) == method.looks(TRAINING.labels)
+
+
 def test_draws_are_of_the_generator_alone():
     network = Net().train()
     few = {"prototypes": 2, "images": 2, "locations": 3}

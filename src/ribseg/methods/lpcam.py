@@ -87,6 +87,10 @@ class LPCAM:
             "kept": torch.tensor([kept for _, kept in found]),
         }
 
+    def looks(self, labels: Tensor) -> int:
+        """How often `prepare` looks at an image, by (N, C) labels."""
+        return int(labels.sum(0).clamp(max=self.images).sum())
+
     def use(self, state: Mapping[str, Tensor]) -> None:
         """Takes what `prepare` has returned.
 

@@ -17,6 +17,7 @@ from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.stages.learning_rate import device_of
+from ribseg.progress import Tracker
 from ribseg.types import TrainingImages
 
 VERSION = 1
@@ -61,7 +62,19 @@ def _prepare(
     train = context.data.train
     items = context.data.predict_dataset(train.ids)
     context.console.say(f"  {entry.label} learns from {len(train)} training images")
-    images = TrainingImages(torch.from_numpy(train.labels).float(), lambda index: items[index].views)
-    state: dict[str, Tensor] = method.prepare(images, rng(context.cfg.seed, entry.name, "prepare"))
+    labels = torch.from_numpy(train.labels).float()
+    looks = method.looks(labels) if hasattr(method, "looks") else None
+    shown = Tracker(f"{entry.label} learning", looks, context.cfg.progress, context.console)
+
+    def views(index: int) -> list[Tensor]:
+        found = items[index].views
+        shown.update(shown.done + 1)
+        return found
+
+    try:
+        generator = rng(context.cfg.seed, entry.name, "prepare")
+        state: dict[str, Tensor] = method.prepare(TrainingImages(labels, views), generator)
+    finally:
+        shown.close()
     atomic_write(artefact.folder / FILE, save({n: t.cpu().contiguous() for n, t in state.items()}))
     return {"shapes": {name: list(tensor.shape) for name, tensor in state.items()}}
