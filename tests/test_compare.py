@@ -13,7 +13,7 @@ from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.pipeline.report.compare import Comparison, sentences
-from ribseg.pipeline.report.compare_page import comparison_tables, result_tables
+from ribseg.pipeline.report.compare_page import comparison_tables, difference_table, result_tables
 from ribseg.pipeline.report.compare_sweep import sweep_section, swept_numbers, swept_scores
 from ribseg.pipeline.report.finished import differing_settings, open_runs, run_names
 from ribseg.pipeline.report.table import TableData
@@ -80,6 +80,18 @@ def test_scores_are_those_of_the_runs(runs, comparison):
                 scores = one.results["localization"][row.maps.source]["split"][split]
                 assert row.miou == pytest.approx(scores["miou_at_fixed"], abs=1e-12)
                 assert row.threshold == scores["fixed_threshold"]
+
+
+def test_published_numbers_stand_beside_those_of_a_sweep(runs, comparison, monkeypatch):
+    assert len(difference_table(comparison, "train").columns) == 6
+    for one in (runs[0], runs[2]):
+        monkeypatch.setitem(one.results["localization"]["rib"]["split"]["train"], "published", 0.565)
+    table = difference_table(comparison, "train")
+    assert table.columns[-1] == "published best"
+    published, maps = [row[-1] for row in table.rows], [row.maps for row in comparison.rows["train"]]
+    named = [one.source == "rib" and one.runs[0] in (runs[0], runs[2]) for one in maps]
+    assert published == ["56.5" if there else "-" for there in named]
+    assert sum(named) == 2
 
 
 def test_differences_are_paired_over_images(runs, comparison):

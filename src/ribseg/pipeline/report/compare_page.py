@@ -27,7 +27,7 @@ from ribseg.pipeline.report.compare_sweep import sweep_section
 from ribseg.pipeline.report.finished import FinishedRun
 from ribseg.pipeline.report.gallery import Gallery, MapSeries, MaskSeries, make_gallery
 from ribseg.pipeline.report.page import Section, class_bars, command, figure, render
-from ribseg.pipeline.report.table import TableData, percent_interval, signed_interval
+from ribseg.pipeline.report.table import TableData, percent, percent_interval, signed_interval
 from ribseg.pipeline.report.table_files import write_table_files
 from ribseg.pipeline.report.tables import CONTROL, miou_at, source_name, time_table
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
@@ -96,12 +96,19 @@ def result_tables(comparison: Comparison) -> list[TableData]:
 
 
 def difference_table(comparison: Comparison, split: str) -> TableData:
-    """The table of all maps on a split, with differences to the first run; the last one has the note."""
-    rows = [_cells(row) for row in comparison.rows[split]]
+    """The table of all maps on a split, with differences to the first run; the last one has the note.
+
+    With a column of the published mIoU at the best threshold, where `report.published` of a run has one.
+    """
+    rows, header = [_cells(row) for row in comparison.rows[split]], HEADER
+    published = [row.maps.scores(split).get("published") for row in comparison.rows[split]]
+    if any(published):
+        header = (*header, "published best")
+        rows = [[*cells, percent(value)] for cells, value in zip(rows, published, strict=True)]
     bold = [row[0] for row in rows if not row[0].endswith(CONTROL)]
     title = f"Localization maps on {split}, {len(comparison.images[split]):,} images"
     note = NOTE if split == list(comparison.rows)[-1] else ""
-    return TableData(title, HEADER, rows, note, bold=bold)
+    return TableData(title, header, rows, note, bold=bold)
 
 
 def _cells(row: Row) -> list[str]:
