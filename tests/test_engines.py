@@ -52,6 +52,9 @@ class Noted(LocalEngine):
         with self.notes.open("a") as file:
             file.write(line + "\n")
 
+    def start(self):
+        self.note("start")
+
     def predict(self, context, stage, artefact, ids):
         self.note(f"{stage.name} {len(ids)}")
         super().predict(context, stage, artefact, ids)
@@ -96,7 +99,7 @@ def test_an_engine_from_outside_makes_maps_and_masks(whole, trained, tmp_path):
     engine = (f"+engine.notes={tmp_path / 'notes'}", "engine._target_=test_engines.Noted")
     ours = folder_run(tmp_path, tree, *CHAIN, *engine)
     notes = (tmp_path / "notes").read_text().splitlines()
-    assert notes == ["cam 10", "rib 10", "jobs 6", "random_walk 10", "jobs 10", "jobs 10"]
+    assert notes == ["start", "cam 10", "rib 10", "jobs 6", "random_walk 10", "jobs 10", "jobs 10"]
     assert ours["localization"] == results["localization"]
     assert files(trained, "*/maps/*.npz") == files(folder / "store", "*/maps/*.npz")
 

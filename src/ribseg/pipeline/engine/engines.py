@@ -1,6 +1,6 @@
 """Where the files of single images are made: in the processes of the run, or by a cluster.
 
-An engine of one's own is a class with the two methods of `Engine`, set by `engine._target_`.
+An engine of one's own is a class with the methods of `Engine`, set by `engine._target_`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,9 @@ class Engine(Protocol):
     whatever was lost can simply be asked for a second time.
     """
 
+    def start(self) -> None:
+        """Gets ready before the first stage, in the first process: what cannot work ends the run now."""
+
     def predict(
         self, context: "Context", stage: "ImageStage", artefact: "Artefact", ids: Sequence[str]
     ) -> None:
@@ -34,6 +37,9 @@ class Engine(Protocol):
 
 class LocalEngine:
     """Makes them here: `predict` by the processes of the Trainer, `map` by `refine.workers` processes."""
+
+    def start(self) -> None:
+        """Does nothing."""
 
     def predict(
         self, context: "Context", stage: "ImageStage", artefact: "Artefact", ids: Sequence[str]

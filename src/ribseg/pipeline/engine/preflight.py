@@ -85,6 +85,8 @@ def preflight_data(context: Context, stages: Sequence[Stage], reported: Mapping[
     if not skips:
         context.on_first(lambda: check_data(context))
         facts = note_data(context, facts)
+    if any(stage.in_shards and context.will_run(stage.name) for stage in stages):
+        context.on_first(lambda: context.engine.start())
     if any(context.will_run(stage.name) for stage in stages):
         context.console.say(f"{context.store.free_space} free in {context.store.root}", "disk")
     return facts

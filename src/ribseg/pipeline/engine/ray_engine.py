@@ -73,6 +73,15 @@ class RayEngine:
         self.images, self.retries = images, retries
         _ray()
 
+    def start(self) -> None:
+        """Connects to the cluster, or starts one, and looks whether it has room for the workers.
+
+        Raises:
+            ConfigError: no cluster answers, or it has no room.
+        """
+        self._connect()
+        self._number()
+
     def predict(
         self, context: "Context", stage: "ImageStage", artefact: Artefact, ids: Sequence[str]
     ) -> None:

@@ -100,7 +100,8 @@ def difference_table(comparison: Comparison, split: str) -> TableData:
 
     With a column of the published mIoU at the best threshold, where `report.published` of a run has one.
     """
-    rows, header = [_cells(row) for row in comparison.rows[split]], HEADER
+    rows = [_cells(row) for row in comparison.rows[split]]
+    header: tuple[str, ...] = HEADER
     published = [row.maps.scores(split).get("published") for row in comparison.rows[split]]
     if any(published):
         header = (*header, "published best")
