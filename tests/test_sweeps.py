@@ -1,10 +1,13 @@
 """`-m sweep=NAME`: the jobs of each file in conf/sweep, and that what the command line says comes first."""
 
+import joblib
 import pytest
+import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from quick_run import CONF, TRAIN, train
+from torch.utils.data import DataLoader
 
 import ribseg
 from ribseg.errors import ConfigError
@@ -12,6 +15,7 @@ from ribseg.pipeline.engine import runner
 from ribseg.pipeline.engine.configuration import composed
 from ribseg.pipeline.engine.part_checks import check_settings
 from ribseg.pipeline.engine.sweep import check_swept
+from ribseg.workers import use_own_start_method
 
 # Setting -> its values, as Hydra hands them to the jobs.
 JOBS = {
@@ -82,6 +86,18 @@ def test_a_search_by_optuna_is_better_than_a_grid_of_as_many_jobs(tree, tmp_path
     assert best.best_value > max(grid)
     assert seen[0].data.held_out == 0.1
     assert list(seen[0].data.eval_splits) == ["held_out"]
+
+
+def loaded_in_a_process():
+    """What a data loader with a process of its own gives, in a job of a parallel launcher."""
+    use_own_start_method()
+    return [batch.tolist() for batch in DataLoader(torch.arange(4), batch_size=2, num_workers=1)]
+
+
+def test_data_loaders_have_processes_in_jobs_of_joblib():
+    with joblib.parallel_backend("loky"):
+        found = joblib.Parallel(n_jobs=2)(joblib.delayed(loaded_in_a_process)() for _ in range(2))
+    assert found == [[[0, 1], [2, 3]]] * 2
 
 
 def jobs_of(name):

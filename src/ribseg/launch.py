@@ -16,7 +16,7 @@ from omegaconf import DictConfig, read_write
 
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.engine.configuration import CONF
-from ribseg.workers import share_cores
+from ribseg.workers import share_cores, use_own_start_method
 
 _command: list[str] = []  # words before Hydra's arguments: none for `python train.py`
 
@@ -92,6 +92,7 @@ def main(cfg: DictConfig) -> float | None:
             program = f"ribseg {' '.join(_command)}" if _command else "python train.py"
             raise ConfigError(f"choose an experiment: {program} experiment={'|'.join(known)}")
         job = HydraConfig.get()
+        use_own_start_method()
         share_cores(concurrent_jobs(cast(DictConfig, job)))
         if job.mode == RunMode.RUN:
             check_swept(job.sweeper.params, job.overrides.task)

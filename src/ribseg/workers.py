@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context, get_start_method, set_start_method
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +23,16 @@ def share_cores(jobs: int) -> None:
     global _jobs
     _jobs = 1
     _jobs = jobs if jobs > 0 else max(1, cores() + 1 + jobs)
+
+
+def use_own_start_method() -> None:
+    """Makes new processes start as Python does by default, also inside a process of joblib.
+
+    There joblib's own method is the default, whose processes torch's data loaders cannot start.
+    """
+    standard = get_all_start_methods()
+    if get_start_method(allow_none=True) not in (None, *standard):
+        set_start_method(standard[0], force=True)
 
 
 def cores() -> int:
