@@ -19,6 +19,7 @@ from ribseg.pipeline.report.columns import read_maps
 from ribseg.pipeline.report.pictures import evenly_spaced, pictured_masks
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
 from ribseg.pipeline.report.table_files import TABLES, write_csv
+from ribseg.pipeline.report.tables import memory_kinds
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
 
 PICTURED = ("localization", "pseudo_masks", "segmenter")  # parts of the results that have images
@@ -167,7 +168,7 @@ def all_tables(context: Context, results: Mapping[str, Any]) -> dict[str, Table]
 
 def cost_numbers(methods: Mapping[str, Any]) -> Table:
     """Method -> images, seconds an image, peak memory in GiB."""
-    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts.get("peak_gib", {})))
+    kinds = memory_kinds(methods)
     rows: list[list[str | float | None]] = [
         [
             f["label"],

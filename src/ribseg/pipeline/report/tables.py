@@ -185,7 +185,7 @@ def cost_table(methods: Mapping[str, Any]) -> TableData:
     Args:
         methods: `results["methods"]`.
     """
-    kinds = list(dict.fromkeys(kind for facts in methods.values() for kind in facts.get("peak_gib", {})))
+    kinds = memory_kinds(methods)
     rows = []
     for facts in methods.values():
         seconds, peaks = facts["seconds_per_image"], facts.get("peak_gib", {})
@@ -193,6 +193,11 @@ def cost_table(methods: Mapping[str, Any]) -> TableData:
         rows.append([facts["label"], str(facts["images"]), Sortable(f"{seconds:.3g}", seconds), *memory])
     columns = ["maps", "images", "s an image", *(f"{kind},\nGiB" for kind in kinds)]
     return TableData("What the maps cost", columns, rows, COST_NOTE)
+
+
+def memory_kinds(methods: Mapping[str, Any]) -> list[str]:
+    """The kinds of memory that were measured for some method: "memory", "GPU memory"."""
+    return list(dict.fromkeys(kind for facts in methods.values() for kind in facts.get("peak_gib", {})))
 
 
 COST_NOTE = (
