@@ -1,5 +1,9 @@
 """`-m sweep=NAME`: the jobs of each file in conf/sweep, and that what the command line says comes first."""
 
+import os
+import subprocess
+import sys
+
 import joblib
 import pytest
 import torch
@@ -10,6 +14,7 @@ from quick_run import CONF, TRAIN, train
 from torch.utils.data import DataLoader
 
 import ribseg
+from ribseg import workers
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine import runner
 from ribseg.pipeline.engine.configuration import composed
@@ -98,6 +103,24 @@ def test_data_loaders_have_processes_in_jobs_of_joblib():
     with joblib.parallel_backend("loky"):
         found = joblib.Parallel(n_jobs=2)(joblib.delayed(loaded_in_a_process)() for _ in range(2))
     assert found == [[[0, 1], [2, 3]]] * 2
+
+
+@pytest.mark.parametrize(
+    ("jobs", "set_by_user", "found"),
+    [(1, None, None), (2, None, "passive"), (-1, None, "passive"), (2, "active", "active")],
+)
+def test_threads_of_jobs_at_the_same_time_sleep_while_they_wait(monkeypatch, jobs, set_by_user, found):
+    monkeypatch.setattr(workers, "_jobs", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
+    environment = {} if set_by_user is None else {"OMP_WAIT_POLICY": set_by_user}
+    monkeypatch.setattr(os, "environ", environment)
+    workers.share_cores(jobs)
+    assert environment.get("OMP_WAIT_POLICY") == found
+
+
+def test_the_command_does_not_import_torch_before_the_cores_are_shared():
+    program = "import sys, ribseg.launch; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def jobs_of(name):

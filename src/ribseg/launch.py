@@ -83,7 +83,10 @@ def one_line_errors() -> Iterator[None]:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Runs the stages; returns the number of `objective=...`, for Hydra's sweepers."""
-    from ribseg.pipeline.engine.runner import objective, run
+    job = HydraConfig.get()
+    use_own_start_method()
+    share_cores(concurrent_jobs(cast(DictConfig, job)))
+    from ribseg.pipeline.engine.runner import objective, run  # imports torch
     from ribseg.pipeline.engine.sweep import check_swept, recorded_failure
 
     with one_line_errors(), recorded_failure():
@@ -91,9 +94,6 @@ def main(cfg: DictConfig) -> float | None:
             known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
             program = f"ribseg {' '.join(_command)}" if _command else "python train.py"
             raise ConfigError(f"choose an experiment: {program} experiment={'|'.join(known)}")
-        job = HydraConfig.get()
-        use_own_start_method()
-        share_cores(concurrent_jobs(cast(DictConfig, job)))
         if job.mode == RunMode.RUN:
             check_swept(job.sweeper.params, job.overrides.task)
         with one_job():

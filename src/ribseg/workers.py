@@ -17,12 +17,18 @@ _jobs = 1  # of a sweep that run at the same time on this machine
 def share_cores(jobs: int) -> None:
     """Divides the cores of this machine among the jobs of a sweep that run at the same time.
 
+    To be called before torch is imported: OpenMP reads its settings then. Its threads wait for each other
+    without giving up their core, which stops the other job's threads where there are more of them than
+    cores. With "passive" they sleep; a setting of the user's stays.
+
     Args:
         jobs: their number, as joblib counts: -1 for one per core, -2 for one less, and so on.
     """
     global _jobs
     _jobs = 1
     _jobs = jobs if jobs > 0 else max(1, cores() + 1 + jobs)
+    if _jobs > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def use_own_start_method() -> None:
