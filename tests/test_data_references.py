@@ -33,7 +33,7 @@ def sampler(labels):
 
 
 def test_rng_is_the_same_in_another_process():
-    code = "from ribseg.data.feed.references import rng; print(rng(5, 'a', 1).integers(2**62))"
+    code = "from ribseg.functional.random import rng; print(rng(5, 'a', 1).integers(2**62))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == rng(5, "a", 1).integers(2**62)
 

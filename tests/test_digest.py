@@ -45,7 +45,8 @@ def leaves(node, path=()):
 
 def changed(cfg, path):
     """The configuration with another value in one place."""
-    other = copy.deepcopy(cfg)
+    # Together, so that what is the same object in several places stays so.
+    other = cfg | copy.deepcopy({part: cfg[part] for part in {path[0], "methods", "rib", "pooling"}})
     *parents, name = path
     node = other
     for parent in parents:

@@ -6,9 +6,19 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 from quick_run import folder_run
 
 from ribseg.launch import one_line_errors
+
+
+def test_a_reference_to_no_setting_ends_with_a_message():
+    cfg = OmegaConf.create({"rib": {"steps": "${nowhere}"}})
+    with (
+        pytest.raises(SystemExit, match=r"ribseg: rib\.steps cannot be resolved: .*nowhere"),
+        one_line_errors(),
+    ):
+        cfg.rib.steps += 1
 
 
 def test_free_space_is_said_once_before_the_first_stage(tmp_path, tree, monkeypatch, capsys):

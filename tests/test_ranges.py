@@ -282,6 +282,8 @@ def test_quick_runs_and_their_edges_are_accepted(whole, toy, place):
         ({"segmenter.test.scale": 3}, r"segmenter\.test: .*'scale'"),
         ({"bottleneck.gradient.treshold": 3, "run": ["bottleneck"]}, r"bottleneck\.gradient: .*treshold"),
         ({"rib.stepz": 3}, r"rib: .*stepz"),
+        ({"methods.mine": 3}, r"methods\.mine: expected a _target_ and its settings, got 3"),
+        ({"methods.mine": {"steps": 3}}, r"methods\.mine: expected a _target_ with the name"),
         ({"pooling.tau": 3}, r"pooling: .*tau"),
         ({"classifier.model.depth": 3}, r"classifier\.model: .*depth"),
         ({"classifier.module.rate": 3}, r"classifier\.module: .*rate"),

@@ -6,12 +6,11 @@ import sys
 
 import joblib
 import pytest
-import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from loaded import loaded_in_a_process
 from omegaconf import OmegaConf
 from quick_run import CONF, TRAIN, train
-from torch.utils.data import DataLoader
 
 import ribseg
 from ribseg import workers
@@ -20,7 +19,6 @@ from ribseg.pipeline.engine import runner
 from ribseg.pipeline.engine.configuration import composed
 from ribseg.pipeline.engine.part_checks import check_settings
 from ribseg.pipeline.engine.sweep import check_swept
-from ribseg.workers import use_own_start_method
 
 # Setting -> its values, as Hydra hands them to the jobs.
 JOBS = {
@@ -91,12 +89,6 @@ def test_a_search_by_optuna_is_better_than_a_grid_of_as_many_jobs(tree, tmp_path
     assert best.best_value > max(grid)
     assert seen[0].data.held_out == 0.1
     assert list(seen[0].data.eval_splits) == ["held_out"]
-
-
-def loaded_in_a_process():
-    """What a data loader with a process of its own gives, in a job of a parallel launcher."""
-    use_own_start_method()
-    return [batch.tolist() for batch in DataLoader(torch.arange(4), batch_size=2, num_workers=1)]
 
 
 def test_data_loaders_have_processes_in_jobs_of_joblib():

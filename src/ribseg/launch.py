@@ -13,8 +13,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
+from omegaconf.errors import InterpolationResolutionError
 
-from ribseg.errors import ConfigError, RibsegError
+from ribseg.errors import ConfigError, RibsegError, reason
 from ribseg.pipeline.engine.configuration import CONF
 from ribseg.workers import share_cores, use_own_start_method
 
@@ -63,12 +64,14 @@ def concurrent_jobs(job: DictConfig) -> int:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with a message instead of a traceback for a `RibsegError`, a full disk, and Ctrl-C."""
+    """Ends the program with a message, not a traceback, for errors of the user, a full disk, and Ctrl-C."""
     resume = "give the same command again to resume"
     try:
         yield
     except RibsegError as error:
         sys.exit(f"\nribseg: {error}")
+    except InterpolationResolutionError as error:  # of the configuration: ${...}
+        sys.exit(f"\nribseg: {error.full_key or 'a setting'} cannot be resolved: {reason(error)}")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -5,11 +5,15 @@ import runpy
 import signal
 import sys
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from ribseg.data.io.masks import write_mask
@@ -84,11 +88,28 @@ LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]"
 
 
 def settings(experiment, tmp_path, *overrides):
-    """The composed configuration of a quick run with its store in tmp_path."""
+    """The composed configuration of a quick run with its store in tmp_path.
+
+    Hydra chooses the files first and sets single values afterwards; what the files and QUICK give is kept.
+    """
+    words = [f"store.root={tmp_path / 'store'}", *overrides]
+    parsed = OverridesParser.create().parse_overrides(words)
+    values = [each for each in parsed if not _chooses_files(each)]
+    cfg = deepcopy(_chosen(experiment, *(each.input_line for each in parsed if _chooses_files(each))))
+    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    return cfg
+
+
+def _chooses_files(override):
+    return override.is_hydra_override() or (CONF / override.key_or_group).is_dir()
+
+
+@lru_cache(maxsize=64)
+def _chosen(experiment, *words):
+    """The composed configuration with QUICK; not to be changed."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        paths = [f"store.root={tmp_path / 'store'}"]
-        return compose("config", [f"experiment={experiment}", *QUICK, *paths, *overrides])
+        return compose("config", [f"experiment={experiment}", *QUICK, *words])
 
 
 def folder_run(tmp_path, tree, *overrides, output="out"):

@@ -143,15 +143,22 @@ def _without(node: Mapping[str, Any], *groups: tuple[str, ...]) -> dict[str, Any
 
 
 def entries(cfg: Mapping[str, Any]) -> dict[str, Entry]:
-    """Name -> entry of `methods`, without those set to null."""
+    """Name -> entry of `methods`, without those set to null; raises a ConfigError as `_nodes`."""
     methods = cfg["methods"]
     raw: Any = OmegaConf.to_container(methods, resolve=False) if OmegaConf.is_config(methods) else methods
     found: dict[str, Entry] = {}
-    for name in raw:
+    for name, node in _nodes(cfg).items():
         reference = REFERENCE.fullmatch(raw[name]) if isinstance(raw[name], str) else None
-        node = plain(methods[name])
-        if node:
-            found[name] = Entry(name, node, reference[1] if reference else f"methods.{name}")
+        found[name] = Entry(name, plain(node), reference[1] if reference else f"methods.{name}")
+    return found
+
+
+def _nodes(cfg: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name -> settings of a method, without those set to null; raises a ConfigError if one is no section."""
+    found = {name: node for name in cfg["methods"] if (node := cfg["methods"][name])}
+    for name, node in found.items():
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"methods.{name}: expected a _target_ and its settings, got {node!r}")
     return found
 
 
@@ -164,7 +171,7 @@ def check_entries(cfg: Mapping[str, Any]) -> None:
     known = entries(cfg)
     for entry in known.values():
         with within(entry.path):
-            if not isinstance(entry.node, Mapping) or "_target_" not in entry.node:
+            if "_target_" not in entry.node:
                 raise ConfigError("expected a _target_ with the name of a method, as my_file.MyMethod")
             for name in ("control", "without_classifier"):
                 check_switch(name, entry.node.get(name, False))
@@ -210,7 +217,8 @@ def map_sources(cfg: Mapping[str, Any]) -> dict[str, MapSource]:
 
 def refinable(cfg: Mapping[str, Any]) -> list[str]:
     """Names of the stages whose maps can be refined: of methods, controls and imported maps."""
-    return [name for name, entry in entries(cfg).items() if entry.maps_of is None] + [IMPORTED]
+    # Not of `entries`, which resolves every setting of every method.
+    return [name for name, node in _nodes(cfg).items() if node.get("maps_of") is None] + [IMPORTED]
 
 
 def reference_methods(cfg: Mapping[str, Any], chosen: Container[str]) -> list[Entry]:
