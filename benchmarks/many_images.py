@@ -43,7 +43,7 @@ CHAIN = "run=[classifier,cam,rib,pseudo_masks,evaluate,report]"
 SIZES = {"VOC": (375, 500), "COCO": (480, 640)}
 # What of the published recipe only takes longer: epochs, iterations, steps of RIB after the first update.
 SHORT = (
-    *("experiment=rib_voc", "data.labels=masks", "classifier.epochs=1", "classifier.model.pretrained=false"),
+    *("experiment=rib_voc", "data.labels=mask", "classifier.epochs=1", "classifier.model.pretrained=false"),
     *("rib.steps=2", "rib.area_limit=null", "affinity.epochs=1", "affinity.backbone.weights=classifier"),
     *("affinity.backbone.pretrained=false", "segmenter.max_steps=2", "segmenter.check_every=2"),
     *("segmenter.model.pretrained=false", "evaluate.bootstrap=100", "data.num_workers=0", "progress=false"),

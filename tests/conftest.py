@@ -77,6 +77,22 @@ def stored(finished, tmp_path):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without the drawing of their figures, which takes most of the time; others look at figures."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "PNG")
+    for place in ("page", "pictures"):
+        monkeypatch.setattr(
+            f"ribseg.pipeline.report.{place}.png_of", lambda figure, dpi=80: buffer.getvalue()
+        )
+    monkeypatch.setattr("ribseg.pipeline.report.page.svg_of", lambda figure, title: "<svg></svg>")
+
+
+@pytest.fixture
 def wandb_alone(tmp_path, monkeypatch):
     """W&B without the credentials and settings of whoever runs the tests, and afterwards as before."""
     from ribseg.pipeline.engine.loggers import wandb_login

@@ -149,6 +149,7 @@ def test_settings_out_of_range_are_refused(name, value, network):
         AdvCAM(network, **{name: value})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_a_method_like_all_others(tmp_path, tree):
     run = "run=[classifier,cam,advcam,evaluate,report]"
     results = folder_run(tmp_path, tree, run, "methods=[default,advcam]", "methods.advcam.steps=3")

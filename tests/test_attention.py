@@ -172,6 +172,7 @@ def quick_vit(name="deit_tiny_patch16_224"):
 RUN = "run=[classifier,cam,refine,evaluate,report]"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_a_stage_of_the_refinement_without_a_training(tmp_path, tree):
     results = folder_run(tmp_path, tree, RUN, *quick_vit())
     assert {"attention", "pseudo_masks"} <= set(results["store"])

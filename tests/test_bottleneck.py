@@ -81,6 +81,7 @@ def test_the_experiment_runs_without_data(tmp_path, capsys):
     assert re.search(r"after\s+│ mark", printed)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_is_computed_twice_and_a_sweep_trains_once(tmp_path, first):
     stamps = files(tmp_path)
     second = toy_run(tmp_path, output="again")
@@ -91,6 +92,7 @@ def test_nothing_is_computed_twice_and_a_sweep_trains_once(tmp_path, first):
     assert swept["store"]["bottleneck"] != first["store"]["bottleneck"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, first):
     networks, measured = (Path(first["store"][name]) for name in ("toy_networks", "bottleneck"))
     weights = networks / "seed-0" / "network.pt"
@@ -115,6 +117,7 @@ def test_two_processes_give_the_same(tmp_path, first):
     assert Path(first["store"]["bottleneck"]).name == Path(second["store"]["bottleneck"]).name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_lost_files_are_made_again(tmp_path, one_seed):
     lost = Path(one_seed["store"]["bottleneck"]) / "examples.npz"
     lost.unlink()
@@ -122,6 +125,7 @@ def test_lost_files_are_made_again(tmp_path, one_seed):
     assert lost.is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_wrong_class_is_adapted_as_a_control(tmp_path, one_seed):
     right = one_seed["bottleneck"]
     wrong = toy_run(tmp_path, "bottleneck.seeds=1", "bottleneck.wrong_class=true")["bottleneck"]
@@ -147,6 +151,7 @@ def test_no_stage_on_data_is_planned(tmp_path):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_diverged_training_is_counted_and_not_averaged(tmp_path):
     overrides = ["bottleneck.training.loss=rib", "bottleneck.training.activation=none"]
     result = toy_run(tmp_path, *overrides, "bottleneck.training.lr=1e30", "bottleneck.training.epochs=3")

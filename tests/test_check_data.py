@@ -81,6 +81,7 @@ def damage(tree):
     write_mask(tree / "SegmentationClass" / "im_08.png", np.full((4, 4), 1))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_broken_images_are_skipped_and_said(tmp_path, tree, capsys):
     damage(tree)
     with pytest.raises(DataError, match=r"data\.on_error=skip"):

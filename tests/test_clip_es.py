@@ -240,6 +240,7 @@ def settings(tmp_path, text, weights):
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_a_method_like_all_others_and_needs_no_classifier(tmp_path, tree, settings, text):
     results = folder_run(tmp_path, tree, *settings, RUN)
     assert set(results["localization"]) == {"cam", "clip_es"}

@@ -288,6 +288,7 @@ def test_official_counts_are_asserted():
         check_counts("val2014", Instances(["a"], records, [[], *some[1:]]))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_experiment_runs_dry(tree, tmp_path, capsys):
     overrides = [f"data.root={tree}", f"prepare.target={tmp_path / 'target'}", "prepare.workers=1"]
     whole = "run=[classifier,cam,rib,refine,evaluate,report]"

@@ -137,6 +137,7 @@ def test_what_cannot_be_used_is_said(classifier, monkeypatch):
         GradCAM(classifier)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_they_are_methods_like_all_others(tmp_path, tree):
     run = "run=[classifier,methods,evaluate,report]"
     names = ["cam", "rib", "gradcam", "gradcam_plus_plus", "layercam", "eigencam"]

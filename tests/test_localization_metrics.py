@@ -299,6 +299,7 @@ def test_the_evaluator_measures_as_the_metrics_do():
     assert MapEvaluator(1, thresholds).box_accuracy() is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_reports_them(tmp_path, tree, stored, capsys):
     run = "run=[classifier,cam,pseudo_masks,evaluate,report]", "refine.maps=cam"
     asked = ("refine.variants=[none,crf]", "evaluate.boxes=true", "evaluate.boundary=true")

@@ -100,6 +100,7 @@ def test_maps_of_a_store_can_be_imported_into_another(tmp_path, tree):
         assert (Path(again["store"]["imported"]) / "maps" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_changed_files_are_imported_anew(tmp_path, tree):
     folder = tmp_path / "masks"
     shutil.copytree(tree / "SegmentationClass", folder)

@@ -226,6 +226,7 @@ def test_segments_vote_on_pseudo_masks(tmp_path, tree, segments, stored):
         assert other.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_superpixels_vote_after_everything_else(tmp_path, tree, stored):
     pytest.importorskip("skimage", reason="pip install 'ribseg[superpixels]'")
     run = (

@@ -49,6 +49,7 @@ def trained(whole, tmp_path):
     return tmp_path / "store"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_shards_and_a_last_call_give_the_bytes_of_one_call(whole, trained, tmp_path, capsys):
     folder, tree, results = whole
     folder_run(tmp_path, tree, *CHAIN, "shard=1/3")

@@ -1,19 +1,15 @@
 """`-m sweep=NAME`: the jobs of each file in conf/sweep, and that what the command line says comes first."""
 
-import os
 import subprocess
 import sys
 
-import joblib
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from loaded import loaded_in_a_process
 from omegaconf import OmegaConf
 from quick_run import CONF, TRAIN, train
 
 import ribseg
-from ribseg import workers
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine import runner
 from ribseg.pipeline.engine.configuration import composed
@@ -89,25 +85,6 @@ def test_a_search_by_optuna_is_better_than_a_grid_of_as_many_jobs(tree, tmp_path
     assert best.best_value > max(grid)
     assert seen[0].data.held_out == 0.1
     assert list(seen[0].data.eval_splits) == ["held_out"]
-
-
-def test_data_loaders_have_processes_in_jobs_of_joblib():
-    with joblib.parallel_backend("loky"):
-        found = joblib.Parallel(n_jobs=2)(joblib.delayed(loaded_in_a_process)() for _ in range(2))
-    assert found == [[[0, 1], [2, 3]]] * 2
-
-
-@pytest.mark.parametrize(
-    ("jobs", "set_by_user", "found"),
-    [(1, None, None), (2, None, "passive"), (-1, None, "passive"), (2, "active", "active")],
-)
-def test_threads_of_jobs_at_the_same_time_sleep_while_they_wait(monkeypatch, jobs, set_by_user, found):
-    monkeypatch.setattr(workers, "_jobs", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
-    environment = {} if set_by_user is None else {"OMP_WAIT_POLICY": set_by_user}
-    monkeypatch.setattr(os, "environ", environment)
-    workers.share_cores(jobs)
-    assert environment.get("OMP_WAIT_POLICY") == found
 
 
 def test_the_command_does_not_import_torch_before_the_cores_are_shared():

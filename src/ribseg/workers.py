@@ -1,6 +1,7 @@
 """Parallel processing of items by worker processes or threads."""
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -66,10 +67,11 @@ _work: Callable[[Any], Any] | None = None  # in a process of `process_pool`
 
 
 def _initialize(work: Callable[[Any], Any] | None) -> None:
-    import torch
-
     global _work
-    torch.set_num_threads(1)  # the cores are shared with the other processes
+    # The cores are shared with the other processes. Work without torch need not wait for its import.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     _work = work
 
 

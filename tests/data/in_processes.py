@@ -1,4 +1,4 @@
-"""A data loader in another process, apart from the tests: what a process of joblib imports takes seconds."""
+"""Work for other processes, apart from the tests: what such a process imports takes seconds."""
 
 from ribseg.workers import use_own_start_method
 
@@ -9,3 +9,10 @@ def loaded_in_a_process():
 
     use_own_start_method()
     return [batch.tolist() for batch in DataLoader(range(4), batch_size=2, num_workers=1)]
+
+
+def threads_of_torch(_):
+    """The number of threads of torch, which is imported here."""
+    import torch
+
+    return torch.get_num_threads()

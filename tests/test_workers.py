@@ -1,0 +1,33 @@
+"""Processes of pools and of jobs at the same time: their threads, and what they can start."""
+
+import os
+
+import joblib
+import pytest
+from in_processes import loaded_in_a_process, threads_of_torch
+
+from ribseg import workers
+
+
+def test_processes_of_a_pool_use_one_thread():
+    with workers.process_pool(1, threads_of_torch) as pool:
+        assert pool.submit(workers.do, None).result() == 1
+
+
+def test_data_loaders_have_processes_in_jobs_of_joblib():
+    with joblib.parallel_backend("loky"):
+        found = joblib.Parallel(n_jobs=2)(joblib.delayed(loaded_in_a_process)() for _ in range(2))
+    assert found == [[[0, 1], [2, 3]]] * 2
+
+
+@pytest.mark.parametrize(
+    ("jobs", "set_by_user", "found"),
+    [(1, None, None), (2, None, "passive"), (-1, None, "passive"), (2, "active", "active")],
+)
+def test_threads_of_jobs_at_the_same_time_sleep_while_they_wait(monkeypatch, jobs, set_by_user, found):
+    monkeypatch.setattr(workers, "_jobs", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
+    environment = {} if set_by_user is None else {"OMP_WAIT_POLICY": set_by_user}
+    monkeypatch.setattr(os, "environ", environment)
+    workers.share_cores(jobs)
+    assert environment.get("OMP_WAIT_POLICY") == found
