@@ -102,10 +102,7 @@ def test_under_no_grad_and_autocast_and_without_classes(classifier, views):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = method(views=views, labels=labels).maps
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert [tuple(maps.shape) for maps in method(views=views, labels=torch.zeros(3)).maps] == [
-        (0, 48, 64),
-        (0, 33, 47),
-    ]
+    assert [len(maps) for maps in method(views=views, labels=torch.zeros(3)).maps] == [0, 0]
 
 
 class Own(nn.Module):

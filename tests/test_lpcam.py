@@ -126,7 +126,7 @@ def test_it_says_what_is_missing():
     with pytest.raises(ValueError, match=r"of shape \(3, 4\), got \(2, 4\)"):
         LPCAM(network).use({"directions": torch.ones(2, 4)})
     method = learnt(network)
-    assert method(views=image(0), labels=torch.zeros(CLASSES)).maps[0].shape == (0, 4, 6)
+    assert len(method(views=image(0), labels=torch.zeros(CLASSES)).maps[0]) == 0
     with pytest.raises(ValueError, match="labels of shape"):
         method(views=image(0), labels=torch.ones(2))
 

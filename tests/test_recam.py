@@ -73,7 +73,7 @@ def test_maps_are_those_of_the_released_program(recorded):
     found = ReCAM(Net(recorded))(views=views, labels=torch.tensor([1.0, 0.0, 1.0, 1.0]))
     assert found.classes.tolist() == [0, 2, 3]
     torch.testing.assert_close(found.maps[0], recorded["maps"][[0, 2, 3]].float())
-    assert ReCAM(Net(recorded))(views=views, labels=torch.zeros(4)).maps[0].shape == (0, 4, 5)
+    assert len(ReCAM(Net(recorded))(views=views, labels=torch.zeros(4)).maps[0]) == 0
 
 
 def test_the_classifier_gives_its_second_heads_logits():

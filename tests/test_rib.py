@@ -284,6 +284,14 @@ def test_no_present_class_gives_empty_maps():
         assert merged.full.shape == (0, 64, 96)
 
 
+@pytest.mark.parametrize("method", [ribseg.cam, ribseg.controls.feature_norm])
+def test_images_without_a_class_cost_no_forward_pass(method, monkeypatch):
+    model = classifier()
+    monkeypatch.setattr(model, "features", lambda images: pytest.fail("features were computed"))
+    out = method(model, views(), torch.zeros(CLASSES))
+    assert len(out.classes) == 0
+
+
 class Own(nn.Module):
     """What other research code brings: features(x) and weight, nothing else."""
 

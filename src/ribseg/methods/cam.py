@@ -50,6 +50,8 @@ def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adapt
     weight, features = head_of(classifier), features_of(classifier)
     check_views(views, labels, len(weight))
     classes = present_classes(labels)
+    if not len(classes):
+        return without_classes(views)
     with evaluating(classifier):
         raw = [class_maps(features(view.to(weight.device)), weight) for view in views]
     maps = [merge_mirrored(view[:, classes.to(view.device)]).float() for view in raw]

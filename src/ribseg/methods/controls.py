@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.state import evaluating
 from ribseg.methods.base import bind, takes
-from ribseg.methods.cam import check_views, features_of, head_of, present_classes
+from ribseg.methods.cam import check_views, features_of, head_of, present_classes, without_classes
 from ribseg.types import Adaptation, ViewMaps
 
 
@@ -104,6 +104,8 @@ def feature_norm(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor)
     weight, features = head_of(classifier), features_of(classifier)
     check_views(views, labels, len(weight))
     classes = present_classes(labels)
+    if not len(classes):
+        return without_classes(views)
     maps = []
     with evaluating(classifier):
         for view in views:

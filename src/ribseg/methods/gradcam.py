@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError
 from ribseg.functional.cam import merge_mirrored
 from ribseg.functional.state import evaluating, restored
-from ribseg.methods.cam import check_views, features_of, head_of, present_classes
+from ribseg.methods.cam import check_views, features_of, head_of, present_classes, without_classes
 from ribseg.types import Adaptation, ViewMaps
 
 PACKAGE = "pytorch_grad_cam"
@@ -49,6 +49,8 @@ class GradCAM:
         """
         check_views(views, labels, len(self.weight))
         classes, device = present_classes(labels), self.weight.device
+        if not len(classes):
+            return without_classes(views)
         with evaluating(self.classifier), restored((), self.classifier), torch.enable_grad():
             maps = [merge_mirrored(self._maps(view.to(device), classes.tolist())) for view in views]
         return Adaptation(ViewMaps(maps, classes), classes, 0, None)

@@ -14,7 +14,7 @@ from ribseg.checks import SettingError, check_number
 from ribseg.functional.cam import normalize, resize, resize_and_sum
 from ribseg.functional.clustering import cosine_kmeans
 from ribseg.functional.state import evaluating
-from ribseg.methods.cam import cam, check_views, features_of, head_of, present_classes
+from ribseg.methods.cam import cam, check_views, features_of, head_of, present_classes, without_classes
 from ribseg.types import Adaptation, TrainingImages, ViewMaps
 
 
@@ -119,6 +119,8 @@ class LPCAM:
             )
         check_views(views, labels, len(self.head))
         classes, device = present_classes(labels), self.head.device
+        if not len(classes):
+            return without_classes(views)
         directions = self.directions[classes].to(device)
         with evaluating(self.classifier):
             maps = [self._maps(self.features(view.to(device)).float(), directions) for view in views]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError
 from ribseg.functional.cam import class_maps, merge_mirrored
 from ribseg.functional.state import evaluating
-from ribseg.methods.cam import check_views, features_of, head_of, present_classes
+from ribseg.methods.cam import check_views, features_of, head_of, present_classes, without_classes
 from ribseg.types import Adaptation, ViewMaps
 
 
@@ -46,6 +46,8 @@ class ReCAM:
         """
         check_views(views, labels, len(self.head))
         classes, rows = present_classes(labels), self.head * self.second
+        if not len(classes):
+            return without_classes(views)
         with evaluating(self.classifier):
             raw = [class_maps(self.features(view.to(rows.device)), rows) for view in views]
         maps = [merge_mirrored(view[:, classes.to(view.device)]).float() for view in raw]
