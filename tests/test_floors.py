@@ -121,7 +121,7 @@ get("Classifier load_official_classifier", "pytorch_lightning hydra omegaconf")
 
 import urllib.request as request
 request.OpenerDirector.open = lambda *args, **kwargs: print("asked", args)
-import ribseg.data.feed.references, ribseg.modules.data_module, ribseg.pipeline.stages.affinity
+import ribseg.data.feed.references
 assert "albumentations" in sys.modules
 """
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}

@@ -44,7 +44,7 @@ def localized(image, classifier, method="rib", labels=("dog",), **given):
 
 
 @pytest.mark.parametrize(
-    "method", ["cam", "rib", "wrong_class", "feature_norm", "centre_prior", "whole_image"]
+    "method", ["cam", "rib", "wrong_class", "feature_norm", "centre_prior", "whole_image", "layercam"]
 )
 def test_every_method_returns_the_same_kind_of_object(image, classifier, method):
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
@@ -169,7 +169,9 @@ def test_classes_that_a_classifier_finds(classifier):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "gradcam"}, "expected a method out of cam, rib"),
+        ({"method": "grad"}, "expected a method out of cam, rib"),
+        ({"method": "recam"}, "second head"),
+        ({"method": "lpcam", "overrides": ["methods=[lpcam]"]}, r"run=\[classifier,lpcam\]"),
         ({"method": "rib", "overrides": ["rib.stps=3"]}, "cannot be used as settings.*stps"),
         ({"method": "rib", "overrides": ["rib.lr=auto"]}, "needs training images"),
         ({"method": "rib", "overrides": ["rib.steps=-1"]}, "steps"),

@@ -213,6 +213,11 @@ class Localizer:
         if entry.searches_rate:
             raise ConfigError(f"{entry.path}.lr=auto needs training images; give it a number")
         method = entry.build(self.classifier, classes=self.names)
+        if hasattr(method, "prepare"):
+            raise ConfigError(
+                f"{entry.path} learns from training images before its first one: make its maps in a run, "
+                f"run=[classifier,{name}]"
+            )
         if isinstance(network := getattr(method, "network", None), nn.Module):
             network.to(self.weight.device)
         return method
