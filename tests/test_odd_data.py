@@ -19,9 +19,9 @@ from ribseg.data.io.masks import voc_palette, write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 from ribseg.functional.evaluation import scores
+from ribseg.metrics.masks import mask_scores
 from ribseg.modules.classification import MeanAveragePrecision
 from ribseg.pipeline.report.mask_notes import mask_notes, unusable_masks
-from ribseg.pipeline.stages.pseudo_masks import mask_scores
 
 LISTS = "ImageSets/Segmentation"
 

@@ -15,7 +15,7 @@ from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.functional import otsu, score_histogram
 from ribseg.pipeline.report.mask_tables import mask_name
-from ribseg.pipeline.stages.pseudo_masks import VARIANTS, Variant
+from ribseg.pipeline.stages.variants import VARIANTS, Variant
 
 TRUTH = [  # the true masks as the maps of another program
     "run=[imported,pseudo_masks,evaluate,report]",
@@ -154,6 +154,19 @@ def test_saliency_supplies_the_background(tmp_path, tree, saliency):
         folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")
     with pytest.raises(ConfigError, match=r"refine\.saliency=PATH"):
         folder_run(tmp_path, tree, *overrides)
+
+
+def test_an_image_without_a_label_is_background_where_saliency_says_it(tmp_path, tree, saliency):
+    """Imported maps may have classes there all the same."""
+    labels = tree / "image_labels.csv"
+    labels.write_text(labels.read_text().replace("im_09,b", "im_09,"))
+    (saliency / "im_09.png").unlink()
+    variants = (f"refine.saliency={saliency}", "refine.variants=[none,saliency]")
+    results = folder_run(tmp_path, tree, *TRUTH, f"imported.folder={tree / 'SegmentationClass'}", *variants)
+    place = Path(results["store"]["pseudo_masks"])
+    assert read_mask(place / "none" / "im_09.png").max() == 2
+    assert read_mask(place / "saliency" / "im_09.png").max() == 0
+    assert read_mask(place / "saliency" / "im_08.png").max() == 1
 
 
 def test_a_crf_on_maps_is_another_variant_of_the_same_maps(tmp_path, tree, saliency):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
 from ribseg.functional.cam import resize
-from ribseg.functional.evaluation import TENTHS, class_errors, coverage_histogram, threshold_histogram
+from ribseg.functional.evaluation import TENTHS, coverage_histogram, threshold_histogram
 from ribseg.functional.pixels import average_precision, pixel_histogram
 from ribseg.functional.threshold import otsu, score_histogram
 from ribseg.metrics import (
@@ -27,12 +27,9 @@ from ribseg.metrics import (
     true_boxes,
 )
 from ribseg.metrics.boxes import box_accuracy, box_hits
+from ribseg.metrics.masks import NOTHING_SCORED, error_shares, known
 
 LIMITS = (0.3, 0.5, 0.7)  # of the IoU of boxes, as published
-NOTHING_SCORED = (
-    "no pixel of the masks belongs to a class: all are background (0) or 255 (ignore), so nothing can be "
-    "scored. run=[check_data] shows what the masks hold"
-)
 
 
 class ImageCounts(NamedTuple):
@@ -247,25 +244,6 @@ def _fixed_summary(threshold: float | None, counts: Tensor, resamples: int, seed
         "fixed_threshold": threshold,
         "interval_at_fixed": bounds,
     }
-
-
-def error_shares(counts: Tensor) -> dict[str, list[float | None]]:
-    """False positives and false negatives per label, as shares of its union; None where it does not occur.
-
-    Args:
-        counts: (N, 3, C+1) `label_counts` of the images.
-
-    Returns:
-        "false_positive_per_class" and "false_negative_per_class", of background and each class; with the IoU
-        they add up to one.
-    """
-    errors = class_errors(*counts.sum(0))
-    return {f"{name}_per_class": known(values) for name, values in errors._asdict().items()}
-
-
-def known(values: Tensor) -> list[float | None]:
-    """(N,) numbers for JSON, with None instead of NaN."""
-    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def full_size(maps: LocalizationMaps, size: tuple[int, int]) -> Tensor:

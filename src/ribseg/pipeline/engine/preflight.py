@@ -18,10 +18,11 @@ from ribseg.pipeline.stages.chains import FULL, REFINEMENT, chains, segmenter_na
 from ribseg.pipeline.stages.evaluate import EvaluateStage, ready_sources
 from ribseg.pipeline.stages.export import ExportStage, check_export
 from ribseg.pipeline.stages.imported import check_imported
-from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage, Variant, check_refinement
+from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage, check_refinement
 from ribseg.pipeline.stages.segmenter import SegmenterStage, check_segmenter
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.segments import check_segment_files
+from ribseg.pipeline.stages.variants import Variant
 
 
 def preflight(

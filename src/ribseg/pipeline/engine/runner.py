@@ -31,7 +31,7 @@ from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import print_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.stages.evaluate import RESULT
-from ribseg.pipeline.stages.pseudo_masks import SCORES
+from ribseg.pipeline.stages.scored_masks import SCORES
 from ribseg.pipeline.stages.segmenter_scores import segmenter_results
 from ribseg.progress import shared_console
 

@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import SettingError, check_choice, check_number, check_switch
-from ribseg.pipeline.stages.pseudo_masks import UNARIES
 from ribseg.pipeline.stages.thresholds import CHOICES
+from ribseg.pipeline.stages.variants import UNARIES
 from ribseg.progress import check_progress
 
 COUNT = partial(check_number, low=1, whole=True)

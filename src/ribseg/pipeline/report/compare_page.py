@@ -9,8 +9,8 @@ from typing import Any
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import atomic_write, write_json
 from ribseg.data.io.maps import read_records
-from ribseg.methods.evaluation import known
 from ribseg.metrics import pooled_scores
+from ribseg.metrics.masks import known
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.sweep import sweep_tables
 from ribseg.pipeline.report.answer import BASELINE

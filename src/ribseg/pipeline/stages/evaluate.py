@@ -13,8 +13,9 @@ from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, boundary_counts, boundary_f
 from ribseg.functional.evaluation import distance_tenths
-from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size, known
+from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size
 from ribseg.metrics import bootstrap_miou, interval
+from ribseg.metrics.masks import known
 from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.engine.context import Context, build
 from ribseg.pipeline.engine.digest import contents, with_sources

@@ -1,14 +1,12 @@
 """The stage that makes pseudo masks from maps: palette PNGs, background scores, and their mIoU."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.files import missing_ids, scan_folder, write_json
@@ -17,23 +15,14 @@ from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
 from ribseg.interop import read_saliency
-from ribseg.methods.evaluation import NOTHING_SCORED, error_shares, full_size
+from ribseg.methods.evaluation import full_size
 from ribseg.methods.refine import labels_by_crf
-from ribseg.metrics import (
-    BoundaryF,
-    bootstrap_miou,
-    by_number_of_classes,
-    by_object_size,
-    interval,
-    label_counts,
-    pooled_scores,
-)
 from ribseg.pipeline.engine.context import Context, plain
 from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool
-from ribseg.pipeline.stages.chains import ATTENTION, WALK, Chain, RefinementStage
-from ribseg.pipeline.stages.evaluate import boundary_scores
+from ribseg.pipeline.stages.chains import Chain, RefinementStage
+from ribseg.pipeline.stages.scored_masks import SCORES, score_split
 from ribseg.pipeline.stages.segments import (
     check_segments_there,
     counted_segments,
@@ -47,64 +36,15 @@ from ribseg.pipeline.stages.thresholds import (
     check_thresholds,
     choose_threshold,
 )
-
-SCORES = "scores.json"
-UNARIES = ("labels", "maps")  # what a CRF starts from
-PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"), ("segments",))
-
-
-class Variant(NamedTuple):
-    """The steps from maps to masks.
-
-    Attributes:
-        refined: "random_walk" or "attention", the stage that refines the maps first, or "" for none.
-        saliency: saliency maps define the background, not a background score.
-        refinement: "crf", "pixel_adaptive", or "" for none.
-        segments: class-agnostic segments vote on the labels, last of all.
-    """
-
-    refined: str
-    saliency: bool
-    refinement: str
-    segments: bool
-
-    @classmethod
-    def parse(cls, name: str) -> "Variant":
-        """The variant of a name: steps in this order, joined by "_"; "none" for no step.
-
-        Raises:
-            ConfigError: unknown name.
-        """
-        if name not in VARIANTS:
-            raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
-        refinement = next((part for part in PARTS[2] if part in name), "")
-        refined = next((part for part in PARTS[0] if name.startswith(part)), "")
-        return cls(refined, "saliency" in name, refinement, "segments" in name)
-
-
-VARIANTS = tuple(
-    "_".join(filter(None, parts)) or "none" for parts in product(*(("", *names) for names in PARTS))
+from ribseg.pipeline.stages.variants import (
+    Recipe,
+    Variant,
+    check_variants,
+    map_source,
+    mask_path,
+    recipe,
+    threshold_setting,
 )
-
-
-class Recipe(NamedTuple):
-    """The settings for making a mask.
-
-    Attributes:
-        threshold: background score; with saliency, the threshold above which a pixel is salient.
-        saliency: whether jobs include a saliency map.
-        crf: settings of `dense_crf`, or None.
-        on_maps: whether the CRF starts from the maps instead of labels.
-        pixel_adaptive: settings of `pixel_adaptive`, or None.
-        segments: the settings `refine.segments`, or None.
-    """
-
-    threshold: float
-    saliency: bool
-    crf: dict[str, Any] | None
-    on_maps: bool
-    pixel_adaptive: dict[str, Any] | None
-    segments: dict[str, Any] | None
 
 
 class PseudoMasksStage(RefinementStage):
@@ -112,7 +52,7 @@ class PseudoMasksStage(RefinementStage):
 
     kind = "pseudo_masks"
     in_shards: ClassVar[bool] = True
-    version = 2  # added: gains over the first variant, errors per class, scores in groups of images
+    version = 3  # images without a label are background in variants with saliency, whatever their maps hold
     parts = ("refine", "evaluate", "data", "seed")
     neutral = (
         *("refine.labels", "refine.walk", "refine.attention", "evaluate.fixed_threshold", "evaluate.boxes"),
@@ -180,100 +120,6 @@ class PseudoMasksStage(RefinementStage):
         write_json(artefact.folder / SCORES, scores)
 
 
-def score_split(
-    context: Context, artefact: Artefact, folder: BaseDataset, variants: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Variant -> scores of its masks of a split: `mask_scores`, scores in groups, and gains over the first.
-
-    Returns:
-        Also "by_object_size" and "by_number_of_classes"; with evaluate.boundary "boundary_f" and
-        "boundary_f_per_class"; and of all variants but the first "gain" of mIoU over it, with
-        "gain_interval", the paired 95 % bootstrap interval over images.
-    """
-    settings, found, draws = context.cfg.evaluate, {}, {}
-    numbers = (folder.labels > 0).sum(1).tolist()
-    for variant in variants:
-        counts, boundaries = count_masks(context, artefact, folder, variant)
-        found[variant] = mask_scores(counts) | {
-            "by_object_size": by_object_size(counts),
-            "by_number_of_classes": by_number_of_classes(counts, numbers),
-        }
-        if boundaries is not None:
-            found[variant] |= boundary_scores(boundaries.counts)
-        if len(variants) > 1:
-            draws[variant] = bootstrap_miou(counts, settings.bootstrap, context.cfg.seed)
-    first = variants[0]
-    for variant in variants[1:]:
-        gain = found[variant]["miou"] - found[first]["miou"]
-        found[variant] |= {"gain": gain, "gain_interval": interval(draws[variant] - draws[first])}
-    return found
-
-
-def count_masks(
-    context: Context, artefact: Artefact, folder: BaseDataset, variant: str
-) -> tuple[torch.Tensor, BoundaryF | None]:
-    """The (N, 3, C+1) `label_counts` of a variant's masks of a split, and their boundaries if asked for."""
-    boundaries = BoundaryF(folder.num_classes) if context.cfg.evaluate.boundary else None
-    counts = []
-    title = f"Scoring masks ({variant}) of {folder.split}"
-    for image_id in context.track(folder.ids, title, len(folder), "mask"):
-        mask = torch.from_numpy(read_mask(mask_path(artefact.folder, variant, image_id)))
-        target = torch.from_numpy(folder.mask(image_id))
-        counts.append(label_counts(mask, target, folder.num_classes))
-        if boundaries is not None:
-            boundaries.update(mask, target)
-    return torch.stack(counts), boundaries
-
-
-def mask_scores(counts: torch.Tensor) -> dict[str, Any]:
-    """Scores of masks from (N, 3, C+1) `label_counts`, as VOC computes them: pooled over all images.
-
-    Returns:
-        Fractions: "miou", "iou" per label, "precision", "recall"; "false_positive": the share of predicted
-        object pixels that are background; "false_negative": the share of object pixels predicted as
-        background; "foreground": the share of object pixels in the masks; "false_positive_per_class" and
-        "false_negative_per_class", per label, see `error_shares`. And "images", their number.
-
-    Raises:
-        DataError: the ground truth has no object pixel.
-    """
-    scores = pooled_scores(counts)
-    if scores.miou.isnan():
-        raise DataError(NOTHING_SCORED)
-    hit, predicted, true = counts.sum(0).double()
-    objects, truth, total = predicted[1:].sum(), true[1:].sum(), true.sum()
-    return {
-        "miou": float(scores.miou),
-        "iou": [None if np.isnan(value) else value for value in scores.iou.tolist()],
-        "precision": float(scores.precision),
-        "recall": float(scores.recall),
-        "false_positive": float((true[0] - hit[0]) / objects.clamp(min=1)),
-        "false_negative": float((predicted[0] - hit[0]) / truth.clamp(min=1)),
-        "foreground": float(objects / total.clamp(min=1)),
-        **error_shares(counts),
-        "images": len(counts),
-    }
-
-
-def check_variants(cfg: DictConfig) -> None:
-    """Raises a ConfigError if `refine.variants` is empty or names an unknown variant."""
-    if not cfg.refine.variants:
-        raise ConfigError(f"expected refine.variants=[...] with some of {', '.join(VARIANTS)}, got none")
-    for name in cfg.refine.variants:
-        Variant.parse(name)
-
-
-def map_source(chain: Chain, variant: str) -> str:
-    """The stage whose maps a variant starts from."""
-    refined = Variant.parse(variant).refined
-    return chain.name(refined) if refined else chain.maps
-
-
-def threshold_setting(variant: Variant) -> str:
-    """The setting of `refine` with the background score of a variant."""
-    return THRESHOLDS[variant.refined]
-
-
 def background_scores(context: Context, chain: Chain) -> dict[str, float]:
     """Variant -> background score, chosen once per source of maps; with saliency the saliency threshold."""
     cfg, scores = context.cfg.refine, {}
@@ -287,15 +133,6 @@ def background_scores(context: Context, chain: Chain) -> dict[str, float]:
             chosen[source] = choose_threshold(context, source, cfg[threshold_setting(variant)])
         scores[name] = chosen[source]
     return scores
-
-
-def recipe(context: Context, variant: Variant, threshold: float) -> Recipe:
-    """The settings of a variant."""
-    cfg = context.cfg.refine
-    settings = {name: plain(cfg[name]) if variant.refinement == name else None for name in PARTS[2]}
-    segments = plain(cfg.segments) if variant.segments else None
-    on_maps = cfg.crf_unary == "maps"
-    return Recipe(threshold, variant.saliency, on_maps=on_maps, segments=segments, **settings)
 
 
 def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
@@ -358,11 +195,6 @@ def check_saliency(context: Context) -> None:
         raise DataError(list_problems(f"the saliency maps in {folder} cannot be used", problems, advice))
 
 
-def mask_path(folder: Path, variant: str, image_id: str) -> Path:
-    """The file of an image's pseudo mask."""
-    return folder / variant / f"{image_id}.png"
-
-
 def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str) -> np.ndarray:
     """The pseudo mask of an image: (H, W) uint8."""
     return read_mask(mask_path(folder, variant, image_id), num_classes)
@@ -378,6 +210,8 @@ def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: J
         full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **recipe.pixel_adaptive)
     if saliency is not None:
         labels = labels_with_saliency(full, maps.classes, read_saliency(saliency, size), recipe.threshold)
+    elif recipe.saliency:  # imported maps may have classes where the image has no label
+        labels = torch.zeros(size, dtype=torch.int64)
     else:
         labels = argmax_labels(full, maps.classes, recipe.threshold)
     result = labels.numpy().astype(np.uint8)
@@ -389,6 +223,6 @@ def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: J
             result = crf(image, result)
     if recipe.segments is not None and len(maps.classes):
         found = segments_of(image, segments, recipe.segments)
-        if found is not None:  # imported maps may have classes where the image has no label
+        if found is not None:  # none for an image without a label
             result = vote_segments(torch.from_numpy(result), found, recipe.segments["share"]).numpy()
     write_mask(target, result)

@@ -15,6 +15,7 @@ from ribseg.data.feed.iterations import WholeImages, only_item
 from ribseg.data.io.files import missing_ids, write_json
 from ribseg.data.io.masks import read_mask
 from ribseg.metrics import confusion_matrix, counts_of
+from ribseg.metrics.masks import mask_scores
 from ribseg.models import Segmenter, load_segmenter
 from ribseg.modules.callbacks import MaskWriter, Threads
 from ribseg.modules.mask_prediction import MaskPredictionModule
@@ -31,7 +32,7 @@ from ribseg.pipeline.stages.chains import (
     segmenter_sources,
     segmenter_test_name,
 )
-from ribseg.pipeline.stages.pseudo_masks import SCORES, mask_scores
+from ribseg.pipeline.stages.scored_masks import SCORES
 from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
 from ribseg.workers import cores, ordered_map
 
