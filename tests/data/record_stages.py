@@ -19,6 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from quick_run import make_learnable_tree, settings
 
+import ribseg
 from ribseg.data.io.masks import read_mask
 from ribseg.models.weights import read_file
 from ribseg.pipeline.engine.plan import stages_of
@@ -37,9 +38,10 @@ SETTINGS = (
     *("refine.walk_threshold=0.3", "segmenter.select=last"),
 )
 # A transformer, for what a CNN has not.
+SMALL = {"depth": 3, "embed_dim": 32, "num_heads": 2}
 ATTENTION = (
     *("classifier.model.backbone=vit_tiny_patch16_224", "classifier.model.backbone_kwargs=null"),
-    "classifier.model.backbone_kwargs={depth: 3, embed_dim: 32, num_heads: 2}",
+    f"classifier.model.backbone_kwargs={{{', '.join(f'{name}: {value}' for name, value in SMALL.items())}}}",
     *("refine.maps=cam", "refine.attention.blocks=2", "run=[classifier,cam,attention]"),
 )
 SKIPPED = {"manifest.json", "rate.json"}  # times and versions; counted in other files
@@ -51,7 +53,7 @@ def outputs(place):
     tree = make_learnable_tree(place / "tree")
     found = {}
     for experiment, overrides in (  # of a stage in several the last counts
-        ("rib_folder", (f"data.root={tree}", *ATTENTION)),
+        ("rib_folder", (f"data.root={tree}", *ATTENTION, f"classifier.checkpoint={transformer(place)}")),
         ("rib_folder", (f"data.root={tree}", DATA, *SETTINGS)),
         ("toy_bottleneck", ("run=[bottleneck]",)),
     ):
@@ -68,6 +70,17 @@ def outputs(place):
                     "values": summary(folder),
                 }
     return found
+
+
+def transformer(place):
+    """A file of a classifier for `ATTENTION`: what torch draws for a new one differs between its versions."""
+    draws = np.random.default_rng(0)
+    model = ribseg.Classifier("vit_tiny_patch16_224", 2, backbone_kwargs=SMALL)
+    for name, value in model.state_dict().items():
+        if "norm" not in name:
+            value.copy_(torch.from_numpy(0.1 * draws.standard_normal(value.shape)))
+    model.save(place / "transformer.safetensors")
+    return place / "transformer.safetensors"
 
 
 def kinds():
