@@ -269,7 +269,7 @@ def test_absent_packages_and_alternatives_are_named(monkeypatch):
 
 def test_packages_that_hold_something_else_are_refused(monkeypatch, tmp_path):
     torch.save({"_conv_stem.weight": torch.ones(32, 3, 3, 3)}, tmp_path / "w.pth")
-    monkeypatch.setattr("ribseg.models.weights.packaged_file", lambda name: tmp_path / "w.pth")
+    monkeypatch.setattr("ribseg.models.weights_file.packaged_file", lambda name: tmp_path / "w.pth")
     with pytest.raises(ConfigError, match="holds 1 tensors that are not the 296 of timm's"):
         load_weights(backbone(), "efficientnet_lite0")
 

@@ -21,7 +21,7 @@ from quick_run import make_learnable_tree, settings
 
 import ribseg
 from ribseg.data.io.masks import read_mask
-from ribseg.models.weights import read_file
+from ribseg.models.weights_file import read_file
 from ribseg.pipeline.engine.plan import stages_of
 from ribseg.pipeline.engine.runner import run
 

@@ -15,7 +15,7 @@ from ribseg.models.segmenter import Segmenter, load_segmenter
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.text import TextEmbeddings, read_text_embeddings
 from ribseg.models.toy import ToyNet
-from ribseg.models.weights import read_state_dict
+from ribseg.models.weights_file import read_state_dict
 
 __all__ = [
     "Backbone",

@@ -7,7 +7,8 @@ from torch import nn
 from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
 from ribseg.models.released.rib import is_released, released_state
-from ribseg.models.weights import fitting, load_fitting, places_of, read_file
+from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights_file import places_of, read_file
 
 
 def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:

@@ -13,7 +13,8 @@ from ribseg.checks import check_switch
 from ribseg.data.io.images import Channels, three
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import create_network
-from ribseg.models.weights import fitting, load_fitting, read_state_dict
+from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights_file import read_state_dict
 
 # The weights of vit_base_patch16_clip_224.openai, with the activation that they were trained with.
 OPENAI = "vit_base_patch16_clip_quickgelu_224.openai"

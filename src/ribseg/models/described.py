@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import ConfigError, reason
-from ribseg.models.weights import BROKEN, read_file
+from ribseg.models.weights_file import BROKEN, read_file
 
 SUFFIX = ".safetensors"
 HEADER = "ribseg"  # key of our entry in the file's metadata

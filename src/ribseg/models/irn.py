@@ -13,7 +13,8 @@ from ribseg.functional.cam import strided_size
 from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, pad_images
 from ribseg.models.chain import trial_images
 from ribseg.models.released.irn import irn_state
-from ribseg.models.weights import load_released, read_state_dict
+from ribseg.models.weights import load_released
+from ribseg.models.weights_file import read_state_dict
 from ribseg.types import STRIDE
 
 BOUNDARY_WIDTH, BOUNDARY_GROUPS = 32, 4

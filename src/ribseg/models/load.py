@@ -13,7 +13,8 @@ from ribseg.models.described import build_errors, check_architecture, read_descr
 from ribseg.models.recam import ReCAMClassifier
 from ribseg.models.released.rib import is_released, official_classifier_of
 from ribseg.models.segmenter import Segmenter, is_segmenter, segmenter_of
-from ribseg.models.weights import fitting, load_fitting, places_of, read_file
+from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights_file import places_of, read_file
 
 ARCHITECTURES: dict[str, type[Classifier]] = {
     network.architecture: network for network in (Classifier, ReCAMClassifier)

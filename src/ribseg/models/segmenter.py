@@ -15,7 +15,8 @@ from ribseg.errors import ConfigError
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.described import build_errors, check_architecture, read_described, write_described
 from ribseg.models.smp import SMPSegmenter
-from ribseg.models.weights import fitting, load_fitting, read_file
+from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights_file import read_file
 
 KIND = "segmenter"
 FORMER_KIND = "ribseg segmenter 1"  # in torch.save files of versions before 0.1.0

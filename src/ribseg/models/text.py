@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import ConfigError, DataError, reason
-from ribseg.models.weights import listed
+from ribseg.models.weights_file import listed
 
 ARRAYS = ("names", "classes", "background_names", "background")
 BROKEN = (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)

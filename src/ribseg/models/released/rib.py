@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ribseg.errors import ConfigError
 from ribseg.models.classifier import Classifier
-from ribseg.models.weights import listed, load_released, places_of, read_file, renamed
+from ribseg.models.weights import load_released, renamed
+from ribseg.models.weights_file import listed, places_of, read_file
 
 # The released network registers each layer up to three times: in the ResNet, in its stage, and in the list of
 # stages. Index of a module in stage 1 -> name of the layer.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ribseg.data.io.files import atomic_write
 from ribseg.errors import ConfigError
-from ribseg.models.weights import BROKEN
+from ribseg.models.weights_file import BROKEN
 from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.store import Artefact
