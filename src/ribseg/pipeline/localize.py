@@ -27,8 +27,8 @@ from ribseg.models.imagenet import imagenet_classifier
 from ribseg.models.load import load_described_classifier
 from ribseg.models.packages import PACKAGED
 from ribseg.modules.localization import LocalizationModule
+from ribseg.pipeline.engine.build import build
 from ribseg.pipeline.engine.configuration import composed
-from ribseg.pipeline.engine.context import build
 from ribseg.pipeline.engine.methods import check_entries, entries
 from ribseg.types import Adaptation
 

@@ -1,27 +1,22 @@
 """The context of a run: settings, data, store, processes, and what to run."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
+from ribseg.pipeline.engine.build import build, named_callbacks
 from ribseg.pipeline.engine.console import make_console
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.engines import Engine, LocalEngine
@@ -293,78 +288,3 @@ class Context:
             if not isinstance(callback, Callback):
                 raise ConfigError(f"{name} gives {type(callback).__name__}, no callback of Lightning")
         return callbacks
-
-
-# Settings of the Trainer that ribseg sets itself -> the setting to use instead.
-DECIDED = {
-    "callbacks": "callbacks.NAME._target_=... for every training, or classifier.callbacks and so on for one",
-    "logger": "logger=csv, or logger.NAME._target_=...",
-    "default_root_dir": "store.root and hydra.run.dir",
-    "max_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
-    "min_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
-    "max_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
-    "min_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
-    "accumulate_grad_batches": "segmenter.accumulate; other trainings do not accumulate",
-    "check_val_every_n_epoch": "segmenter.check_every",
-    "val_check_interval": "segmenter.check_every",
-    "enable_checkpointing": "nothing: interrupted trainings resume from checkpoints",
-    "inference_mode": "nothing: each stage knows whether it needs gradients",
-    "use_distributed_sampler": "nothing: the loaders divide the data among processes",
-    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only complete results",
-    "barebones": "logger=none progress=false",
-}
-
-
-def check_trainer(cfg: DictConfig) -> None:
-    """Rejects settings of the Trainer that ribseg sets itself, instead of ignoring them.
-
-    Raises:
-        ConfigError: there is one; names the setting to use.
-    """
-    for name, instead in DECIDED.items():
-        if name in cfg.trainer:
-            raise ConfigError(f"trainer.{name} is decided by ribseg; use {instead}")
-
-
-def named_callbacks(cfg: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Name -> configuration of the callbacks of a training, without those set to null."""
-    named = {**(cfg["callbacks"] or {}), **(cfg[part].get("callbacks") or {})}
-    return {name: node for name, node in named.items() if node}
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM, which `kill` and batch systems send, end a run as Ctrl-C does.
-
-    Lightning alone would go on to the end of a prediction, and end a training with exit status 0. A handler
-    that the caller has set is kept.
-    """
-    here = threading.current_thread() is threading.main_thread()  # only this one may set handlers
-    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def build(node: DictConfig, **replaced: Any) -> Any:
-    """The object that a configuration's `_target_` builds, with keyword arguments that replace settings.
-
-    Raises:
-        ConfigError: the target does not accept its arguments; names the target.
-    """
-    try:
-        return instantiate(node, **replaced)
-    except MissingMandatoryValue as error:
-        name = error.full_key
-        raise ConfigError(f"the setting {name} has no default; give it: {name}=...") from error
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, RibsegError):
-            raise cause from error
-        if isinstance(cause, ValueError | TypeError | ImportError | MisconfigurationException):
-            raise ConfigError(f"{node.get('_target_')}: {cause}") from error
-        raise

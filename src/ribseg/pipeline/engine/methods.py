@@ -12,7 +12,7 @@ from torch import nn
 from ribseg.checks import check_choice, check_number, check_switch, within
 from ribseg.errors import ConfigError, RibsegError, reason
 from ribseg.methods.base import Method, bind, takes
-from ribseg.pipeline.engine.context import build
+from ribseg.pipeline.engine.build import build
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.sources import is_foreign
 

@@ -18,12 +18,14 @@ from ribseg.methods.trial import check_network
 from ribseg.models import Classifier
 from ribseg.models.attention import check_blocks
 from ribseg.modules import ClassifierModule
-from ribseg.pipeline.engine.context import Context, build, check_trainer, plain
+from ribseg.pipeline.engine.build import build
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.methods import check_entries, entries
 from ribseg.pipeline.engine.numerics import check_normalization, check_precision, slow_precision
 from ribseg.pipeline.engine.parts import check_arguments, check_optimizer, check_targets, check_training
 from ribseg.pipeline.engine.plan import check_sources
-from ribseg.pipeline.engine.settings import check_ranges
+from ribseg.pipeline.engine.settings import check_ranges, check_trainer
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.stages.affinity import AffinityStage, backbone_weights, new_network, new_training
 from ribseg.pipeline.stages.attention import AttentionStage

@@ -1,7 +1,11 @@
-"""The processes of a distributed run: which is the first, how they wait for one another and part."""
+"""The processes of a run: which is the first, how they wait for one another, part, and are ended."""
 
 import os
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -117,3 +121,21 @@ class separate_processes:  # noqa: N801 - reads as a statement
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM, which `kill` and batch systems send, end a run as Ctrl-C does.
+
+    Lightning alone would go on to the end of a prediction, and end a training with exit status 0. A handler
+    that the caller has set is kept.
+    """
+    here = threading.current_thread() is threading.main_thread()  # only this one may set handlers
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

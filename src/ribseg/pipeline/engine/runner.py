@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
 from ribseg.pipeline.engine.console import quiet_lightning
-from ribseg.pipeline.engine.context import Context, termination_as_interrupt
+from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.log_file import log_file
 from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.methods import entries, map_sources
 from ribseg.pipeline.engine.plan import REPORT, planned, stages_of
 from ribseg.pipeline.engine.preflight import preflight
-from ribseg.pipeline.engine.processes import is_first_process, separate_processes
+from ribseg.pipeline.engine.processes import is_first_process, separate_processes, termination_as_interrupt
 from ribseg.pipeline.engine.shards import leave_to_last_call
 from ribseg.pipeline.engine.stage import Stage
 from ribseg.pipeline.engine.store import Artefact, environment

@@ -1,4 +1,4 @@
-"""Ranges of the settings that the stages themselves read.
+"""Ranges of the settings that the stages themselves read, and settings of the Trainer that they decide.
 
 Arguments of objects and functions are checked by these; see `preflight`, which builds them.
 """
@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import SettingError, check_choice, check_number, check_switch
+from ribseg.errors import ConfigError
 from ribseg.pipeline.stages.thresholds import CHOICES
 from ribseg.pipeline.stages.variants import UNARIES
 from ribseg.progress import check_progress
@@ -101,6 +102,37 @@ SWITCHES = (
     "segmenter.validate",
     "bottleneck.wrong_class",
 )
+
+
+# Settings of the Trainer that ribseg sets itself -> the setting to use instead.
+DECIDED = {
+    "callbacks": "callbacks.NAME._target_=... for every training, or classifier.callbacks and so on for one",
+    "logger": "logger=csv, or logger.NAME._target_=...",
+    "default_root_dir": "store.root and hydra.run.dir",
+    "max_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
+    "min_epochs": "classifier.epochs, affinity.epochs or bottleneck.training.epochs",
+    "max_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
+    "min_steps": "segmenter.max_steps, classifier.epochs or affinity.epochs",
+    "accumulate_grad_batches": "segmenter.accumulate; other trainings do not accumulate",
+    "check_val_every_n_epoch": "segmenter.check_every",
+    "val_check_interval": "segmenter.check_every",
+    "enable_checkpointing": "nothing: interrupted trainings resume from checkpoints",
+    "inference_mode": "nothing: each stage knows whether it needs gradients",
+    "use_distributed_sampler": "nothing: the loaders divide the data among processes",
+    "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only complete results",
+    "barebones": "logger=none progress=false",
+}
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Rejects settings of the Trainer that ribseg sets itself, instead of ignoring them.
+
+    Raises:
+        ConfigError: there is one; names the setting to use.
+    """
+    for name, instead in DECIDED.items():
+        if name in cfg.trainer:
+            raise ConfigError(f"trainer.{name} is decided by ribseg; use {instead}")
 
 
 def check_ranges(cfg: DictConfig) -> None:

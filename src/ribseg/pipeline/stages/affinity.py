@@ -24,7 +24,9 @@ from ribseg.methods.refine import confident_labels
 from ribseg.models import Backbone, IRNet, PSANet, load_weights, read_state_dict
 from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
-from ribseg.pipeline.engine.context import Context, build, plain
+from ribseg.pipeline.engine.build import build
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.parts import takes
 from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS, TRAINING, VIEWS
 from ribseg.pipeline.engine.store import Artefact

@@ -6,7 +6,8 @@ import pytorch_lightning as pl
 
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.modules.attention import AttentionModule
-from ribseg.pipeline.engine.context import Context, plain
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS
 from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.stages.affinity import MASKS

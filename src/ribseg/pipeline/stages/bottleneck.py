@@ -31,7 +31,9 @@ from ribseg.functional.activations import last_activation
 from ribseg.methods.pooling import Activated
 from ribseg.models import ToyNet, read_state_dict
 from ribseg.modules.toy import BottleneckModule, Measured, ToyModule
-from ribseg.pipeline.engine.context import Context, build, plain
+from ribseg.pipeline.engine.build import build
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.loggers import finish_loggers
 from ribseg.pipeline.engine.parts import check_arguments
 from ribseg.pipeline.engine.stage import Stage

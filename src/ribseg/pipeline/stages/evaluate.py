@@ -17,7 +17,8 @@ from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.metrics.masks import known
 from ribseg.metrics.per_image import PerImageCounts
-from ribseg.pipeline.engine.context import Context, build
+from ribseg.pipeline.engine.build import build
+from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.digest import contents, with_sources
 from ribseg.pipeline.engine.methods import MapSource, entries, map_sources
 from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage

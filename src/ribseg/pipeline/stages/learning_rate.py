@@ -11,7 +11,8 @@ from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
 from ribseg.methods.rate import check_search, find_rate
 from ribseg.modules import LocalizationModule
-from ribseg.pipeline.engine.context import Context, build
+from ribseg.pipeline.engine.build import build
+from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.digest import contents, settings_of, with_sources
 from ribseg.pipeline.engine.methods import Entry
 from ribseg.pipeline.engine.stage import NOT_FOR_MAPS

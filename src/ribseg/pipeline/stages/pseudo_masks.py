@@ -17,7 +17,8 @@ from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pi
 from ribseg.interop import read_saliency
 from ribseg.methods.evaluation import full_size
 from ribseg.methods.refine import labels_by_crf
-from ribseg.pipeline.engine.context import Context, plain
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.stage import CROPS, VIEWS
 from ribseg.pipeline.engine.store import Artefact, folder_digest
 from ribseg.pipeline.engine.workers import Job, run_pool

@@ -23,7 +23,9 @@ from ribseg.errors import ConfigError
 from ribseg.models import Classifier, Segmenter
 from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
-from ribseg.pipeline.engine.context import Context, build, named_callbacks, plain
+from ribseg.pipeline.engine.build import build, named_callbacks
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.parts import check_training, takes
 from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact

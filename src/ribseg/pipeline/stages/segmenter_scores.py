@@ -19,7 +19,8 @@ from ribseg.metrics.masks import mask_scores
 from ribseg.models import Segmenter, load_segmenter
 from ribseg.modules.callbacks import MaskWriter, Threads
 from ribseg.modules.mask_prediction import MaskPredictionModule
-from ribseg.pipeline.engine.context import Context, plain
+from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.engine.digest import plain
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
 from ribseg.pipeline.engine.store import Artefact
