@@ -24,12 +24,13 @@ from ribseg.pipeline.report.compare import (
     sentences,
 )
 from ribseg.pipeline.report.compare_sweep import sweep_section
+from ribseg.pipeline.report.cost_tables import time_table
 from ribseg.pipeline.report.finished import FinishedRun
 from ribseg.pipeline.report.gallery import Gallery, MapSeries, MaskSeries, make_gallery
 from ribseg.pipeline.report.page import Section, class_bars, command, figure, render
 from ribseg.pipeline.report.table import TableData, percent, percent_interval, signed_interval
 from ribseg.pipeline.report.table_files import write_table_files
-from ribseg.pipeline.report.tables import CONTROL, miou_at, source_name, time_table
+from ribseg.pipeline.report.tables import CONTROL, miou_at, source_name
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
 from ribseg.plot import threshold_figure
 from ribseg.plot.sweeps import mean_and_deviation

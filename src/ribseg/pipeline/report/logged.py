@@ -16,10 +16,10 @@ from ribseg.methods.evaluation import full_size
 from ribseg.pipeline.engine.context import Context
 from ribseg.pipeline.engine.methods import map_sources
 from ribseg.pipeline.report.columns import read_maps
+from ribseg.pipeline.report.cost_tables import memory_kinds
 from ribseg.pipeline.report.pictures import evenly_spaced, pictured_masks
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
 from ribseg.pipeline.report.table_files import TABLES, write_csv
-from ribseg.pipeline.report.tables import memory_kinds
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
 
 PICTURED = ("localization", "pseudo_masks", "segmenter")  # parts of the results that have images

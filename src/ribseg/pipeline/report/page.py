@@ -18,6 +18,7 @@ from ribseg.pipeline.engine.sweep import OVERRIDES, overrides_of
 from ribseg.pipeline.report.answer import BASELINE, answers
 from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
 from ribseg.pipeline.report.columns import map_columns_of, mask_columns_of, shown_splits, true_mask_column
+from ribseg.pipeline.report.cost_tables import cost_table, time_table
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
 from ribseg.pipeline.report.mask_tables import (
     has_scored_masks,
@@ -35,7 +36,6 @@ from ribseg.pipeline.report.segmenter_report import (
 )
 from ribseg.pipeline.report.table import Columns, TableData, class_table
 from ribseg.pipeline.report.tables import (
-    cost_table,
     coverage_curves,
     coverage_table,
     error_table,
@@ -49,7 +49,6 @@ from ribseg.pipeline.report.tables import (
     result_lines,
     size_table,
     threshold_curves,
-    time_table,
 )
 from ribseg.pipeline.stages.bottleneck import EXAMPLES
 from ribseg.plot import (
