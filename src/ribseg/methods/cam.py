@@ -1,6 +1,7 @@
 """Multi-scale class activation maps, and the merging of views (docs/method.md, section 2.2)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -48,13 +49,37 @@ def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adapt
         ValueError: wrong shapes of views or labels.
     """
     weight, features = head_of(classifier), features_of(classifier)
+    return maps_of_views(classifier, views, labels, weight, partial(view_cam, features, weight))
+
+
+def view_cam(features: Callable[[Tensor], Tensor], weight: Tensor, view: Tensor, classes: Tensor) -> Tensor:
+    """(2, 3, h, w) view -> (K, h', w') class activation maps of some classes, its mirror image merged in."""
+    maps = class_maps(features(view), weight)
+    return merge_mirrored(maps[:, classes.to(maps.device)]).float()
+
+
+def maps_of_views(
+    classifier: nn.Module,
+    views: Sequence[Tensor],
+    labels: Tensor,
+    weight: Tensor,
+    make: Callable[[Tensor, Tensor], Tensor],
+) -> Adaptation:
+    """The result of a method that looks at each view once; an image without classes costs nothing.
+
+    Args:
+        classifier: evaluates inside.
+        views: see `cam`, also for errors.
+        labels: see `cam`.
+        weight: a row per class, on the device for the views.
+        make: (2, 3, h, w) view and (K,) indices of the present classes -> (K, h', w') maps.
+    """
     check_views(views, labels, len(weight))
     classes = present_classes(labels)
     if not len(classes):
         return without_classes(views)
     with evaluating(classifier):
-        raw = [class_maps(features(view.to(weight.device)), weight) for view in views]
-    maps = [merge_mirrored(view[:, classes.to(view.device)]).float() for view in raw]
+        maps = [make(view.to(weight.device), classes) for view in views]
     return Adaptation(ViewMaps(maps, classes), classes, 0, None)
 
 

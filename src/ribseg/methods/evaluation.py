@@ -252,9 +252,9 @@ def full_size(maps: LocalizationMaps, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: the maps are of an image of another size.
     """
-    known = maps.size if maps.full is None else tuple(maps.full.shape[1:])
-    if known is not None and tuple(known) != size:
-        raise ValueError(f"expected maps of an image of {size} pixels, got maps of {known} pixels")
+    own = maps.size if maps.full is None else tuple(maps.full.shape[1:])
+    if own is not None and tuple(own) != size:
+        raise ValueError(f"expected maps of an image of {size} pixels, got maps of {own} pixels")
     if maps.full is not None:
         return maps.full
     return resize(maps.strided, size)

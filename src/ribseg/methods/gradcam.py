@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
 from ribseg.functional.cam import merge_mirrored
-from ribseg.functional.state import evaluating, restored
-from ribseg.methods.cam import check_views, features_of, head_of, present_classes, without_classes
-from ribseg.types import Adaptation, ViewMaps
+from ribseg.functional.state import restored
+from ribseg.methods.cam import features_of, head_of, maps_of_views
+from ribseg.types import Adaptation
 
 PACKAGE = "pytorch_grad_cam"
 
@@ -47,13 +47,12 @@ class GradCAM:
         Raises:
             ValueError: wrong shapes of views or labels.
         """
-        check_views(views, labels, len(self.weight))
-        classes, device = present_classes(labels), self.weight.device
-        if not len(classes):
-            return without_classes(views)
-        with evaluating(self.classifier), restored((), self.classifier), torch.enable_grad():
-            maps = [merge_mirrored(self._maps(view.to(device), classes.tolist())) for view in views]
-        return Adaptation(ViewMaps(maps, classes), classes, 0, None)
+
+        def merged(view: Tensor, classes: Tensor) -> Tensor:
+            return merge_mirrored(self._maps(view, classes.tolist()))
+
+        with restored((), self.classifier), torch.enable_grad():
+            return maps_of_views(self.classifier, views, labels, self.weight, merged)
 
     def _maps(self, view: Tensor, classes: Sequence[int]) -> Tensor:
         """(2, 3, h, w) -> (2, K, h, w) maps in [0, 1]."""

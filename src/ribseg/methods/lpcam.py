@@ -14,8 +14,8 @@ from ribseg.checks import SettingError, check_number
 from ribseg.functional.cam import normalize, resize, resize_and_sum
 from ribseg.functional.clustering import cosine_kmeans
 from ribseg.functional.state import evaluating
-from ribseg.methods.cam import cam, check_views, features_of, head_of, present_classes, without_classes
-from ribseg.types import Adaptation, TrainingImages, ViewMaps
+from ribseg.methods.cam import cam, features_of, head_of, maps_of_views
+from ribseg.types import Adaptation, TrainingImages
 
 
 class LPCAM:
@@ -117,14 +117,12 @@ class LPCAM:
             raise RuntimeError(
                 "LPCAM needs prototypes: call method.use(method.prepare(images, generator)) first"
             )
-        check_views(views, labels, len(self.head))
-        classes, device = present_classes(labels), self.head.device
-        if not len(classes):
-            return without_classes(views)
-        directions = self.directions[classes].to(device)
-        with evaluating(self.classifier):
-            maps = [self._maps(self.features(view.to(device)).float(), directions) for view in views]
-        return Adaptation(ViewMaps(maps, classes), classes, 0, None)
+        directions = self.directions
+
+        def similar(view: Tensor, classes: Tensor) -> Tensor:
+            return self._maps(self.features(view).float(), directions[classes].to(view.device))
+
+        return maps_of_views(self.classifier, views, labels, self.head, similar)
 
     def _maps(self, features: Tensor, directions: Tensor) -> Tensor:
         """(2, D, h, w) features of image and mirror image -> (K, h, w) maps."""

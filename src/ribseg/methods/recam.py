@@ -5,15 +5,14 @@ Chen, Wang, Wu, Hua, Zhang, Sun: *Class Re-Activation Maps for Weakly-Supervised
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.functional.cam import class_maps, merge_mirrored
-from ribseg.functional.state import evaluating
-from ribseg.methods.cam import check_views, features_of, head_of, present_classes, without_classes
-from ribseg.types import Adaptation, ViewMaps
+from ribseg.methods.cam import features_of, head_of, maps_of_views, view_cam
+from ribseg.types import Adaptation
 
 
 class ReCAM:
@@ -44,11 +43,5 @@ class ReCAM:
         Raises:
             ValueError: wrong shapes of views or labels.
         """
-        check_views(views, labels, len(self.head))
-        classes, rows = present_classes(labels), self.head * self.second
-        if not len(classes):
-            return without_classes(views)
-        with evaluating(self.classifier):
-            raw = [class_maps(self.features(view.to(rows.device)), rows) for view in views]
-        maps = [merge_mirrored(view[:, classes.to(view.device)]).float() for view in raw]
-        return Adaptation(ViewMaps(maps, classes), classes, 0, None)
+        rows = self.head * self.second
+        return maps_of_views(self.classifier, views, labels, rows, partial(view_cam, self.features, rows))
