@@ -21,11 +21,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from measuring import make_tree, show, write_json
 
-from ribseg.data.io.files import missing_ids
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path, read_records, save_maps
 from ribseg.data.io.masks import write_mask
-from ribseg.pipeline.engine.configuration import CONF
-from ribseg.pipeline.engine.runner import run
+from ribseg.files import missing_ids
+from ribseg.pipeline.recipe.configuration import CONF
+from ribseg.pipeline.run import run
 
 T = TypeVar("T")
 Peaks = dict[str, tuple[dict[str, float], float]]  # stage -> GiB by kind of memory, and seconds

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ribseg.data.io.labels import write_label_csv
 from ribseg.data.voc import VOC_CLASSES
-from ribseg.pipeline.engine.store import environment
+from ribseg.store.artefact import environment
 
 
 class Clock:

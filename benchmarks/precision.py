@@ -24,9 +24,9 @@ import ribseg
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.methods.cam import merge_maps
 from ribseg.modules import LocalizationModule
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import entries
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import entries
+from ribseg.pipeline.run import run
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.learning_rate import rate_artefact
 from ribseg.pipeline.stages.maps import localization_module, references_of
@@ -106,7 +106,7 @@ def measure(context: Context, options: Any) -> list[dict[str, Any]]:
 
 def rib_module(context: Context) -> LocalizationModule:
     """The experiment's RIB with its trained classifier, and its searched rate."""
-    from ribseg.pipeline.engine.plan import stages_of
+    from ribseg.pipeline.plan import stages_of
 
     for stage in stages_of(context.cfg):
         if stage.name in ("classifier", "rib"):

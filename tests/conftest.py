@@ -95,7 +95,7 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def wandb_alone(tmp_path, monkeypatch):
     """W&B without the credentials and settings of whoever runs the tests, and afterwards as before."""
-    from ribseg.pipeline.engine.loggers import wandb_login
+    from ribseg.pipeline.recipe.loggers import wandb_login
 
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.setenv(name, "")  # so that what Lightning sets is taken back, too

@@ -13,10 +13,10 @@ from quick_run import settings
 
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError, DatasetNotFoundError
-from ribseg.pipeline.engine.plan import chosen_stages, stages_of
-from ribseg.pipeline.engine.preflight import reads_data
-from ribseg.pipeline.engine.runner import run
-from ribseg.pipeline.engine.sweep import SweepTable
+from ribseg.pipeline.plan import chosen_stages, stages_of
+from ribseg.pipeline.preflight import reads_data
+from ribseg.pipeline.run import run
+from ribseg.pipeline.sweep import SweepTable
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ribseg.data.coco.prepare import Policy, check_counts, prepare_coco
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.run import run
 
 codes = pytest.importorskip("pycocotools.mask", reason="pip install ribseg[coco]")
 SPLITS = ("train2014", "val2014")

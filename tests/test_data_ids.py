@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ribseg import files
 from ribseg.data import voc
 from ribseg.data.feed.references import ReferenceSampler
 from ribseg.data.feed.views import ViewsDataset
-from ribseg.data.io import files
 from ribseg.data.voc import VOCFolder
 
 MANY = 120_000  # images of COCO 2014

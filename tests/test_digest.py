@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from quick_run import CONF, folder_run
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.digest import ALWAYS_NEUTRAL, NEUTRAL, NEUTRAL_PARTS, settings_of
-from ribseg.pipeline.engine.methods import SHOWN, SPEED
-from ribseg.pipeline.engine.plan import stages_of
-from ribseg.pipeline.engine.sources import source_digest
+from ribseg.pipeline.plan import stages_of
+from ribseg.pipeline.recipe.methods import SHOWN, SPEED
 from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.maps import MethodStage
+from ribseg.store.digest import ALWAYS_NEUTRAL, NEUTRAL, NEUTRAL_PARTS, settings_of
+from ribseg.store.sources import source_digest
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
 # Those of methods are all parts of methods=all; those of sweep set nothing that the others do not.
@@ -138,9 +138,9 @@ def test_a_file_counts_by_its_content(tmp_path):
 def test_the_crf_that_is_taken_counts(monkeypatch):
     cfg = composed("experiment=demo")
     before = digests(cfg)
-    monkeypatch.setattr("ribseg.pipeline.engine.digest.find_spec", lambda name: None)
+    monkeypatch.setattr("ribseg.store.digest.find_spec", lambda name: None)
     without = digests(cfg)
-    monkeypatch.setattr("ribseg.pipeline.engine.digest.find_spec", lambda name: object())
+    monkeypatch.setattr("ribseg.store.digest.find_spec", lambda name: object())
     assert without["pseudo_masks"] != digests(cfg)["pseudo_masks"]
     assert before["pseudo_masks"] in (without["pseudo_masks"], digests(cfg)["pseudo_masks"])
 

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from quick_run import CONF
 
 from ribseg.cli import parser
-from ribseg.pipeline.engine.part_checks import check_settings
-from ribseg.pipeline.engine.plan import chosen_stages
+from ribseg.pipeline.part_checks import check_settings
+from ribseg.pipeline.plan import chosen_stages
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,6 +18,7 @@ FLOORS = {
     "metrics": 1,
     "plot": 1,
     "progress": 1,
+    "store": 4,
     "methods": 2,
     "analysis": 2,
     "interop": 2,
@@ -25,7 +26,7 @@ FLOORS = {
     "pipeline": 4,
 }
 GROUND, ENTRY = (
-    {"types", "errors", "checks", "lazy", "workers"},
+    {"types", "errors", "checks", "files", "lazy", "memory", "workers"},
     {"__main__", "cli", "commands", "launch", "predict"},
 )  # the files outside of folders
 OUTSIDE = {

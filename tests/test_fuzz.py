@@ -25,13 +25,13 @@ from ribseg.data.coco import instances as coco_instances
 from ribseg.data.coco.instances import read_instances
 from ribseg.data.coco.prepare import prepare_coco
 from ribseg.data.io import maps
-from ribseg.data.io.files import read_lines
 from ribseg.data.io.images import read_header, read_image
 from ribseg.data.io.labels import labels_from_csv, labels_from_xml
 from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import mask_ids, read_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, RibsegError
+from ribseg.files import read_lines
 from ribseg.models import read_state_dict
 
 CASES = 400  # of random damage for each reader

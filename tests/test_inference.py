@@ -18,8 +18,8 @@ import ribseg.commands.predict as predict_module
 from ribseg.cli import main
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, DataError
-from ribseg.methods.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
 from ribseg.models import DeepLabV2, Segmenter
+from ribseg.models.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
 
 
 class Colours(nn.Module):
@@ -108,7 +108,7 @@ def test_the_crf_takes_single_pixels_away():
     noisy = image.copy()
     noisy[5, 5] = 200
     probabilities = np.where((noisy[..., 0] == 200)[None], [[[0.4]], [[0.6]]], [[[0.8]], [[0.2]]])
-    from ribseg.methods.inference import most_probable
+    from ribseg.models.inference import most_probable
 
     labels = most_probable(image, probabilities, PUBLISHED_CRF | {"backend": "torch"})
     assert labels.dtype == np.uint8

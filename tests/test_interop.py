@@ -31,7 +31,7 @@ from ribseg.interop import (
     saliency_background,
     write_irn_maps,
 )
-from ribseg.methods.evaluation import MapEvaluator
+from ribseg.metrics.evaluation import MapEvaluator
 
 
 class Malicious:

@@ -11,7 +11,6 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional import average_precision, boundary_counts, boundary_f, box_iou, class_errors
 from ribseg.functional.boundary import boundary
 from ribseg.functional.evaluation import scores_from_counts
-from ribseg.methods.evaluation import MapEvaluator
 from ribseg.metrics import (
     BoundaryF,
     GroupedScores,
@@ -24,6 +23,7 @@ from ribseg.metrics import (
     label_counts,
     true_boxes,
 )
+from ribseg.metrics.evaluation import MapEvaluator
 
 # Measured by the program of Choe et al. on fabricated maps; see data/record_wsol.py, which made it.
 RECORDED = np.load(Path(__file__).parent / "data" / "wsol.npz", allow_pickle=False)

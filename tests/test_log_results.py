@@ -188,7 +188,7 @@ def test_a_logger_that_fails_ends_nothing(tmp_path, tree, capsys):
         def experiment(self):
             raise OSError("no network")
 
-    from ribseg.pipeline.engine.context import Context
+    from ribseg.pipeline.recipe.context import Context
 
     context = Context(settings("rib_folder", tmp_path, f"data.root={tree}"), tmp_path / "out")
     context.result_loggers = [Broken(tmp_path)]

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from quick_run import folder_run, settings
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine import loggers
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.loggers import logger_settings, wandb_login
+from ribseg.pipeline.recipe import loggers
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.loggers import logger_settings, wandb_login
 
 CSV = "pytorch_lightning.loggers.CSVLogger"
 TENSORBOARD = "pytorch_lightning.loggers.TensorBoardLogger"

@@ -10,8 +10,8 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional import argmax_labels
 from ribseg.functional.evaluation import distance_tenths
 from ribseg.methods.controls import centre_prior, relabel, whole_image, wrong_labels
-from ribseg.methods.evaluation import MapEvaluator, full_size
 from ribseg.metrics import MaskConfusion, bootstrap_miou, interval, label_counts, pooled_scores
+from ribseg.metrics.evaluation import MapEvaluator, full_size
 from ribseg.types import Adaptation, ViewMaps
 
 

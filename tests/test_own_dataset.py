@@ -13,7 +13,7 @@ from ribseg.data import BaseDataset, ImageDataset, VOCFolder
 from ribseg.data.check.survey import survey
 from ribseg.errors import ConfigError, DataError
 from ribseg.modules import WSSSDataModule
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.run import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {"crop_size": 24, "resize_long": (16, 30), "batch_size": 2, "num_workers": 0}

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.part_checks import check_settings
-from ribseg.pipeline.engine.plan import chosen_stages, stages_of
-from ribseg.pipeline.engine.runner import gather, run
-from ribseg.pipeline.engine.store import Store
-from ribseg.pipeline.engine.sweep import SweepTable, read_job, sweep_tables
+from ribseg.pipeline.part_checks import check_settings
+from ribseg.pipeline.plan import chosen_stages, stages_of
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.run import gather, run
 from ribseg.pipeline.stages.learning_rate import device_of
+from ribseg.pipeline.sweep import SweepTable, read_job, sweep_tables
+from ribseg.store.artefact import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Those that need other data have tests of their own: test_bottleneck.py, test_coco.py.

@@ -14,8 +14,8 @@ from quick_run import TRAIN, arguments, make_learnable_tree, settings, train
 from started import SERVER, start_command, start_ranks, wait_for
 
 from ribseg.errors import ConfigError, RibsegError
-from ribseg.pipeline.engine.processes import wait_for_all, waiting_group
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.recipe.processes import wait_for_all, waiting_group
+from ribseg.pipeline.run import run
 
 IMAGES = 13  # no multiple of three
 THRESHOLD = "pooling.threshold=0.3"

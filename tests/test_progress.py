@@ -12,10 +12,10 @@ from rich.console import Console
 from ribseg import progress
 from ribseg.checks import SettingError
 from ribseg.modules.progress import TrainerProgress
-from ribseg.pipeline.engine.console import LoggedConsole
-from ribseg.pipeline.engine.log_file import LOG, Stamped, log_file
-from ribseg.pipeline.engine.usage import Usage
+from ribseg.pipeline.recipe.console import LoggedConsole
+from ribseg.pipeline.recipe.log_file import LOG, Stamped, log_file
 from ribseg.progress import Tracker, check_progress, mode_of, track
+from ribseg.store.usage import Usage
 
 
 class Clock:

@@ -14,19 +14,19 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
 from ribseg.functional import dense_crf, gndrp, pixel_adaptive, random_walk
 from ribseg.functional.losses import rib_loss, segmentation_loss
-from ribseg.methods.inference import check_inference, predict_labels
 from ribseg.methods.refine import check_confidence, walk_maps
 from ribseg.metrics import bootstrap_miou
 from ribseg.models import Backbone, DeepLabV2, IRNet, PSANet
+from ribseg.models.inference import check_inference, predict_labels
 from ribseg.modules import ClassifierModule, SegmentationModule
 from ribseg.modules.irn import IRNModule
 from ribseg.modules.psa import PSAModule
 from ribseg.modules.toy import BottleneckModule, ToyModule
 from ribseg.modules.walk import RandomWalkModule
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.part_checks import check_settings
-from ribseg.pipeline.engine.plan import chosen_stages, stages_of
-from ribseg.pipeline.engine.preflight import preflight
+from ribseg.pipeline.part_checks import check_settings
+from ribseg.pipeline.plan import chosen_stages, stages_of
+from ribseg.pipeline.preflight import preflight
+from ribseg.pipeline.recipe.context import Context
 
 WHOLE_RUN = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
 NEVER = (math.nan, math.inf, -math.inf, "many", True, [1], {"a": 1})
@@ -371,7 +371,7 @@ def test_an_own_network_needs_no_weights_to_load(whole, place):
 
 
 def test_a_run_with_own_parts(tmp_path, tree, whole, place):
-    from ribseg.pipeline.engine.runner import run
+    from ribseg.pipeline.run import run
 
     own = {path: OWN[path] for path in ("rib", "pooling", "classifier.module")}
     cfg = changed(whole, {**own, "store.root": str(tmp_path / "store"), "data.root": str(tree)})

@@ -6,14 +6,14 @@ import torch
 from quick_run import folder_run
 
 from ribseg.checks import SettingError
-from ribseg.methods.evaluation import by_object_size
-from ribseg.pipeline.engine.settings import check_published
+from ribseg.metrics.evaluation import by_object_size
 from ribseg.pipeline.report.answer import answers
 from ribseg.pipeline.report.cost_tables import cost_table
 from ribseg.pipeline.report.gallery import picture_order, take_turns, within
 from ribseg.pipeline.report.mask_tables import mask_errors, mask_group_tables, mask_table
 from ribseg.pipeline.report.table import Sortable, TableData
 from ribseg.pipeline.report.tables import error_table, localization_table, map_errors, map_tables
+from ribseg.pipeline.settings import check_published
 
 
 def row(split, **scores):

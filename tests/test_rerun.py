@@ -8,8 +8,8 @@ import pytest
 from quick_run import folder_run, make_learnable_tree
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.store import MANIFEST
 from ribseg.pipeline.stages import maps as stages
+from ribseg.store.artefact import MANIFEST
 
 RUN = ("run=[classifier,cam,rib,evaluate]", "rib.lr=1e-3")
 

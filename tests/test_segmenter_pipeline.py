@@ -17,8 +17,8 @@ import ribseg
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 from ribseg.interop.voc_server import archive_folder, check_voc_archive, write_voc_archive
-from ribseg.pipeline.engine.plan import chosen_stages, stages_of
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.plan import chosen_stages, stages_of
+from ribseg.pipeline.run import run
 
 WHOLE = "run=[classifier,cam,rib,refine,segmenter,report]"
 ALL = "segmenter.sources=[rib,cam,full]"

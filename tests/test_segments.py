@@ -16,7 +16,7 @@ from ribseg.functional import vote_segments
 from ribseg.interop import check_segment_file, read_segments
 from ribseg.interop.segments import runs_of
 from ribseg.methods import segments as superpixels
-from ribseg.pipeline.engine.plan import stages_of
+from ribseg.pipeline.plan import stages_of
 
 codes = pytest.importorskip("pycocotools.mask", reason="pip install 'ribseg[coco]'")
 

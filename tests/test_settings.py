@@ -11,8 +11,8 @@ from pytorch_lightning import Callback
 from quick_run import arguments, folder_run, train
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.runner import objective
-from ribseg.pipeline.engine.settings import DECIDED
+from ribseg.pipeline.run import objective
+from ribseg.pipeline.settings import DECIDED
 
 SEEN = []
 

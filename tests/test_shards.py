@@ -9,9 +9,9 @@ import pytest
 from quick_run import folder_run
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine import locks
-from ribseg.pipeline.engine.locks import locked, locked_part
-from ribseg.pipeline.engine.shards import Shard
+from ribseg.store import locks
+from ribseg.store.locks import locked, locked_part
+from ribseg.store.shards import Shard
 
 FORK = multiprocessing.get_context("fork")
 CHAIN = (

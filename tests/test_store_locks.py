@@ -16,10 +16,10 @@ import torch.distributed as dist
 from quick_run import arguments, folder_run, make_learnable_tree, settings
 
 from ribseg.errors import RibsegError
-from ribseg.pipeline.engine import locks
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.locks import StoreLock, locked
-from ribseg.pipeline.engine.store import Artefact, Store
+from ribseg.pipeline.recipe.context import Context
+from ribseg.store import locks
+from ribseg.store.artefact import Artefact, Store
+from ribseg.store.locks import StoreLock, locked
 
 FORK = multiprocessing.get_context("fork")
 RUN = ("run=[classifier,cam,rib,evaluate]", "rib.lr=1e-3")

@@ -11,10 +11,10 @@ from quick_run import CONF, TRAIN, train
 
 import ribseg
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine import runner
-from ribseg.pipeline.engine.configuration import composed
-from ribseg.pipeline.engine.part_checks import check_settings
-from ribseg.pipeline.engine.sweep import check_swept
+from ribseg.pipeline import run as runner
+from ribseg.pipeline.part_checks import check_settings
+from ribseg.pipeline.recipe.configuration import composed
+from ribseg.pipeline.sweep import check_swept
 
 # Setting -> its values, as Hydra hands them to the jobs.
 JOBS = {

@@ -12,9 +12,9 @@ from torch import nn
 import ribseg
 from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
-from ribseg.pipeline.engine import numerics
-from ribseg.pipeline.engine.numerics import check_precision, slow_precision
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.recipe import numerics
+from ribseg.pipeline.recipe.numerics import check_precision, slow_precision
+from ribseg.pipeline.run import run
 
 HERE = f"{__name__}."
 

@@ -56,7 +56,7 @@ PACKAGES = {
         "ribseg.methods.lpcam.LPCAM",
         "ribseg.methods.recam.ReCAM",
         "ribseg.methods.controls",
-        "ribseg.methods.evaluation",
+        "ribseg.metrics.evaluation",
         "ribseg.methods.refine",
         "ribseg.methods.segments",
     ],

@@ -58,17 +58,17 @@ if TYPE_CHECKING:
     from ribseg import plot as plot
     from ribseg.data.io.maps import LocalizationMaps as LocalizationMaps
     from ribseg.methods import controls as controls
-    from ribseg.methods import evaluation as evaluation
     from ribseg.methods import refine as refine
     from ribseg.methods.cam import cam as cam
     from ribseg.methods.cam import merge_maps as merge_maps
-    from ribseg.methods.inference import predict as predict
     from ribseg.methods.pooling import GAP as GAP
     from ribseg.methods.pooling import GNDRP as GNDRP
     from ribseg.methods.rib import RIB as RIB
     from ribseg.metrics import ThresholdSweep as ThresholdSweep
+    from ribseg.metrics import evaluation as evaluation
     from ribseg.models.classifier import Classifier as Classifier
     from ribseg.models.deeplab import DeepLabV2 as DeepLabV2
+    from ribseg.models.inference import predict as predict
     from ribseg.models.load import load as load
     from ribseg.models.released.rib import load_official_classifier as load_official_classifier
     from ribseg.models.segmenter import load_segmenter as load_segmenter
@@ -88,7 +88,7 @@ else:
         "LocalizationMaps": "data.io.maps",
         "ThresholdSweep": "metrics",
         "cam": "methods.cam",
-        "predict": "methods.inference",
+        "predict": "models.inference",
         "load": "models.load",
         "localize": "pipeline.localize",
         "train": "pipeline.train",
@@ -97,5 +97,7 @@ else:
         "merge_maps": "methods.cam",
     }
     _MODULES = {name: name for name in __all__ if name not in _HOME}
-    _MODULES |= {name: f"methods.{name}" for name in ("controls", "evaluation", "refine")}
+    _MODULES |= {name: f"methods.{name}" for name in ("controls", "refine")} | {
+        "evaluation": "metrics.evaluation"
+    }
     __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

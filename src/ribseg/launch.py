@@ -16,7 +16,7 @@ from omegaconf import DictConfig, read_write
 from omegaconf.errors import InterpolationResolutionError
 
 from ribseg.errors import ConfigError, RibsegError, reason
-from ribseg.pipeline.engine.configuration import CONF
+from ribseg.pipeline.recipe.configuration import CONF
 from ribseg.workers import share_cores, use_own_start_method
 
 _command: list[str] = []  # words before Hydra's arguments: none for `python train.py`
@@ -89,8 +89,8 @@ def main(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     use_own_start_method()
     share_cores(concurrent_jobs(cast(DictConfig, job)))
-    from ribseg.pipeline.engine.runner import objective, run  # imports torch
-    from ribseg.pipeline.engine.sweep import check_swept, recorded_failure
+    from ribseg.pipeline.run import objective, run  # imports torch
+    from ribseg.pipeline.sweep import check_swept, recorded_failure
 
     with one_line_errors(), recorded_failure():
         if cfg.name is None:

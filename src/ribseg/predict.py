@@ -1,6 +1,6 @@
 """`python -m ribseg.predict IMAGE... --checkpoint FILE --out DIR`: images in, palette PNGs out.
 
-Only the command. In Python, `ribseg.predict` is the function `ribseg.methods.inference.predict`; importing
+Only the command. In Python, `ribseg.predict` is the function `ribseg.models.inference.predict`; importing
 this file would put a module in its place, so it cannot be imported.
 """
 

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from ribseg.data.io.masks import write_mask
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.run import run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 CONF = TRAIN.parent / "conf"

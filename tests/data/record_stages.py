@@ -22,8 +22,8 @@ from quick_run import make_learnable_tree, settings
 import ribseg
 from ribseg.data.io.masks import read_mask
 from ribseg.models.weights_file import read_file
-from ribseg.pipeline.engine.plan import stages_of
-from ribseg.pipeline.engine.runner import run
+from ribseg.pipeline.plan import stages_of
+from ribseg.pipeline.run import run
 
 RECORD = Path(__file__).with_name("stage_outputs.json")
 DATA = "run=[classifier,cam,rib,controls,refine,evaluate,segmenter,export]"

@@ -10,7 +10,7 @@ import socket
 import sys
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["ribseg.launch", "ribseg.pipeline.engine.runner", "ribseg.modules", "timm"])
+SERVER.set_forkserver_preload(["ribseg.launch", "ribseg.pipeline.run", "ribseg.modules", "timm"])
 
 
 def start_command(line, folder, output, **environment):

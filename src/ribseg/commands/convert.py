@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ribseg.data.io.files import read_lines
 from ribseg.data.voc import VOC_CLASSES, VOCFolder
 from ribseg.errors import RibsegError
+from ribseg.files import read_lines
 from ribseg.interop.convert import Layout, convert_maps
 from ribseg.interop.irn import convert_irn_maps, write_irn_maps
 from ribseg.interop.labels import convert_labels

@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from ribseg.commands.files import each_image, targets_of
-from ribseg.data.io.files import atomic_write
 from ribseg.data.io.images import read_image
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import write_mask
+from ribseg.files import atomic_write
 from ribseg.pipeline.localize import Localizer
 from ribseg.plot import localization_figure, png_of, steps_figure
 from ribseg.progress import track

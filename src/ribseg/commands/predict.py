@@ -6,8 +6,8 @@ from typing import Any
 
 from ribseg.commands.files import each_image, targets_of
 from ribseg.data.io.masks import write_mask
-from ribseg.methods.inference import PUBLISHED_CRF, predict
-from ribseg.methods.memory import usable_device
+from ribseg.memory import usable_device
+from ribseg.models.inference import PUBLISHED_CRF, predict
 from ribseg.models.segmenter import load_segmenter
 from ribseg.progress import track
 

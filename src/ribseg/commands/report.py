@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.console import make_console
+from ribseg.pipeline.recipe.console import make_console
 from ribseg.pipeline.report.compare import sentences
 from ribseg.pipeline.report.compare_page import comparison_tables, write_comparison
 from ribseg.pipeline.report.finished import open_runs

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ribseg.data.io.files import read_lines
 from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import ConfigError
+from ribseg.files import read_lines
 from ribseg.models.prompts import embedded_names
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from ribseg.data.base import BaseDataset, ImageDataset, check_classes
-from ribseg.data.io.files import is_plain_id
 from ribseg.data.io.images import check_pixels
 from ribseg.data.io.masks import check_mask
 from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.files import is_plain_id
 
 MEMBERS = ("ids", "classes", "labels", "image", "has_mask", "mask", "fingerprint")
 

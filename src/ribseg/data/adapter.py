@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ribseg.data.io.files import atomic_write
 from ribseg.data.io.images import upright_rgb
 from ribseg.data.io.labels import read_label_csv, write_label_csv
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import DataError
+from ribseg.files import atomic_write
 from ribseg.progress import track
 
 LISTS, LABELS = "ImageSets/Segmentation", "image_labels.csv"

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from ribseg.data.base import BaseDataset, Transform
-from ribseg.data.io.files import scan_folder
 from ribseg.data.io.images import read_image
 from ribseg.data.io.labels import labels_from_csv, labels_from_masks, labels_from_xml
 from ribseg.data.io.masks import read_mask
 from ribseg.data.voc_layout import VOC_CLASSES as VOC_CLASSES
 from ribseg.data.voc_layout import class_names, find_root, read_split
 from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.files import scan_folder
 
 Files = dict[str, tuple[str, str]]  # image id -> folder, and the ending of the file's name
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")

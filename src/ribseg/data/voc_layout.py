@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ribseg.data.base import check_classes
 from ribseg.data.check.near_misses import without_ending
-from ribseg.data.io.files import is_plain_id, read_lines, scan_folder
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
+from ribseg.files import is_plain_id, read_lines, scan_folder
 
 VOC_CLASSES = (
     "aeroplane",

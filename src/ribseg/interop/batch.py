@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ribseg.data.io.files import scan_folder
 from ribseg.data.io.maps import LocalizationMaps, save_maps
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
+from ribseg.files import scan_folder
 from ribseg.progress import track
 
 

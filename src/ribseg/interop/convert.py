@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import scan_folder
 from ribseg.data.io.maps import LocalizationMaps, load_maps
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.files import scan_folder
 from ribseg.interop.batch import convert_to_npz
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
 from ribseg.interop.irn import read_irn_maps

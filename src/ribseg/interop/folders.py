@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ribseg.data.io.files import scan_folder
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import IGNORE, mask_ids
 from ribseg.errors import DataError, list_problems
+from ribseg.files import scan_folder
 from ribseg.interop.gray import read_gray
 from ribseg.methods.cam import STRIDE
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ribseg.data.io.files import atomic_write
 from ribseg.data.io.maps import LocalizationMaps, load_maps
 from ribseg.errors import DataError
+from ribseg.files import atomic_write
 from ribseg.interop.batch import convert_missing, convert_to_npz, files_in
 from ribseg.interop.unpickle import read_pickled_arrays
 from ribseg.methods.cam import STRIDE
-from ribseg.methods.evaluation import full_size
+from ribseg.metrics.evaluation import full_size
 
 TOLERANCE = 1e-3  # above 1, for rounding errors
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ribseg.data.io.files import atomic_write
 from ribseg.data.io.images import BROKEN
 from ribseg.data.io.masks import mask_ids, voc_palette
 from ribseg.errors import DataError, list_problems, reason
+from ribseg.files import atomic_write
 
 
 def archive_folder(split: str) -> str:

@@ -14,7 +14,7 @@ from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
 from ribseg.functional.attention import attention_affinity, check_attention, refine_by_attention
 from ribseg.functional.random_walk import check_walk_arguments
-from ribseg.methods.evaluation import full_size
+from ribseg.metrics.evaluation import full_size
 from ribseg.types import STRIDE
 
 IGNORE = 255

@@ -16,8 +16,8 @@ from ribseg.checks import check_choice, check_number, check_numbers, check_switc
 from ribseg.functional.cam import class_maps, merge_mirrored
 from ribseg.functional.losses import Loss, check_loss, rib_loss
 from ribseg.functional.state import autocast_without_cache, evaluating, restored
+from ribseg.memory import memory_errors
 from ribseg.methods.cam import cam, check_views, head_of, present_classes, without_classes
-from ribseg.methods.memory import memory_errors
 from ribseg.methods.partition import partition
 from ribseg.methods.pooling import APART
 from ribseg.methods.presets import PRESETS

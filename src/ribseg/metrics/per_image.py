@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ribseg.data.io.files import atomic_write
 from ribseg.errors import DataError, reason
+from ribseg.files import atomic_write
 
 COLUMNS = 5  # image, label, true positives, predicted pixels, true pixels
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ribseg.data.io.files import atomic_write
 from ribseg.errors import ConfigError, reason
+from ribseg.files import atomic_write
 from ribseg.models.weights_file import BROKEN, read_file
 
 SUFFIX = ".safetensors"

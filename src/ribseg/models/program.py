@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ribseg.data.io.files import atomic_write
 from ribseg.errors import RibsegError
+from ribseg.files import atomic_write
 from ribseg.models.segmenter import Segmenter
 
 SMALLEST, LARGEST = 32, 4096  # sides of the program's input images

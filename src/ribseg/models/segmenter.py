@@ -36,7 +36,7 @@ class Segmenter:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         palette: (256, 3) uint8 RGB colors of the labels.
-        inference: default keyword arguments of `ribseg.methods.inference.predict_labels`.
+        inference: default keyword arguments of `ribseg.models.inference.predict_labels`.
     """
 
     model: nn.Module

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ribseg.data.io.files import atomic_write
 from ribseg.errors import ConfigError, DataError, reason
+from ribseg.files import atomic_write
 from ribseg.models.weights_file import listed
 
 ARRAYS = ("names", "classes", "background_names", "background")

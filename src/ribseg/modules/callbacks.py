@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter, Callback, EMAWeigh
 
 from ribseg.data.io.maps import map_path, save_maps
 from ribseg.data.io.masks import write_mask
-from ribseg.methods.inference import most_probable
+from ribseg.models.inference import most_probable
 from ribseg.modules.localization import Prediction
 from ribseg.modules.mask_prediction import MaskPrediction
 from ribseg.workers import process_pool

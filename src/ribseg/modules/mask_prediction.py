@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 
-from ribseg.methods.inference import class_probabilities, normalized, predict_labels
+from ribseg.models.inference import class_probabilities, normalized, predict_labels
 from ribseg.models.segmenter import Segmenter
 from ribseg.types import ImageItem
 

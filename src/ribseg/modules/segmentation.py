@@ -13,8 +13,8 @@ from torch.optim import SGD, Optimizer
 from ribseg.checks import check_choice, check_numbers, check_switch
 from ribseg.errors import DataError
 from ribseg.functional.losses import Place, segmentation_loss
-from ribseg.methods.inference import margin_of, tiles
 from ribseg.metrics import MaskConfusion
+from ribseg.models.inference import margin_of, tiles
 from ribseg.modules.classification import check_rates, with_polynomial_decay
 from ribseg.types import MaskSample
 
@@ -43,7 +43,7 @@ class SegmentationModule(pl.LightningModule):
         balanced: see `segmentation_loss`.
         class_weights: see `segmentation_loss`.
         optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
-        tile: for validation images, see `ribseg.methods.inference.predict_labels`.
+        tile: for validation images, see `ribseg.models.inference.predict_labels`.
         margin: see `tile`.
 
     Raises:

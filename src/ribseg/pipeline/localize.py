@@ -19,17 +19,17 @@ from ribseg.data.feed.views import SCALES, multi_scale_views
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, as_image, capped
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
+from ribseg.memory import usable_device
 from ribseg.methods.base import Method, takes
 from ribseg.methods.cam import head_of, merge_maps
-from ribseg.methods.memory import usable_device
 from ribseg.methods.naming import indices_of, predicted_classes
 from ribseg.models.imagenet import imagenet_classifier
 from ribseg.models.load import load_described_classifier
 from ribseg.models.packages import PACKAGED
 from ribseg.modules.localization import LocalizationModule
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.configuration import composed
-from ribseg.pipeline.engine.methods import check_entries, entries
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.configuration import composed
+from ribseg.pipeline.recipe.methods import check_entries, entries
 from ribseg.types import Adaptation
 
 Labels = Sequence[str | int]

@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import open_dict
 
-from ribseg.pipeline.engine.configuration import composed
-from ribseg.pipeline.engine.runner import run
-from ribseg.pipeline.engine.sweep import check_swept
+from ribseg.pipeline.recipe.configuration import composed
+from ribseg.pipeline.run import run
+from ribseg.pipeline.sweep import check_swept
 
 
 def train(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ribseg.data.io.files import is_plain_id
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
+from ribseg.files import is_plain_id
 
 Problems = dict[str, list[str]]
 LARGEST_SIDE = 65_500  # of a JPEG

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 from ribseg.data.coco.instances import Instances, read_instances
 from ribseg.data.coco.masks import Job, write_semantic_mask
 from ribseg.data.coco.policy import Crowd, Overlap, Policy, Unannotated, chosen_policy
-from ribseg.data.io.files import atomic_write, scan_folder, write_json
 from ribseg.data.io.labels import write_label_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
+from ribseg.files import atomic_write, scan_folder, write_json
 from ribseg.progress import track
 from ribseg.workers import ordered_map, worker_count
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import atomic_write
 from ribseg.errors import DataError, RibsegError
+from ribseg.files import atomic_write
 from ribseg.progress import track
 
 PIXELS, INDEX = "pixels.bin", "index.npz"

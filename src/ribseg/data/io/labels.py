@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ribseg.data.check.near_misses import near_misses, with_reason
-from ribseg.data.io.files import atomic_write, scan_folder
 from ribseg.data.io.masks import IGNORE, mask_ids, read_mask
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
+from ribseg.files import atomic_write, scan_folder
 
 Problems = dict[str, list[str]]
 TWICE = "images with two rows (expected one an image, with all its classes separated by spaces)"

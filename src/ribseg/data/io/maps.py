@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ribseg.data.io.files import atomic_write
 from ribseg.errors import DataError, reason
+from ribseg.files import atomic_write
 from ribseg.functional.cam import argmax_labels
 from ribseg.types import STRIDE
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ribseg.data.io.files import atomic_write
 from ribseg.data.io.images import load_pixels, open_image
 from ribseg.errors import DataError
+from ribseg.files import atomic_write
 
 IGNORE = 255
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
-from ribseg.data.io.files import write_json
 from ribseg.errors import DataError, list_problems
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import entries, reference_methods
+from ribseg.files import write_json
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import entries, reference_methods
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
 from ribseg.pipeline.report.table import TableData

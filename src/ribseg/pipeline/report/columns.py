@@ -10,8 +10,8 @@ import numpy as np
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path, read_records
 from ribseg.data.io.masks import read_mask
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import map_sources
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import map_sources
 from ribseg.pipeline.report.gallery import MapSeries, MaskSeries
 from ribseg.pipeline.report.pictures import pictured_masks
 from ribseg.pipeline.stages.affinity import label_path

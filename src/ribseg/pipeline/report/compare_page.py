@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import atomic_write, write_json
 from ribseg.data.io.maps import read_records
+from ribseg.files import atomic_write, write_json
 from ribseg.metrics import pooled_scores
 from ribseg.metrics.masks import known
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.sweep import sweep_tables
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.answer import BASELINE
 from ribseg.pipeline.report.columns import mask_columns_of, read_maps, true_mask_column
 from ribseg.pipeline.report.compare import (
@@ -32,6 +31,7 @@ from ribseg.pipeline.report.table import TableData, percent, percent_interval, s
 from ribseg.pipeline.report.table_files import write_table_files
 from ribseg.pipeline.report.tables import CONTROL, miou_at, source_name
 from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
+from ribseg.pipeline.sweep import sweep_tables
 from ribseg.plot import threshold_figure
 from ribseg.plot.sweeps import mean_and_deviation
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.compare import SEED, Comparison, run_scores
 from ribseg.pipeline.report.page import Section, figure
 from ribseg.plot import grid_figure, sweep_figure

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ribseg.pipeline.engine.store import Artefact
 from ribseg.pipeline.report.table import Sortable, TableData
+from ribseg.store.artefact import Artefact
 
 
 def cost_table(methods: Mapping[str, Any]) -> TableData:

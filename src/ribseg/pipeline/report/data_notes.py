@@ -11,8 +11,8 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.feed.references import ReferenceSampler
 from ribseg.modules.data_module import WSSSDataModule
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import Entry
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import Entry
 from ribseg.pipeline.report.mask_notes import mask_notes
 from ribseg.pipeline.report.notes import Note, names_and_counts
 

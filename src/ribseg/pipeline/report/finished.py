@@ -13,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ribseg.errors import ConfigError, DataError, reason
 from ribseg.metrics.per_image import PerImageCounts
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import MapSource, map_sources
-from ribseg.pipeline.engine.plan import planned
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.sweep import OVERRIDES, RESULTS, job_number, overrides_of
+from ribseg.pipeline.plan import planned
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import MapSource, map_sources
 from ribseg.pipeline.stages.evaluate import image_counts
+from ribseg.pipeline.sweep import OVERRIDES, RESULTS, job_number, overrides_of
+from ribseg.store.artefact import Artefact
 
 CONFIG = ".hydra/config.yaml"
 LONGEST = 40  # characters of a run's name in tables

@@ -17,8 +17,8 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from ribseg.data.base import BaseDataset
 from ribseg.errors import reason
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.loggers import finish_loggers, result_numbers
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.loggers import finish_loggers, result_numbers
 from ribseg.pipeline.report.logged import (
     Curves,
     Example,

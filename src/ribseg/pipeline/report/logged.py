@@ -12,9 +12,9 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
-from ribseg.methods.evaluation import full_size
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import map_sources
+from ribseg.metrics.evaluation import full_size
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import map_sources
 from ribseg.pipeline.report.columns import read_maps
 from ribseg.pipeline.report.cost_tables import memory_kinds
 from ribseg.pipeline.report.pictures import evenly_spaced, pictured_masks

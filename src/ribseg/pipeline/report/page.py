@@ -11,10 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from ribseg.data.io.files import atomic_write
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import map_sources
-from ribseg.pipeline.engine.sweep import OVERRIDES, overrides_of
+from ribseg.files import atomic_write
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import map_sources
 from ribseg.pipeline.report.answer import BASELINE, answers
 from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
 from ribseg.pipeline.report.columns import map_columns_of, mask_columns_of, shown_splits, true_mask_column
@@ -51,6 +50,7 @@ from ribseg.pipeline.report.tables import (
     threshold_curves,
 )
 from ribseg.pipeline.stages.bottleneck import EXAMPLES
+from ribseg.pipeline.sweep import OVERRIDES, overrides_of
 from ribseg.plot import (
     adaptation_figure,
     class_figure,

@@ -9,9 +9,9 @@ import numpy as np
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
-from ribseg.methods.evaluation import full_size
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import map_sources
+from ribseg.metrics.evaluation import full_size
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import map_sources
 from ribseg.pipeline.report.segmenter_report import pictured_segmentations
 from ribseg.pipeline.stages.evaluate import shown_threshold
 from ribseg.plot import draw, draw_outline, overlay, png_of

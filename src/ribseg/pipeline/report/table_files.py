@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ribseg.data.io.files import atomic_write
+from ribseg.files import atomic_write
 from ribseg.pipeline.report.table import TableData
 
 TABLES = "tables"  # folder in a run's, or a sweep's

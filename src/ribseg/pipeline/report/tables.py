@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ribseg.pipeline.engine.context import Context
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.bottleneck_report import network_line, ratio_table
 from ribseg.pipeline.report.cost_tables import cost_table
 from ribseg.pipeline.report.mask_tables import has_scored_masks, mask_table

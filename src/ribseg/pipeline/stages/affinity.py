@@ -24,18 +24,18 @@ from ribseg.methods.refine import confident_labels
 from ribseg.models import Backbone, IRNet, PSANet, load_weights, read_state_dict
 from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.parts import takes
-from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS, TRAINING, VIEWS
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import fit, save_state
-from ribseg.pipeline.engine.workers import Job, run_pool
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.parts import takes
+from ribseg.pipeline.recipe.training import fit, save_state
+from ribseg.pipeline.recipe.workers import Job, run_pool
 from ribseg.pipeline.stages.chains import RefinementStage
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.maps import MapStage
 from ribseg.pipeline.stages.thresholds import SCORES_ONLY, all_images, choose_threshold, needs_masks
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import plain
+from ribseg.store.stage import CROPS, NOT_FOR_MAPS, TRAINING, VIEWS
 
 WEIGHTS = "affinity.pt"
 MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", added to the background score of the maps

@@ -6,14 +6,14 @@ import pytorch_lightning as pl
 
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.modules.attention import AttentionModule
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.stages.affinity import MASKS
 from ribseg.pipeline.stages.chains import ATTENTION, RefinementStage
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.maps import MapStage
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import plain
+from ribseg.store.stage import CROPS, NOT_FOR_MAPS
 
 # Settings of `refine` that it does not depend on.
 OTHERS = (

@@ -25,19 +25,16 @@ from ribseg.data.demo.digits import (
     split_digits,
     toy_images,
 )
-from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
+from ribseg.files import atomic_write, write_json
 from ribseg.functional.activations import last_activation
 from ribseg.methods.pooling import Activated
 from ribseg.models import ToyNet, read_state_dict
 from ribseg.modules.toy import BottleneckModule, Measured, ToyModule
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.loggers import finish_loggers
-from ribseg.pipeline.engine.parts import check_arguments
-from ribseg.pipeline.engine.stage import Stage
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.loggers import finish_loggers
+from ribseg.pipeline.recipe.parts import check_arguments
 from ribseg.pipeline.stages.toy_networks import (
     for_seeds,
     network_path,
@@ -46,6 +43,9 @@ from ribseg.pipeline.stages.toy_networks import (
     toy_digits,
     training_loss,
 )
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import plain
+from ribseg.store.stage import Stage
 
 RESULT, EXAMPLES = "bottleneck.json", "examples.npz"
 FINALS = ("logit", "activation")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import refinable
-from ribseg.pipeline.engine.stage import Stage
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import refinable
+from ribseg.store.stage import Stage
 
 REFINE = "refine"  # group of the stages of the main chain
 RIB = "rib"  # what refine.maps, segmenter.sources and export.source name by default

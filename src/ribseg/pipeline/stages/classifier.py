@@ -10,11 +10,11 @@ from ribseg.errors import ConfigError
 from ribseg.models import Classifier, load_classifier, load_official_classifier
 from ribseg.models.classifier import described
 from ribseg.models.described import write_described
-from ribseg.pipeline.engine.build import build, named_callbacks
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.stage import TRAINING, VIEWS, Stage
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import check_finite, fit, weights_file
+from ribseg.pipeline.recipe.build import build, named_callbacks
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.training import check_finite, fit, weights_file
+from ribseg.store.artefact import Artefact
+from ribseg.store.stage import TRAINING, VIEWS, Stage
 
 CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings for a trained classifier
 

@@ -5,8 +5,8 @@ import shutil
 import torch.distributed as dist
 
 from ribseg.data.feed.image_pool import ImagePool, build_pool, image_sizes, pool_bytes
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
+from ribseg.store.artefact import Artefact
 
 GIB = 1024**3
 

@@ -8,21 +8,21 @@ import torch
 from omegaconf import OmegaConf
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import write_json
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
+from ribseg.files import write_json
 from ribseg.functional import argmax_labels, boundary_counts, boundary_f
 from ribseg.functional.evaluation import distance_tenths
-from ribseg.methods.evaluation import ImageCounts, MapEvaluator, full_size
 from ribseg.metrics import bootstrap_miou, interval
+from ribseg.metrics.evaluation import ImageCounts, MapEvaluator, full_size
 from ribseg.metrics.masks import known
 from ribseg.metrics.per_image import PerImageCounts
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import contents, with_sources
-from ribseg.pipeline.engine.methods import MapSource, entries, map_sources
-from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import MapSource, entries, map_sources
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import contents, with_sources
+from ribseg.store.stage import CROPS, VIEWS, Stage
 from ribseg.workers import ordered_map
 
 RESULT = "evaluation.json"

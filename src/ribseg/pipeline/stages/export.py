@@ -8,12 +8,12 @@ from ribseg.data.check.dataset import check_dataset
 from ribseg.errors import ConfigError
 from ribseg.interop.voc_server import check_voc_archive, write_voc_archive
 from ribseg.models.program import export_program, save_program
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.stage import Stage
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, segmenter_test_name
 from ribseg.pipeline.stages.segmenter import tested_folders
 from ribseg.pipeline.stages.segmenter_scores import tested_segmenter, write_masks
+from ribseg.store.artefact import Artefact
+from ribseg.store.stage import Stage
 
 PROGRAM = "segmenter.pt2"
 SERVER_SPLITS = ("val", "test")  # that the server accepts

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ribseg.data.io.files import missing_ids
 from ribseg.errors import ConfigError
+from ribseg.files import missing_ids
 from ribseg.interop import convert_maps, map_reader
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.stage import Stage
-from ribseg.pipeline.engine.store import Artefact, folder_digest
+from ribseg.pipeline.recipe.context import Context
+from ribseg.store.artefact import Artefact, folder_digest
+from ribseg.store.stage import Stage
 
 
 class ImportedStage(Stage):

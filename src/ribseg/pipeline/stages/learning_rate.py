@@ -11,12 +11,12 @@ from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
 from ribseg.methods.rate import check_search, find_rate
 from ribseg.modules import LocalizationModule
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import contents, settings_of, with_sources
-from ribseg.pipeline.engine.methods import Entry
-from ribseg.pipeline.engine.stage import NOT_FOR_MAPS
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import Entry
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import contents, settings_of, with_sources
+from ribseg.store.stage import NOT_FOR_MAPS
 from ribseg.types import Adaptation, PredictItem
 
 VERSION = 1

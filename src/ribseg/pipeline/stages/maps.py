@@ -12,22 +12,22 @@ from torch import nn
 
 from ribseg.checks import SettingError
 from ribseg.data.feed.references import ReferenceBatches
-from ribseg.data.io.files import missing_ids
 from ribseg.data.io.maps import read_records
 from ribseg.errors import ConfigError
+from ribseg.files import missing_ids
 from ribseg.methods.base import takes
 from ribseg.modules import LocalizationModule
 from ribseg.modules.callbacks import MapWriter, Threads
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import contents, with_sources
-from ribseg.pipeline.engine.methods import Entry, entries
-from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS, Stage
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import check_complete
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import Entry, entries
+from ribseg.pipeline.recipe.training import check_complete
 from ribseg.pipeline.stages.classifier import trained_classifier
 from ribseg.pipeline.stages.decoded_images import decoded_images
 from ribseg.pipeline.stages.learning_rate import searched_rate
 from ribseg.pipeline.stages.prepared import prepared
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import contents, with_sources
+from ribseg.store.stage import CROPS, NOT_FOR_MAPS, Stage
 from ribseg.types import Stop
 
 

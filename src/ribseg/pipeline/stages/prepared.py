@@ -8,16 +8,16 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ribseg.data.io.files import atomic_write
+from ribseg.files import atomic_write
 from ribseg.functional.random import rng
 from ribseg.modules import LocalizationModule
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import contents, settings_of, with_sources
-from ribseg.pipeline.engine.methods import Entry
-from ribseg.pipeline.engine.stage import CROPS, NOT_FOR_MAPS
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import Entry
 from ribseg.pipeline.stages.learning_rate import device_of
 from ribseg.progress import Tracker
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import contents, settings_of, with_sources
+from ribseg.store.stage import CROPS, NOT_FOR_MAPS
 from ribseg.types import TrainingImages
 
 VERSION = 1

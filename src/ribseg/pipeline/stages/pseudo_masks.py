@@ -9,19 +9,16 @@ import numpy as np
 import torch
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.files import missing_ids, scan_folder, write_json
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.files import missing_ids, scan_folder, write_json
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
 from ribseg.interop import read_saliency
-from ribseg.methods.evaluation import full_size
 from ribseg.methods.refine import labels_by_crf
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.stage import CROPS, VIEWS
-from ribseg.pipeline.engine.store import Artefact, folder_digest
-from ribseg.pipeline.engine.workers import Job, run_pool
+from ribseg.metrics.evaluation import full_size
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.workers import Job, run_pool
 from ribseg.pipeline.stages.chains import Chain, RefinementStage
 from ribseg.pipeline.stages.scored_masks import SCORES, score_split
 from ribseg.pipeline.stages.segments import (
@@ -46,6 +43,9 @@ from ribseg.pipeline.stages.variants import (
     recipe,
     threshold_setting,
 )
+from ribseg.store.artefact import Artefact, folder_digest
+from ribseg.store.digest import plain
+from ribseg.store.stage import CROPS, VIEWS
 
 
 class PseudoMasksStage(RefinementStage):

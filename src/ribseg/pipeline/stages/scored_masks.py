@@ -16,10 +16,10 @@ from ribseg.metrics import (
     label_counts,
 )
 from ribseg.metrics.masks import mask_scores
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.stages.evaluate import boundary_scores
 from ribseg.pipeline.stages.variants import mask_path
+from ribseg.store.artefact import Artefact
 
 SCORES = "scores.json"
 

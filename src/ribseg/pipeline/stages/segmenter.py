@@ -23,16 +23,16 @@ from ribseg.errors import ConfigError
 from ribseg.models import Classifier, Segmenter
 from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
-from ribseg.pipeline.engine.build import build, named_callbacks
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.parts import check_training, takes
-from ribseg.pipeline.engine.stage import CROPS, TRAINING, VIEWS, Stage
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import check_finite, fit_from, weights_file
+from ribseg.pipeline.recipe.build import build, named_callbacks
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.parts import check_training, takes
+from ribseg.pipeline.recipe.training import check_finite, fit_from, weights_file
 from ribseg.pipeline.stages.chains import FULL, active_sources, masks_stage, segmenter_name
 from ribseg.pipeline.stages.classifier import given_checkpoint, new_classifier, trained_classifier
 from ribseg.pipeline.stages.pseudo_masks import read_pseudo_mask
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import plain
+from ribseg.store.stage import CROPS, TRAINING, VIEWS, Stage
 
 WEIGHTS = "segmenter"  # file name, without extension
 

@@ -12,19 +12,16 @@ from torch.utils.data import DataLoader
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.feed.iterations import WholeImages, only_item
-from ribseg.data.io.files import missing_ids, write_json
 from ribseg.data.io.masks import read_mask
+from ribseg.files import missing_ids, write_json
 from ribseg.metrics import confusion_matrix, counts_of
 from ribseg.metrics.masks import mask_scores
 from ribseg.models import Segmenter, load_segmenter
 from ribseg.modules.callbacks import MaskWriter, Threads
 from ribseg.modules.mask_prediction import MaskPredictionModule
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.methods import map_sources
-from ribseg.pipeline.engine.stage import CROPS, VIEWS, Stage
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import check_complete, weights_file
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import map_sources
+from ribseg.pipeline.recipe.training import check_complete, weights_file
 from ribseg.pipeline.stages.chains import (
     FULL,
     active_sources,
@@ -35,6 +32,9 @@ from ribseg.pipeline.stages.chains import (
 )
 from ribseg.pipeline.stages.scored_masks import SCORES
 from ribseg.pipeline.stages.segmenter import WEIGHTS, tested_folders
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import plain
+from ribseg.store.stage import CROPS, VIEWS, Stage
 from ribseg.workers import cores, ordered_map
 
 

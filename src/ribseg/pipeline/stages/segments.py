@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ribseg.data.io.files import scan_folder
 from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.files import scan_folder
 from ribseg.interop import check_segment_file, read_segments
 from ribseg.methods import segments as superpixels
 from ribseg.methods.segments import ENDINGS, check_installed
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.store import folder_digest
+from ribseg.pipeline.recipe.context import Context
 from ribseg.progress import track
+from ribseg.store.artefact import folder_digest
 
 
 def counted_segments(settings: dict[str, Any]) -> dict[str, Any]:

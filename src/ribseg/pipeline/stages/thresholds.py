@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.threshold import otsu, score_histogram
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import MapSource
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import MapSource
 from ribseg.pipeline.stages.chains import ATTENTION, WALK
 from ribseg.pipeline.stages.evaluate import sweep_split
 from ribseg.workers import ordered_map

@@ -24,12 +24,12 @@ from ribseg.functional.losses import Loss, cross_entropy, rib_loss, signed_rib_l
 from ribseg.models import ToyNet
 from ribseg.modules.callbacks import Threads
 from ribseg.modules.toy import ToyModule
-from ribseg.pipeline.engine.console import quiet_lightning
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.loggers import finish_loggers
-from ribseg.pipeline.engine.stage import Stage
-from ribseg.pipeline.engine.store import Artefact
-from ribseg.pipeline.engine.training import save_state
+from ribseg.pipeline.recipe.console import quiet_lightning
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.loggers import finish_loggers
+from ribseg.pipeline.recipe.training import save_state
+from ribseg.store.artefact import Artefact
+from ribseg.store.stage import Stage
 from ribseg.workers import ordered_map, worker_count
 
 WEIGHTS = "network.pt"

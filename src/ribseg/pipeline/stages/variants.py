@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.stages.chains import ATTENTION, WALK, Chain
 from ribseg.pipeline.stages.thresholds import THRESHOLDS
+from ribseg.store.digest import plain
 
 UNARIES = ("labels", "maps")  # what a CRF starts from
 PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"), ("segments",))

@@ -16,20 +16,20 @@ from pytorch_lightning.loggers import Logger
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
-from ribseg.pipeline.engine.build import build, named_callbacks
-from ribseg.pipeline.engine.console import make_console
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.engines import Engine, LocalEngine
-from ribseg.pipeline.engine.locks import locked, locked_part
-from ribseg.pipeline.engine.loggers import logger_settings
-from ribseg.pipeline.engine.processes import WaitingGroup, is_first_process, value_of_first, wait_for_all
-from ribseg.pipeline.engine.shards import Shard
-from ribseg.pipeline.engine.store import Artefact, Store, check_writable
-from ribseg.pipeline.engine.usage import Usage
+from ribseg.pipeline.recipe.build import build, named_callbacks
+from ribseg.pipeline.recipe.console import make_console
+from ribseg.pipeline.recipe.engines import Engine, LocalEngine
+from ribseg.pipeline.recipe.loggers import logger_settings
+from ribseg.pipeline.recipe.processes import WaitingGroup, is_first_process, value_of_first, wait_for_all
 from ribseg.progress import track
+from ribseg.store.artefact import Artefact, Store, check_writable
+from ribseg.store.digest import plain
+from ribseg.store.locks import locked, locked_part
+from ribseg.store.shards import Shard
+from ribseg.store.usage import Usage
 
 if TYPE_CHECKING:
-    from ribseg.pipeline.engine.stage import Stage
+    from ribseg.store.stage import Stage
 
 T = TypeVar("T")
 MADE = ("labels", "classes")  # settings of the data that must be null if `prepare` sets them

@@ -13,9 +13,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError, RibsegError
-from ribseg.pipeline.engine.console import make_console
+from ribseg.files import write_json
+from ribseg.pipeline.recipe.console import make_console
 from ribseg.pipeline.report.mask_tables import mask_name
 from ribseg.pipeline.report.table import TableData
 

@@ -13,8 +13,8 @@ from ribseg.checks import SettingError
 from ribseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ribseg.pipeline.engine.context import Context
-    from ribseg.pipeline.engine.stage import Stage
+    from ribseg.pipeline.recipe.context import Context
+    from ribseg.store.stage import Stage
 
 T = TypeVar("T")
 

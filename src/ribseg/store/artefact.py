@@ -2,7 +2,7 @@
 
 `<root>/<stage>-<digest>/`: the digest covers the stage's version and settings, the digests of its inputs, and
 the data. `manifest.json` is written last; a folder without it belongs to a run that is still running, which
-others wait for (`ribseg.pipeline.engine.locks`), or that was killed, and which the next one completes.
+others wait for (`ribseg.store.locks`), or that was killed, and which the next one completes.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from ribseg.data.io.files import write_json
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
-from ribseg.pipeline.engine.locks import locked
+from ribseg.files import write_json
+from ribseg.store.locks import locked
 
 MANIFEST = "manifest.json"
 REPLACEMENT = ".new"  # suffix of the folder in which a stage is computed again, beside the old one

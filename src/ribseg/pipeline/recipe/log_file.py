@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import ribseg
 from ribseg.errors import RibsegError
-from ribseg.pipeline.engine.store import check_writable
+from ribseg.store.artefact import check_writable
 
 LOG = "log.txt"
 ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")

@@ -10,12 +10,12 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from ribseg.data.io.files import atomic_write
 from ribseg.errors import ConfigError
+from ribseg.files import atomic_write
 from ribseg.models.weights_file import BROKEN
 from ribseg.modules.epoch_data import SamplesCheck
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
+from ribseg.store.artefact import Artefact
 
 
 def fit(

@@ -7,8 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.methods import Entry, entries
-from ribseg.pipeline.engine.stage import Stage
+from ribseg.pipeline.recipe.methods import Entry, entries
 from ribseg.pipeline.report.check_data import CHECK_DATA
 from ribseg.pipeline.stages.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage
 from ribseg.pipeline.stages.attention import AttentionStage
@@ -32,6 +31,7 @@ from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import SegmenterStage
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.toy_networks import ToyNetworksStage
+from ribseg.store.stage import Stage
 
 SEGMENTER = "segmenter"  # group of the segmenters of all sources
 REPORT = "report"

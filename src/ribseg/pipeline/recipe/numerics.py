@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from ribseg.errors import ConfigError
 from ribseg.models.packages import PACKAGED, STATISTICS
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.digest import plain
+from ribseg.pipeline.recipe.build import build
+from ribseg.store.digest import plain
 
 ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
 USABLE = ("32-true", "64-true", "bf16-mixed")

@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import settings_of
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import settings_of
 
 # Sections of the configuration that every training depends on, in addition to its own and `callbacks`.
 TRAINING = ("data", "trainer", "seed", "tf32")
@@ -23,7 +23,7 @@ class Stage(ABC):
         name: as in `run=[...]`.
         kind: names its folder in the store; stages of one kind differ in their inputs only.
         version: to be raised when a change of the code changes the result for equal settings.
-        parts: sections of the configuration that the result depends on, see `ribseg.pipeline.engine.digest`.
+        parts: sections of the configuration that the result depends on, see `ribseg.store.digest`.
         neutral: settings in them that cannot change the result, as "data.batch_size".
         needs: names of the stages whose artefacts it reads.
         reads_data: whether it, or a stage that it needs, reads the configured data set.
@@ -82,7 +82,7 @@ class Stage(ABC):
 
 
 class ImageStage(Protocol):
-    """A stage whose images an engine may have made elsewhere, see `ribseg.pipeline.engine.engines`."""
+    """A stage whose images an engine may have made elsewhere, see `ribseg.pipeline.recipe.engines`."""
 
     name: str
 

@@ -11,22 +11,20 @@ from ribseg.errors import ConfigError
 from ribseg.functional.attention import check_attention
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.pixel_adaptive import check_pixel_adaptive
-from ribseg.methods.inference import check_inference
 from ribseg.methods.refine import check_confidence, check_walk
 from ribseg.methods.segments import check_felzenszwalb, check_segments, check_slic
 from ribseg.methods.trial import check_network
 from ribseg.models import Classifier
 from ribseg.models.attention import check_blocks
+from ribseg.models.inference import check_inference
 from ribseg.modules import ClassifierModule
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.methods import check_entries, entries
-from ribseg.pipeline.engine.numerics import check_normalization, check_precision, slow_precision
-from ribseg.pipeline.engine.parts import check_arguments, check_optimizer, check_targets, check_training
-from ribseg.pipeline.engine.plan import check_sources
-from ribseg.pipeline.engine.settings import check_ranges, check_trainer
-from ribseg.pipeline.engine.stage import Stage
+from ribseg.pipeline.plan import check_sources
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import check_entries, entries
+from ribseg.pipeline.recipe.numerics import check_normalization, check_precision, slow_precision
+from ribseg.pipeline.recipe.parts import check_arguments, check_optimizer, check_targets, check_training
+from ribseg.pipeline.settings import check_ranges, check_trainer
 from ribseg.pipeline.stages.affinity import AffinityStage, backbone_weights, new_network, new_training
 from ribseg.pipeline.stages.attention import AttentionStage
 from ribseg.pipeline.stages.bottleneck import BottleneckStage
@@ -40,6 +38,8 @@ from ribseg.pipeline.stages.learning_rate import check_rate_search
 from ribseg.pipeline.stages.maps import localization_module
 from ribseg.pipeline.stages.segmenter import SegmenterStage
 from ribseg.pipeline.stages.toy_networks import ToyNetworksStage
+from ribseg.store.digest import plain
+from ribseg.store.stage import Stage
 from ribseg.types import Trainable
 
 

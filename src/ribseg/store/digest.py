@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ribseg.models.weights_file import resolve_weights
-from ribseg.pipeline.engine.sources import foreign_targets, is_foreign, source_digest
+from ribseg.store.sources import foreign_targets, is_foreign, source_digest
 
 PLACE = "the fingerprint of the data covers its content"
 SHOWN = "changes the output, not the computation"

@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ribseg.checks import check_number
 from ribseg.errors import ConfigError, RibsegError
-from ribseg.pipeline.engine.console import quiet_lightning
-from ribseg.pipeline.engine.engines import Job
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.console import quiet_lightning
+from ribseg.pipeline.recipe.engines import Job
+from ribseg.store.artefact import Artefact
 
 if TYPE_CHECKING:
-    from ribseg.pipeline.engine.context import Context
-    from ribseg.pipeline.engine.stage import ImageStage
+    from ribseg.pipeline.recipe.context import Context
+    from ribseg.store.stage import ImageStage
 
 T = TypeVar("T")
 Auto = Literal["auto"]
@@ -203,7 +203,7 @@ class Worker:
     @cached_property
     def context(self) -> "Context":
         """The run, as this worker sees it; built by the first call, whose errors reach the run."""
-        from ribseg.pipeline.engine.context import Context
+        from ribseg.pipeline.recipe.context import Context
 
         task = self.task
         _join(task.place, task.path)
@@ -223,7 +223,7 @@ class Worker:
     @cached_property
     def stage(self) -> "ImageStage":
         """The stage."""
-        from ribseg.pipeline.engine.plan import stages_of
+        from ribseg.pipeline.plan import stages_of
 
         return cast("ImageStage", next(s for s in stages_of(self.context.cfg) if s.name == self.task.stage))
 

@@ -8,21 +8,16 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ribseg.data.io.files import atomic_write, write_json
 from ribseg.errors import ConfigError
-from ribseg.pipeline.engine.console import quiet_lightning
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.log_file import log_file
-from ribseg.pipeline.engine.loggers import finish_loggers
-from ribseg.pipeline.engine.methods import entries, map_sources
-from ribseg.pipeline.engine.plan import REPORT, planned, stages_of
-from ribseg.pipeline.engine.preflight import preflight
-from ribseg.pipeline.engine.processes import is_first_process, separate_processes, termination_as_interrupt
-from ribseg.pipeline.engine.shards import leave_to_last_call
-from ribseg.pipeline.engine.stage import Stage
-from ribseg.pipeline.engine.store import Artefact, environment
-from ribseg.pipeline.engine.usage import Usage
+from ribseg.files import atomic_write, write_json
+from ribseg.pipeline.plan import REPORT, planned, stages_of
+from ribseg.pipeline.preflight import preflight
+from ribseg.pipeline.recipe.console import quiet_lightning
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.log_file import log_file
+from ribseg.pipeline.recipe.loggers import finish_loggers
+from ribseg.pipeline.recipe.methods import entries, map_sources
+from ribseg.pipeline.recipe.processes import is_first_process, separate_processes, termination_as_interrupt
 from ribseg.pipeline.report.check_data import report_data
 from ribseg.pipeline.report.finished import CONFIG
 from ribseg.pipeline.report.log_results import log_results
@@ -34,6 +29,11 @@ from ribseg.pipeline.stages.evaluate import RESULT
 from ribseg.pipeline.stages.scored_masks import SCORES
 from ribseg.pipeline.stages.segmenter_scores import segmenter_results
 from ribseg.progress import shared_console
+from ribseg.store.artefact import Artefact, environment
+from ribseg.store.digest import plain
+from ribseg.store.shards import leave_to_last_call
+from ribseg.store.stage import Stage
+from ribseg.store.usage import Usage
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ribseg.workers import ordered_map, worker_count
 
 if TYPE_CHECKING:
-    from ribseg.pipeline.engine.context import Context
-    from ribseg.pipeline.engine.stage import ImageStage
-    from ribseg.pipeline.engine.store import Artefact
+    from ribseg.pipeline.recipe.context import Context
+    from ribseg.store.artefact import Artefact
+    from ribseg.store.stage import ImageStage
 
 Job = tuple[Any, ...]  # image id, input files, and last the output file
 

@@ -6,12 +6,10 @@ from typing import Any
 from ribseg.checks import within
 from ribseg.errors import ConfigError, DataError
 from ribseg.methods.segments import ENDINGS
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.data_checks import check_data, check_full_masks, note_data, skip_broken
-from ribseg.pipeline.engine.part_checks import check_callbacks, check_imports, check_parts, check_settings
-from ribseg.pipeline.engine.plan import REPORT
-from ribseg.pipeline.engine.stage import Stage
-from ribseg.pipeline.engine.store import MANIFEST, Artefact
+from ribseg.pipeline.data_checks import check_data, check_full_masks, note_data, skip_broken
+from ribseg.pipeline.part_checks import check_callbacks, check_imports, check_parts, check_settings
+from ribseg.pipeline.plan import REPORT
+from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.data_notes import nothing_to_learn
 from ribseg.pipeline.stages.bottleneck import BottleneckStage, check_bottleneck
 from ribseg.pipeline.stages.chains import FULL, REFINEMENT, chains, segmenter_name
@@ -23,6 +21,8 @@ from ribseg.pipeline.stages.segmenter import SegmenterStage, check_segmenter
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.segments import check_segment_files
 from ribseg.pipeline.stages.variants import Variant
+from ribseg.store.artefact import MANIFEST, Artefact
+from ribseg.store.stage import Stage
 
 
 def preflight(

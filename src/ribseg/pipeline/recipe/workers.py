@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.engines import Job
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.engines import Job
 
 
 def run_pool(context: Context, work: Callable[[Job], None], jobs: Sequence[Job], title: str) -> None:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from ribseg.checks import within
 from ribseg.errors import ConfigError, reason
 from ribseg.methods.base import takes as takes_argument
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.digest import plain
+from ribseg.pipeline.recipe.build import build
+from ribseg.store.digest import plain
 
 
 def takes(node: DictConfig, name: str) -> bool:

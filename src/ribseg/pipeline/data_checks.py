@@ -8,15 +8,15 @@ from typing import Any
 from ribseg.data.check.dataset import check_dataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.errors import DataError
-from ribseg.pipeline.engine.context import Context
-from ribseg.pipeline.engine.methods import reference_methods
-from ribseg.pipeline.engine.store import Artefact
+from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.methods import reference_methods
 from ribseg.pipeline.report.data_notes import data_results, print_notes
 from ribseg.pipeline.report.mask_notes import unusable_masks
 from ribseg.pipeline.stages.chains import FULL
 from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import training_folder
+from ribseg.store.artefact import Artefact
 
 
 def check_full_masks(context: Context) -> None:

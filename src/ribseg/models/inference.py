@@ -19,7 +19,7 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.state import evaluating
-from ribseg.methods.memory import memory_errors, usable_device
+from ribseg.memory import memory_errors, usable_device
 from ribseg.models.segmenter import Segmenter, load_segmenter
 
 ImageLike = str | Path | np.ndarray

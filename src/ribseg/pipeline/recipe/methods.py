@@ -12,9 +12,9 @@ from torch import nn
 from ribseg.checks import check_choice, check_number, check_switch, within
 from ribseg.errors import ConfigError, RibsegError, reason
 from ribseg.methods.base import Method, bind, takes
-from ribseg.pipeline.engine.build import build
-from ribseg.pipeline.engine.digest import plain
-from ribseg.pipeline.engine.sources import is_foreign
+from ribseg.pipeline.recipe.build import build
+from ribseg.store.digest import plain
+from ribseg.store.sources import is_foreign
 
 # Settings of an entry that the stages read; all others are arguments of its `_target_`.
 FOR_STAGES = ("label", "control", "references", "maps_of", "without_classifier")

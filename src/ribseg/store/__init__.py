@@ -1,0 +1,1 @@
+"""The store: results of stages, each computed once; no torch, no Lightning, no Hydra."""
