@@ -16,6 +16,7 @@ from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.recipe.log_file import LOG, Stamped, log_file
 from ribseg.progress import Tracker, check_progress, mode_of, track
 from ribseg.store.usage import Usage
+from ribseg.workers import RANKS
 
 
 class Clock:
@@ -102,7 +103,7 @@ def test_a_job_inside_another_one_has_lines_instead_of_a_second_bar(clock):
 def test_modes(monkeypatch):
     file, terminal = plain(io.StringIO()), Console(file=io.StringIO(), force_terminal=True)
     monkeypatch.delenv("TERM", raising=False)
-    for name in progress.RANKS:
+    for name in RANKS:
         monkeypatch.delenv(name, raising=False)
     assert [mode_of(show, file) for show in ("auto", True, "bar", "lines", False)] == [
         "lines", "lines", "bar", "lines", None

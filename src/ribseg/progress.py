@@ -1,6 +1,5 @@
 """How far a long job is: a bar on a terminal, else one plain line a minute, as in a batch system's file."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -12,13 +11,13 @@ from rich.table import Column
 from rich.text import Text
 
 from ribseg.checks import SettingError
+from ribseg.workers import rank
 
 T = TypeVar("T")
 MODES = ("auto", "bar", "lines")
 EVERY = 60.0  # seconds between two lines
 WIDTH = 20  # of a bar, in characters
 SHORT = 2.0  # seconds of a job that is not worth a line
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers; Lightning's order
 _shared: list[Console] = []
 _bars: list["Tracker"] = []  # that are drawn now
 
@@ -43,8 +42,7 @@ def mode_of(show: bool | str, console: Console) -> str | None:
         console: auto chooses a bar on a terminal that can draw one.
     """
     check_progress("progress", show)
-    ranks = [os.environ[name] for name in RANKS if name in os.environ]
-    if show is False or console.quiet or (ranks and ranks[0] != "0"):
+    if show is False or console.quiet or rank() > 0:
         return None
     if show in ("bar", "lines"):
         return str(show)

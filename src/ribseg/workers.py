@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers; Lightning's order
 
 _jobs = 1  # of a sweep that run at the same time on this machine
 
@@ -40,6 +40,20 @@ def use_own_start_method() -> None:
     standard = get_all_start_methods()
     if get_start_method(allow_none=True) not in (None, *standard):
         set_start_method(standard[0], force=True)
+
+
+def rank() -> int:
+    """The rank of this process: in torch's process group, else as launchers set it in the environment."""
+    if process_count() > 1:
+        return int(sys.modules["torch.distributed"].get_rank())
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+
+
+def process_count() -> int:
+    """The number of processes in torch's process group; 1 without one."""
+    dist = sys.modules.get("torch.distributed")  # torch is not imported for this
+    grouped = dist is not None and dist.is_available() and dist.is_initialized()
+    return int(dist.get_world_size()) if dist is not None and grouped else 1
 
 
 def cores() -> int:

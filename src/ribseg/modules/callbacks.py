@@ -18,7 +18,7 @@ from ribseg.data.io.masks import write_mask
 from ribseg.models.inference import most_probable
 from ribseg.modules.localization import Prediction
 from ribseg.modules.mask_prediction import MaskPrediction
-from ribseg.workers import process_pool
+from ribseg.workers import process_pool, rank
 
 
 class MapWriter(BasePredictionWriter):
@@ -49,7 +49,7 @@ class MapWriter(BasePredictionWriter):
     ) -> None:
         """Appends the record, then writes the map file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"records-{self.part}{trainer.global_rank}.jsonl").open("a") as file:
+        with (self.folder / f"records-{self.part}{rank()}.jsonl").open("a") as file:
             # The leading newline ends a partial line of a killed process.
             file.write("\n" + json.dumps(prediction.record) + "\n")
         maps = prediction.maps

@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ribseg.data.augment.seeding import (
     is_seeded,
-    rank_and_processes,
     share_of,
     training_loader,
     validation_loader,
 )
+from ribseg.workers import process_count, rank
 
 
 class EpochDataModule(pl.LightningDataModule):
@@ -69,7 +69,10 @@ class EpochDataModule(pl.LightningDataModule):
 
 def rank_of(trainer: pl.Trainer | None) -> tuple[int, int]:
     """Rank of this process and number of processes."""
-    return rank_and_processes() if trainer is None else (trainer.global_rank, trainer.world_size)
+    if trainer is not None:
+        return trainer.global_rank, trainer.world_size
+    processes = process_count()
+    return (rank() if processes > 1 else 0), processes
 
 
 class SamplesCheck(pl.Callback):

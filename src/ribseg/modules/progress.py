@@ -89,8 +89,7 @@ class TrainerProgress(ProgressBar):
         return vars(self) | {"console": None, "tracker": None, "counted": None}
 
     def _begin(self, title: str, total: int | None, unit: str, done: int) -> None:
-        show = self.show and self.trainer.is_global_zero
-        self.tracker = Tracker(title, total, show, self.console, unit, done)
+        self.tracker = Tracker(title, total, self.show, self.console, unit, done)
 
     def _update(self, done: int, note: str) -> None:
         if self.tracker is not None:

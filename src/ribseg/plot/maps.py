@@ -1,13 +1,12 @@
 """Figures of localization maps over their images."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from ribseg.data.io.images import as_image
-from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import DataError
 from ribseg.functional.cam import argmax_labels
@@ -18,6 +17,20 @@ if TYPE_CHECKING:
 
 OPACITY = 0.6  # of a map over its image
 INCHES = 3.0  # width of one image
+
+
+class Maps(Protocol):
+    """What is drawn of an image's localization maps, see `ribseg.LocalizationMaps`.
+
+    Attributes:
+        classes: (K,) int64, class indices.
+        full: (K, H, W) float in [0, 1]; None if not kept.
+        names: of the K classes, if known.
+    """
+
+    classes: torch.Tensor
+    full: torch.Tensor | None
+    names: tuple[str, ...]
 
 
 def overlay(image: np.ndarray, strength: np.ndarray, opacity: float = OPACITY) -> np.ndarray:
@@ -63,7 +76,7 @@ def draw_outline(axis: Any, region: np.ndarray) -> None:
         axis.contour(region, levels=[0.5], colors="white", linewidths=1)
 
 
-def localization_figure(image: Any, maps: LocalizationMaps, threshold: float | None = None) -> "Figure":
+def localization_figure(image: Any, maps: Maps, threshold: float | None = None) -> "Figure":
     """A figure of the image, next to overlays of each map.
 
     Args:
@@ -84,7 +97,7 @@ def localization_figure(image: Any, maps: LocalizationMaps, threshold: float | N
 
 def steps_figure(
     image: Any,
-    series: Sequence[LocalizationMaps],
+    series: Sequence[Maps],
     threshold: float | None = None,
     steps: Sequence[int] | None = None,
 ) -> "Figure":
@@ -113,7 +126,7 @@ def steps_figure(
 def _draw_maps(
     axes: np.ndarray,
     pixels: np.ndarray,
-    maps: LocalizationMaps,
+    maps: Maps,
     titles: Sequence[str],
     threshold: float | None,
 ) -> None:
@@ -126,7 +139,7 @@ def _draw_maps(
             draw_outline(axis, (winners == number + 1).numpy())
 
 
-def _full(maps: LocalizationMaps, pixels: np.ndarray) -> torch.Tensor:
+def _full(maps: Maps, pixels: np.ndarray) -> torch.Tensor:
     if maps.full is None:
         raise DataError("these maps have no full size, which figures need; use maps.full=true")
     if tuple(maps.full.shape[1:]) != pixels.shape[:2]:
@@ -136,7 +149,7 @@ def _full(maps: LocalizationMaps, pixels: np.ndarray) -> torch.Tensor:
     return maps.full.cpu().float()
 
 
-def _names(maps: LocalizationMaps) -> Sequence[str]:
+def _names(maps: Maps) -> Sequence[str]:
     return maps.names or [f"class {number}" for number in maps.classes.tolist()]
 
 

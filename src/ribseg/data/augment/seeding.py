@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from ribseg.data.augment.streams import AUGMENTATIONS, generators_of, reseed, seeded_globals
 from ribseg.data.augment.transforms import worker_init_fn
 from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
+from ribseg.workers import process_count
 
 Place = tuple[int, int]  # index of an image, epoch
 
@@ -72,7 +72,12 @@ class EpochSampler(DistributedSampler[Place]):
         return steps * (self.batch_size // self.num_replicas) or len(self._part(np.arange(self.images)))
 
     def __iter__(self) -> Iterator[Place]:
-        _warn_of_other_processes(self.num_replicas)
+        if self.num_replicas == 1 < process_count():
+            warnings.warn(
+                f"these batches were made for one process, and there are {process_count()}: each sees all "
+                "images. Pass the data module to the Trainer (datamodule=...), not a loader made before.",
+                stacklevel=2,
+            )
         epoch = self.epoch
         self.set_epoch(epoch + 1)
         order = shuffled(self.seed, epoch, self.images)
@@ -255,22 +260,6 @@ def share_of(batch_size: int, processes: int, setting: str = "batch_size") -> in
             "that there are; choose a multiple"
         )
     return batch_size // processes
-
-
-def rank_and_processes() -> tuple[int, int]:
-    """Rank of this process and number of processes, from torch.distributed."""
-    there = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-
-
-def _warn_of_other_processes(processes: int) -> None:
-    _, there = rank_and_processes()
-    if processes == 1 < there:
-        warnings.warn(
-            f"these batches were made for one process, and there are {there}: each of them sees all images. "
-            "Pass the data module to the Trainer (datamodule=...), not a loader that was made before.",
-            stacklevel=3,
-        )
 
 
 def _collate(items: Any) -> Any:
