@@ -4,6 +4,7 @@ import io
 import logging
 import pickle
 import time
+import warnings
 
 import pytest
 from quick_run import folder_run
@@ -11,9 +12,9 @@ from rich.console import Console
 
 from ribseg import progress
 from ribseg.checks import SettingError
+from ribseg.errors import DataError
 from ribseg.modules.progress import TrainerProgress
-from ribseg.pipeline.recipe.console import LoggedConsole
-from ribseg.pipeline.recipe.log_file import LOG, Stamped, log_file
+from ribseg.pipeline.recipe.console import LOG_FILE, LoggedConsole, log_file
 from ribseg.progress import Tracker, check_progress, mode_of, track
 from ribseg.store.usage import Usage
 from ribseg.workers import RANKS
@@ -34,6 +35,13 @@ def clock(monkeypatch):
 
 def plain(file):
     return Console(file=file, width=200)
+
+
+def logged(folder):
+    """The lines of a log, without their times."""
+    lines = (folder / LOG_FILE).read_text().splitlines()
+    assert all(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S") for line in lines)
+    return [line[21:] for line in lines]
 
 
 def test_lines_once_a_minute_with_rate_and_remaining_time(clock):
@@ -78,18 +86,19 @@ def test_items_without_a_length(clock):
     assert file.getvalue().splitlines()[0] == "Writing: 1 files, 61 s/file"
 
 
-def test_a_bar_on_a_terminal_and_its_lines_in_the_log(clock):
-    log, terminal = io.StringIO(), io.StringIO()
-    console = LoggedConsole(log, force_terminal=True, width=100)
-    console.file = terminal
-    for _ in track(range(4), "Evaluating val", show="auto", console=console):
-        clock.now += 70
-        console.print("[bold]between[/]")
+def test_a_bar_on_a_terminal_and_its_lines_in_the_log(clock, tmp_path):
+    terminal = io.StringIO()
+    console = LoggedConsole(file=terminal, force_terminal=True, width=100)
+    with log_file(tmp_path, True):
+        for _ in track(range(4), "Evaluating val", show="auto", console=console):
+            clock.now += 70
+            console.print("[bold]between[/]")
     assert "━" in terminal.getvalue()
     assert "4/4 images, 4:40" in terminal.getvalue()
-    assert log.getvalue().count("between") == 4
-    assert not {"━", "\x1b"} & set(log.getvalue())
-    assert "Evaluating val: 4/4 images in 4:40, 70 s/image" in log.getvalue()
+    said = logged(tmp_path)
+    assert said.count("between") == 4
+    assert not {"━", "\x1b"} & set("".join(said))
+    assert "Evaluating val: 4/4 images in 4:40, 70 s/image" in said
 
 
 def test_a_job_inside_another_one_has_lines_instead_of_a_second_bar(clock):
@@ -147,21 +156,24 @@ def test_the_callback_can_be_sent_to_spawned_processes():
     assert (there.title, there.show, there.console) == ("rib", "bar", None)
 
 
-def test_the_log_has_lines_with_times_and_no_control_characters():
-    file = io.StringIO()
-    log = Stamped(file)
-    log.write("\x1b[1mbold\x1b[0m and")
-    log.write(" more\n\n 10%|#\r 90%|####\r100%|####\n")
-    log.write("\x1b[2K━━━━ 3/4\n")
-    lines = file.getvalue().splitlines()
-    assert [line[21:] for line in lines] == ["bold and more", "", "100%|####"]
-    assert time.strptime(lines[0][:19], "%Y-%m-%d %H:%M:%S")
+def test_the_log_has_lines_with_times_and_no_control_characters(tmp_path):
+    console = LoggedConsole(file=io.StringIO(), force_terminal=True, width=100)
+    with log_file(tmp_path, True):
+        console.print("[bold]bold[/]\n\n  and more")
+    assert logged(tmp_path)[1:] == ["bold", "", "  and more", "finished"]
+
+
+def test_a_quiet_console_and_one_without_a_run_log_nothing(tmp_path):
+    LoggedConsole(file=io.StringIO()).print("before")
+    with log_file(tmp_path, True):
+        LoggedConsole(quiet=True).print("quiet")
+    assert logged(tmp_path)[1:] == ["finished"]
 
 
 def test_a_run_logs_what_it_prints_and_how_it_ends(tmp_path, tree, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SHORT", 0)
     folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]", "progress=lines")
-    said, log = capsys.readouterr().out, (tmp_path / "out" / LOG).read_text()
+    said, log = capsys.readouterr().out, (tmp_path / "out" / LOG_FILE).read_text()
     for text in (
         "classifier: ",
         "Predicting cam: 10/10 images",
@@ -173,25 +185,38 @@ def test_a_run_logs_what_it_prints_and_how_it_ends(tmp_path, tree, capsys, monke
     assert log.splitlines()[-1].endswith("finished")
 
 
-def test_a_crash_leaves_its_traceback_and_what_others_said(tmp_path):
+def test_a_crash_leaves_its_traceback_and_warnings(tmp_path):
     def crash():
         with log_file(tmp_path, True):
             logging.getLogger("a.library").warning("beware")
-            print("printed by a user's code", end="")
+            logging.getLogger("a.library").info("not worth a line")
+            warnings.warn("on thin ice", stacklevel=1)
             raise RuntimeError("on purpose")
 
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.warns(UserWarning, match="thin ice"), pytest.raises(RuntimeError, match="on purpose"):
         crash()
-    log = (tmp_path / LOG).read_text()
-    for text in ("WARNING a.library: beware\n", "printed by a user's code\n", "failed:\n", "Traceback"):
-        assert text in log
-    assert log.rstrip().endswith("RuntimeError: on purpose")
+    said = logged(tmp_path)
+    assert said[1] == "WARNING a.library: beware"
+    assert "UserWarning: on thin ice" in said[2]
+    assert said[-1] == "RuntimeError: on purpose"
+    assert {"failed:", "Traceback (most recent call last):"} <= set(said)
+    assert "not worth a line" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "end"), [(DataError("no\nimages"), ["failed: no", "images"]), (KeyboardInterrupt(), None)]
+)
+def test_how_a_run_ended_is_in_the_log(tmp_path, error, end):
+    with pytest.raises(type(error)), log_file(tmp_path, True):
+        raise error
+    said = logged(tmp_path)
+    assert said[1:] == end if end else "interrupted:" in said
 
 
 def test_only_the_first_process_logs(tmp_path):
-    with log_file(tmp_path, False) as log:
-        assert log is None
-    assert not (tmp_path / LOG).exists()
+    with log_file(tmp_path, False):
+        pass
+    assert not (tmp_path / LOG_FILE).exists()
 
 
 def test_the_summary_of_a_stage(tmp_path):
@@ -203,14 +228,14 @@ def test_the_summary_of_a_stage(tmp_path):
     assert line.endswith(str(tmp_path))
 
 
-def test_paths_are_printed_in_one_line_and_as_they_are():
-    terminal, log = io.StringIO(), io.StringIO()
-    console = LoggedConsole(log, width=40)
-    console.file = terminal
+def test_paths_are_printed_in_one_line_and_as_they_are(tmp_path):
+    terminal = io.StringIO()
+    console = LoggedConsole(file=terminal, width=40)
     folder = f"/data/[bold]{'runs/' * 30}classifier-924b57c5d4de"
-    console.say(folder, "classifier")
-    console.say("the masks hold only background", "  warning", "yellow")
-    assert terminal.getvalue().splitlines() == log.getvalue().splitlines() == [
+    with log_file(tmp_path, True):
+        console.say(folder, "classifier")
+        console.say("the masks hold only background", "  warning", "yellow")
+    assert terminal.getvalue().splitlines() == logged(tmp_path)[1:-1] == [
         f"classifier: {folder}",
         "  warning: the masks hold only background",
     ]  # fmt: skip

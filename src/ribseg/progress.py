@@ -1,5 +1,6 @@
 """How far a long job is: a bar on a terminal, else one plain line a minute, as in a batch system's file."""
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ MODES = ("auto", "bar", "lines")
 EVERY = 60.0  # seconds between two lines
 WIDTH = 20  # of a bar, in characters
 SHORT = 2.0  # seconds of a job that is not worth a line
+LOG = logging.getLogger("ribseg.run")  # what a run prints, for its log.txt alone
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
 _shared: list[Console] = []
 _bars: list["Tracker"] = []  # that are drawn now
 
@@ -184,8 +188,8 @@ class Tracker:
         self.said = time.monotonic()
         if self.mode == "lines":
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        elif hasattr(self.console, "note"):  # a log that holds lines instead of bars
-            self.console.note(line)
+        else:  # the log holds lines instead of bars
+            LOG.info(line)
 
     def _start_bar(self) -> Progress:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(WIDTH), _Facts(self))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.recipe.console import make_console
+from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.report.compare import sentences
 from ribseg.pipeline.report.compare_page import comparison_tables, write_comparison
 from ribseg.pipeline.report.finished import open_runs
@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
     runs = open_runs(options.runs, options.names)
     if len(runs) > 1:
         path, comparison = write_comparison(runs, options.out or _folder(options.runs), options.resamples)
-        console = make_console()
+        console = LoggedConsole()
         console.print(*(table.for_terminal() for table in comparison_tables(comparison)))
         for text in sentences(comparison):
             console.say(text)

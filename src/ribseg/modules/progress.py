@@ -70,19 +70,16 @@ class TrainerProgress(ProgressBar):
         total = self.tracker.total if self.tracker is not None else None
         self._update(done if total is None else min(done, total), "")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ends the bar, or prints the last line."""
-        self._end()
+    def end(self, *args: Any, **kwargs: Any) -> None:
+        """Ends the bar, or prints the last line; also before an error is printed."""
+        if self.tracker is None:
+            return
+        self.tracker.close()
+        if self.counted is not None:
+            self.counted(self.tracker.unit, self.tracker.done - self.tracker.before)
+        self.tracker = None
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ends the bar, or prints the last line."""
-        self._end()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Gives the terminal back before the error is printed."""
-        self._end()
+    on_train_end = on_predict_end = on_exception = end
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes without the console, whose locks cannot be pickled for spawned processes."""
@@ -95,14 +92,6 @@ class TrainerProgress(ProgressBar):
         if self.tracker is not None:
             self.tracker.update(done, note)
 
-    def _end(self) -> None:
-        if self.tracker is None:
-            return
-        self.tracker.close()
-        if self.counted is not None:
-            self.counted(self.tracker.unit, self.tracker.done - self.tracker.before)
-        self.tracker = None
-
     def _metrics(self, trainer: pl.Trainer) -> str:
         if self.tracker is None or self.tracker.mode is None:
             return ""  # reading the loss would wait for the device
@@ -110,7 +99,8 @@ class TrainerProgress(ProgressBar):
         epoch = [f"epoch {trainer.current_epoch + 1}/{epochs}"] if epochs > 1 else []
         values = self.get_metrics(trainer, trainer.lightning_module)
         values.pop("v_num", None)
-        return ", ".join(epoch + [f"{name} {_number(value)}" for name, value in values.items()])
+        numbers = {k: f"{v:.3g}" if isinstance(v, int | float) else v for k, v in values.items()}
+        return ", ".join(epoch + [f"{name} {number}" for name, number in numbers.items()])
 
 
 def batches_of(trainer: pl.Trainer) -> int | None:
@@ -131,7 +121,3 @@ def images_of(trainer: pl.Trainer) -> int | None:
 
 def _batches_done(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.completed
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else str(value)

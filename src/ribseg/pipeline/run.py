@@ -12,9 +12,8 @@ from ribseg.errors import ConfigError
 from ribseg.files import atomic_write, write_json
 from ribseg.pipeline.plan import REPORT, planned, stages_of
 from ribseg.pipeline.preflight import preflight
-from ribseg.pipeline.recipe.console import quiet_lightning
+from ribseg.pipeline.recipe.console import log_file, quiet_lightning
 from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.log_file import log_file
 from ribseg.pipeline.recipe.loggers import finish_loggers
 from ribseg.pipeline.recipe.methods import entries, map_sources
 from ribseg.pipeline.recipe.processes import is_first_process, separate_processes, termination_as_interrupt
@@ -51,8 +50,8 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     plan, checks_data = planned(cfg)
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(plan.tf32)
-    with termination_as_interrupt(), separate_processes(), log_file(Path(output), is_first_process()) as log:
-        context = Context(plan, Path(output), log=log)
+    with termination_as_interrupt(), separate_processes(), log_file(Path(output), is_first_process()):
+        context = Context(plan, Path(output))
         # As Hydra does for commands; `ribseg report` reads it.
         context.on_first(lambda: atomic_write(Path(output, CONFIG), OmegaConf.to_yaml(cfg).encode()))
         with shared_console(context.console):

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.files import write_json
-from ribseg.pipeline.recipe.console import make_console
+from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.report.mask_tables import mask_name
 from ribseg.pipeline.report.table import TableData
 
@@ -83,7 +83,7 @@ class SweepTable(Callback):
         if not jobs:
             return
         write_json(folder / "sweep.json", jobs)
-        console = make_console()
+        console = LoggedConsole()
         console.print(*(table.for_terminal() for table in sweep_tables(jobs)))
         if sum("results" in job for job in jobs) > 1:
             console.say(f"ribseg report {folder}: the jobs beside each other, with intervals and pictures")

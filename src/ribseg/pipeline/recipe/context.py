@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytorch_lightning as pl
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from ribseg.errors import ConfigError, RibsegError
 from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
 from ribseg.pipeline.recipe.build import build, named_callbacks
-from ribseg.pipeline.recipe.console import make_console
+from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.recipe.engines import Engine, LocalEngine
 from ribseg.pipeline.recipe.loggers import logger_settings
 from ribseg.pipeline.recipe.processes import WaitingGroup, is_first_process, value_of_first, wait_for_all
@@ -42,7 +42,6 @@ class Context:
         cfg: the configuration; `run` and `rerun` name single stages, see `plan.planned`.
         output: folder of the run, for results and report.
         artefacts: of stages that were planned elsewhere.
-        log: file that gets what the console prints.
 
     Attributes:
         data: the DataModule.
@@ -62,11 +61,10 @@ class Context:
         cfg: DictConfig,
         output: Path,
         artefacts: Mapping[str, Artefact] | None = None,
-        log: IO[str] | None = None,
     ) -> None:
         self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
-        self.console = make_console(quiet=not self.is_first, log=log)
+        self.console = LoggedConsole(quiet=not self.is_first)
         self.artefacts = dict(artefacts or {})
         self.rerun: set[str] = set()
         self.shard = Shard.parse(cfg.get("shard"))
