@@ -13,6 +13,7 @@ from quick_run import folder_run
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from ribseg.data.check.dataset import check_dataset
+from ribseg.data.check.mask_notes import mask_notes, unusable_masks
 from ribseg.data.check.near_misses import near_misses
 from ribseg.data.feed.references import ReferenceSampler
 from ribseg.data.io.masks import voc_palette, write_mask
@@ -21,7 +22,6 @@ from ribseg.errors import DataError
 from ribseg.functional.evaluation import scores
 from ribseg.metrics.masks import mask_scores
 from ribseg.modules.classification import MeanAveragePrecision
-from ribseg.pipeline.report.mask_notes import mask_notes, unusable_masks
 
 LISTS = "ImageSets/Segmentation"
 

@@ -1,18 +1,19 @@
 """Checks of the data before the first stage: every file is opened once, and unusual findings are reported."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from ribseg.data.check.data_notes import data_results, print_notes
 from ribseg.data.check.dataset import check_dataset
 from ribseg.data.check.mask_facts import MaskFacts
+from ribseg.data.check.mask_notes import unusable_masks
 from ribseg.errors import DataError
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import reference_methods
-from ribseg.pipeline.report.data_notes import data_results, print_notes
-from ribseg.pipeline.report.mask_notes import unusable_masks
 from ribseg.pipeline.stages.chains import FULL
+from ribseg.pipeline.stages.classifier import CHECKPOINTS
 from ribseg.pipeline.stages.evaluate import EvaluateStage
 from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import training_folder
@@ -55,10 +56,22 @@ def note_data(context: Context, reported: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = mask_values(data_artefact(context))
     check_usable(context, values)
-    facts = data_results(context, values, reference_methods(context.cfg, context.cfg.run))
+    facts = data_facts(context, values, context.cfg.run)
     if facts != reported:
-        print_notes(context, facts)
+        print_notes(context.console.say, facts)
     return facts
+
+
+def data_facts(context: Context, values: Mapping[str, MaskFacts], methods: Container[str]) -> dict[str, Any]:
+    """The data facts, see `data_results`, for some methods of the configuration."""
+    drawing = reference_methods(context.cfg, methods)
+    return data_results(
+        context.data,
+        values,
+        trained=not any(context.cfg.classifier.get(name) for name in CHECKPOINTS),
+        drawn=bool(drawing),
+        searched=any(entry.searches_rate for entry in drawing),
+    )
 
 
 def check_data(context: Context) -> None:

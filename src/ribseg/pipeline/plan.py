@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from ribseg.errors import ConfigError
 from ribseg.pipeline.recipe.methods import Entry, entries
-from ribseg.pipeline.report.check_data import CHECK_DATA
 from ribseg.pipeline.stages.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage
 from ribseg.pipeline.stages.attention import AttentionStage
 from ribseg.pipeline.stages.bottleneck import BottleneckStage
@@ -34,7 +33,7 @@ from ribseg.pipeline.stages.toy_networks import ToyNetworksStage
 from ribseg.store.stage import Stage
 
 SEGMENTER = "segmenter"  # group of the segmenters of all sources
-REPORT = "report"
+REPORT, CHECK_DATA = "report", "check_data"
 
 
 def stages_of(cfg: Mapping[str, Any]) -> list[Stage]:

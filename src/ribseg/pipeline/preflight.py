@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ribseg.checks import within
+from ribseg.data.check.data_notes import nothing_to_learn
 from ribseg.errors import ConfigError, DataError
 from ribseg.methods.segments import ENDINGS
 from ribseg.pipeline.data_checks import check_data, check_full_masks, note_data, skip_broken
 from ribseg.pipeline.part_checks import check_callbacks, check_imports, check_parts, check_settings
 from ribseg.pipeline.plan import REPORT
 from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.report.data_notes import nothing_to_learn
 from ribseg.pipeline.stages.bottleneck import BottleneckStage, check_bottleneck
 from ribseg.pipeline.stages.chains import FULL, REFINEMENT, chains, segmenter_name
 from ribseg.pipeline.stages.evaluate import EvaluateStage, ready_sources

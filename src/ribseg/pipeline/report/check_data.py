@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ribseg.data.check.data_notes import print_notes
 from ribseg.data.check.mask_facts import MaskFacts
+from ribseg.data.check.mask_notes import unusable_masks
 from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
 from ribseg.errors import DataError, list_problems
 from ribseg.files import write_json
+from ribseg.pipeline.data_checks import data_facts
 from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import entries, reference_methods
-from ribseg.pipeline.report.data_notes import data_results, print_notes
-from ribseg.pipeline.report.mask_notes import unusable_masks
+from ribseg.pipeline.recipe.methods import entries
 from ribseg.pipeline.report.table import TableData
 from ribseg.pipeline.report.tables import policy_line
 
-CHECK_DATA = "check_data"
 RESULT = "check_data.json"
 WITHIN = "lists within another"
 SHOW = 5  # examples of each kind that are printed; the file has all
@@ -51,9 +51,8 @@ def report_data(context: Context) -> dict[str, Any]:
     same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
     print_survey(context, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
-    drawing = reference_methods(context.cfg, context.cfg.run or entries(context.cfg))
-    facts = data_results(context, values, drawing)
-    print_notes(context, facts)
+    facts = data_facts(context, values, context.cfg.run or entries(context.cfg))
+    print_notes(context.console.say, facts)
     errors = found_errors(surveys, same, values, data.classes)
     written = {
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
+from ribseg.data.check.note import Note
 from ribseg.files import atomic_write
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import map_sources
@@ -26,7 +27,6 @@ from ribseg.pipeline.report.mask_tables import (
     mask_group_tables,
     mask_table,
 )
-from ribseg.pipeline.report.notes import Note
 from ribseg.pipeline.report.pictures import picture_grid, pictured_maps
 from ribseg.pipeline.report.segmenter_report import (
     segmenter_columns,

@@ -1,56 +1,75 @@
 """Notes on valid but unusual data that change what a run's results mean."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts
+from ribseg.data.check.mask_notes import mask_notes
+from ribseg.data.check.note import Note, names_and_counts
 from ribseg.data.feed.references import ReferenceSampler
-from ribseg.modules.data_module import WSSSDataModule
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import Entry
-from ribseg.pipeline.report.mask_notes import mask_notes
-from ribseg.pipeline.report.notes import Note, names_and_counts
 
 FEW = 20  # masks that are read for a message
 
 
+class Splits(Protocol):
+    """The splits of a run's data; `ribseg.WSSSDataModule` has them."""
+
+    @property
+    def train(self) -> BaseDataset:
+        """The split for training the classifier."""
+
+    @property
+    def pseudo(self) -> BaseDataset:
+        """The split for pseudo masks."""
+
+    @property
+    def evals(self) -> dict[str, BaseDataset]:
+        """Split -> data set, of the evaluated splits."""
+
+    @property
+    def splits(self) -> list[BaseDataset]:
+        """Each split once."""
+
+
 def data_results(
-    context: Context, values: Mapping[str, MaskFacts], drawing: Sequence[Entry]
+    data: Splits, values: Mapping[str, MaskFacts], trained: bool, drawn: bool, searched: bool
 ) -> dict[str, Any]:
     """The data facts: "data" in `results.json`.
 
     Args:
-        context: of the run.
+        data: of the run.
         values: evaluated split -> facts of its masks; empty if they were not decoded.
-        drawing: methods of the run that draw reference images.
+        trained: whether the classifier is trained on these images, not loaded.
+        drawn: whether a method of the run draws reference images.
+        searched: whether the learning rate of such a method is searched.
 
     Returns:
         "notes": rows of "key", "found", "means", "helps". If a method draws reference images, also
         "without_references": the number of "images" with a class; how many of them are "without" any
         reference image, in total, by split ("splits"), and in the training split ("train").
     """
-    counts = without_references(context) if drawing else {}
-    notes = [*reference_notes(context, counts, drawing), *class_notes(context), *split_notes(context)]
+    counts = without_references(data) if drawn else {}
+    notes = [*reference_notes(data, counts, searched), *class_notes(data, trained), *split_notes(data)]
     for split, facts in values.items():
-        notes += mask_notes(split, facts, context.data.classes)
+        notes += mask_notes(split, facts, data.train.classes)
     result: dict[str, Any] = {"notes": [asdict(note) for note in notes]}
     return result | ({"without_references": counts} if counts else {})
 
 
-def print_notes(context: Context, facts: Mapping[str, Any]) -> None:
-    """Prints the notes of data facts, see `data_results`."""
+def print_notes(say: Callable[[str, str, str], object], facts: Mapping[str, Any]) -> None:
+    """Says the notes of `data_results`; `say` takes a text, what it is about, and a colour."""
     for row in facts["notes"]:
-        context.console.say(str(Note(**row)), "data", "yellow")
+        say(str(Note(**row)), "data", "yellow")
 
 
-def without_references(context: Context) -> dict[str, Any]:
+def without_references(data: Splits) -> dict[str, Any]:
     """The number of images for which no reference image exists; see `data_results`."""
-    data, seen = context.data, set[str]()
+    seen = set[str]()
     sampler = ReferenceSampler(data.train.ids, data.train.labels)
     splits, images, train = {}, 0, 0
     for folder in data.splits:
@@ -63,14 +82,13 @@ def without_references(context: Context) -> dict[str, Any]:
     return {"images": images, "without": sum(splits.values()), "splits": splits, "train": train}
 
 
-def reference_notes(context: Context, counts: Mapping[str, Any], drawing: Sequence[Entry]) -> Iterator[Note]:
+def reference_notes(data: Splits, counts: Mapping[str, Any], searched: bool) -> Iterator[Note]:
     """A note on images without any reference image."""
     if not counts.get("without"):
         return
-    data, searched = context.data, ""
-    labelled = int(data.train.labels.any(1).sum())
-    if any(entry.searches_rate for entry in drawing) and counts["train"]:
-        searched = (
+    search, labelled = "", int(data.train.labels.any(1).sum())
+    if searched and counts["train"]:
+        search = (
             f" So does the search of rib.lr=auto: of the {labelled} training images that it draws from, "
             f"{counts['train']} have none."
         )
@@ -78,19 +96,17 @@ def reference_notes(context: Context, counts: Mapping[str, Any], drawing: Sequen
     yield Note(
         "no_reference_image",
         f"{counts['without']} of {counts['images']} images with a class have no reference image "
-        f"({by_split}): every image of {data.train_split} shares a class with them",
-        "RIB adapts to them alone, without the reference images that the method requires." + searched,
+        f"({by_split}): every image of {data.train.split} shares a class with them",
+        "RIB adapts to them alone, without the reference images that the method requires." + search,
         "Images without a label are references for all others: add some to the list (an empty row in a CSV), "
         "or set rib.references=0 to use none at all.",
     )
 
 
-def class_notes(context: Context) -> Iterator[Note]:
+def class_notes(data: Splits, trained: bool) -> Iterator[Note]:
     """Notes on classes that no image has, or that a classifier cannot learn from these images."""
-    data = context.data
-    train = data.train.labels.sum(0)
-    others = {s: folder.labels.sum(0) for s, folder in data.evals.items() if s != data.train_split}
-    trained = not any(context.cfg.classifier.get(name) for name in ("checkpoint", "official_checkpoint"))
+    train, classes = data.train.labels.sum(0), data.train.classes
+    others = {s: folder.labels.sum(0) for s, folder in data.evals.items() if s != data.train.split}
     if trained:
         yield from _untrained_class_notes(data, train, others)
     anywhere = train + sum(others.values(), np.zeros_like(train))
@@ -98,7 +114,7 @@ def class_notes(context: Context) -> Iterator[Note]:
     if absent:
         yield Note(
             "class_without_image",
-            f"no image of any split has {names_and_counts(data.classes, absent, counted=False)}",
+            f"no image of any split has {names_and_counts(classes, absent, counted=False)}",
             "The classifier only learns to deny the class; it has no IoU and is in no mean, unless a "
             "segmenter predicts it somewhere.",
             "If images show it, compare the spelling in labels and classes.txt; else take it out of "
@@ -108,31 +124,31 @@ def class_notes(context: Context) -> Iterator[Note]:
     if always and trained:
         yield Note(
             "class_in_every_image",
-            f"{names_and_counts(data.classes, always)}: every image of {data.train_split}",
+            f"{names_and_counts(classes, always)}: every image of {data.train.split}",
             "The classifier can answer yes without looking, so that its maps need not lie on the class.",
-            f"Add images without the class to {data.train_split}; they may be without any label.",
+            f"Add images without the class to {data.train.split}; they may be without any label.",
         )
 
 
 def _untrained_class_notes(
-    data: WSSSDataModule, train: np.ndarray, others: Mapping[str, np.ndarray]
+    data: Splits, train: np.ndarray, others: Mapping[str, np.ndarray]
 ) -> Iterator[Note]:
     """Notes on classes of evaluated splits that no training image has; arrays: (C,) images per class."""
+    classes, learnt = data.train.classes, data.train.split
     for split, counts in others.items():
         only = {int(c): int(counts[c]) for c in np.flatnonzero((train == 0) & (counts > 0))}
         if only:
             yield Note(
                 "class_without_training_image",
-                f"{names_and_counts(data.classes, only)} of {split}, but no image of {data.train_split}",
+                f"{names_and_counts(classes, only)} of {split}, but no image of {learnt}",
                 "The class is never learnt, its maps are accidental (a segmenter never finds it), and its "
                 f"IoU counts in the mIoU of {split}.",
-                f"Put images of it into {data.train_split}, or take it out of classes.txt, labels and masks.",
+                f"Put images of it into {learnt}, or take it out of classes.txt, labels and masks.",
             )
 
 
-def split_notes(context: Context) -> Iterator[Note]:
+def split_notes(data: Splits) -> Iterator[Note]:
     """Notes on splits without labels, and on splits that overlap."""
-    data = context.data
     for split, folder in data.evals.items():
         if not folder.labels.any():
             yield Note(
@@ -146,8 +162,8 @@ def split_notes(context: Context) -> Iterator[Note]:
     for one, other in combinations(ids, 2):
         common = len(ids[one] & ids[other])
         # Pseudo masks are made from maps of training images, so a list within the training list is intended.
-        learnt = {data.train_split, data.pseudo_split}
-        meant = bool(learnt & {one, other}) and not {one, other} <= set(data.eval_splits)
+        learnt = {data.train.split, data.pseudo.split}
+        meant = bool(learnt & {one, other}) and not {one, other} <= set(data.evals)
         if common and not (meant and common == min(len(ids[one]), len(ids[other]))):
             yield Note(
                 "splits_overlap",

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from ribseg.data.check.mask_facts import MaskFacts
+from ribseg.data.check.note import SHOWN, Note
 from ribseg.data.io.masks import IGNORE
-from ribseg.pipeline.report.notes import SHOWN, Note
 
 MANY = 0.1  # share of images with differing labels and masks above which it is noted; VOC has fewer
 MOST = 0.5  # share of pixels
