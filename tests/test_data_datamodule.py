@@ -216,7 +216,7 @@ def trainer_of(processes, rank, epoch=0):
 
 def test_global_batch_is_divided(module):
     module.trainer = trainer_of(3, 1)
-    assert module.train_dataloader().batch_size == 1
+    assert [len(batch.id) for batch in module.train_dataloader()] == [1, 1]
     module.trainer = trainer_of(2, 1)
     with pytest.raises(ConfigError, match=r"batch_size=3 .* does not divide by the 2"):
         module.train_dataloader()

@@ -2,7 +2,7 @@
 
 import random
 import warnings
-from functools import partial
+from itertools import islice
 
 import albumentations as A
 import numpy as np
@@ -13,20 +13,13 @@ from quick_run import folder_run
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ribseg.data.augment.seeding import (
-    EpochSampler,
-    SeededDataset,
-    ValidationBatches,
-    training_loader,
-    validation_loader,
-)
+from ribseg.data.augment.seeding import SeededDataset, TrainingBatches, ValidationBatches, batch_loader
 from ribseg.data.augment.segmentation import (
     SegmentationDataset,
     segmentation_eval_transform,
     segmentation_train_transform,
 )
-from ribseg.data.augment.transforms import train_transform
-from ribseg.data.feed.iterations import IterationSampler
+from ribseg.data.augment.transforms import seeded, train_transform
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError
 from ribseg.modules.data_module import WSSSDataModule
@@ -96,21 +89,20 @@ class GlobalRandom(Dataset):
 
     def __init__(self):
         self.generator, self.own = np.random.default_rng(), random.Random()
-        self.torch, self.legacy = torch.Generator(), np.random.RandomState()
-        self.views = {"one": [A.Compose([A.RandomCrop(4, 4)])]}
-        self.noise = partial(self._noise, rng=np.random.default_rng())
+        self.crop, self.flips = A.Compose([A.RandomCrop(4, 4)]), [A.HorizontalFlip(p=0.5)]
 
     def __len__(self):
         return 11
 
-    def _noise(self, rng):
-        return rng.random() + self.generator.random() + self.own.random() + self.legacy.rand()
+    def reseed(self, seed):
+        self.generator, self.own = np.random.default_rng(seed), random.Random(seed)
+        seeded(self.flips[0], seed)
 
     def __getitem__(self, index):
         image = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
-        crop = self.views["one"][0](image=image)["image"]
-        drawn = random.random() + np.random.rand() + torch.rand(()).item() + self.noise()
-        drawn += torch.rand((), generator=self.torch).item()
+        crop = np.ascontiguousarray(self.flips[0](image=self.crop(image=image)["image"])["image"])
+        drawn = random.random() + np.random.rand() + torch.rand(()).item()
+        drawn += self.generator.random() + self.own.random()
         pixels = torch.from_numpy(crop).permute(2, 0, 1).float() / 300 + index / 11
         image = nn.functional.interpolate(pixels[None], (24, 24))[0] * drawn
         return Sample(str(index), image, torch.ones(3))
@@ -126,16 +118,15 @@ def own_data(tree, workers=0):
 
 
 class OwnTransform(WSSSDataModule):
-    """Its transform is a method and draws from what the data module holds."""
+    """Its transform is a method that draws from the global generators."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.shift = np.random.default_rng()
         self.train_transform = self.shifted
 
     def shifted(self, image):
         pixels = torch.from_numpy(np.resize(image, (24, 24, 3))).permute(2, 0, 1) / 255
-        return {"image": pixels + torch.rand(1) + self.shift.random() + random.random()}
+        return {"image": pixels + torch.rand(1) + np.random.rand() + random.random()}
 
 
 def own_transform_data(tree, workers=0):
@@ -189,8 +180,8 @@ def test_what_the_main_process_draws_is_left_alone():
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     threads = torch.get_num_threads()
     first = [dataset[(i, 0)].image for i in range(3)]
-    loader = training_loader(GlobalRandom(), 4)
-    next(iter(loader)), next(iter(validation_loader(GlobalRandom(), 4)))
+    for batches in (TrainingBatches(11, 4), ValidationBatches(11, 4)):
+        next(iter(batch_loader(GlobalRandom(), batches)))
     assert (torch.rand(1), random.random(), np.random.rand()) == expected
     assert torch.get_num_threads() == threads
     again = SeededDataset(GlobalRandom())
@@ -214,12 +205,10 @@ def test_an_error_in_an_item_leaves_the_streams_alone():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_out_the_batches_of_one(images, processes):
     def steps(epoch, rank=0, number=1):
-        sampler = EpochSampler(images, 4, 9, rank=rank, processes=number)
+        sampler = TrainingBatches(images, 4, 9, rank=rank, processes=number)
         sampler.set_epoch(epoch)
-        batches = list(
-            DataLoader(range(images), 4 // number, sampler=sampler, collate_fn=list)._index_sampler
-        )
-        assert sum(map(len, batches)) == len(sampler)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
         return batches
 
     for epoch in (0, 3):
@@ -237,15 +226,30 @@ def test_processes_share_out_the_batches_of_one(images, processes):
 
 
 def test_an_epoch_has_each_image_at_most_once():
-    indices = [index for index, _ in EpochSampler(11, 4)]
+    indices = [index for batch in TrainingBatches(11, 4) for index, _ in batch]
     assert len(indices) == len(set(indices)) == 8
-    assert sorted(index for index, _ in EpochSampler(3, 4)) == [0, 1, 2]
+    assert sorted(index for batch in TrainingBatches(3, 4) for index, _ in batch) == [0, 1, 2]
 
 
 def test_iterations_and_epochs_have_one_order():
-    sampler, epochs = iter(IterationSampler(8, 4, seed=2)), EpochSampler(8, 4, seed=2)
-    by_iterations = [place for _ in range(4) for place in next(sampler)]
-    assert by_iterations == [*epochs, *epochs]
+    endless, epochs = iter(TrainingBatches(8, 4, seed=2, first=0)), TrainingBatches(8, 4, seed=2)
+    assert [next(endless) for _ in range(4)] == [*epochs, *epochs]
+
+
+def test_batches_are_a_function_of_the_iteration():
+    def take(number, first=0, **settings):
+        return list(islice(TrainingBatches(7, 4, seed=3, first=first, **settings), number))
+
+    whole = take(9)
+    assert take(4, first=5) == whole[5:]
+    halves = [take(9, rank=rank, processes=2) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    images = [index for batch in whole for index, _ in batch]
+    assert sorted(images[:7]) == sorted(images[7:14]) == list(range(7))
+    assert images[:7] != images[7:14]
+    assert [epoch for batch in whole for _, epoch in batch] == [position // 7 for position in range(36)]
+    with pytest.raises(TypeError, match="no end"):
+        len(TrainingBatches(7, 4, first=0))
 
 
 @pytest.mark.parametrize("images", range(1, 14))
@@ -261,11 +265,13 @@ def test_validation_has_each_image_once_and_equally_many_steps(images, processes
 
 def test_batches_that_cannot_be():
     with pytest.raises(ConfigError, match="does not divide by the 3"):
-        EpochSampler(8, 4, processes=3)
+        TrainingBatches(8, 4, processes=3)
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        TrainingBatches(8, 0, first=0)
     with pytest.raises(ConfigError, match="does not divide by the 3"):
         ValidationBatches(8, 4, processes=3)
     with pytest.raises(ConfigError, match="got none"):
-        EpochSampler(0, 4)
+        TrainingBatches(0, 4)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

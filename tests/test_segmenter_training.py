@@ -9,15 +9,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
-from ribseg.data.augment.seeding import SeededDataset
+from ribseg.data.augment.seeding import TrainingBatches, batch_loader
 from ribseg.data.augment.segmentation import (
+    CountedDataset,
     SegmentationDataset,
     segmentation_train_transform,
     whole_image_transform,
 )
-from ribseg.data.feed.iterations import CountedDataset, IterationSampler, PaddedShard, only_item
+from ribseg.data.feed.views import only_item
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.losses import segmentation_loss
@@ -57,41 +58,20 @@ def trainer(folder, steps, *callbacks, **settings):
     )
 
 
-def test_batches_are_a_function_of_the_iteration():
-    def take(number, **settings):
-        return list(itertools.islice(IterationSampler(7, 4, seed=3, **settings), number))
-
-    whole = take(9)
-    assert take(4, start=5) == whole[5:]
-    halves = [take(9, rank=rank, processes=2) for rank in range(2)]
-    assert [a + b for a, b in zip(*halves, strict=True)] == whole
-    images = [index for batch in whole for index, _ in batch]
-    assert sorted(images[:7]) == sorted(images[7:14]) == list(range(7))
-    assert images[:7] != images[7:14]
-    assert [epoch for batch in whole for _, epoch in batch] == [position // 7 for position in range(36)]
-
-
-@pytest.mark.parametrize(("images", "batch"), [(0, 4), (3, 3), (3, 0)])
-def test_batches_that_cannot_be(images, batch):
-    with pytest.raises(ConfigError, match="expected images"):
-        IterationSampler(images, batch, processes=2)
-
-
 def test_batches_do_not_depend_on_the_workers(voc_tree):
-    dataset = SeededDataset(data(voc_tree, transform=segmentation_train_transform(32)), 0)
-    workers = DataLoader(dataset, batch_sampler=IterationSampler(8, 3), num_workers=2)
-    plain = DataLoader(dataset, batch_sampler=IterationSampler(8, 3))
-    for one, two in itertools.islice(zip(workers, plain, strict=False), 5):
+    dataset = data(voc_tree, transform=segmentation_train_transform(32))
+    loaders = [batch_loader(dataset, TrainingBatches(8, 3, first=0), workers) for workers in (0, 2)]
+    for one, two in itertools.islice(zip(*loaders, strict=False), 5):
         assert torch.equal(one.image, two.image)
         assert torch.equal(one.mask, two.mask)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_validation_counts_each_image_once(voc_tree, processes):
-    dataset = CountedDataset(data(voc_tree, "val"))
-    shards = [list(PaddedShard(len(dataset), rank, processes)) for rank in range(processes)]
-    assert len({len(shard) for shard in shards}) == 1
-    items = [dataset[index] for shard in shards for index in shard]
+    dataset = CountedDataset(data(voc_tree, "val"), processes)
+    shares = [list(DistributedSampler(dataset, processes, rank, shuffle=False)) for rank in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    items = [dataset[index] for share in shares for index in share]
     counted = [item.id for item in items if item.counts]
     assert sorted(counted) == sorted(dataset.dataset.ids)
 
@@ -283,6 +263,6 @@ def test_overfits_eight_images(tmp_path):
     )  # fmt: skip
     run = trainer(tmp_path, 120, limit_val_batches=0)
     run.fit(module, datamodule=SegmentationDataModule(train, None, batch_size=8))
-    loader = DataLoader(CountedDataset(val), sampler=PaddedShard(8), batch_size=1, collate_fn=only_item)
+    loader = DataLoader(val, batch_size=1, collate_fn=only_item)
     score = trainer(tmp_path, 1).validate(module, loader, verbose=False)[0]["val/miou"]
     assert score > 0.95

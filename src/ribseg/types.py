@@ -33,7 +33,7 @@ class MaskSample(NamedTuple):
         id: of the image.
         image: (3, S, S) float32 tensor after the transform, else (H, W, 3) uint8 array.
         mask: (S, S) or (H, W) uint8: 0 background, c + 1 class c, 255 ignore.
-        counts: whether it counts in validation; see `PaddedShard`.
+        counts: whether it counts in validation; see `CountedDataset`.
     """
 
     id: str

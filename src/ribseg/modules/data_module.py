@@ -16,9 +16,8 @@ from ribseg.data.augment.transforms import eval_transform, train_transform
 from ribseg.data.base import BaseDataset, ImageDataset
 from ribseg.data.check.dataset import CheckReport, OnError, check_dataset
 from ribseg.data.feed.image_pool import ImagePool
-from ribseg.data.feed.iterations import only_item
 from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
-from ribseg.data.feed.views import SCALES, ViewsDataset, check_scales
+from ribseg.data.feed.views import SCALES, ViewsDataset, check_scales, only_item
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError

@@ -7,10 +7,11 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from ribseg.data.augment.seeding import (
+    TrainingBatches,
+    ValidationBatches,
+    batch_loader,
     is_seeded,
     share_of,
-    training_loader,
-    validation_loader,
 )
 from ribseg.workers import process_count, rank
 
@@ -42,23 +43,24 @@ class EpochDataModule(pl.LightningDataModule):
         Raises:
             ConfigError: batch_size is not divisible by the number of processes.
         """
-        rank, processes = self._check_share()
         # Lightning also sets the sampler's epoch, but only after workers have started to load.
         loop = None if self.trainer is None else self.trainer.fit_loop
         epoch = 0 if loop is None else loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        return training_loader(dataset, self.batch_size, self.seed, self.num_workers, epoch, rank, processes)
+        shape = (len(dataset), self.batch_size)  # type: ignore[arg-type]
+        batches = TrainingBatches(*shape, self.seed, epoch, *self._check_share())
+        return batch_loader(dataset, batches, self.num_workers, self.seed)
 
     def validation_batches(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         """Batches of a data set in its order, with each image once for any number of processes.
 
         Args:
-            dataset: of items for `default_collate`.
+            dataset: of items for `default_collate`; random ones are the same in every pass.
 
         Raises:
             ConfigError: batch_size is not divisible by the number of processes.
         """
-        rank, processes = self._check_share()
-        return validation_loader(dataset, self.batch_size, self.num_workers, rank, processes)
+        shape = (len(dataset), self.batch_size)  # type: ignore[arg-type]
+        return batch_loader(dataset, ValidationBatches(*shape, *self._check_share()), self.num_workers)
 
     def _check_share(self) -> tuple[int, int]:
         """Rank and number of processes; raises a ConfigError if batch_size is not divisible by the latter."""

@@ -1,17 +1,12 @@
 """Data loaders of images with masks: by epochs (affinities) and by iterations (segmenters)."""
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from ribseg.checks import check_number
-from ribseg.data.augment.seeding import SeededDataset, loader_settings
-from ribseg.data.augment.segmentation import SegmentationDataset
-from ribseg.data.feed.iterations import (
-    CountedDataset,
-    IterationSampler,
-    PaddedShard,
-    only_item,
-)
+from ribseg.data.augment.seeding import TrainingBatches, batch_loader, loader_settings
+from ribseg.data.augment.segmentation import CountedDataset, SegmentationDataset
+from ribseg.data.feed.views import only_item
 from ribseg.errors import ConfigError
 from ribseg.modules.epoch_data import EpochDataModule, rank_of
 
@@ -52,8 +47,6 @@ class CropDataModule(EpochDataModule):
 
 class SegmentationDataModule(pl.LightningDataModule):
     """Infinite training batches starting at the Trainer's step, and whole images for validation.
-
-    The Trainer must not replace the samplers (`use_distributed_sampler=False`).
 
     Args:
         train: images and masks, with a transform to crops of one size.
@@ -97,27 +90,15 @@ class SegmentationDataModule(pl.LightningDataModule):
         rank, processes = rank_of(self.trainer)
         step = 0 if self.trainer is None else self.trainer.global_step
         self.check(processes)
-        sampler = IterationSampler(
-            len(self.train),
-            self.batch_size // self.accumulate,
-            self.seed,
-            step * self.accumulate,
-            rank,
-            processes,
-        )
-        dataset = SeededDataset(self.train, self.seed)
-        return DataLoader(dataset, batch_sampler=sampler, **loader_settings(self.num_workers))
+        size, first = self.batch_size // self.accumulate, step * self.accumulate
+        batches = TrainingBatches(len(self.train), size, self.seed, 0, rank, processes, first)
+        return batch_loader(self.train, batches, self.num_workers, self.seed)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Whole images one by one; an empty list without validation data."""
         if self.val is None:
             return []
         rank, processes = rank_of(self.trainer)
-        shard = PaddedShard(len(self.val), rank, processes)
-        return DataLoader(
-            CountedDataset(self.val),
-            batch_size=1,
-            sampler=shard,
-            collate_fn=only_item,
-            **loader_settings(self.num_workers),
-        )
+        images = CountedDataset(self.val, processes)
+        share: DistributedSampler[int] = DistributedSampler(images, processes, rank, shuffle=False)
+        return DataLoader(images, 1, sampler=share, collate_fn=only_item, **loader_settings(self.num_workers))

@@ -61,6 +61,28 @@ class SegmentationDataset(Dataset[MaskSample]):
         return MaskSample(image_id, sample["image"], sample["mask"])
 
 
+class CountedDataset(Dataset[MaskSample]):
+    """The items of a data set, and so many more that each process gets the same number of them.
+
+    Under DDP unequal numbers of steps would hang, and repeated images would count twice: the additional items
+    have `counts` False. For torch's DistributedSampler.
+
+    Args:
+        dataset: of the items.
+        processes: number of processes.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, processes: int = 1) -> None:
+        self.dataset, self.processes = dataset, processes
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.processes) * self.processes
+
+    def __getitem__(self, index: int) -> MaskSample:
+        number = len(self.dataset)
+        return self.dataset[index % number]._replace(counts=index < number)
+
+
 class RandomRescale(A.RandomScale):
     """RandomScale as published: Pillow's bicubic filter for the image, nearest for the mask."""
 

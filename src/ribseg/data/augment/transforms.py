@@ -152,18 +152,6 @@ def seeded(transform: T, seed: int) -> T:
     return transform
 
 
-def worker_init_fn(worker: int) -> None:
-    """Turns off OpenCV's threads in a DataLoader's worker.
-
-    It does not seed anything: seeds per worker would make samples depend on the number of workers, see
-    `seeding`.
-
-    Args:
-        worker: its number.
-    """
-    cv2.setNumThreads(0)  # the workers run in parallel already
-
-
 def _range(resize_long: Sequence[int]) -> tuple[int, int]:
     low, high = resize_long
     if not 1 <= low <= high:

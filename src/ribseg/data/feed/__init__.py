@@ -1,1 +1,1 @@
-"""Reference images, views, and samplers for training and prediction."""
+"""Reference images, and what predictions read."""

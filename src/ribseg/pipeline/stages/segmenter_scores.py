@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.feed.iterations import WholeImages, only_item
+from ribseg.data.feed.views import WholeImages, only_item
 from ribseg.data.io.masks import read_mask
 from ribseg.files import missing_ids, write_json
 from ribseg.metrics import confusion_matrix, counts_of
