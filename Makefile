@@ -14,12 +14,12 @@ help:
 	@echo "make demo      set-up and the main job on the built-in data (ARGS=\"key=value ...\" is passed on)"
 	@echo "make demo-full the same, through pseudo masks and segmenter"
 	@echo "make test      set-up and the tests, in two processes"
-	@echo "make test-all  the same, with the tests of minutes and gigabytes"
+	@echo "make test-all  the same, with the tests of minutes and gigabytes, and those of lint, package and site"
 	@echo "make test-lowest  the tests with the oldest versions that setup.cfg allows; leaves .venv-lowest/"
 	@echo "make test-package  sdist and wheel, and the installed command outside this folder; leaves dist/"
 	@echo "make coverage  the tests, and which lines they run"
 	@echo "make docs      the documentation as a site: leaves site/, begin at site/index.html"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy, and what mypy says of uses of the library"
 	@echo "make clean     removes what the others leave: .venv*/, dist/, site/ and outputs/"
 
 $(BIN)/python:
@@ -53,6 +53,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 test: .venv/.installed-dev
 	$(PYTEST)
 
+# Those of make lint, make test-package and make docs, too.
 test-all: .venv/.installed-dev
 	$(PYTEST) -m ""
 
@@ -75,7 +76,8 @@ test-lowest: .venv-lowest/.installed
 OUTSIDE = .venv-package/outside
 INSTALLED = cd $(OUTSIDE) && ../bin/ribseg
 
-test-package:
+test-package: .venv/.installed-dev
+	$(BIN)/python -m pytest -m "package and not nightly" tests/test_packaging.py
 	rm -rf dist .venv-package
 	$(PYTHON) -m venv .venv-package
 	.venv-package/bin/python -m pip install build
@@ -95,12 +97,14 @@ test-package:
 
 docs: .venv-docs/.installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	RIBSEG_SITE=site PYTHONPATH=src .venv-docs/bin/python -m pytest --noconftest -m site tests/test_site.py
 	@echo "The site is in site/; begin at site/index.html"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -m lint tests/test_typing.py
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

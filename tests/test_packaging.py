@@ -1,4 +1,7 @@
-"""The wheel: every package and every configuration is in it, and the command works from anywhere."""
+"""The wheel: every package and every configuration is in it, and the command works from anywhere.
+
+What is marked `package` is part of `make test-package`.
+"""
 
 import configparser
 import json
@@ -93,6 +96,7 @@ def called(command, folder):
     return done.stdout
 
 
+@pytest.mark.package
 def test_all_files_are_in_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     yaml = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
@@ -100,7 +104,7 @@ def test_all_files_are_in_the_wheel(wheel):
     assert {"ribseg/pipeline/report/templates/report.html", "ribseg/py.typed"} <= names
 
 
-@pytest.mark.slow
+@pytest.mark.package
 def test_the_installed_command_runs_anywhere(installed, tmp_path):
     command = installed / "ribseg"
     assert called([command, "--version"], tmp_path).strip() == f"ribseg {ribseg.__version__}"
@@ -110,6 +114,7 @@ def test_the_installed_command_runs_anywhere(installed, tmp_path):
     assert Path(place).is_relative_to(installed.parent)
 
 
+@pytest.mark.package
 @pytest.mark.nightly
 def test_the_installed_demo(installed, tmp_path):
     """The main job, from the wheel alone; then one image by the classifier that it has trained."""

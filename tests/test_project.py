@@ -64,7 +64,8 @@ def test_workflows_call_targets_of_the_makefile():
         assert workflow["permissions"] == {"contents": "read"}
         called |= {command for job in workflow["jobs"].values() for command in commands(job)}
     assert called <= {f"make {target}" for target in targets}, "what CI runs belongs into the Makefile"
-    assert {"make lint", "make test-lowest", "make coverage", "make test-package"} <= called
+    jobs = {"make lint", "make test-lowest", "make coverage", "make test-package", "make docs"}
+    assert jobs <= called
 
 
 def test_both_ends_of_the_supported_pythons_are_tested(setup):

@@ -1,4 +1,7 @@
-"""The documentation's site: built with warnings as errors, complete, and readable without a network."""
+"""The documentation's site: built with warnings as errors, complete, and readable without a network.
+
+`make docs` tests the site that it has built; what is marked `site` is no part of `make test`.
+"""
 
 import ast
 import html
@@ -18,7 +21,9 @@ TOOL = runpy.run_path(str(ROOT / "tools" / "settings_reference.py"))
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of the site, built as `make docs` builds it."""
+    """The folder of the site: that of RIBSEG_SITE, or built as `make docs` builds it."""
+    if "RIBSEG_SITE" in os.environ:
+        return ROOT / os.environ["RIBSEG_SITE"]
     for name in NEEDED:
         pytest.importorskip(
             name, reason=f"the site is built by pip install 'ribseg[docs]'; {name} is missing"
@@ -35,6 +40,7 @@ def read(site, page):
     return (site / page).read_text()
 
 
+@pytest.mark.site
 def test_every_page_of_docs_is_on_the_site(site):
     missing = [
         path.name for path in (ROOT / "docs").glob("*.md") if not (site / f"{path.stem}.html").is_file()
@@ -42,6 +48,7 @@ def test_every_page_of_docs_is_on_the_site(site):
     assert not missing
 
 
+@pytest.mark.site
 def test_nothing_is_fetched_from_a_network(site):
     """Links that a reader follows may lead there; scripts, styles, fonts and pictures may not."""
     for path in site.rglob("*.html"):
@@ -54,6 +61,7 @@ def test_nothing_is_fetched_from_a_network(site):
         assert "url(http" not in path.read_text(), path
 
 
+@pytest.mark.site
 def test_equations_are_mathml(site):
     page = read(site, "method.html")
     assert page.count("<math") >= 10
@@ -61,6 +69,7 @@ def test_equations_are_mathml(site):
         assert 'class="arithmatex"' not in path.read_text(), path
 
 
+@pytest.mark.site
 def test_every_public_name_is_documented(site):
     import ribseg
 
@@ -97,6 +106,7 @@ def test_comments_are_read():
     assert found["g.b.d"][1:] == ("'x # y'", "z", "", "VOC")
 
 
+@pytest.mark.site
 def test_examples_are_shown_as_they_are(site):
     page = html.unescape(re.sub(r"<[^>]+>", "", read(site, "examples.html")))
     for path in (ROOT / "examples").glob("*.py"):

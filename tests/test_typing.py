@@ -1,4 +1,7 @@
-"""Public names: typed for mypy although they are imported on first use, and the same in every list."""
+"""Public names: typed for mypy although they are imported on first use, and the same in every list.
+
+What mypy says of uses of them is part of `make lint`.
+"""
 
 import ast
 import importlib
@@ -130,7 +133,7 @@ def mypy_output(tmp_path_factory, request):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.lint
 def test_right_calls_have_no_error_and_the_class_is_the_class(mypy_output):
     said = [line for line in mypy_output.splitlines() if "right.py" in line]
     assert len(said) == 1, "\n".join(said)
@@ -138,7 +141,7 @@ def test_right_calls_have_no_error_and_the_class_is_the_class(mypy_output):
     assert re.search(revealed, said[0])
 
 
-@pytest.mark.slow
+@pytest.mark.lint
 def test_every_wrong_call_is_an_error(mypy_output):
     found = [int(n) for n in re.findall(r"wrong\.py:(\d+): error", mypy_output)]
     assert sorted(set(found)) == list(range(2, 2 + len(WRONG.splitlines()))), mypy_output
