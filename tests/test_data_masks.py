@@ -110,6 +110,8 @@ def test_ids_beyond_the_classes_are_listed(tmp_path, mask):
     write_mask(tmp_path / "a.png", mask)
     with pytest.raises(DataError, match=r"class ids \[20, 254\]; expected 0\.\.7"):
         read_mask(tmp_path / "a.png", num_classes=7)
+    with pytest.raises(DataError, match=r"class ids \[20, 254\]; expected 0\.\.19"):
+        read_mask(tmp_path / "a.png", num_classes=19)
 
 
 def test_mask_ids(mask):

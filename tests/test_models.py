@@ -73,6 +73,13 @@ def test_published_freeze_trains_the_last_two_stages_and_the_head_only():
     assert "head.weight" in changed
 
 
+def test_published_freeze_detaches_the_trunk_whatever_requires_gradients():
+    model = small().requires_grad_(True)
+    model(torch.randn(1, 3, 64, 64)).sum().backward()
+    assert all(p.grad is None for p in model.trunk.parameters())
+    assert all(p.grad is not None for p in model.tail[0].parameters())
+
+
 def test_freeze_none_trains_everything_with_live_statistics():
     model = small(freeze="none")
     model.train()
