@@ -9,11 +9,12 @@ import pytest
 from quick_run import arguments, folder_run, make_learnable_tree, train
 
 from ribseg.cli import main
+from ribseg.commands.report import opened
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError
 from ribseg.metrics import bootstrap_miou, interval
 from ribseg.pipeline.report.compare import Comparison, sentences
-from ribseg.pipeline.report.compare_page import comparison_tables, difference_table, result_tables
+from ribseg.pipeline.report.compare_page import comparison_tables, map_tables, result_tables
 from ribseg.pipeline.report.compare_sweep import sweep_section, swept_numbers, swept_scores
 from ribseg.pipeline.report.finished import differing_settings, open_runs, run_names
 from ribseg.pipeline.report.table import TableData
@@ -83,10 +84,10 @@ def test_scores_are_those_of_the_runs(runs, comparison):
 
 
 def test_published_numbers_stand_beside_those_of_a_sweep(runs, comparison, monkeypatch):
-    assert len(difference_table(comparison, "train").columns) == 6
+    assert len(map_tables(comparison)["differences_train"].columns) == 6
     for one in (runs[0], runs[2]):
         monkeypatch.setitem(one.results["localization"]["rib"]["split"]["train"], "published", 0.565)
-    table = difference_table(comparison, "train")
+    table = map_tables(comparison)["differences_train"]
     assert table.columns[-1] == "published best"
     published, maps = [row[-1] for row in table.rows], [row.maps for row in comparison.rows["train"]]
     named = [one.source == "rib" and one.runs[0] in (runs[0], runs[2]) for one in maps]
@@ -217,7 +218,7 @@ def test_a_swept_number_has_a_figure(whole, runs, comparison):
 def test_which_settings_have_a_figure(tmp_path, runs, settings, title):
     some = Comparison(runs, 10)
     vars(some)["settings"] = {name: list(map(str, values)) for name, values in settings.items()}
-    sections = list(sweep_section(runs[0].context(tmp_path), some))
+    sections = list(sweep_section(opened(runs[0], tmp_path), some))
     assert [section.figures[0].title.partition(";")[0] for section in sections] == ([title] if title else [])
     assert (tmp_path / "sweep.png").is_file() == bool(title)
 

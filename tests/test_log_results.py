@@ -14,8 +14,10 @@ from quick_run import folder_run, settings
 from test_loggers import OWN
 
 from ribseg.data.io.masks import read_mask
-from ribseg.pipeline.report.log_results import Loggable, accepted, log_results, steps, strip
-from ribseg.pipeline.report.logged import Curves, Example, class_tables, threshold_curves
+from ribseg.pipeline.report.log_results import Loggable, log_results, steps, strip
+from ribseg.pipeline.report.pictures import Example
+from ribseg.pipeline.report.records import records_of
+from ribseg.pipeline.report.tables import file_tables
 
 CHAIN = "run=[classifier,cam,rib,pseudo_masks,segmenter,evaluate,report]"
 LIGHT = ("refine.variants=[none]", "segmenter.sources=[rib]", "report.examples=2")
@@ -208,16 +210,18 @@ def test_tables_and_curves_of_results_made_by_hand():
         "pseudo_masks": {"variants": {"crf": {"val": {"iou": [0.8, None]}, "threshold": 0.3}}},
         "segmenter": {"rib": {"split": {"val": {"iou": [0.7, 0.2]}}}},
     }
-    tables = class_tables(results, ["cat"])
+    tables = file_tables(records_of(results, ["cat"]))
     assert tables["iou/localization/val"].rows == [["background", 0.9], ["cat", 0.1]]
     assert tables["iou/pseudo_masks/val"].columns == ["class", "crf"]
     assert tables["iou/segmenter/val"].rows[1] == ["cat", 0.2]
-    found = threshold_curves(results)["val"]
-    assert found == Curves(
-        {"RIB": CURVE["thresholds"]}, {"RIB": {k: CURVE[k] for k in ("miou", "precision", "recall")}}
-    )
-    assert found.table().rows[2] == ["RIB", 1.0, 0.2, None, 0.0]
-    assert "thresholds" in CURVE
+    assert tables["curves/val"].columns == ["maps", "threshold", "miou", "precision", "recall"]
+    assert tables["curves/val"].rows[2] == ["RIB", 1.0, 0.2, None, 0.0]
+    data = SimpleNamespace(classes=("cat",))
+    things = Loggable(SimpleNamespace(cfg=SimpleNamespace(name="x"), data=data), results)
+    assert list(things.curves) == ["val/miou", "val/precision", "val/recall"]
+    (curve,) = things.curves["val/precision"].values()
+    assert [one.threshold for one in curve] == CURVE["thresholds"]
+    assert [one.value for one in curve] == CURVE["precision"]
 
 
 def test_a_strip_shows_the_masks_over_the_image():
@@ -227,8 +231,3 @@ def test_a_strip_shows_the_masks_over_the_image():
     shown = strip(Example("a", image, {"ground truth": mask}, {}), palette)
     assert shown.shape == (2, 6, 3)
     assert shown[0, 3:, 0].tolist() == [100, 160, 100]
-
-
-def test_a_function_gets_the_arguments_that_it_takes():
-    assert accepted(lambda key, images, caption: 0, caption=1, masks=2) == {"caption": 1}
-    assert accepted(lambda key, **others: 0, caption=1, masks=2) == {"caption": 1, "masks": 2}

@@ -20,9 +20,10 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.part_checks import check_settings
 from ribseg.pipeline.plan import chosen_stages, stages_of
 from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.report.sweep_tables import sweep_tables
 from ribseg.pipeline.run import gather, run
 from ribseg.pipeline.stages.learning_rate import device_of
-from ribseg.pipeline.sweep import SweepTable, read_job, sweep_tables
+from ribseg.pipeline.sweep import SweepTable, read_job
 from ribseg.store.artefact import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

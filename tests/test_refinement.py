@@ -14,7 +14,7 @@ from ribseg.checks import SettingError
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.functional import otsu, score_histogram
-from ribseg.pipeline.report.mask_tables import mask_name
+from ribseg.pipeline.report.records import mask_name
 from ribseg.pipeline.stages.variants import VARIANTS, Variant
 
 TRUTH = [  # the true masks as the maps of another program

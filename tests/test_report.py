@@ -8,11 +8,10 @@ from quick_run import folder_run
 from ribseg.checks import SettingError
 from ribseg.metrics.evaluation import by_object_size
 from ribseg.pipeline.report.answer import answers
-from ribseg.pipeline.report.cost_tables import cost_table
 from ribseg.pipeline.report.gallery import picture_order, take_turns, within
-from ribseg.pipeline.report.mask_tables import mask_errors, mask_group_tables, mask_table
+from ribseg.pipeline.report.records import records_of, select, series, splits_of
 from ribseg.pipeline.report.table import Sortable, TableData
-from ribseg.pipeline.report.tables import error_table, localization_table, map_errors, map_tables
+from ribseg.pipeline.report.tables import DETAILS, file_tables, shown_tables
 from ribseg.pipeline.settings import check_published
 
 
@@ -75,12 +74,16 @@ def localization(gain, bounds, control=False):
     }
 
 
+def answered(gain, bounds, control=False):
+    return answers(records_of({"localization": localization(gain, bounds, control)}))
+
+
 def test_the_answer_says_whether_a_difference_is_shown():
-    (shown,) = answers({"localization": localization(0.02, (0.01, 0.03))})
+    (shown,) = answered(0.02, (0.01, 0.03))
     assert shown == "RIB reaches 41.0 mIoU on val (245 images), CAM 39.0: +2.0, 95 % interval [+1.0, +3.0]."
-    (open_,) = answers({"localization": localization(0.02, (-0.01, 0.05))})
+    (open_,) = answered(0.02, (-0.01, 0.05))
     assert open_.endswith("95 % interval [-1.0, +5.0]. The interval includes 0, so no difference is shown.")
-    (worse,) = answers({"localization": localization(-0.02, (-0.03, -0.01))})
+    (worse,) = answered(-0.02, (-0.03, -0.01))
     assert worse.endswith("-2.0, 95 % interval [-3.0, -1.0].")
 
 
@@ -88,11 +91,11 @@ def test_the_answer_without_thresholds_controls_or_anything():
     found = localization(0.02, None)
     for values in found.values():
         values["split"]["val"]["miou_at_fixed"] = None
-    assert "each at its best threshold" in answers({"localization": found})[0]
-    alone, controls = answers({"localization": localization(0.02, (0, 0.1), control=True)})
+    assert "each at its best threshold" in answers(records_of({"localization": found}))[0]
+    alone, controls = answered(0.02, (0, 0.1), control=True)
     assert alone == "mIoU on val (245 images): CAM 39.0."
     assert controls.startswith("Controls: RIB 41.0 (+2.0).")
-    assert answers({}) == []
+    assert answers(records_of({})) == []
 
 
 def test_published_values_stand_in_the_table(tmp_path, tree):
@@ -100,7 +103,7 @@ def test_published_values_stand_in_the_table(tmp_path, tree):
     results = folder_run(
         tmp_path, tree, stages, "+report.published={train:{cam:0.495,rib:0.565},test:{cam:0.1}}"
     )
-    train, val = map_tables(results["localization"])
+    train, val = shown_tables(records_of(results))[:2]
     assert train.columns[-1] == "published best"
     assert [cells[-1] for cells in train.rows[:3]] == ["49.5", "56.5", "-"]
     assert "published best" not in val.columns
@@ -131,7 +134,7 @@ def test_the_table_of_costs_has_seconds_and_peaks_of_each_method():
         },
         "old": {"label": "of an earlier version", "images": 3, "seconds_per_image": 1.0, "peak_gib": {}},
     }
-    table = cost_table(methods)
+    (table,) = shown_tables(records_of({"methods": methods}))
     assert list(table.columns) == ["maps", "images", "s an image", "memory,\nGiB", "GPU memory,\nGiB"]
     assert [list(row) for row in table.rows] == [
         ["CAM", "10", "0.25", "1.50", "-"],
@@ -157,12 +160,54 @@ def without_newer(node, dropped=NEWER):
 def test_results_of_an_earlier_version_are_shown_without_what_they_lack(tmp_path, tree):
     run = "run=[classifier,cam,rib,pseudo_masks,evaluate]"
     results = folder_run(tmp_path, tree, run, "rib.lr=1e-3", "refine.variants=[none,crf]")
-    now, then = results, without_newer(results)
-    for found, number in ((now, 1), (then, 0)):
-        assert len(localization_table(found["localization"])) == number
-        assert len(error_table(map_errors(found["localization"]), ["a", "b"], "Errors")) == number
-        assert len(error_table(mask_errors(found["pseudo_masks"]), ["a", "b"], "Errors")) == number
-        assert len(mask_group_tables(found["pseudo_masks"])) == 2 * number
-    assert len(cost_table(then["methods"]).columns) == 3
-    assert "gain" in mask_table(now["pseudo_masks"]).columns
-    assert "gain" not in mask_table(then["pseudo_masks"]).columns
+    now, then = records_of(results), records_of(without_newer(results))
+    maps = ["Localization maps on train, 6 images", "Localization maps on val, 4 images"]
+    others = ["What the maps cost", "Pseudo masks, percent"]
+    assert [table.title for table in shown_tables(now)] == [*maps, "Localization on val, percent", *others]
+    assert [table.title for table in shown_tables(then)] == [*maps, *others]
+    assert len(shown_tables(now)[3].columns) == 4
+    assert len(shown_tables(then)[2].columns) == 3
+    assert "gain" in shown_tables(now)[-1].columns
+    assert "gain" not in shown_tables(then)[-1].columns
+    titles = [table.title for table in shown_tables(then, DETAILS)]
+    assert [title.partition(",")[0] for title in titles] == [
+        "IoU per class", "Coverage of objects by distance from CAM's peak", "IoU per class",
+    ]  # fmt: skip
+    assert len(shown_tables(now, DETAILS)) == 9
+
+
+def test_results_are_read_as_flat_records():
+    scores = {
+        "images": 4,
+        "best_miou": 0.5,
+        "best_threshold": 0.3,
+        "miou_at_fixed": 0.4,
+        "fixed_threshold": 0.6,
+        "interval_at_fixed": [0.3, 0.5],
+        "iou": [0.9, 0.1],
+        "iou_at_fixed": [0.8, None],
+        "by_object_size": [{"size": "small", "up_to": 0.1, "images": 3, "miou": 0.2}],
+    }
+    results = {"localization": {"rib": {"label": "RIB", "control": True, "split": {"val": scores}}}}
+    records = records_of(results, ["cat"])
+    (fixed,) = select(records, "localization", "miou_at_fixed")
+    assert (fixed.name, fixed.label, fixed.split, fixed.number) == ("RIB *", "RIB", "val", 4)
+    assert (fixed.value, fixed.threshold, fixed.interval) == (0.4, 0.6, [0.3, 0.5])
+    classes = select(records, "localization", "class_iou")  # at the fixed threshold, as there is one
+    assert [(one.place, one.value) for one in classes] == [("background", 0.8), ("cat", None)]
+    assert series(classes) == {"RIB": [0.8, None]}
+    (group,) = select(records, "localization", "by_object_size")
+    assert (group.place, group.threshold, group.number, group.value) == ("small", 0.1, 3, 0.2)
+    assert splits_of(records, "localization") == ["val"]
+    assert select(records, "segmenter") == []
+
+
+def test_a_declared_table_has_texts_to_be_shown_and_numbers_in_its_file():
+    methods = {
+        "cam": {"label": "CAM", "images": 10, "seconds_per_image": 0.2512, "peak_gib": {"memory": 1.5}}
+    }
+    records = records_of({"methods": methods})
+    table = file_tables(records)["costs"]
+    assert list(table.columns) == ["maps", "images", "seconds_per_image", "memory_gib"]
+    assert table.rows == [["CAM", 10, 0.2512, 1.5]]
+    assert shown_tables(records)[0].rows == [["CAM", "10", "0.251", "1.50"]]

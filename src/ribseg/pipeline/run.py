@@ -20,9 +20,8 @@ from ribseg.pipeline.recipe.processes import is_first_process, separate_processe
 from ribseg.pipeline.report.check_data import report_data
 from ribseg.pipeline.report.finished import CONFIG
 from ribseg.pipeline.report.log_results import log_results
-from ribseg.pipeline.report.logged import all_tables, write_tables
 from ribseg.pipeline.report.page import write_report
-from ribseg.pipeline.report.tables import print_tables
+from ribseg.pipeline.report.tables import print_tables, write_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.stages.evaluate import RESULT
 from ribseg.pipeline.stages.scored_masks import SCORES
@@ -85,7 +84,7 @@ def run_stages(context: Context, checks_data: bool) -> dict[str, Any]:
 def publish(context: Context, results: dict[str, Any]) -> None:
     """Writes `results.json`, tables and report, prints the tables, and logs all of it."""
     write_json(context.output / "results.json", results)
-    write_tables(context, all_tables(context, results))
+    write_tables(context, results)
     print_tables(context, results)
     if REPORT in context.cfg.run:
         context.console.say(str(write_report(context, results)), "report")

@@ -5,14 +5,7 @@ writes it.
 """
 
 from ribseg.plot.gradients import gradient_figure, ratio_figure
-from ribseg.plot.maps import (
-    draw,
-    draw_outline,
-    localization_figure,
-    overlay,
-    overlay_mask,
-    steps_figure,
-)
+from ribseg.plot.maps import draw, draw_outline, localization_figure, overlay, overlay_mask, steps_figure
 from ribseg.plot.scores import (
     adaptation_figure,
     class_figure,

@@ -96,10 +96,7 @@ def localization_figure(image: Any, maps: Maps, threshold: float | None = None) 
 
 
 def steps_figure(
-    image: Any,
-    series: Sequence[Maps],
-    threshold: float | None = None,
-    steps: Sequence[int] | None = None,
+    image: Any, series: Sequence[Maps], threshold: float | None = None, steps: Sequence[int] | None = None
 ) -> "Figure":
     """A figure of the maps over the steps of a method: one row per class, one column per step.
 
@@ -124,11 +121,7 @@ def steps_figure(
 
 
 def _draw_maps(
-    axes: np.ndarray,
-    pixels: np.ndarray,
-    maps: Maps,
-    titles: Sequence[str],
-    threshold: float | None,
+    axes: np.ndarray, pixels: np.ndarray, maps: Maps, titles: Sequence[str], threshold: float | None
 ) -> None:
     """Draws each map over the image, on an axis of its own."""
     full = _full(maps, pixels)

@@ -1,44 +1,56 @@
-"""What a run found, in a few sentences."""
+"""What a run found, and what stands beside its tables, in sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ribseg.pipeline.report.table import signed_interval
-from ribseg.pipeline.report.tables import last_split
+import numpy as np
+
+from ribseg.pipeline.report.records import Record, select, splits_of
+from ribseg.pipeline.report.table import percent, signed_interval
 
 BASELINE = "cam"  # the method with which others are compared
 
 
-def answers(results: Mapping[str, Any]) -> list[str]:
+def answers(records: Sequence[Record]) -> list[str]:
     """Sentences with what the run found: differences with intervals, controls, segmenters."""
-    found = results.get("localization", {})
-    texts = [*_gains(found), *_controls(found)] if found else []
-    return [*texts, *_segmenters(results.get("segmenter", {}))]
+    return [*_maps(records), *_segmenters(records)]
 
 
-def _gains(found: Mapping[str, Any]) -> list[str]:
-    split = last_split(found)
-    methods = {name: values for name, values in found.items() if not values["control"]}
-    base = methods.get(BASELINE)
-    scores = {name: values["split"][split] for name, values in methods.items()}
-    images = next(iter(scores.values()))["images"]
-    if base is None or len(methods) == 1:
-        parts = ", ".join(f"{methods[name]['label']} {_best(score)}" for name, score in scores.items())
-        return [f"mIoU on {split} ({images} images): {parts}."]
-    return [
-        _gain(values["label"], base["label"], scores[name], scores[BASELINE], f"{split} ({images} images)")
-        for name, values in methods.items()
-        if name != BASELINE
+def _maps(records: Sequence[Record]) -> Iterator[str]:
+    split = next(reversed(splits_of(records, "localization")), None)
+    scores = select(records, "localization", "miou", split=split)
+    gains = {one.source: one for one in select(records, "localization", "gain_over_cam", split=split)}
+    methods = [one for one in scores if not one.control]
+    others = [one for one in methods if one.source != BASELINE]
+    if others and len(others) < len(methods):
+        (base,) = (one for one in methods if one.source == BASELINE)
+        yield from (_gain(one, base, gains.get(one.source)) for one in others)
+    elif methods:
+        parts = ", ".join(f"{one.label} {percent(one.value)}" for one in methods)
+        yield f"mIoU on {split} ({methods[0].number} images): {parts}."
+    controls = [
+        f"{one.label} {percent(one.value)}"
+        + (f" ({_points(gains[one.source])})" if one.source in gains else "")
+        for one in scores
+        if one.control
     ]
+    if controls:
+        yield f"Controls: {', '.join(controls)}. What a control gains as well is shape, not class."
 
 
-def _gain(label: str, base_label: str, score: Mapping[str, Any], base: Mapping[str, Any], where: str) -> str:
-    begin = f"{label} reaches {_best(score)} mIoU on {where}, {base_label} {_best(base)}"
-    if score.get("gain_interval") is None:
+def _gain(score: Record, base: Record, gain: Record | None) -> str:
+    begin = (
+        f"{score.label} reaches {percent(score.value)} mIoU on {score.split} ({score.number} images), "
+        f"{base.label} {percent(base.value)}"
+    )
+    if gain is None or gain.interval is None:
         return f"{begin}, each at its best threshold; without a fixed threshold there is no interval."
-    bounds = score["gain_interval"]
-    text = f"{begin}: {100 * score['gain_over_cam']:+.1f}, 95 % interval {signed_interval(bounds)}"
-    return f"{text}.{remark(bounds)}"
+    interval = signed_interval(gain.interval)
+    return f"{begin}: {_points(gain)}, 95 % interval {interval}.{remark(gain.interval)}"
+
+
+def _points(gain: Record) -> str:
+    return f"{100 * (gain.value or 0):+.1f}"
 
 
 def remark(bounds: Sequence[float]) -> str:
@@ -50,33 +62,51 @@ def remark(bounds: Sequence[float]) -> str:
     return " The interval includes 0, so no difference is shown." if bounds[0] <= 0 <= bounds[1] else ""
 
 
-def _controls(found: Mapping[str, Any]) -> list[str]:
-    split = last_split(found)
-    parts = []
-    for values in found.values():
-        score = values["split"][split]
-        if values["control"]:
-            gain = score.get("gain_over_cam")
-            parts.append(
-                f"{values['label']} {_best(score)}" + ("" if gain is None else f" ({100 * gain:+.1f})")
-            )
+def _segmenters(records: Sequence[Record]) -> Iterator[str]:
+    parts: dict[str, list[str]] = {}
+    for one in select(records, "segmenter", "miou"):
+        found = f"{percent(one.value)} mIoU on {one.split} ({one.number} images)"
+        parts.setdefault(one.label, []).append(found)
+    for label, found_on in parts.items():
+        yield f"The segmenter trained on {label} reaches {', '.join(found_on)}."
+
+
+def result_lines(results: Mapping[str, Any]) -> list[str]:
+    """The lines that accompany the tables: on adaptations, COCO's policy, and skipped images."""
+    lines = [_adaptation(facts) for facts in results.get("methods", {}).values() if facts["steps_mean"] > 0]
+    lines += [policy_line(results["prepared"])] if "policy" in results.get("prepared", {}) else []
+    skipped = results.get("skipped")
+    if skipped:
+        parts = ", ".join(f"{len(broken)} of {split}" for split, broken in skipped.items() if broken)
+        where = "(ids and reasons are in results.json)"
+        lines.append(f"Skipped because they are broken, not in any result: {parts} {where}.")
+    return lines
+
+
+def _adaptation(facts: Mapping[str, Any]) -> str:
+    number = facts["images"] - facts["without_class"]
+    stopped = ", ".join(f"{rule.replace('_', ' ')} {count}" for rule, count in facts["stopped"].items())
     return (
-        [f"Controls: {', '.join(parts)}. What a control gains as well is shape, not class."] if parts else []
+        f"{facts['label']} adapted {number} of {facts['images']} images, "
+        f"{facts['steps_mean']:.1f} steps and {facts['seconds_per_image']:.2f} s each; "
+        f"stopped early: {stopped}."
     )
 
 
-def _segmenters(segmenters: Mapping[str, Any]) -> list[str]:
-    texts = []
-    for values in segmenters.values():
-        parts = [
-            f"{100 * scores['miou']:.1f} mIoU on {split} ({scores['images']} images)"
-            for split, scores in values["split"].items()
-        ]
-        texts.append(f"The segmenter trained on {values['label']} reaches {', '.join(parts)}.")
-    return texts
+def policy_line(prepared: Mapping[str, Any]) -> str:
+    """A line about the policy for COCO's masks, on which every mIoU depends."""
+    parts = ", ".join(f"{name}={prepared[name]}" for name in ("crowd", "overlap", "unannotated"))
+    return f"Masks and labels by the policy {prepared['policy']} ({parts})."
 
 
-def _best(score: Mapping[str, Any]) -> str:
-    """The mIoU at the fixed threshold, else at the best one, in percent."""
-    value = score["best_miou"] if score["miou_at_fixed"] is None else score["miou_at_fixed"]
-    return f"{100 * value:.1f}"
+def network_line(result: Mapping[str, Any]) -> str:
+    """A line about the networks of the toy experiment and their adaptation."""
+    seeds = result["by_seed"]
+    accuracy = "-" if result["accuracy"] is None else f"{100 * result['accuracy']:.1f} %"
+    steps = np.mean([one["steps_mean"] for one in seeds])
+    broken = sum(one["stopped"].get("not_finite", 0) for one in seeds)
+    return (
+        f"Networks: {result['seeds']}, images: {sum(one['images'] for one in seeds)}; accuracy "
+        f"{accuracy}, diverged {result['diverged']}; last activation saturated for "
+        f"{100 * result['saturation']:.0f} % of the images; RIB took {steps:.1f} steps, not finite {broken}."
+    )

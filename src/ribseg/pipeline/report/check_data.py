@@ -13,8 +13,8 @@ from ribseg.files import write_json
 from ribseg.pipeline.data_checks import data_facts
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import entries
+from ribseg.pipeline.report.answer import policy_line
 from ribseg.pipeline.report.table import TableData
-from ribseg.pipeline.report.tables import policy_line
 
 RESULT = "check_data.json"
 WITHIN = "lists within another"

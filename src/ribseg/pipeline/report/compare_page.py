@@ -1,6 +1,6 @@
 """The page of a comparison of runs: `comparison.html`, its numbers in `comparison.json`, and its tables."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,65 +13,77 @@ from ribseg.metrics import pooled_scores
 from ribseg.metrics.masks import known
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.answer import BASELINE
-from ribseg.pipeline.report.columns import mask_columns_of, read_maps, true_mask_column
-from ribseg.pipeline.report.compare import (
-    ComparedMaps,
-    Comparison,
-    Row,
-    plain_values,
-    run_scores,
-    sentences,
-)
+from ribseg.pipeline.report.columns import MapSeries, MaskSeries, mask_series_of, read_maps, true_masks
+from ribseg.pipeline.report.compare import ComparedMaps, Comparison, plain_values, run_scores, sentences
 from ribseg.pipeline.report.compare_sweep import sweep_section
-from ribseg.pipeline.report.cost_tables import time_table
 from ribseg.pipeline.report.finished import FinishedRun
-from ribseg.pipeline.report.gallery import Gallery, MapSeries, MaskSeries, make_gallery
-from ribseg.pipeline.report.page import Section, class_bars, command, figure, render
-from ribseg.pipeline.report.table import TableData, percent, percent_interval, signed_interval
+from ribseg.pipeline.report.gallery import Gallery, make_gallery
+from ribseg.pipeline.report.page import Section, class_bars, command, figure, render, time_table
+from ribseg.pipeline.report.records import Record
+from ribseg.pipeline.report.sweep_tables import sweep_tables
+from ribseg.pipeline.report.table import Column, Declared, TableData
 from ribseg.pipeline.report.table_files import write_table_files
-from ribseg.pipeline.report.tables import CONTROL, miou_at, source_name
-from ribseg.pipeline.stages.evaluate import map_change, shown_threshold
-from ribseg.pipeline.sweep import sweep_tables
+from ribseg.pipeline.report.tables import MAP, PUBLISHED, its_interval, miou_at, points, signed
+from ribseg.pipeline.stages.evaluate import shown_threshold
 from ribseg.plot import threshold_figure
 from ribseg.plot.sweeps import mean_and_deviation
 
 PAGE, NUMBERS = "comparison.html", "comparison.json"
 MOST_BARS = 6  # columns of the figure with a bar per class
-HEADER = ("maps", "mIoU (at)", "interval", "diff.", "of diff.", "joint")
 NOTE = (
     "mIoU in percent over the images that all runs have evaluated, each row at its own threshold: the best "
     "one of the other split, or with a single split its own. Diff.: to the first run with maps of this "
     "source. Intervals: 95 % bootstrap intervals over images, of the mIoU and, paired, of the difference; "
     "the joint ones are wide enough to hold together (Bonferroni): for the best of many runs. * Controls."
 )
+DIFFERENCES = Declared(
+    "localization",
+    (
+        MAP,
+        Column("mIoU (at)", "miou", miou_at),
+        Column("interval", "miou", its_interval),
+        Column("diff.", "difference", points),
+        Column("of diff.", "difference", signed),
+        Column("joint", "joint", signed),
+        PUBLISHED,
+    ),
+    "Localization maps on {split}, {number:,} images",
+    splits="each",
+    note=NOTE,
+    bold=True,
+)
 
 
-def write_comparison(runs: Sequence[FinishedRun], output: Path, resamples: int) -> tuple[Path, Comparison]:
+def write_comparison(
+    context: Context, runs: Sequence[FinishedRun], resamples: int
+) -> tuple[Path, Comparison]:
     """Writes page, numbers, tables and figures of a comparison; returns the page's path and the comparison.
 
     Args:
-        runs: at least two; the gallery shows the images of the first one.
-        output: is created.
+        context: of the first run, with the folder of the comparison as its output; the gallery shows its
+            images.
+        runs: at least two.
         resamples: of the bootstrap over images.
 
     Raises:
         DataError: the runs cannot be compared, see `Comparison`.
     """
     comparison = Comparison(runs, resamples)
-    context = runs[0].context(output)
-    write_json(output / NUMBERS, plain_values(comparison))
-    write_table_files(output, all_tables(comparison))
+    write_json(context.output / NUMBERS, plain_values(comparison))
+    results = {f"results_{table.title}": table for table in result_tables(comparison)}
+    write_table_files(context.output, map_tables(comparison) | results)
+    before = (difference_section, sweep_section, settings_section, results_section)
     page = render(
         "report.html",
         title=f"ribseg: {len(runs)} runs",
         facts={run.name: str(run.folder) for run in runs},
         answers=sentences(comparison),
-        before=[section for part in BEFORE for section in part(context, comparison)],
+        before=[section for part in before for section in part(context, comparison)],
         gallery=comparison_gallery(context, comparison),
         after=[run_section(comparison)],
     )
-    atomic_write(output / PAGE, page.encode())
-    return output / PAGE, comparison
+    atomic_write(context.output / PAGE, page.encode())
+    return context.output / PAGE, comparison
 
 
 def comparison_tables(comparison: Comparison) -> list[TableData]:
@@ -81,14 +93,10 @@ def comparison_tables(comparison: Comparison) -> list[TableData]:
 
 def map_tables(comparison: Comparison) -> dict[str, TableData]:
     """Name of a file -> table of localization maps: differences and means over seeds, by split."""
-    differences = {f"differences_{split}": difference_table(comparison, split) for split in comparison.rows}
+    tables = DIFFERENCES.tables(row_records(comparison))
+    found = {f"differences_{split}": table for split, table in zip(comparison.rows, tables, strict=True)}
     repeated = comparison.rows if comparison.repetitions else ()
-    return differences | {f"seeds_{split}": seed_table(comparison, split) for split in repeated}
-
-
-def all_tables(comparison: Comparison) -> dict[str, TableData]:
-    """Name of a file -> table: those of the maps, and all results."""
-    return map_tables(comparison) | {f"results_{t.title}": t for t in result_tables(comparison)}
+    return found | {f"seeds_{split}": seed_table(comparison, split) for split in repeated}
 
 
 def result_tables(comparison: Comparison) -> list[TableData]:
@@ -96,31 +104,23 @@ def result_tables(comparison: Comparison) -> list[TableData]:
     return sweep_tables([{"overrides": [run.name], "results": run.results} for run in comparison.runs])
 
 
-def difference_table(comparison: Comparison, split: str) -> TableData:
-    """The table of all maps on a split, with differences to the first run; the last one has the note.
-
-    With a column of the published mIoU at the best threshold, where `report.published` of a run has one.
-    """
-    rows = [_cells(row) for row in comparison.rows[split]]
-    header: tuple[str, ...] = HEADER
-    published = [row.maps.scores(split).get("published") for row in comparison.rows[split]]
-    if any(published):
-        header = (*header, "published best")
-        rows = [[*cells, percent(value)] for cells, value in zip(rows, published, strict=True)]
-    bold = [row[0] for row in rows if not row[0].endswith(CONTROL)]
-    title = f"Localization maps on {split}, {len(comparison.images[split]):,} images"
-    note = NOTE if split == list(comparison.rows)[-1] else ""
-    return TableData(title, header, rows, note, bold=bold)
-
-
-def _cells(row: Row) -> list[str]:
-    name = source_name({"label": row.maps.label, "control": row.maps.control})
-    cells = [name, miou_at(row.miou, row.threshold), percent_interval(row.bounds)]
-    found = row.difference
-    if found is None:
-        return [*cells, "-", "-", "-"]
-    intervals = map(signed_interval, (found.bounds, found.joint_bounds))
-    return [*cells, f"{100 * found.value:+.1f}", *intervals]
+def row_records(comparison: Comparison) -> list[Record]:
+    """The scores of all maps and their differences, with the published mIoU where a run has one."""
+    found = []
+    for split, rows in comparison.rows.items():
+        for row in rows:
+            maps, number = row.maps, len(comparison.images[split])
+            base = Record("localization", maps.source, maps.label, maps.control, split, number=number)
+            one = replace(base, value=row.miou, interval=row.bounds, threshold=row.threshold)
+            found.append(replace(one, measure="miou"))
+            if row.difference is not None:
+                _, value, bounds, joint = row.difference
+                found.append(replace(base, measure="difference", value=value, interval=bounds))
+                found.append(replace(base, measure="joint", value=value, interval=joint))
+            published = maps.scores(split).get("published")
+            if published:
+                found.append(replace(base, measure="published", value=published))
+    return found
 
 
 def seed_table(comparison: Comparison, split: str) -> TableData:
@@ -149,14 +149,21 @@ def difference_section(context: Context, comparison: Comparison) -> Iterator[Sec
     title = f"Scores on {split} over the threshold, each run on all of its images"
     figures = [figure(context, "curves", threshold_figure(curves), title)]
     if len(shown) <= MOST_BARS:
-        columns = {maps.label: class_scores(maps, split, comparison.images[split]) for maps in shown}
-        figures.append(class_bars(context, "classes", columns, f"IoU per class, {split}"))
+        scores = [
+            Record("localization", maps.source, maps.label, measure="class_iou", value=value, place=name)
+            for maps in shown
+            for name, value in class_scores(context, maps, split, comparison.images[split])
+        ]
+        figures.append(class_bars(context, "classes", scores, f"IoU per class, {split}"))
     yield Section("Localization maps", list(map_tables(comparison).values()), figures=figures)
 
 
-def class_scores(maps: ComparedMaps, split: str, ids: Sequence[str]) -> list[float | None]:
-    """IoU of background and each class on some images; None for a class that does not occur."""
-    return known(pooled_scores(maps.runs[0].counts[split].of(maps.source, ids)).iou)
+def class_scores(
+    context: Context, maps: ComparedMaps, split: str, ids: Sequence[str]
+) -> Iterator[tuple[str, float | None]]:
+    """Class, background included, and its IoU on some images; None for a class that does not occur."""
+    iou = known(pooled_scores(maps.runs[0].counts[split].of(maps.source, ids)).iou)
+    return zip(("background", *context.data.classes), iou, strict=True)
 
 
 def settings_section(context: Context, comparison: Comparison) -> Iterator[Section]:
@@ -183,10 +190,6 @@ def run_section(comparison: Comparison) -> Section:
     return Section("Runs", closed=tables, listings=listings)
 
 
-Part = Callable[[Context, Comparison], Iterator[Section]]
-BEFORE: tuple[Part, ...] = (difference_section, sweep_section, settings_section, results_section)
-
-
 def comparison_gallery(context: Context, comparison: Comparison) -> Gallery | None:
     """The gallery of the images that all runs evaluated, with the maps and masks of each run."""
     settings = context.cfg.report
@@ -199,7 +202,7 @@ def comparison_gallery(context: Context, comparison: Comparison) -> Gallery | No
     return make_gallery(
         folders,
         [map_series(one, comparison) for one in shown],
-        [*mask_series(comparison), *true_mask_column(folders)],
+        [*mask_series(comparison), *true_masks(folders)],
         baseline.name,
         settings.images,
         1e6 * settings.megabytes,
@@ -229,7 +232,7 @@ def map_series(maps: ComparedMaps, comparison: Comparison) -> MapSeries:
     return MapSeries(
         maps.name,
         maps.label,
-        partial(read_maps, folder, map_change(source)),
+        partial(read_maps, folder, source),
         {split: shown_threshold(maps.scores(split)) for split in comparison.images},
         {split: run.counts[split].iou(maps.source, ids) for split, ids in comparison.images.items()},
         read_records(folder),
@@ -240,7 +243,7 @@ def mask_series(comparison: Comparison) -> list[MaskSeries]:
     """The columns of the runs' masks, each folder of the store once."""
     found: dict[Any, tuple[MaskSeries, list[str]]] = {}
     for run in comparison.evaluated:
-        for series in mask_columns_of(run.results):
+        for series in mask_series_of(run.results):
             found.setdefault((series.label, series.folder), (series, []))[1].append(run.name)
     return [
         replace(series, name=f"{series.name}/{names[0]}", label=f"{series.label}, {' = '.join(names)}")

@@ -13,14 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ribseg.errors import ConfigError, DataError, reason
 from ribseg.metrics.per_image import PerImageCounts
-from ribseg.pipeline.plan import planned
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import MapSource, map_sources
 from ribseg.pipeline.stages.evaluate import image_counts
-from ribseg.pipeline.sweep import OVERRIDES, RESULTS, job_number, overrides_of
 from ribseg.store.artefact import Artefact
 
-CONFIG = ".hydra/config.yaml"
+# What Hydra records in the folder of a run: its settings, and what stood on the command line.
+CONFIG, OVERRIDES = ".hydra/config.yaml", ".hydra/overrides.yaml"
+RESULTS = "results.json"
 LONGEST = 40  # characters of a run's name in tables
 
 
@@ -60,13 +59,6 @@ class FinishedRun:
                 "call this in the folder in which the run was started, if these paths are relative"
             )
         return found
-
-    def context(self, output: Path) -> Context:
-        """A context with its settings, data and artefacts, whose files are written to `output`."""
-        context = Context(planned(self.cfg)[0], output, self.artefacts)
-        if "skipped" in self.results:
-            context.skip(self.results["skipped"])
-        return context
 
     @cached_property
     def counts(self) -> dict[str, PerImageCounts]:
@@ -121,7 +113,7 @@ def _open(folder: Path, name: str) -> FinishedRun:
 
 def run_names(folders: Sequence[Path]) -> list[str]:
     """Short and different names: the overrides that not all runs have, else what differs in their paths."""
-    given = [_overrides(folder) for folder in folders]
+    given = [overrides_of(folder) for folder in folders]
     common = set.intersection(*map(set, given))
     differ = [[override for override in each if override not in common] for each in given]
     short = _last_keys({word.partition("=")[0] for each in differ for word in each})
@@ -149,8 +141,16 @@ def _path_names(folders: Iterable[Path]) -> list[str]:
     return [path.relative_to(begin).as_posix() for path in whole]
 
 
-def _overrides(folder: Path) -> list[str]:
-    return overrides_of(folder) if (folder / OVERRIDES).is_file() else []  # none of a call in Python
+def overrides_of(folder: Path) -> list[str]:
+    """The overrides of the run in a folder, from Hydra's record; [] without one, as of a call in Python."""
+    path = folder / OVERRIDES
+    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else []
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
+def job_number(folder: Path) -> tuple[int, str]:
+    """A key that sorts the folders of jobs by their numbers, others by name."""
+    return (int(folder.name) if folder.name.isdigit() else 0, folder.name)
 
 
 def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:

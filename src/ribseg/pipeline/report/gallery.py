@@ -6,10 +6,9 @@ lowest scores, and evenly spaced ones. Others have a thumbnail, as far as the si
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,53 +17,14 @@ import torch
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.cam import resize, size_within
+from ribseg.pipeline.report.columns import MapSeries, MaskSeries
 from ribseg.pipeline.report.encode import MAP_SIDE, THUMBNAIL, label_picture, map_sheet, photograph
 from ribseg.workers import ordered_map
 
 T = TypeVar("T")
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-PICTURES_SHARE = (
-    0.75  # of the page's size for images with all pictures; the rest is for thumbnails and tables
-)
+PICTURES_SHARE = 0.75  # of the page for images with all pictures; the rest is for thumbnails and tables
 RESERVE = 2.5e6  # bytes for tables, figures and scripts
-
-
-@dataclass(frozen=True)
-class MapSeries:
-    """Maps that the gallery shows over each image.
-
-    Attributes:
-        name: different from those of the others.
-        label: title of the column.
-        read: image id -> maps.
-        thresholds: split -> threshold of the outline; splits without one have no outline.
-        scores: split -> (N,) IoU of its images; splits without masks are missing.
-        records: image id -> "steps" and "stopped" of an adaptation.
-    """
-
-    name: str
-    label: str
-    read: Callable[[str], LocalizationMaps]
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class MaskSeries:
-    """Masks that the gallery shows over each image.
-
-    Attributes:
-        name: different from those of the others.
-        label: title of the column.
-        read: (split's data, image id) -> (H, W) uint8 mask; None for an image without one.
-        folder: of the files, by which a comparison sees that runs share them; None for the ground truth.
-    """
-
-    name: str
-    label: str
-    read: Callable[[BaseDataset, str], np.ndarray | None]
-    folder: Path | None = None
 
 
 class Listed(NamedTuple):

@@ -1,11 +1,9 @@
-"""Logging the results of a run: each logger gets what its methods can take.
+"""Logging the results of a run: W&B and TensorBoard each get what they can show, all others the numbers.
 
-Known by their methods, not by their class: `log_image` and `log_table` as Lightning's WandbLogger has them,
-`log_file`, and an `experiment` with `add_image`, `add_text` and `add_scalar`, as TensorBoard's writer. W&B
-alone also gets curves drawn, an artifact and a summary.
+A logger of another class also gets images, tables and files, if it has the methods `log_image`, `log_table`
+and `log_file`.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -13,24 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from ribseg.data.base import BaseDataset
+from ribseg.data.io.masks import IGNORE
 from ribseg.errors import reason
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.loggers import finish_loggers, result_numbers
-from ribseg.pipeline.report.logged import (
-    Curves,
-    Example,
-    Table,
-    all_tables,
-    example_images,
-    threshold_curves,
-    written_files,
-)
+from ribseg.pipeline.report.pictures import Example, example_images
+from ribseg.pipeline.report.records import Record
+from ribseg.pipeline.report.table import Cell, TableData
+from ribseg.pipeline.report.table_files import TABLES_FOLDER
+from ribseg.pipeline.report.tables import file_tables, run_records
+from ribseg.plot.maps import OPACITY
 
-OPACITY = 0.6  # of a mask over its image
-IGNORE = 255
 Step = tuple[str, Callable[[], object]]  # what it logs, and how
 
 
@@ -46,24 +40,41 @@ class Loggable:
         return result_numbers(self.results)
 
     @cached_property
+    def records(self) -> list[Record]:
+        """The numbers of tables and curves."""
+        return run_records(self.context, self.results)
+
+    @cached_property
     def examples(self) -> list[tuple[BaseDataset, list[Example]]]:
         """Images with masks, by split."""
         return list(example_images(self.context, self.results))
 
     @cached_property
-    def tables(self) -> dict[str, Table]:
+    def tables(self) -> dict[str, TableData]:
         """Tables by name."""
-        return all_tables(self.context, self.results)
+        return file_tables(self.records)
 
     @cached_property
-    def curves(self) -> dict[str, Curves]:
-        """Curves over thresholds, by split."""
-        return threshold_curves(self.results)
+    def curves(self) -> dict[str, dict[str, list[Record]]]:
+        """Split and measure, as "val/miou" -> label of a source -> its curve over the thresholds."""
+        found: dict[str, dict[str, list[Record]]] = {}
+        for record in self.records:
+            if record.measure == "curve":
+                lines = found.setdefault(f"{record.split}/{record.place}", {})
+                lines.setdefault(record.label, []).append(record)
+        return found
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """The files of the run, by name."""
-        return written_files(self.context)
+        """Name -> file in the run's folder: what this run has written, and its settings.
+
+        By time, because `hydra.run.dir` may be a folder with files of others.
+        """
+        output = self.context.output
+        places = [*output.glob("*"), *output.glob(f"{TABLES_FOLDER}/*")]
+        new = [path for path in places if path.is_file() and path.stat().st_mtime >= self.context.started]
+        settings = output.glob(".hydra/*.yaml")
+        return {str(path.relative_to(output)): path for path in sorted([*new, *settings])}
 
 
 def log_results(context: Context, results: dict[str, Any]) -> None:
@@ -92,39 +103,113 @@ def _try(context: Context, logger: Logger | None, what: str, log: Callable[[], o
 def steps(logger: Logger, things: Loggable) -> Iterator[Step]:
     """What a logger gets, in order."""
     yield "numbers", lambda: logger.log_metrics(things.numbers)
-    writer = getattr(logger, "experiment", None)
-    if hasattr(logger, "log_image"):
-        yield "images", partial(give_images, logger.log_image, things)
-    elif hasattr(writer, "add_image"):
-        yield "images", partial(write_images, writer, things)
-    if hasattr(logger, "log_table"):
-        yield "tables", partial(give_tables, logger.log_table, things)
-    elif hasattr(writer, "add_text"):
-        yield "tables", partial(write_tables_as_text, writer, things)
     if isinstance(logger, WandbLogger):
-        yield "curves", partial(draw_curves, logger, things)
-        yield "files", partial(add_artifact, logger, things)
-    elif hasattr(writer, "add_scalar"):
-        yield "curves", partial(write_curves, writer, things)
-    if hasattr(logger, "log_file"):
-        yield "files", lambda: [logger.log_file(str(path)) for path in things.files.values()]
+        yield "images", lambda: wandb_images(logger, things)
+        yield "tables", lambda: give_tables(logger.log_table, things)
+        yield "curves", lambda: wandb_curves(logger, things)
+        yield "files", lambda: wandb_artifact(logger, things)
+    elif isinstance(logger, TensorBoardLogger):
+        yield "images", lambda: write_images(logger.experiment, things)
+        yield "tables", lambda: write_tables_as_text(logger.experiment, things)
+        yield "curves", lambda: write_curves(logger.experiment, things)
+    else:
+        own: Any = logger
+        if hasattr(own, "log_image"):
+            yield "images", lambda: give_images(own.log_image, things)
+        if hasattr(own, "log_table"):
+            yield "tables", lambda: give_tables(own.log_table, things)
+        if hasattr(own, "log_file"):
+            yield "files", lambda: [own.log_file(str(path)) for path in things.files.values()]
     yield "end", lambda: logger.finalize("success")
 
 
 def give_images(log_image: Callable[..., object], things: Loggable) -> None:
-    """Hands the examples to `log_image(key, images, caption=, masks=)`.
-
-    `masks` is a list, in W&B's form, of name -> {"mask_data": (H, W), "class_labels": id -> name}; for a
-    `log_image` that does not take it the masks are drawn beside the image.
-    """
+    """Hands the examples to `log_image(key, images, caption=)`, each with its masks beside it."""
     for folder, examples in things.examples:
-        key, captions = f"examples/{folder.split}", [caption(one) for one in examples]
-        if accepted(log_image, masks=None):
-            images, masks = with_masks(examples, folder.classes)
-            log_image(key, images, **accepted(log_image, caption=captions, masks=masks))
-        else:
-            strips = [strip(one, folder.palette) for one in examples]
-            log_image(key, strips, **accepted(log_image, caption=captions))
+        strips = [strip(one, folder.palette) for one in examples]
+        log_image(f"examples/{folder.split}", strips, caption=[caption(one) for one in examples])
+
+
+def give_tables(log_table: Callable[..., object], things: Loggable) -> None:
+    """Hands the tables to `log_table(key, columns=, data=)`."""
+    for name, table in things.tables.items():
+        log_table(name, columns=table.columns, data=table.rows)
+
+
+def strip(example: Example, palette: np.ndarray) -> np.ndarray:
+    """The image, and beside it with each mask over it: (H, W', 3) uint8."""
+    parts = [example.image]
+    for mask in example.masks.values():
+        shown = ((mask > 0) & (mask != IGNORE))[..., None] * OPACITY
+        parts.append(((1 - shown) * example.image + shown * palette[mask]).astype(np.uint8))
+    return np.concatenate(parts, axis=1)
+
+
+def caption(example: Example) -> str:
+    """The image id, and the names of image and masks, from left to right in a strip."""
+    names = (
+        f"{name} at {example.thresholds[name]:.2f}" if name in example.thresholds else name
+        for name in example.masks
+    )
+    return f"{example.image_id}: {', '.join(['image', *names])}"
+
+
+# TensorBoard
+
+
+def write_images(writer: Any, things: Loggable) -> None:
+    """Adds each example with its masks beside it, and their names as text."""
+    for folder, examples in things.examples:
+        for one in examples:
+            key = f"examples/{folder.split}/{one.image_id}"
+            writer.add_image(key, strip(one, folder.palette), dataformats="HWC")
+        writer.add_text(f"examples/{folder.split}", "\n\n".join(map(caption, examples)))
+
+
+def write_tables_as_text(writer: Any, things: Loggable) -> None:
+    """Adds the tables as Markdown; the curves are scalars."""
+    for name, table in things.tables.items():
+        if not name.startswith("curves/"):
+            writer.add_text(name, markdown(table.columns, table.rows))
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table in Markdown.
+
+    >>> print(markdown(["class", "CAM"], [["cat", 0.5], ["dog", None]]))
+    | class | CAM |
+    |---|---|
+    | cat | 0.5000 |
+    | dog | - |
+    """
+    lines = [columns, *([_text(value) for value in row] for row in rows)]
+    text = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([text[0], f"|{'---|' * len(columns)}", *text[1:]])
+
+
+def _text(value: Cell) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.4f}"
+
+
+def write_curves(writer: Any, things: Loggable) -> None:
+    """Adds each curve as scalars, with the threshold in percent as the step."""
+    for name, lines in things.curves.items():
+        for label, curve in lines.items():
+            for record in curve:
+                if record.value is not None:
+                    step = round(100 * (record.threshold or 0))
+                    writer.add_scalar(f"curves/{name}/{label}", record.value, step)
+
+
+# W&B
+
+
+def wandb_images(logger: WandbLogger, things: Loggable) -> None:
+    """Adds the examples with masks to switch on and off."""
+    for folder, examples in things.examples:
+        images, masks = with_masks(examples, folder.classes)
+        captions = [caption(one) for one in examples]
+        logger.log_image(f"examples/{folder.split}", images, caption=captions, masks=masks)
 
 
 def with_masks(
@@ -150,101 +235,25 @@ def with_masks(
     return [padded(one.image) for one in examples], masks
 
 
-def accepted(function: Callable[..., object], **given: Any) -> dict[str, Any]:
-    """Those of the keyword arguments that a function takes."""
-    parameters = inspect.signature(function).parameters
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return given
-    return {name: value for name, value in given.items() if name in parameters}
-
-
-def write_images(writer: Any, things: Loggable) -> None:
-    """Adds each example with its masks beside it, and their names as text."""
-    for folder, examples in things.examples:
-        for one in examples:
-            key = f"examples/{folder.split}/{one.image_id}"
-            writer.add_image(key, strip(one, folder.palette), dataformats="HWC")
-        writer.add_text(f"examples/{folder.split}", "\n\n".join(map(caption, examples)))
-
-
-def strip(example: Example, palette: np.ndarray) -> np.ndarray:
-    """The image, and beside it with each mask over it: (H, W', 3) uint8."""
-    parts = [example.image]
-    for mask in example.masks.values():
-        shown = ((mask > 0) & (mask != IGNORE))[..., None] * OPACITY
-        parts.append(((1 - shown) * example.image + shown * palette[mask]).astype(np.uint8))
-    return np.concatenate(parts, axis=1)
-
-
-def caption(example: Example) -> str:
-    """The image id, and the names of image and masks, from left to right in a strip."""
-    names = (
-        f"{name} at {example.thresholds[name]:.2f}" if name in example.thresholds else name
-        for name in example.masks
-    )
-    return f"{example.image_id}: {', '.join(['image', *names])}"
-
-
-def give_tables(log_table: Callable[..., object], things: Loggable) -> None:
-    """Hands the tables to `log_table(key, columns=, data=)`."""
-    for name, table in things.tables.items():
-        log_table(name, columns=table.columns, data=table.rows)
-
-
-def write_tables_as_text(writer: Any, things: Loggable) -> None:
-    """Adds the IoU per class as Markdown; the curves are scalars."""
-    for name, table in things.tables.items():
-        if not name.startswith("curves/"):
-            writer.add_text(name, markdown(table.columns, table.rows))
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
-    """A table in Markdown.
-
-    >>> print(markdown(["class", "CAM"], [["cat", 0.5], ["dog", None]]))
-    | class | CAM |
-    |---|---|
-    | cat | 0.5000 |
-    | dog | - |
-    """
-    lines = [columns, *([_cell(value) for value in row] for row in rows)]
-    text = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([text[0], f"|{'---|' * len(columns)}", *text[1:]])
-
-
-def _cell(value: str | float | None) -> str:
-    return "-" if value is None else value if isinstance(value, str) else f"{value:.4f}"
-
-
-def write_curves(writer: Any, things: Loggable) -> None:
-    """Adds each curve as scalars, with the threshold in percent as the step."""
-    for split, curves in things.curves.items():
-        for label, thresholds in curves.thresholds.items():
-            for measure, values in curves.values[label].items():
-                for threshold, value in zip(thresholds, values, strict=True):
-                    if value is not None:
-                        step = round(100 * threshold)
-                        writer.add_scalar(f"curves/{split}/{measure}/{label}", value, step)
-
-
-def draw_curves(logger: WandbLogger, things: Loggable) -> None:
+def wandb_curves(logger: WandbLogger, things: Loggable) -> None:
     """Adds a chart of each measure, with a line per source; the table has the same numbers."""
     import wandb
 
     charts = {}
-    for split, curves in things.curves.items():
-        for measure in dict.fromkeys(name for found in curves.values.values() for name in found):
-            labels = [label for label, found in curves.values.items() if measure in found]
-            xs = [curves.thresholds[label] for label in labels]
-            ys = [curves.values[label][measure] for label in labels]
-            charts[f"curves/{split}/{measure}"] = wandb.plot.line_series(
-                xs, ys, keys=labels, title=f"{measure} on {split}", xname="threshold"
-            )
+    for name, lines in things.curves.items():
+        split, _, measure = name.rpartition("/")
+        charts[f"curves/{name}"] = wandb.plot.line_series(
+            [[record.threshold for record in line] for line in lines.values()],
+            [[record.value for record in line] for line in lines.values()],
+            keys=list(lines),
+            title=f"{measure} on {split}",
+            xname="threshold",
+        )
     if charts:
         logger.experiment.log(charts)
 
 
-def add_artifact(logger: WandbLogger, things: Loggable) -> None:
+def wandb_artifact(logger: WandbLogger, things: Loggable) -> None:
     """Adds the files of the run as an artifact of type "report", and the numbers to the summary."""
     import wandb
 

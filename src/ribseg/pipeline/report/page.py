@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,42 +15,16 @@ from ribseg.data.check.note import Note
 from ribseg.files import atomic_write
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import map_sources
-from ribseg.pipeline.report.answer import BASELINE, answers
-from ribseg.pipeline.report.bottleneck_report import bottleneck_figure, network_line, ratio_table
-from ribseg.pipeline.report.columns import map_columns_of, mask_columns_of, shown_splits, true_mask_column
-from ribseg.pipeline.report.cost_tables import cost_table, time_table
+from ribseg.pipeline.report.answer import BASELINE, answers, network_line, result_lines
+from ribseg.pipeline.report.bottleneck_report import bottleneck_figure
+from ribseg.pipeline.report.columns import map_series_of, mask_series_of, true_masks
+from ribseg.pipeline.report.finished import OVERRIDES, overrides_of
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
-from ribseg.pipeline.report.mask_tables import (
-    has_scored_masks,
-    mask_columns,
-    mask_errors,
-    mask_group_tables,
-    mask_table,
-)
-from ribseg.pipeline.report.pictures import picture_grid, pictured_maps
-from ribseg.pipeline.report.segmenter_report import (
-    segmenter_columns,
-    segmenter_errors,
-    segmenter_table,
-)
-from ribseg.pipeline.report.table import Columns, TableData, class_table
-from ribseg.pipeline.report.tables import (
-    coverage_curves,
-    coverage_table,
-    error_table,
-    group_curves,
-    last_split,
-    localization_table,
-    map_columns,
-    map_errors,
-    map_tables,
-    number_table,
-    result_lines,
-    size_table,
-    threshold_curves,
-)
+from ribseg.pipeline.report.pictures import picture_grid
+from ribseg.pipeline.report.records import Record, records_of, select, series, splits_of
+from ribseg.pipeline.report.table import Sortable, TableData
+from ribseg.pipeline.report.tables import DETAILS, SECTIONS, run_records, shown_tables
 from ribseg.pipeline.stages.bottleneck import EXAMPLES
-from ribseg.pipeline.sweep import OVERRIDES, overrides_of
 from ribseg.plot import (
     adaptation_figure,
     class_figure,
@@ -60,10 +34,14 @@ from ribseg.plot import (
     svg_of,
     threshold_figure,
 )
-from ribseg.plot.style import MAPS
+from ribseg.plot.style import MAPS as MAP_COLOURS
+from ribseg.store.artefact import Artefact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+GROUPINGS = {"by_number_of_classes": "number of classes", "by_object_size": "object size"}
 
 
 class Drawing(NamedTuple):
@@ -101,17 +79,19 @@ class Section:
 
 def write_report(context: Context, results: dict[str, Any]) -> Path:
     """Writes `report.html` and its figures into the run's folder; returns the path."""
-    if pictured_maps(context, results):
-        atomic_write(context.output / "grid.png", picture_grid(context, results))
+    grid = picture_grid(context, results)
+    if grid:
+        atomic_write(context.output / "grid.png", grid)
+    after = (adaptation_section, data_section, run_section)
     path = context.output / "report.html"
     page = render(
         "report.html",
         title=f"ribseg: {context.cfg.name}",
         facts=facts(context, results),
-        answers=answers(results),
-        before=[section for part in BEFORE for section in part(context, results)],
+        answers=answers(records_of(results)),
+        before=list(score_sections(context, results)),
         gallery=gallery(context, results),
-        after=[section for part in AFTER for section in part(context, results)],
+        after=[section for part in after for section in part(context, results)],
     )
     atomic_write(path, page.encode())
     return path
@@ -133,7 +113,7 @@ def colour_map() -> list[list[int]]:
     """The 256 RGB colours of localization maps, for the page's script."""
     from matplotlib import colormaps
 
-    return [[round(255 * part) for part in colormaps[MAPS](value)[:3]] for value in range(256)]
+    return [[round(255 * part) for part in colormaps[MAP_COLOURS](value)[:3]] for value in range(256)]
 
 
 def facts(context: Context, results: Mapping[str, Any]) -> dict[str, str]:
@@ -152,14 +132,14 @@ def facts(context: Context, results: Mapping[str, Any]) -> dict[str, str]:
 def gallery(context: Context, results: dict[str, Any]) -> Gallery | None:
     """The gallery of a run's maps and masks; None without any, or with report.images=0."""
     settings = context.cfg.report
-    maps = map_columns_of(context, results) if "localization" in results or "methods" in results else []
+    maps = map_series_of(context, results) if "localization" in results or "methods" in results else []
     if not maps or not settings.images:
         return None
-    folders = shown_splits(context)
+    folders = list(context.data.evals.values()) or [context.data.train]
     return make_gallery(
         folders,
         maps,
-        [*mask_columns_of(results), *true_mask_column(folders)],
+        [*mask_series_of(results), *true_masks(folders)],
         BASELINE if any(series.name == BASELINE for series in maps) else None,
         settings.images,
         1e6 * settings.megabytes,
@@ -168,64 +148,84 @@ def gallery(context: Context, results: dict[str, Any]) -> Gallery | None:
     )
 
 
-def map_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """The sections with scores of the localization maps."""
-    if "localization" not in results:
-        return
-    found, classes = results["localization"], context.data.classes
-    split = last_split(found)
-    title = f"IoU per class, {split}, at fixed thresholds"
-    per_class = class_table(title, classes, map_columns(found))
-    curves, groups = threshold_curves(found), group_curves(found)
-    figures = [figure(context, "curves", threshold_figure(curves), f"Scores on {split} over the threshold")]
-    figures += [class_bars(context, "classes", methods_of(found), title)]
-    figures += [figure(context, "groups", group_figure(*groups), f"mIoU on {split} in groups of images")]
-    if coverage := coverage_curves(found):
+def score_sections(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+    """The sections with tables and figures of scores."""
+    drawn = {"localization": map_figures, "segmenter": segmenter_figures, "bottleneck": bottleneck_figures}
+    records = run_records(context, results)
+    for title, parts in SECTIONS.items():
+        found = [one for one in records if one.part in parts]
+        if any(one.part == parts[0] for one in found):
+            lines = [network_line(results["bottleneck"])] if "bottleneck" in parts else []
+            figures = drawn[parts[0]](context, found) if parts[0] in drawn else []
+            yield Section(title, shown_tables(found), lines, figures, shown_tables(found, DETAILS))
+
+
+def map_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
+    """The figures of the methods' scores on the last split."""
+    split = splits_of(records, "localization")[-1]
+    last = [one for one in records if one.split == split]
+    methods = [one for one in last if not one.control]
+    figures = [
+        figure(context, "curves", threshold_figure(curves(methods)), f"Scores on {split} over the threshold"),
+        class_bars(context, "classes", methods, f"IoU per class, {split}, at fixed thresholds"),
+        figure(context, "groups", group_figure(*groups(methods)), f"mIoU on {split} in groups of images"),
+    ]
+    coverage = [replace(one, label=one.name) for one in last if one.measure == "coverage"]
+    if coverage:
         title = f"Coverage of the objects on {split} by distance from CAM's peak"
-        figures.append(figure(context, "coverage", coverage_figure(coverage), title))
-    errors = error_table(map_errors(found), classes, f"Errors per class, {split}, at fixed thresholds")
-    details = [per_class, *errors, number_table(found), *size_table(found), *coverage_table(found)]
-    tables = [*map_tables(found), *localization_table(found)]
-    tables += [cost_table(results["methods"])] if results.get("methods") else []
-    yield Section("Localization maps", tables, figures=figures, closed=details)
+        figures.append(figure(context, "coverage", coverage_figure(series(coverage)), title))
+    return figures
 
 
-def methods_of(localization: Mapping[str, Any]) -> Columns:
-    """Method -> IoU per class, without controls, which would crowd the bars."""
-    return map_columns({name: values for name, values in localization.items() if not values["control"]})
+def segmenter_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
+    """The figure of the segmenters' IoU of each class."""
+    named = [replace(one, label=f"{one.label}, {one.split}") for one in records]
+    return [class_bars(context, "segmenters", named, "IoU per class of the segmenters")]
 
 
-def class_bars(context: Context, name: str, columns: Columns, title: str) -> Drawing:
-    """The figure of the IoU of all classes that occur in some column."""
-    names = ["background", *context.data.classes]
-    occurs = [any(values[c] is not None for values in columns.values()) for c in range(len(names))]
-    chosen = [c for c, there in enumerate(occurs) if there]
-    shown = {label: [values[c] for c in chosen] for label, values in columns.items()}
-    return figure(context, name, class_figure(shown, [names[c] for c in chosen]), title)
+def bottleneck_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
+    """The figure of the toy experiment."""
+    examples = context.artefacts["bottleneck"].folder / EXAMPLES
+    title = "Gradients per layer before and after RIB, and high gradient ratios"
+    return [figure(context, "bottleneck", bottleneck_figure(records, examples), title)]
 
 
-def mask_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """The section with scores of the pseudo masks, if there is ground truth."""
-    if has_scored_masks(results):
-        masks, classes = results["pseudo_masks"], context.data.classes
-        split = list(context.data.evals)[-1]
-        details = [
-            class_table("IoU per class", classes, mask_columns(masks)),
-            *error_table(mask_errors(masks), classes, f"Errors per class, {split}"),
-            *mask_group_tables(masks),
-        ]
-        yield Section("Pseudo masks", [mask_table(masks)], closed=details)
+def curves(records: Sequence[Record]) -> dict[str, dict[str, list[float | None]]]:
+    """Label -> measure -> values over all thresholds."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for record in records:
+        if record.measure == "curve":
+            values = found.setdefault(record.label, {"thresholds": []})
+            values.setdefault(record.place, []).append(record.value)
+            if record.place == "miou":
+                values["thresholds"].append(record.threshold)
+    return found
 
 
-def segmenter_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """The section with scores of the segmenters."""
-    if "segmenter" in results:
-        columns = segmenter_columns(results["segmenter"])
-        classes, found = context.data.classes, results["segmenter"]
-        per_class = class_table("IoU per class", classes, columns)
-        errors = error_table(segmenter_errors(found), classes, "Errors per class")
-        bars = class_bars(context, "segmenters", columns, "IoU per class of the segmenters")
-        yield Section("Segmenter", [segmenter_table(found)], figures=[bars], closed=[per_class, *errors])
+def groups(
+    records: Sequence[Record],
+) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, list[str]]]:
+    """The mIoU in groups of images.
+
+    Returns:
+        Grouping -> label -> mIoU of each group; grouping -> names of its groups.
+    """
+    values, names = {}, {}
+    for measure, title in GROUPINGS.items():
+        found = select(records, "localization", measure)
+        if found:
+            values[title] = series(found)
+            names[title] = list(dict.fromkeys(f"{one.place}\n(n = {one.number})" for one in found))
+    return values, names
+
+
+def class_bars(context: Context, name: str, records: Sequence[Record], title: str) -> Drawing:
+    """The figure of the IoU of all classes that occur for some source; by split for segmenters."""
+    found = [one for one in records if one.measure == "class_iou"]
+    occurring = {one.place for one in found if one.value is not None}
+    names = list(dict.fromkeys(one.place for one in found if one.place in occurring))
+    shown = series([one for one in found if one.place in occurring])
+    return figure(context, name, class_figure(shown, names), title)
 
 
 def adaptation_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
@@ -237,16 +237,6 @@ def adaptation_section(context: Context, results: dict[str, Any]) -> Iterator[Se
     figures = [figure(context, "adaptation", adaptation_figure(found), title)] if found else []
     if figures or lines:
         yield Section("Adaptation", lines=lines, figures=figures)
-
-
-def bottleneck_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
-    """The section of the toy experiment."""
-    if "bottleneck" in results:
-        result = results["bottleneck"]
-        drawn = bottleneck_figure(result, context.artefacts["bottleneck"].folder / EXAMPLES)
-        title = "Gradients per layer before and after RIB, and high gradient ratios"
-        figures = [figure(context, "bottleneck", drawn, title)]
-        yield Section("Information bottleneck", [ratio_table(result)], [network_line(result)], figures)
 
 
 def data_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
@@ -274,9 +264,29 @@ def command(output: Path) -> str:
     return shlex.join(["python", "train.py", *overrides_of(output)])
 
 
-Part = Callable[[Context, dict[str, Any]], Iterator[Section]]
-BEFORE: tuple[Part, ...] = (map_section, mask_section, segmenter_section, bottleneck_section)
-AFTER: tuple[Part, ...] = (adaptation_section, data_section, run_section)
+def time_table(finished: Mapping[str, Artefact]) -> TableData:
+    """The table of the stages: time, when and where they were computed."""
+    rows, total = [], 0.0
+    for name, artefact in finished.items():
+        manifest = artefact.manifest
+        total += manifest["seconds"]
+        moment = str(manifest.get("finished", "-")).replace("T", " ").removesuffix("+00:00")
+        seconds = Sortable(duration(manifest["seconds"]), manifest["seconds"])
+        rows.append([name, seconds, moment, artefact.folder.name])
+    columns = ["stage", "time", "finished (UTC)", "in the store"]
+    return TableData("Time per stage", columns, rows, f"Sum: {duration(total)}.", text=columns[2:])
+
+
+def duration(seconds: float) -> str:
+    """A duration as text.
+
+    >>> duration(3.24), duration(75), duration(7322)
+    ('3.2 s', '1:15 min', '2:02 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
+    return f"{minutes[0]}:{minutes[1]:02} min" if seconds < 3600 else f"{hours[0]}:{hours[1]:02} h"
 
 
 def figure(context: Context, name: str, drawn: "Figure", title: str) -> Drawing:

@@ -1,49 +1,52 @@
-"""The static grid of images, maps and masks, for logs and slides."""
+"""Some images with their maps and masks: the static grid for slides, and examples for loggers."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
-from ribseg.data.io.masks import read_mask
+from ribseg.data.base import BaseDataset
+from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.cam import argmax_labels
 from ribseg.metrics.evaluation import full_size
 from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import map_sources
-from ribseg.pipeline.report.segmenter_report import pictured_segmentations
-from ribseg.pipeline.stages.evaluate import shown_threshold
+from ribseg.pipeline.report.columns import MapSeries, MaskSeries, map_series_of, mask_series_of, true_mask
+from ribseg.pipeline.report.records import SCORED
 from ribseg.plot import draw, draw_outline, overlay, png_of
 
 
-def picture_grid(context: Context, results: dict[str, Any]) -> bytes:
+def picture_grid(context: Context, results: dict[str, Any]) -> bytes | None:
     """The picture grid as PNG: per row an image, its maps, its masks, and the ground truth if there is one.
 
     It shows the last evaluated split, else training images. Maps are drawn over the image; the contour is the
-    mask at the source's fixed (else best) threshold, if the maps were evaluated.
+    mask at the source's fixed (else best) threshold, if the maps were evaluated. None without maps.
     """
     from matplotlib.figure import Figure
 
+    maps = map_series_of(context, results)
+    if not maps:
+        return None
     folder = list(context.data.evals.values())[-1] if context.data.evals else context.data.train
     ids = evenly_spaced(folder.ids, context.cfg.report.examples)
-    thresholds = pictured_maps(context, results, folder.split)
-    labels = {name: source.label for name, source in map_sources(context.cfg).items()}
-    masks = pictured_masks(results) | pictured_segmentations(results, folder.split)
+    masks = [one for one in mask_series_of(results) if one.title]
     truth = all(folder.has_mask(image_id) for image_id in ids)
-    width = 1 + len(thresholds) + len(masks) + truth
+    width = 1 + len(maps) + len(masks) + truth
     figure = Figure(figsize=(2.4 * width, 2.4 * len(ids)), layout="constrained")
     for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
         image, axes = folder.image(image_id), iter(row)
         names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
         draw(next(axes), image, f"{image_id}: {', '.join(names)}")
-        for source, threshold in thresholds.items():
-            maps = load_maps(map_path(context.artefacts[source].folder, image_id))
-            _show_maps(next(axes), image, maps, threshold, labels[source])
-        for title, place in masks.items():
-            draw(next(axes), folder.palette[read_mask(place / f"{image_id}.png")], title)
-        if truth:
-            draw(next(axes), folder.palette[folder.mask(image_id)], "true mask")
+        for series in maps:
+            _show_maps(
+                next(axes), image, series.read(image_id), series.thresholds.get(folder.split), series.label
+            )
+        shown = {one.title: one.read(folder, image_id) for one in masks}
+        for title, mask in (shown | ({"true mask": true_mask(folder, image_id)} if truth else {})).items():
+            axis = next(axes)
+            axis.axis("off")
+            if mask is not None:
+                draw(axis, folder.palette[mask], title)
     return png_of(figure)
 
 
@@ -56,27 +59,6 @@ def evenly_spaced(ids: Sequence[str], number: int) -> Sequence[str]:
     return ids[:: max(1, len(ids) // number)][:number]
 
 
-def pictured_maps(
-    context: Context, results: dict[str, Any], split: str | None = None
-) -> dict[str, float | None]:
-    """Source of maps -> threshold of its contour in the grid of a split; None without an evaluation."""
-    shown = [name for name, source in map_sources(context.cfg).items() if not source.control]
-    finished = [name for name in shown if name in context.artefacts and context.is_ready(name)]
-    thresholds: dict[str, float | None] = {}
-    for source in finished:
-        score = results.get("localization", {}).get(source, {}).get("split", {}).get(split)
-        thresholds[source] = None if score is None else shown_threshold(score)
-    return thresholds
-
-
-def pictured_masks(results: dict[str, Any]) -> dict[str, Path]:
-    """Title -> folder of the pseudo masks for the segmenter, if there are any."""
-    if "pseudo_masks" not in results:
-        return {}
-    variant = results["pseudo_masks"]["variant"]
-    return {f"pseudo mask ({variant})": Path(results["store"]["pseudo_masks"]) / variant}
-
-
 def _show_maps(
     axis: Any, image: np.ndarray, maps: LocalizationMaps, threshold: float | None, title: str
 ) -> None:
@@ -85,3 +67,51 @@ def _show_maps(
     draw(axis, overlay(image, strongest), title)
     if threshold is not None:
         draw_outline(axis, argmax_labels(full, maps.classes, threshold).numpy() > 0)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with masks.
+
+    Attributes:
+        image_id: of the image.
+        image: (H, W, 3) uint8.
+        masks: name -> (H, W) uint8 class ids; 0 background, 255 ignore.
+        thresholds: name of a mask -> the threshold at which it was cut from maps.
+    """
+
+    image_id: str
+    image: np.ndarray
+    masks: Mapping[str, np.ndarray]
+    thresholds: Mapping[str, float]
+
+
+def example_images(context: Context, results: dict[str, Any]) -> Iterator[tuple[BaseDataset, list[Example]]]:
+    """Split -> examples, `report.examples` of each evaluated split and of the pseudo masks' split.
+
+    Their masks are the ground truth, the maps that were evaluated, cut, and the masks in the store.
+    """
+    if not any(part in results for part in SCORED):
+        return
+    maps, masks = map_series_of(context, results), list(mask_series_of(results))
+    folders = [*context.data.evals.values(), context.data.pseudo]
+    for folder in {one.split: one for one in folders}.values():
+        ids = evenly_spaced(folder.ids, context.cfg.report.examples)
+        yield folder, [example(folder, image_id, maps, masks) for image_id in ids]
+
+
+def example(
+    folder: BaseDataset, image_id: str, maps: Sequence[MapSeries], masks: Sequence[MaskSeries]
+) -> Example:
+    """An image with its ground truth, the masks of its maps at their thresholds, and those in the store."""
+    image = folder.image(image_id)
+    found = {"ground truth": true_mask(folder, image_id)}
+    thresholds = {one.label: one.thresholds[folder.split] for one in maps if folder.split in one.thresholds}
+    for series in maps:
+        if series.label in thresholds:
+            each = series.read(image_id)
+            full = full_size(each, (image.shape[0], image.shape[1]))
+            found[series.label] = argmax_labels(full, each.classes, thresholds[series.label]).numpy()
+    found |= {series.title: series.read(folder, image_id) for series in masks if series.title}
+    kept = {name: np.asarray(mask, np.uint8) for name, mask in found.items() if mask is not None}
+    return Example(image_id, image, kept, thresholds)

@@ -1,11 +1,16 @@
-"""Tables of results, for the terminal and the HTML report."""
+"""Tables: what is declared of one, and how it is made of records, for the terminal, pages and files."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
+
+from ribseg.pipeline.report.records import Record, splits_of
+
+Cell = str | float | None
+Grid = tuple[list[str], list[list[Cell]]]  # columns and rows
 
 
 class Sortable(str):
@@ -26,12 +31,12 @@ class Sortable(str):
 
 @dataclass(frozen=True)
 class TableData:
-    """A table with cells as text.
+    """A table.
 
     Attributes:
         title: shown above.
         columns: names; line breaks are kept.
-        rows: each with as many cells as columns.
+        rows: each with as many cells as columns; in tables to be shown all of them are texts.
         note: explanation, shown below.
         text: names of columns to align left, as the first one always is; others are aligned right.
         bold: first cells of the rows to print in bold.
@@ -39,7 +44,7 @@ class TableData:
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     note: str = ""
     text: Sequence[str] = ()
     bold: Sequence[str] = ()
@@ -61,7 +66,7 @@ class TableData:
             left = self.aligned_left(place)
             table.add_column(escape(name), justify="left" if left else "right", no_wrap=place == 0)
         for row in self.rows:
-            table.add_row(*map(escape, row), style="bold" if row[0] in self.bold else None)
+            table.add_row(*(escape(str(cell)) for cell in row), style="bold" if row[0] in self.bold else None)
         return table
 
 
@@ -92,36 +97,117 @@ def signed_interval(bounds: Sequence[float]) -> str:
     return f"[{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]"
 
 
-Columns = dict[str, list[float | None]]  # title -> IoU of background and each class
+class Column(NamedTuple):
+    """A column of a declared table, or several, one for each place of its measure.
 
-
-def class_table(title: str, classes: Sequence[str], columns: Columns) -> TableData:
-    """A table of the IoU, in percent, of background and each class.
-
-    Args:
-        title: of the table.
-        classes: C names.
-        columns: name -> C + 1 values.
+    Attributes:
+        title: with "{place}" and "{number}" of the record for several columns.
+        measure: of the records; "" for what all records of a row have in common, as their name.
+        cell: text of a record.
+        note: shown below a table with this column.
+        optional: whether the column is left out if no record has the measure; others have "-" then.
     """
-    names = ("background", *classes)
-    rows = [[name, *map(percent, values)] for name, *values in zip(names, *columns.values(), strict=True)]
-    return TableData(title, ["class", *columns], rows)
+
+    title: str
+    measure: str = ""
+    cell: Callable[[Record], Cell] = lambda record: percent(record.value)
+    note: str = ""
+    optional: bool = False
 
 
-def group_table(
-    scores: Mapping[str, Mapping[str, Any]], key: str, name: str, title: str, first: str, note: str = ""
-) -> TableData:
-    """The table of the mIoU in groups of images.
+@dataclass(frozen=True)
+class Declared:
+    """What is declared of a table: a row for each source, or with `by_class` for each class.
 
-    Args:
-        scores: name of a row -> scores.
-        key: of the scores, a list of groups, each with "images", "miou" and its name.
-        name: the key of a group's name.
-        title: of the table.
-        first: name of the first column.
-        note: shown below.
+    Attributes:
+        part: of the records.
+        columns: of the table; with `by_class` their titles follow the source's name.
+        title: with "{split}" and "{number}", that of the images; "" for tables of files alone.
+        splits: "each" one has a table, only the "last" one, or "all" together in one table.
+        controls: whether it has them.
+        by_class: whether rows and columns are exchanged.
+        file: name of the table in files and for loggers, with "{split}" for one by split; "" for none.
+        note: shown below, with those of its columns; by split below the last one.
+        bold: whether rows are bold that are no controls.
+        key: attributes of records that one row has in common.
     """
-    last = {label: values[key] for label, values in scores.items()}
-    columns = [f"{group[name]} (n = {group['images']})" for group in next(iter(last.values()))]
-    rows = [[label, *(percent(group["miou"]) for group in found)] for label, found in last.items()]
-    return TableData(title, [first, *columns], rows, note)
+
+    part: str
+    columns: Sequence[Column]
+    title: str = ""
+    splits: str = "last"
+    controls: bool = True
+    by_class: bool = False
+    file: str = ""
+    note: str | Callable[[Sequence[Record]], str] = ""
+    bold: bool = False
+    key: Sequence[str] = ("source", "label", "split")
+
+    def tables(self, records: Sequence[Record]) -> Iterator[TableData]:
+        """The tables of some records; none without records of its measures."""
+        known = splits_of(records, self.part)
+        chosen = {"each": [[split] for split in known], "last": [known[-1:]], "all": [known]}[self.splits]
+        for splits in chosen:
+            found = self._found(records, splits)
+            if found:
+                yield self._table(found, noted=splits == chosen[-1])
+
+    def files(self, records: Sequence[Record]) -> Iterator[tuple[str, TableData]]:
+        """The names and tables of its files."""
+        known = splits_of(records, self.part)
+        for splits in [[split] for split in known] if "{split}" in self.file else [known]:
+            found = self._found(records, splits) if self.file else []
+            if found:
+                plain = [
+                    c._replace(cell=lambda record: record.value) if c.measure else c for c in self.columns
+                ]
+                yield self.file.format(split=found[0].split), replace(self, columns=plain)._table(found)
+
+    def _found(self, records: Sequence[Record], splits: Sequence[str]) -> list[Record]:
+        measures = {column.measure for column in self.columns if column.measure}
+        return [
+            record
+            for record in records
+            if record.part == self.part and record.split in splits and record.measure in measures
+            if self.controls or not record.control
+        ]
+
+    def _table(self, found: Sequence[Record], noted: bool = False) -> TableData:
+        measured = {record.measure for record in found}
+        shown = [c for c in self.columns if not c.optional or c.measure in measured]
+        text = [column.title for column in shown if not column.measure]
+        notes = [self.note if isinstance(self.note, str) else self.note(found)]
+        notes += dict.fromkeys(column.note for column in shown)
+        columns, rows = self._by_class(found, shown) if self.by_class else self._by_source(found, shown)
+        return TableData(
+            self.title.format(split=found[0].split, number=found[0].number),
+            columns,
+            rows,
+            " ".join(filter(None, notes)) if noted else "",
+            text=text,
+            bold=[record.name for record in found if self.bold and not record.control],
+        )
+
+    def _by_source(self, found: Sequence[Record], shown: Sequence[Column]) -> Grid:
+        titles: dict[str, None] = {}
+        rows: dict[tuple[object, ...], dict[str, Cell]] = {}
+        for column in shown:
+            several = "{place}" in column.title
+            titles |= {} if several else {column.title: None}
+            for record in found:
+                if column.measure in ("", record.measure):
+                    title = column.title.format(place=record.place, number=record.number)
+                    titles[title] = None
+                    key = tuple(getattr(record, name) for name in self.key)
+                    rows.setdefault(key, {})[title] = column.cell(record)
+        return list(titles), [[row.get(title, "-") for title in titles] for row in rows.values()]
+
+    def _by_class(self, found: Sequence[Record], shown: Sequence[Column]) -> Grid:
+        titles: dict[str, None] = {}
+        rows: dict[str, dict[str, Cell]] = {}
+        for record in found:
+            (column,) = (column for column in shown if column.measure == record.measure)
+            title = column.title.format(name=record.name, label=record.label, split=record.split)
+            titles[title] = None
+            rows.setdefault(record.place, {})[title] = column.cell(record)
+        return ["class", *titles], [[place, *(row.get(t) for t in titles)] for place, row in rows.items()]

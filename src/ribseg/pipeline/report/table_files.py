@@ -5,12 +5,11 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ribseg.files import atomic_write
-from ribseg.pipeline.report.table import TableData
+from ribseg.pipeline.report.table import Cell, TableData
 
-TABLES = "tables"  # folder in a run's, or a sweep's
+TABLES_FOLDER = "tables"  # folder in a run's, or a sweep's
 # What LaTeX takes for a command, or prints as another sign.
 SIGNS = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -26,13 +25,13 @@ MINUS = re.compile(r"(?<![\w.])-(?=[\d.])")
 def write_table_files(folder: Path, tables: Mapping[str, TableData]) -> None:
     """Writes each table as `tables/<name>.csv` and `tables/<name>.tex` into a folder."""
     for name, table in tables.items():
-        path = folder / TABLES / file_name(name)
+        path = folder / TABLES_FOLDER / file_name(name)
         columns = [column.replace("\n", " ") for column in table.columns]
         write_csv(path.with_suffix(".csv"), columns, table.rows)
         atomic_write(path.with_suffix(".tex"), latex(table).encode())
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Writes a table as CSV, with the names of the columns in its first line."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
@@ -68,13 +67,13 @@ def latex(table: TableData) -> str:
     )
 
 
-def latex_row(cells: Sequence[str]) -> str:
+def latex_row(cells: Sequence[Cell]) -> str:
     r"""A row of a table for LaTeX.
 
     >>> print(latex_row(["a_b & c", "-1.5", "10 %"]))
     a\_b \& c & $-$1.5 & 10 \% \\
     """
-    return " & ".join(map(latex_cell, cells)) + r" \\"
+    return " & ".join(map(latex_cell, map(str, cells))) + r" \\"
 
 
 def latex_cell(text: str) -> str:
