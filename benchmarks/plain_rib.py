@@ -1,23 +1,25 @@
-"""RIB as the released program runs it: the same maps, and nothing saved (docs/method.md, section 3).
+"""The plain programs that the stage is timed against: RIB with nothing saved, and the CAM alone.
 
-Per image: two scans of all labels in Python; per step: the whole network for every view and with gradients,
-reference images decoded one after the other, the pooling's mask class by class and row by row, an update
-also after the last maps; before the next image all weights are loaded anew. The draws are ours, so that the
-maps can be compared.
+RIB is `ribseg.functional.rib`: per step the whole network for every view and with gradients, an update also
+after the last maps; reference images are decoded one after the other, and for the next image all weights are
+copied anew. The draws are ours, so that the maps can be compared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import torch
 from measuring import Clock
 from torch import Tensor, nn
 
-from ribseg import Classifier
+from ribseg import Classifier, functional
 from ribseg.data.feed.references import ReferenceBatches
-from ribseg.functional import active_area, merge_mirrored
+from ribseg.functional import class_maps, merge_mirrored
 
 
 @dataclass
@@ -32,93 +34,86 @@ class Settings:
     area_threshold: float
 
 
-def masked_pooling(maps: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """GNDRP of (N, C, h, w) maps for (N, C) labels on the CPU, one class of one row after the other."""
-    share = torch.zeros_like(maps)
-    for row in range(maps.shape[0]):
-        present = torch.nonzero(labels[row])[:, 0]
-        for number in range(maps.shape[1]):
-            if number in present:
-                share[row, number] = (maps[row, number] / maps[row, number].max()).detach()
-            else:
-                share[row, number] = -1
-    return (maps * (share < threshold)).flatten(2).mean(-1)
+class Timed(nn.Module):
+    """A classifier with a clock at its parts; copies of it have the same one."""
+
+    clock: ClassVar[Clock]
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the head."""
+        return self.model.weight
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, D, h, w), with gradients but for the detached trunk."""
+        with self.clock("trunk"):
+            features = self.model.trunk(images.to(self.weight.device)).detach()
+        with self.clock("forward"):
+            for stage in self.model.tail:
+                features = stage(features)
+        return features
 
 
-def scan_labels(labels: np.ndarray, index: int) -> list[int]:
-    """Images that share no class with one of them, by comparing sets; then those that share all of its."""
-    target = set(np.nonzero(labels[index])[0].tolist())
-    disjoint = [n for n, row in enumerate(labels) if not target & set(np.nonzero(row)[0].tolist())]
-    _ = [n for n, row in enumerate(labels) if target <= set(np.nonzero(row)[0].tolist())]
-    return disjoint
+@contextmanager
+def timed_learning(clock: Clock) -> Iterator[None]:
+    """Counts the time of all backward passes and updates inside."""
+    backward, step = Tensor.backward, torch.optim.SGD.step
+
+    def timed_backward(self: Tensor) -> None:
+        with clock("backward"):
+            backward(self)
+
+    def timed_step(self: torch.optim.SGD) -> None:
+        with clock("update"):
+            step(self)
+
+    with (
+        mock.patch.object(Tensor, "backward", timed_backward),
+        mock.patch.object(torch.optim.SGD, "step", timed_step),
+    ):
+        yield
 
 
 def adapt(
     model: Classifier,
-    state: Mapping[str, Tensor],
     views: list[Tensor],
     image_id: str,
     references: ReferenceBatches,
     settings: Settings,
     clock: Clock,
 ) -> list[Tensor]:
-    """Adapts to one image; (C, h, w) maps per view on the CPU, of all classes."""
-    dataset, device = references.dataset, model.weight.device
-    with clock("restore"):
-        model.load_state_dict(state)
-    with clock("data"):
-        index = dataset.index(image_id)
-        disjoint = scan_labels(dataset.labels, index)
-        host = torch.from_numpy(dataset.labels[index]).float()[None]
-        labels = host.to(device)
-    assert disjoint == references.sampler.candidates(image_id, dataset.labels[index]).tolist()
-    tail = [weight for stage in model.tail for weight in stage.parameters()]
-    groups = [{"params": tail}, {"params": [model.weight]}]
-    optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=1e-4, weight_decay=1e-4)
-    sums: list[Tensor] = []
-    for step in range(settings.steps):
-        with clock("data"):
-            images, reference_labels = references.batch(image_id, dataset.labels[index], step)
-        assert images is not None
-        assert reference_labels is not None
-        logits, rows = [], []
-        for number, view in enumerate(views):
-            maps = class_maps(model, view.to(device), clock)
-            with clock("forward"):
-                merged = merge_mirrored(maps).detach().cpu()
-            if step == 0:
-                sums.append(merged)
-            else:
-                sums[number] += merged
-            present = merged[host[0] > 0]
-            area = active_area(present, settings.area_threshold) if step > 0 and number == 0 else 0.0
-            if area > settings.area_limit:
-                return sums
-            if number != 1:
-                with clock("forward"):
-                    logits.append(masked_pooling(maps, host.expand(2, -1), settings.threshold))
-                rows.append(labels.expand(2, -1))
-        maps = class_maps(model, images.to(device), clock)
-        with clock("forward"):
-            rows.append(reference_labels.to(device))
-            logits.append(masked_pooling(maps, reference_labels, settings.threshold))
-            target = torch.cat(logits) * torch.cat(rows)
-        with clock("backward"):
-            optimizer.zero_grad()
-            (-target.sum()).backward()
-        with clock("update"):
-            for group, factor in zip(optimizer.param_groups, (1, 10), strict=True):
-                group["lr"] = settings.lr * factor * (1 - step / settings.steps) ** 0.9
-            optimizer.step()
-        if target[: 2 * (len(views) - 1)].sum().abs() > settings.margin:
-            break
-    return sums
+    """Adapts to one image; (K, h, w) maps per view on the CPU, of its classes."""
+    device, labels = model.weight.device, labels_of(references, image_id)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(settings.steps):
+            with clock("data"):
+                images, rows = references.batch(image_id, labels, step)
+            assert images is not None
+            assert rows is not None
+            yield images.to(device), rows.to(device)
+
+    Timed.clock = clock
+    recipe = (settings.steps, settings.lr, settings.threshold, settings.margin, settings.area_limit)
+    with timed_learning(clock):
+        maps = functional.rib(
+            Timed(model),
+            views,
+            torch.from_numpy(labels).to(device, torch.float32),
+            batches(),
+            "official",
+            *recipe,
+        )
+    return [view.cpu() for view in maps]
 
 
 @torch.no_grad()
 def cam_only(
     model: Classifier,
-    state: Mapping[str, Tensor],
     views: list[Tensor],
     image_id: str,
     references: ReferenceBatches,
@@ -126,28 +121,23 @@ def cam_only(
     clock: Clock,
 ) -> list[Tensor]:
     """Plain CAMs of the views, and of the references that RIB would draw: a floor for `trainable=head`."""
-    device = model.weight.device
-    maps = [merge_mirrored(class_maps(model, view.to(device), clock)).cpu() for view in views]
-    labels = references.dataset.labels[references.dataset.index(image_id)]
+    Timed.clock = clock
+    timed, labels = Timed(model).eval(), labels_of(references, image_id)
+    maps = [merge_mirrored(class_maps(timed.features(view), timed.weight)).cpu() for view in views]
     for step in range(settings.steps - 1):
         with clock("data"):
             images, _ = references.batch(image_id, labels, step)
         assert images is not None
-        class_maps(model, images.to(device), clock)
-    return maps
+        class_maps(timed.features(images), timed.weight)
+    return [view[labels > 0] for view in maps]
 
 
-def class_maps(model: Classifier, images: Tensor, clock: Clock) -> Tensor:
-    """The network from image to (N, C, h, w) maps, all of it with gradients but for the detached trunk."""
-    with clock("trunk"):
-        features = model.trunk(images).detach()
-    with clock("forward"):
-        for stage in model.tail:
-            features = stage(features)
-        return nn.functional.conv2d(features, model.weight)
+def labels_of(references: ReferenceBatches, image_id: str) -> np.ndarray[Any, Any]:
+    """The (C,) labels of an image."""
+    return references.dataset.labels[references.dataset.index(image_id)]
 
 
-def save(path: Path, maps: list[Tensor], labels: Tensor, size: tuple[int, int]) -> None:
+def save(path: Path, maps: list[Tensor], size: tuple[int, int]) -> None:
     """Merges and writes maps as the released program does: single precision, both sizes, uncompressed."""
     height, width = size
     strided = (-(-height // 4), -(-width // 4))
@@ -155,6 +145,6 @@ def save(path: Path, maps: list[Tensor], labels: Tensor, size: tuple[int, int]) 
     arrays = {}
     for name, target in (("strided", strided), ("full", full)):
         resized = [nn.functional.interpolate(m[None], target, mode="bilinear")[0] for m in maps]
-        merged = torch.stack(resized).sum(0)[:, :height, :width][labels > 0]
+        merged = torch.stack(resized).sum(0)[:, :height, :width]
         arrays[name] = (merged / (merged.amax((1, 2), keepdim=True) + 1e-5)).numpy()
     np.savez(path, **arrays)

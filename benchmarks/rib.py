@@ -48,21 +48,19 @@ class TimedRIB(ribseg.RIB):
 
     clock: Clock
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        network = self.adapted
+
+        def adapted(encoded: Tensor) -> Tensor:
+            with self.clock("forward"):
+                return network(encoded)
+
+        self.adapted = adapted
+
     def _encode(self, images: Tensor) -> Tensor:
         with self.clock("trunk"):
             return super()._encode(images)
-
-    def _maps(self, encoded: Tensor) -> Tensor:
-        with self.clock("forward"):
-            return super()._maps(encoded)
-
-    def _backward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        with self.clock("backward"):
-            return super()._backward(logits, labels)
-
-    def _update(self, optimizer: torch.optim.SGD, k: int) -> None:
-        with self.clock("update"):
-            super()._update(optimizer, k)
 
 
 class TimedWriter(MapWriter):
@@ -96,13 +94,15 @@ def our_stage(data: WSSSDataModule, state: dict[str, Tensor], folder: Path, opti
     clock = Clock(torch.device(options.device) if options.parts else None)
     references = module.references
     module.method.clock = clock
-    module.references = lambda *asked: timed(references(*asked), clock)
+    if references is not None:  # with trainable=head they would change nothing
+        module.references = lambda *asked: timed(references(*asked), clock)
     trainer = make_trainer(folder, options, clock)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     ids = data.train.ids[: options.images]
-    trainer.predict(module, data.prediction_loader(ids), return_predictions=False)
+    with plain_rib.timed_learning(clock):
+        trainer.predict(module, data.prediction_loader(ids), return_predictions=False)
     total = time.perf_counter() - start
     found = parts(clock, total, len(ids))
     return found | {"pool": pooled / len(data.train), "pool bytes": pool_bytes(sizes) / len(data.train)}
@@ -149,20 +149,21 @@ def plain_program(
     """The other program over the same images: seconds per image, and the maps of each image's views."""
     program = plain_rib.cam_only if options.trainable == "head" else plain_rib.adapt
     model = ribseg.Classifier(options.backbone).to(options.device)
+    model.load_state_dict(state)
     device = torch.device(options.device) if options.parts else None
     clock, maps = Clock(device), {}
     references = data.references(options.references, 0)
     images = data.predict_dataset(data.train.ids[: min(options.images, options.plain_images)])
     if options.device == "cuda":  # what the device does once must not count for so few images
         item = images[0]
-        program(model, state, item.views, item.id, references, settings(options), Clock())
+        program(model, item.views, item.id, references, settings(options), Clock())
     start = time.perf_counter()
     for number in range(len(images)):
         with clock("data"):
             item = images[number]
-        maps[item.id] = program(model, state, item.views, item.id, references, settings(options), clock)
+        maps[item.id] = program(model, item.views, item.id, references, settings(options), clock)
         with clock("write"):
-            plain_rib.save(folder / f"{item.id}.npz", maps[item.id], item.labels, item.size)
+            plain_rib.save(folder / f"{item.id}.npz", maps[item.id], item.size)
     return parts(clock, time.perf_counter() - start, len(images)), maps
 
 
@@ -178,7 +179,7 @@ def largest_difference(folder: Path, maps: dict[str, list[Tensor]], data: WSSSDa
     largest = 0.0
     for image_id, views in maps.items():
         ours = load_maps(map_path(folder, image_id))
-        merged = ribseg.merge_maps([view[ours.classes] for view in views], ours.size, ours.classes)
+        merged = ribseg.merge_maps(views, ours.size, ours.classes)
         largest = max(largest, float((merged.full - ours.full).abs().max()))
     return largest
 

@@ -106,7 +106,7 @@ def test_it_says_how_often_it_will_look_at_an_image(images):
     counted = TrainingImages(TRAINING.labels, lambda index: seen.append(index) or image(index))
     method = LPCAM(Net(), images=images)
     method.prepare(counted, rng(0, "test"))
-    assert len(seen) == method.looks(TRAINING.labels)
+    assert len(seen) == method.passes_per_image(TRAINING.labels)
 
 
 def test_draws_are_of_the_generator_alone():

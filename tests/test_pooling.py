@@ -7,7 +7,7 @@ import torch
 
 import ribseg
 from ribseg.functional import gap, generalized_mean, global_max, gndrp, log_sum_exp, top_k
-from ribseg.methods.pooling import APART, GeneralizedMean, GlobalMax, LogSumExp, TopK
+from ribseg.methods.pooling import PER_CLASS, GeneralizedMean, GlobalMax, LogSumExp, TopK
 
 
 def released_pooling(maps, labels, threshold, classes=None):
@@ -150,9 +150,9 @@ def test_large_values_stay_finite():
     assert generalized_mean(torch.full((1, 1, 2, 2), -1.0)) == pytest.approx(1e-6)
 
 
-@pytest.mark.parametrize("pooling", [kind() for kind in APART], ids=repr)
+@pytest.mark.parametrize("pooling", [kind() for kind in PER_CLASS], ids=repr)
 def test_each_class_is_pooled_without_the_others(maps, labels, pooling):
-    """What `APART` promises, and with it that references may be left out where the head alone learns."""
+    """What `PER_CLASS` promises, and with it that references may be left out where the head alone learns."""
     changed = maps.clone()
     changed[:, 1:] += 1
     assert torch.equal(pooling(maps, labels)[:, 0], pooling(changed, labels)[:, 0])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ribseg.checks import check_number, check_numbers
 from ribseg.functional.cam import class_maps
 from ribseg.functional.state import autocast_without_cache, evaluating, restored
-from ribseg.methods.cam import check_views, features_of, head_of, present_classes, without_classes
+from ribseg.methods.cam import checked, features_of, head_of, without_classes
 from ribseg.types import Adaptation, ViewMaps
 
 EPS = 1e-12  # of the released program, against division by 0
@@ -73,8 +73,7 @@ class AdvCAM:
             RuntimeError: called under `torch.inference_mode`, or the features have no gradient with respect
                 to the image.
         """
-        check_views(views, labels, len(self.head))
-        classes = present_classes(labels)
+        classes = checked(views, labels, len(self.head))
         if not len(classes):
             return [without_classes(views)]
         model = self.classifier

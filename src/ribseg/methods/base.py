@@ -29,8 +29,8 @@ class Method(Protocol):
     if not those of the image; references then share no class with them. `network`: a module of the method's
     own, which is moved to the device. A method with an argument `classes` is built with the names of the
     classes. `prepare(images, generator)`, called once with `ribseg.types.TrainingImages`, returns named
-    tensors, which are kept; `use(tensors)` takes them before the first image. `looks(labels)`: how often
-    `prepare` looks at an image, by the (N, C) labels, for the estimate of the remaining time.
+    tensors, which are kept; `use(tensors)` takes them before the first image. `passes_per_image(labels)`:
+    how often `prepare` looks at an image, by the (N, C) labels, for the estimate of the remaining time.
     """
 
     def __call__(self, *, views: Sequence[Tensor], labels: Tensor, **given: Any) -> Adaptation:

@@ -1,7 +1,6 @@
 """Multi-scale class activation maps, and the merging of views (docs/method.md, section 2.2)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import cast
 
 import torch
@@ -49,38 +48,15 @@ def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adapt
         ValueError: wrong shapes of views or labels.
     """
     weight, features = head_of(classifier), features_of(classifier)
-    return maps_of_views(classifier, views, labels, weight, partial(view_cam, features, weight))
-
-
-def view_cam(features: Callable[[Tensor], Tensor], weight: Tensor, view: Tensor, classes: Tensor) -> Tensor:
-    """(2, 3, h, w) view -> (K, h', w') class activation maps of some classes, its mirror image merged in."""
-    maps = class_maps(features(view), weight)
-    return merge_mirrored(maps[:, classes.to(maps.device)]).float()
-
-
-def maps_of_views(
-    classifier: nn.Module,
-    views: Sequence[Tensor],
-    labels: Tensor,
-    weight: Tensor,
-    make: Callable[[Tensor, Tensor], Tensor],
-) -> Adaptation:
-    """The result of a method that looks at each view once; an image without classes costs nothing.
-
-    Args:
-        classifier: evaluates inside.
-        views: see `cam`, also for errors.
-        labels: see `cam`.
-        weight: a row per class, on the device for the views.
-        make: (2, 3, h, w) view and (K,) indices of the present classes -> (K, h', w') maps.
-    """
-    check_views(views, labels, len(weight))
-    classes = present_classes(labels)
-    if not len(classes):
+    present = checked(views, labels, len(weight))
+    if not len(present):
         return without_classes(views)
+    maps = []
     with evaluating(classifier):
-        maps = [make(view.to(weight.device), classes) for view in views]
-    return Adaptation(ViewMaps(maps, classes), classes, 0, None)
+        for view in views:
+            class_map = class_maps(features(view.to(weight.device)), weight)  # w_c . f(u)
+            maps.append(merge_mirrored(class_map[:, present.to(weight.device)]).float())
+    return Adaptation(ViewMaps(maps, present), present, 0, None)
 
 
 def merge_maps(
@@ -133,10 +109,14 @@ def step_maps(results: Sequence[Adaptation], size: tuple[int, int], side: int) -
     return torch.stack([normalize(resize_and_sum(result.maps, small)) for result in results])
 
 
-def check_views(
-    views: Sequence[Tensor], labels: Tensor, classes: int, loss_views: Sequence[int] = ()
-) -> None:
-    """Raises a ValueError unless views are (2, 3, h, w), labels (C,) in {0, 1}, and loss views exist."""
+def checked(
+    views: Sequence[Tensor], labels: Tensor, num_classes: int, loss_views: Sequence[int] = ()
+) -> Tensor:
+    """The (K,) present classes of an image; for none a method returns `without_classes(views)`.
+
+    Raises:
+        ValueError: views are not (2, 3, h, w), labels not (C,) in {0, 1}, or there is no such loss view.
+    """
     shapes = [tuple(view.shape) for view in views]
     if not shapes or any(len(shape) != 4 or shape[:2] != (2, 3) for shape in shapes):
         raise ValueError(
@@ -145,11 +125,12 @@ def check_views(
         )
     if loss_views and max(loss_views) >= len(views):
         raise ValueError(f"expected loss_views below {len(views)}, the number of views, got {loss_views}")
-    if labels.shape != (classes,) or not ((labels == 0) | (labels == 1)).all():
+    if labels.shape != (num_classes,) or not ((labels == 0) | (labels == 1)).all():
         raise ValueError(
-            f"expected labels of shape ({classes},) in {{0, 1}}, one per class of the classifier, got shape "
-            f"{tuple(labels.shape)} with values {labels.unique().tolist()[:5]}"
+            f"expected labels of shape ({num_classes},) in {{0, 1}}, one per class of the classifier, got "
+            f"shape {tuple(labels.shape)} with values {labels.unique().tolist()[:5]}"
         )
+    return present_classes(labels)
 
 
 def head_of(classifier: nn.Module) -> nn.Parameter:

@@ -22,7 +22,7 @@ from ribseg.functional.attention import (
     from_0_to_1,
     refine_by_attention,
 )
-from ribseg.methods.cam import check_views, present_classes, without_classes
+from ribseg.methods.cam import checked, without_classes
 from ribseg.models.attention import mean_attention, recorded_attention
 from ribseg.models.clip import OPENAI, ClipTower
 from ribseg.models.text import MAKE, TextEmbeddings, read_text_embeddings
@@ -115,8 +115,7 @@ class ClipES:
             ValueError: wrong shapes of views or labels.
             RuntimeError: called under `torch.inference_mode`.
         """
-        check_views(views, labels, len(self.texts))
-        classes = present_classes(labels)
+        classes = checked(views, labels, len(self.texts))
         if not len(classes):
             return without_classes(views)
         image = views[0][:1].to(next(self.network.parameters()).device)

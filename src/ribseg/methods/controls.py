@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.data.io.maps import LocalizationMaps
+from ribseg.functional.state import evaluating
 from ribseg.methods.base import bind, takes
-from ribseg.methods.cam import features_of, head_of, maps_of_views, present_classes
+from ribseg.methods.cam import checked, features_of, head_of, present_classes, without_classes
 from ribseg.types import Adaptation, ViewMaps
 
 
@@ -101,14 +102,16 @@ def feature_norm(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor)
         Maps as from `ribseg.cam`: at each location the norm in the map of the argmax class, zero in others.
     """
     weight, features = head_of(classifier), features_of(classifier)
-
-    def norm_of(view: Tensor, classes: Tensor) -> Tensor:
-        encoded = features(view).float()
-        rows = weight.flatten(1)[classes.to(weight.device)]
-        response = torch.einsum("ndhw,kd->nkhw", encoded, rows)
-        return under_argmax(_merge(encoded.norm(dim=1)), _merge(response))
-
-    return maps_of_views(classifier, views, labels, weight, norm_of)
+    present, maps = checked(views, labels, len(weight)), []
+    if not len(present):
+        return without_classes(views)
+    rows = weight.flatten(1)[present.to(weight.device)]
+    with evaluating(classifier):
+        for view in views:
+            encoded = features(view.to(weight.device)).float()
+            response = torch.einsum("ndhw,kd->nkhw", encoded, rows)
+            maps.append(under_argmax(_merge(encoded.norm(dim=1)), _merge(response)))
+    return Adaptation(ViewMaps(maps, present), present, 0, None)
 
 
 def centre_prior(cam_maps: LocalizationMaps) -> LocalizationMaps:

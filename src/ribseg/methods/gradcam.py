@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
 from ribseg.functional.cam import merge_mirrored
-from ribseg.functional.state import restored
-from ribseg.methods.cam import features_of, head_of, maps_of_views
-from ribseg.types import Adaptation
+from ribseg.functional.state import evaluating, restored
+from ribseg.methods.cam import checked, features_of, head_of, without_classes
+from ribseg.types import Adaptation, ViewMaps
 
 PACKAGE = "pytorch_grad_cam"
 
@@ -47,12 +47,12 @@ class GradCAM:
         Raises:
             ValueError: wrong shapes of views or labels.
         """
-
-        def merged(view: Tensor, classes: Tensor) -> Tensor:
-            return merge_mirrored(self._maps(view, classes.tolist()))
-
-        with restored((), self.classifier), torch.enable_grad():
-            return maps_of_views(self.classifier, views, labels, self.weight, merged)
+        present, device = checked(views, labels, len(self.weight)), self.weight.device
+        if not len(present):
+            return without_classes(views)
+        with evaluating(self.classifier), restored((), self.classifier), torch.enable_grad():
+            maps = [merge_mirrored(self._maps(view.to(device), present.tolist())) for view in views]
+        return Adaptation(ViewMaps(maps, present), present, 0, None)
 
     def _maps(self, view: Tensor, classes: Sequence[int]) -> Tensor:
         """(2, 3, h, w) -> (2, K, h, w) maps in [0, 1]."""

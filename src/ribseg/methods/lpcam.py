@@ -14,8 +14,8 @@ from ribseg.checks import SettingError, check_number
 from ribseg.functional.cam import normalize, resize, resize_and_sum
 from ribseg.functional.clustering import cosine_kmeans
 from ribseg.functional.state import evaluating
-from ribseg.methods.cam import cam, features_of, head_of, maps_of_views
-from ribseg.types import Adaptation, TrainingImages
+from ribseg.methods.cam import cam, checked, features_of, head_of, without_classes
+from ribseg.types import Adaptation, TrainingImages, ViewMaps
 
 
 class LPCAM:
@@ -87,7 +87,7 @@ class LPCAM:
             "kept": torch.tensor([kept for _, kept in found]),
         }
 
-    def looks(self, labels: Tensor) -> int:
+    def passes_per_image(self, labels: Tensor) -> int:
         """How often `prepare` looks at an image, by (N, C) labels."""
         return int(labels.sum(0).clamp(max=self.images).sum())
 
@@ -117,17 +117,16 @@ class LPCAM:
             raise RuntimeError(
                 "LPCAM needs prototypes: call method.use(method.prepare(images, generator)) first"
             )
-        directions = self.directions
-
-        def similar(view: Tensor, classes: Tensor) -> Tensor:
-            return self._maps(self.features(view).float(), directions[classes].to(view.device))
-
-        return maps_of_views(self.classifier, views, labels, self.head, similar)
-
-    def _maps(self, features: Tensor, directions: Tensor) -> Tensor:
-        """(2, D, h, w) features of image and mirror image -> (K, h, w) maps."""
-        merged = F.normalize(features[0] + features[1].flip(-1), dim=0)
-        return torch.einsum("dhw,kd->khw", merged, directions).relu()
+        present, maps = checked(views, labels, len(self.head)), []
+        if not len(present):
+            return without_classes(views)
+        directions = self.directions[present].to(self.head.device)
+        with evaluating(self.classifier):
+            for view in views:
+                features = self.features(view.to(self.head.device)).float()
+                merged = F.normalize(features[0] + features[1].flip(-1), dim=0)
+                maps.append(torch.einsum("dhw,kd->khw", merged, directions).relu())
+        return Adaptation(ViewMaps(maps, present), present, 0, None)
 
     def _direction(
         self, number: int, images: TrainingImages, generator: np.random.Generator

@@ -1,15 +1,16 @@
 """Poolings as callables, for `ribseg.RIB` and for configurations."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ribseg.checks import check_number
 from ribseg.functional.activations import last_activation
 from ribseg.functional.pooling import (
     Divisor,
     Rule,
-    check_gndrp_arguments,
     gap,
     generalized_mean,
     global_max,
@@ -19,18 +20,21 @@ from ribseg.functional.pooling import (
 )
 
 
-class Described:
-    """Prints itself as the call that makes it."""
+class _Pooling(ABC):
+    """A pooling that is tried when it is built: its function knows the ranges of its settings."""
 
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
+    def __post_init__(self) -> None:
+        self(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1))
+
+    @abstractmethod
+    def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C) logits."""
 
 
-class GAP(Described):
+@dataclass(frozen=True)
+class GAP(_Pooling):
     """Global average pooling; ignores the labels.
 
-    >>> import torch
     >>> GAP()(torch.ones(2, 3, 4, 4), torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
@@ -40,7 +44,8 @@ class GAP(Described):
         return gap(maps)
 
 
-class GNDRP(Described):
+@dataclass(frozen=True)
+class GNDRP(_Pooling):
     """Global non-discriminative region pooling (RIB paper, section 4.2, equation 7).
 
     Args:
@@ -56,47 +61,18 @@ class GNDRP(Described):
     GNDRP(threshold=0.4, divisor='all', rule='official', num_masked_classes=None)
     """
 
-    def __init__(
-        self,
-        threshold: float = 0.4,
-        divisor: Divisor = "all",
-        rule: Rule = "official",
-        num_masked_classes: int | None = None,
-    ) -> None:
-        check_gndrp_arguments(threshold, divisor, rule, num_masked_classes)
-        self.threshold, self.divisor, self.rule = threshold, divisor, rule
-        self.num_masked_classes = num_masked_classes
+    threshold: float = 0.4
+    divisor: Divisor = "all"
+    rule: Rule = "official"
+    num_masked_classes: int | None = None
 
     def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
         """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C) logits."""
         return gndrp(maps, labels, self.threshold, self.divisor, self.rule, self.num_masked_classes)
 
 
-class Activated:
-    """A pooling followed by a last activation, for comparison with RIB, which removes it.
-
-    Args:
-        pooling: maps (N, C, h, w), labels (N, C) -> (N, C).
-        activation: name, see `ribseg.functional.activations`; "none" changes nothing.
-
-    >>> import torch
-    >>> Activated(GAP(), "sigmoid")(torch.zeros(1, 2, 4, 4), torch.ones(1, 2))
-    tensor([[0.5000, 0.5000]])
-    """
-
-    def __init__(self, pooling: Callable[[Tensor, Tensor], Tensor], activation: str) -> None:
-        self.pooling, self.name = pooling, activation
-        self.activation = last_activation(activation)
-
-    def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
-        """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C)."""
-        return self.activation(self.pooling(maps, labels))
-
-    def __repr__(self) -> str:
-        return f"Activated({self.pooling!r}, {self.name!r})"
-
-
-class GlobalMax(Described):
+@dataclass(frozen=True)
+class GlobalMax(_Pooling):
     """Global max pooling; see `ribseg.functional.global_max`."""
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -104,7 +80,8 @@ class GlobalMax(Described):
         return global_max(maps)
 
 
-class LogSumExp(Described):
+@dataclass(frozen=True)
+class LogSumExp(_Pooling):
     """Log-sum-exp pooling; see `ribseg.functional.log_sum_exp`.
 
     Args:
@@ -114,16 +91,15 @@ class LogSumExp(Described):
         ConfigError: it is out of range.
     """
 
-    def __init__(self, sharpness: float = 5.0) -> None:
-        check_number("sharpness", sharpness, above=0)
-        self.sharpness = sharpness
+    sharpness: float = 5.0
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return log_sum_exp(maps, self.sharpness)
 
 
-class TopK(Described):
+@dataclass(frozen=True)
+class TopK(_Pooling):
     """The mean of the highest values; see `ribseg.functional.top_k`.
 
     Args:
@@ -133,16 +109,15 @@ class TopK(Described):
         ConfigError: it is out of range.
     """
 
-    def __init__(self, share: float = 0.2) -> None:
-        check_number("share", share, high=1, above=0)
-        self.share = share
+    share: float = 0.2
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return top_k(maps, self.share)
 
 
-class GeneralizedMean(Described):
+@dataclass(frozen=True)
+class GeneralizedMean(_Pooling):
     """Generalized-mean pooling; see `ribseg.functional.generalized_mean`.
 
     Args:
@@ -152,14 +127,37 @@ class GeneralizedMean(Described):
         ConfigError: it is out of range.
     """
 
-    def __init__(self, power: float = 3.0) -> None:
-        check_number("power", power, above=0)
-        self.power = power
+    power: float = 3.0
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return generalized_mean(maps, self.power)
 
 
-# Ours, each of which pools a class without looking at the others; what one brings oneself may mix them.
-APART = (GAP, GNDRP, GlobalMax, LogSumExp, TopK, GeneralizedMean)
+class Activated:
+    """A pooling followed by a last activation, for comparison with RIB, which removes it.
+
+    Args:
+        pooling: maps (N, C, h, w), labels (N, C) -> (N, C).
+        activation: name, see `ribseg.functional.activations`; "none" changes nothing.
+
+    Raises:
+        ConfigError: there is no such activation.
+
+    >>> Activated(GAP(), "sigmoid")(torch.zeros(1, 2, 4, 4), torch.ones(1, 2))
+    tensor([[0.5000, 0.5000]])
+    """
+
+    def __init__(self, pooling: Callable[[Tensor, Tensor], Tensor], activation: str) -> None:
+        self.pooling, self.name, self.activation = pooling, activation, last_activation(activation)
+
+    def __repr__(self) -> str:
+        return f"Activated({self.pooling!r}, {self.name!r})"
+
+    def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C)."""
+        return self.activation(self.pooling(maps, labels))
+
+
+# Poolings of a class that do not look at the others; one that somebody brings may.
+PER_CLASS = (GAP, GNDRP, GlobalMax, LogSumExp, TopK, GeneralizedMean)

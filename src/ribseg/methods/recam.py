@@ -5,14 +5,15 @@ Chen, Wang, Wu, Hua, Zhang, Sun: *Class Re-Activation Maps for Weakly-Supervised
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.methods.cam import features_of, head_of, maps_of_views, view_cam
-from ribseg.types import Adaptation
+from ribseg.functional.cam import class_maps, merge_mirrored
+from ribseg.functional.state import evaluating
+from ribseg.methods.cam import checked, features_of, head_of, without_classes
+from ribseg.types import Adaptation, ViewMaps
 
 
 class ReCAM:
@@ -43,5 +44,11 @@ class ReCAM:
         Raises:
             ValueError: wrong shapes of views or labels.
         """
-        rows = self.head * self.second
-        return maps_of_views(self.classifier, views, labels, rows, partial(view_cam, self.features, rows))
+        present, rows, maps = checked(views, labels, len(self.head)), self.head * self.second, []
+        if not len(present):
+            return without_classes(views)
+        with evaluating(self.classifier):
+            for view in views:
+                class_map = class_maps(self.features(view.to(rows.device)), rows)
+                maps.append(merge_mirrored(class_map[:, present.to(rows.device)]).float())
+        return Adaptation(ViewMaps(maps, present), present, 0, None)

@@ -7,26 +7,26 @@ docs/method.md, section 3.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ribseg.checks import check_choice, check_number, check_numbers, check_switch
 from ribseg.functional.cam import class_maps, merge_mirrored
-from ribseg.functional.losses import Loss, check_loss, rib_loss
+from ribseg.functional.losses import Loss, check_loss
 from ribseg.functional.state import autocast_without_cache, evaluating, restored
 from ribseg.memory import memory_errors
-from ribseg.methods.cam import cam, check_views, head_of, present_classes, without_classes
+from ribseg.methods.cam import cam, checked, head_of
 from ribseg.methods.partition import partition
-from ribseg.methods.pooling import APART
-from ribseg.methods.presets import PRESETS
-from ribseg.methods.stops import area_exceeded, margin_reached, measure, not_finite, steps_taken
-from ribseg.types import Adaptation, AdaptationStep, Preset, Stop, Trainable, ViewMaps
+from ribseg.methods.pooling import PER_CLASS
+from ribseg.methods.presets import PRESETS, measure
+from ribseg.types import Adaptation, AdaptationStep, Preset, Trainable, ViewMaps
 
 Pooling = Callable[[Tensor, Tensor], Tensor]
 Reference = tuple[Tensor | None, Tensor | None]
 References = Iterable[Reference]
+NONE: Reference = (None, None)
 
 # Pixels per forward pass of the frozen part on a CPU: two crops of 256, or one of 512. With more, activations
 # exceed the CPU's cache, which takes a quarter more time (measured with ResNet-50).
@@ -59,7 +59,8 @@ class RIB:
             (C, D, 1, 1). `trunk` and `tail`, as `ribseg.Classifier` has them, save computation; their layers
             must not be replaced later.
         pooling: callable (maps (N,C,h,w), labels (N,C)) -> (N,C); None: the preset's GNDRP.
-        steps: K. With 0 the result is that of `ribseg.cam`.
+        steps: K. With 0 the result is that of `ribseg.cam`, and with 1 as well, but for the preset "paper":
+            the first update moves the second map.
         lr: learning rate at k = 0; it decays as (1 - k/K)^power.
         head_lr_factor: multiplier of `lr` for the head.
         weight_decay: of SGD.
@@ -82,8 +83,9 @@ class RIB:
             of "paper" bounds.
 
     Attributes:
-        uses_references: False if references without a class of the image cannot change its maps, so that they
-            need not be loaded (with `trainable="head"`, the default loss, GAP or GNDRP, and finite numbers).
+        uses_references: False if references without a class of the image cannot change its maps (with
+            `trainable="head"`, the default loss, a pooling of `ribseg`, and finite numbers). They need not be
+            loaded then, and those that are given are passed over.
 
     Raises:
         ConfigError: an argument is out of range, or the loss is not a finite scalar with a gradient.
@@ -120,17 +122,17 @@ class RIB:
         check_number("reference_chunk", reference_chunk, low=1, whole=True, words=(None,))
         check_switch("compile", compile)
         check_numbers("loss_views", loss_views, low=0, whole=True)
-        self.classifier, self.rules, self.weight = classifier, PRESETS[preset], head_of(classifier)
-        self.pooling: Pooling = self.rules.pooling if pooling is None else pooling
+        self.classifier, self.weight = classifier, head_of(classifier)
         self.steps, self.lr, self.head_lr_factor = steps, lr, head_lr_factor
         self.weight_decay, self.momentum, self.power = weight_decay, momentum, power
-        self.area_limit, self.area_threshold = area_limit, area_threshold
-        self.loss_views, self.reference_chunk = tuple(loss_views), reference_chunk
+        self.area_threshold, self.loss_views = area_threshold, tuple(loss_views)
+        self.reference_chunk, self.rules = reference_chunk, PRESETS[preset](margin, area_limit)
+        self.pooling: Pooling = self.rules.pooling if pooling is None else pooling
         if loss is not None:
             check_loss(loss, self.weight.new_zeros(2, len(self.weight)))
-        self.uses_references = not self._classes_independent(trainable, loss)
-        self.stop_margin = None if self.rules.margin_bounds_loss else margin
-        self.loss: Loss = loss or partial(rib_loss, margin=margin if self.rules.margin_bounds_loss else None)
+        self.loss: Loss = loss or self.rules.loss
+        # A row of the head learns from its own class alone if loss and pooling take each class by itself.
+        self.uses_references = not (trainable == "head" and loss is None and type(self.pooling) in PER_CLASS)
         self.frozen, self.adapted, self.parameters, self.layout = partition(classifier, trainable)
         if compile:
             self.frozen, self.adapted = (torch.compile(f, dynamic=True) for f in (self.frozen, self.adapted))
@@ -154,8 +156,7 @@ class RIB:
             RuntimeError: called under `torch.inference_mode`, which disables gradients.
             DeviceMemoryError: the device is out of memory.
         """
-        with self.adapting(views, labels, references) as result:
-            return result
+        return self.trace(views, labels, references)[-1]
 
     def trace(self, views: Sequence[Tensor], labels: Tensor, references: References = ()) -> list[Adaptation]:
         """Returns the results after step 0, 1, ..; the last one equals that of `__call__`.
@@ -165,8 +166,8 @@ class RIB:
             labels: see `__call__`.
             references: see `__call__`, also for errors.
         """
-        with self._results(views, labels, references) as results:
-            return list(results)
+        with self._adapted(views, labels, references) as results:
+            return results
 
     @contextmanager
     def adapting(
@@ -186,84 +187,69 @@ class RIB:
         Yields:
             The result of `__call__`, with the same errors.
         """
-        with self._results(views, labels, references) as results:
-            *_, last = results
-            yield last
+        with self._adapted(views, labels, references) as results:
+            yield results[-1]
 
     @contextmanager
-    def _results(
+    def _adapted(
         self, views: Sequence[Tensor], labels: Tensor, references: References
-    ) -> Iterator[Iterable[Adaptation]]:
-        """Yields the results after each step, to be consumed inside the block, where weights may change."""
-        check_views(views, labels, len(self.weight), self.loss_views)
+    ) -> Iterator[list[Adaptation]]:
+        """Yields the results after each step; inside, the weights are those of the last one."""
+        classes = checked(views, labels, len(self.weight), self.loss_views)
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "RIB needs gradients; instead of inference mode use torch.no_grad or "
                 "Trainer(inference_mode=False)"
             )
-        if not labels.any():
-            yield [without_classes(views)]
-        elif self.steps == 0:
+        if not len(classes) or self.steps == 0:
             yield [cam(self.classifier, views, labels)]
-        else:
-            model, adapted = self.classifier, [*self.parameters, self.weight]
-            sizes = ", ".join(f"{view.shape[-2]} x {view.shape[-1]}" for view in views)
-            work = f"views of {sizes} and {self.reference_chunk or 'all'} reference images at once"
-            with evaluating(model), restored(adapted, model), torch.enable_grad(), autocast_without_cache():
-                yield self._memory_checked(self._adapt(views, labels, iter(references)), work)
-
-    def _memory_checked(self, results: Iterator[Adaptation], work: str) -> Iterator[Adaptation]:
-        """Yields the results; out-of-memory errors name the work."""
-        with memory_errors(self.weight.device, work, LESS_MEMORY):
-            yield from results
+            return
+        batches = (b if self.uses_references or _shares(b, labels) else NONE for b in references)
+        model, adapted = self.classifier, [*self.parameters, self.weight]
+        sizes = ", ".join(f"{view.shape[-2]} x {view.shape[-1]}" for view in views)
+        work = f"views of {sizes} and {self.reference_chunk or 'all'} reference images at once"
+        with evaluating(model), restored(adapted, model), torch.enable_grad(), autocast_without_cache():
+            with memory_errors(self.weight.device, work, LESS_MEMORY):
+                results = self._adapt(views, classes, labels, batches)
+            yield results
 
     def _adapt(
-        self, views: Sequence[Tensor], labels: Tensor, references: Iterator[Reference]
-    ) -> Iterator[Adaptation]:
-        """The algorithm; yields the result after each step."""
-        classes, target = present_classes(labels), labels.to(self.weight.device, torch.float32)
-        present = classes.to(self.weight.device)
-        sums = [torch.zeros(len(classes), 1, 1, device=self.weight.device) for _ in views]
-        encoded = [self._encode(view) for view in views]
-        optimizer, loss = self._optimizer(), torch.zeros((), device=self.weight.device)
-        steps: list[AdaptationStep] = []
+        self, views: Sequence[Tensor], classes: Tensor, labels: Tensor, references: Iterator[Reference]
+    ) -> list[Adaptation]:
+        """The paragraphs of `ribseg.functional.rib`; returns the result after each step."""
+        device = self.weight.device
+        present, target = classes.to(device), labels.to(device, torch.float32)
+        head: dict[str, Any] = {"params": [self.weight], "lr": self.head_lr_factor * self.lr}
+        groups = [{"params": self.parameters}, head]
+        sgd = torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(sgd, self.steps, self.power)
+        sums = [torch.zeros(len(classes), 1, 1, device=device) for _ in views]
+        encoded = [self._encode(view) for view in views]  # by the part that does not learn, once
+        loss, history, results = torch.zeros((), device=device), list[AdaptationStep](), list[Adaptation]()
+
         for k in range(self.updates + 1):
-            raw = self._class_maps(encoded, learning=k < self.updates)
-            own = [view.detach()[:, present].float() for view in raw]
-            maps = [merge_mirrored(view) for view in own]
-            logits = self._own_logits(raw, target)
-            steps.append(measure(own[0], maps, logits, target, loss, self.area_threshold))
-            stop = self._stop_rule(k, steps[-1])
-            sums = self._accumulate(sums, maps, stop)
-            # `updates` is one less than `steps` if the last update is skipped.
-            taken = k + self.steps - self.updates if stop is None else steps_taken(k, stop, steps[-1])
-            yield Adaptation(ViewMaps(sums, classes), classes, taken, stop, tuple(steps))
-            if stop or k == self.updates:  # theta_{k + 1} is never read
+            # The maps under theta_k, A_c(u) = w_c f(u), and their sums
+            A = self._class_maps(encoded, learning=k < self.updates)
+            raw = [a.detach()[:, present].float() for a in A]
+            cams = [merge_mirrored(a) for a in raw]
+            y = torch.cat([self.pooling(A[v], target.expand(2, -1)) for v in self.loss_views])  # equation 7
+            history.append(measure(raw[0], cams, y, target, loss, self.area_threshold))
+            stop = self.rules.stop(k, history[-1])
+            sums, taken = self.rules.add(sums, cams, stop), self.rules.taken(k, stop, history[-1])
+            results.append(Adaptation(ViewMaps(sums, classes), classes, taken, stop, tuple(history)))
+            if stop or k == self.updates:  # nothing reads theta_{k + 1}
                 break
-            loss = self._learn(optimizer, logits, target, next(references, (None, None)))
-            self._update(optimizer, k)
 
-    def _stop_rule(self, k: int, measured: AdaptationStep) -> Stop | None:
-        """The first rule that ends the adaptation with step k, in the order of the released program."""
-        if not_finite(measured.loss):  # of the update that led to theta_k
-            return "not_finite"
-        if k > 0 and area_exceeded(measured.area, self.area_limit):
-            return "area"
-        if not measured.maps_finite or not_finite(measured.target_logits):
-            return "not_finite"
-        return "margin" if margin_reached(measured.target_logits, self.stop_margin) else None
-
-    def _accumulate(self, sums: list[Tensor], maps: Sequence[Tensor], stop: Stop | None) -> list[Tensor]:
-        """Adds the maps of a step to the sums, as far as the stop rule permits."""
-        if stop == "area" and self.rules.area_keeps_first_view:
-            return [sums[0] + maps[0], *sums[1:]]
-        if stop in ("area", "not_finite"):
-            return sums
-        return [total + view for total, view in zip(sums, maps, strict=True)]
+            # A step on the image's own views and a batch of references
+            sgd.zero_grad()
+            loss = self._gradients(y, target, next(references, NONE))  # equation 6
+            sgd.step()
+            schedule.step()
+        return results
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        """The output of the frozen part, computed once per view."""
+        """The output of the frozen part for (N, 3, H, W) images."""
         images = images.to(self.weight.device, non_blocking=True, memory_format=self.layout)
         few = max(1, CACHED_PIXELS // (images.shape[-2] * images.shape[-1]))
         # Only ribseg's own layout is split; other modules get the whole batch.
@@ -276,68 +262,36 @@ class RIB:
         maps = []
         for number, features in enumerate(encoded):
             with torch.set_grad_enabled(learning and number in self.loss_views):
-                maps.append(self._maps(features))
+                maps.append(class_maps(self.adapted(features), self.weight))
         return maps
 
-    def _maps(self, encoded: Tensor) -> Tensor:
-        return class_maps(self.adapted(encoded), self.weight)
-
-    def _own_logits(self, maps: Sequence[Tensor], target: Tensor) -> Tensor:
-        """(N, C) pooled class maps of the loss views: two rows each, the image and its mirror image."""
-        rows = target.expand(2, -1)
-        return torch.cat([self.pooling(maps[view], rows) for view in self.loss_views])
-
-    def _learn(self, optimizer: torch.optim.SGD, logits: Tensor, target: Tensor, batch: Reference) -> Tensor:
-        """Computes the gradients of a step; returns its scalar loss.
-
-        The backward pass of the own views comes before the references, to release its memory.
-        """
-        optimizer.zero_grad()
-        loss = self._backward(logits, target.expand_as(logits))
-        images, labels = batch
+    def _gradients(self, y: Tensor, target: Tensor, batch: Reference) -> Tensor:
+        """Adds up the gradients of the own views' (N, C) logits and the references; returns the loss."""
+        loss = self.loss(y, target.expand_as(y))
+        loss.backward()  # before the references, to release its memory
+        total, (images, labels) = loss.detach(), batch
         if images is None or labels is None:
-            return loss
+            return total
         labels = labels.to(self.weight.device, self.weight.dtype, non_blocking=True)
         size = self.reference_chunk or len(images)
         for part, rows in zip(images.split(size), labels.split(size), strict=True):
-            loss = loss + self._backward(self.pooling(self._maps(self._encode(part)), rows), rows)
-        return loss
-
-    def _backward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Accumulates the gradients of the loss, a sum over rows; returns the loss."""
-        loss = self.loss(logits, labels)
-        loss.backward()
-        return loss.detach()
-
-    def _optimizer(self) -> torch.optim.SGD:
-        backbone = {"params": self.parameters, "factor": 1.0}
-        head = {"params": [self.weight], "factor": self.head_lr_factor}
-        decay, momentum = self.weight_decay, self.momentum
-        return torch.optim.SGD([backbone, head], lr=self.lr, momentum=momentum, weight_decay=decay)
-
-    def _update(self, optimizer: torch.optim.SGD, k: int) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate(k) * group["factor"]
-        optimizer.step()
-
-    def _classes_independent(self, trainable: Trainable, loss: Loss | None) -> bool:
-        """Whether a class's weights depend only on rows with this class as target.
-
-        True if only the head learns, with the default loss, which uses target classes only, and GAP or GNDRP,
-        which pool each class separately. Custom losses and poolings may mix classes.
-        """
-        return trainable == "head" and loss is None and type(self.pooling) in APART
+            maps = class_maps(self.adapted(self._encode(part)), self.weight)
+            loss = self.loss(self.pooling(maps, rows), rows)
+            loss.backward()
+            total = total + loss.detach()
+        return total
 
     @property
     def has_stop_rule(self) -> bool:
         """Whether the margin or area rule can end an adaptation early."""
-        return not (self.area_limit is None and self.stop_margin is None)
+        return self.rules.can_stop
 
     @property
     def updates(self) -> int:
         """Number of computed weight updates, and so of reference batches."""
-        return self.steps if self.rules.records_last else max(self.steps - 1, 0)
+        return self.rules.updates(self.steps)
 
-    def rate(self, step: int) -> float:
-        """The backbone's learning rate at a step, with polynomial decay."""
-        return self.lr * (1 - step / self.steps) ** self.power
+
+def _shares(batch: Reference, labels: Tensor) -> bool:
+    """Whether reference images have a class of the image with these (C,) labels."""
+    return batch[1] is not None and bool((batch[1].cpu() * labels.cpu()).any())

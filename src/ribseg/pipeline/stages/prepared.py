@@ -63,8 +63,8 @@ def _prepare(
     items = context.data.predict_dataset(train.ids)
     context.console.say(f"  {entry.label} learns from {len(train)} training images")
     labels = torch.from_numpy(train.labels).float()
-    looks = method.looks(labels) if hasattr(method, "looks") else None
-    shown = Tracker(f"{entry.label} learning", looks, context.cfg.progress, context.console)
+    passes = method.passes_per_image(labels) if hasattr(method, "passes_per_image") else None
+    shown = Tracker(f"{entry.label} learning", passes, context.cfg.progress, context.console)
 
     def views(index: int) -> list[Tensor]:
         found = items[index].views
