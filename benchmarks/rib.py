@@ -298,7 +298,7 @@ def matrix_rate(options: Any) -> float:
 
 def network(seconds: dict[str, float]) -> float:
     """Seconds per image of everything but data and writing."""
-    return seconds["all"] - sum(seconds[name] for name in OUTSIDE)
+    return seconds["all"] - sum(seconds.get(name, 0.0) for name in OUTSIDE)
 
 
 def report(found: dict[str, Any]) -> None:

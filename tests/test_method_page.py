@@ -1,6 +1,9 @@
 """docs/method.md: its settings and values are those of conf/, and what cites it finds the section."""
 
+import ast
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from quick_run import CONF
 
+from ribseg import functional
+
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "method.md").read_text()
+TEXT = (ROOT / "docs" / "method.md").read_text()
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+PAGE = re.sub(r"^```python\n.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
 SECTIONS = set(re.findall(r"^##+ (\d(?:\.\d)?)\.? ", PAGE, re.MULTILINE))
 FOLDERS = ("src", "conf", "tests", "docs", "notebooks", "tools", "benchmarks")
 FILES = [
@@ -28,6 +35,13 @@ def recipes():
             column: compose("config", [f"experiment={experiment}", "data.root=PATH"])
             for column, experiment in (("VOC 2012", "rib_voc"), ("COCO 2014", "rib_coco"))
         }
+
+
+def test_the_algorithm_is_quoted_from_its_source():
+    source = inspect.getsource(functional.rib)
+    (function,) = ast.parse(source).body
+    body = source.splitlines(keepends=True)[function.body[0].end_lineno :]  # without the docstring
+    assert [textwrap.dedent("".join(body))] == PROGRAMS
 
 
 def rows_of(page):

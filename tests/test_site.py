@@ -93,7 +93,7 @@ def test_every_setting_is_in_the_reference():
     paths = {setting.path for choice in TOOL["choices"]() for setting in choice.settings}
     assert len(paths) > 200
     assert [path for path in paths if f"`{path}`" not in page] == []
-    assert "| `rib.steps` | `10` | K | >= 0 | published |" in page
+    assert "| `rib.steps` | `10` | K; 0 and 1 give the maps of CAM, 1 not with preset=paper | >= 0 |" in page
 
 
 def test_comments_are_read():
