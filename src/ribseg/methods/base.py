@@ -51,10 +51,10 @@ class Method(Protocol):
 def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether a function or class accepts a keyword argument of that name."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters
     except ValueError:  # functions written in C have no signature
         return True
-    return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def bind(factory: Callable[..., Any], classifier: Any, classes: Sequence[str] | None = None) -> Method:

@@ -1,7 +1,8 @@
 """Multi-scale class activation maps, and the merging of views (docs/method.md, section 2.2)."""
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,3 +152,19 @@ def head_of(classifier: nn.Module) -> nn.Parameter:
 def features_of(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     """The classifier's `features`: (N, 3, H, W) -> (N, D, h, w)."""
     return cast(Callable[[Tensor], Tensor], classifier.features)
+
+
+@contextmanager
+def starting_at(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Lets gradients begin at the output of a layer; yields a list that takes its outputs."""
+    outputs: list[Tensor] = []
+
+    def start(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
+
+    handle = layer.register_forward_hook(start)
+    try:
+        yield outputs
+    finally:
+        handle.remove()

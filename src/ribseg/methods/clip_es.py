@@ -4,8 +4,7 @@ Lin, Chen, Wang, Wu, Li, Lin, Liu, He: *CLIP is Also an Efficient Segmenter: A T
 Supervised Semantic Segmentation*, CVPR 2023.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ribseg.functional.attention import (
     from_0_to_1,
     refine_by_attention,
 )
-from ribseg.methods.cam import checked, without_classes
+from ribseg.methods.cam import checked, starting_at, without_classes
 from ribseg.models.attention import mean_attention, recorded_attention
 from ribseg.models.clip import OPENAI, ClipTower
 from ribseg.models.text import MAKE, TextEmbeddings, read_text_embeddings
@@ -102,8 +101,10 @@ class ClipES:
                 f"expected text embeddings of {self.network.width} values, as {tower!r} gives for images, "
                 f"got {self.texts.shape[1]}; make them with the text encoder of the same CLIP"
             )
-        self.pixels = _pixels(mean), _pixels(std)
-        self.wanted = _pixels(self.network.mean), _pixels(self.network.std)
+        # Mean and std of the views and of the tower, each (3, 1, 1).
+        given, wanted = (mean, std), (self.network.mean, self.network.std)
+        self.pixels = [torch.tensor(list(values), dtype=torch.float32)[:, None, None] for values in given]
+        self.wanted = [torch.tensor(list(values), dtype=torch.float32)[:, None, None] for values in wanted]
 
     def __call__(self, *, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
         """The maps of one image, in [0, 1]; see `ribseg.methods.base.Method`.
@@ -162,22 +163,6 @@ class ClipES:
         return (self.logit_scale * cosines[0]).softmax(0)[: len(classes)]
 
 
-@contextmanager
-def starting_at(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Yields a list that takes the output of a layer, at which gradients begin."""
-    found: list[Tensor] = []
-
-    def start(module: nn.Module, given: Any, output: Tensor) -> Tensor:
-        found.append(output.detach().requires_grad_())
-        return found[-1]
-
-    handle = layer.register_forward_hook(start)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
 def _embeddings(
     text: str | Path | TextEmbeddings | None, classes: Sequence[str] | None
 ) -> tuple[Tensor, Tensor]:
@@ -186,8 +171,3 @@ def _embeddings(
         raise ConfigError(f"expected text=FILE, embeddings of the class names: {MAKE}")
     found = text if isinstance(text, TextEmbeddings) else read_text_embeddings(text)
     return found.classes if classes is None else found.of(classes), found.background
-
-
-def _pixels(values: Sequence[float]) -> Tensor:
-    """(3, 1, 1) of three numbers, one per channel."""
-    return torch.tensor(list(values), dtype=torch.float32)[:, None, None]

@@ -57,24 +57,19 @@ class WrongClass:
     Args:
         classifier: a module with `features(x)` and `weight`.
         method: factory of the method, see `ribseg.methods.base.bind`.
+
+    Attributes:
+        updates: of the method, largest number of reference batches; None if unlimited.
+        uses_references: whether the method's maps depend on its references.
+        targets: (C,) labels and generator -> those of absent classes, to which the method adapts.
     """
+
+    targets = staticmethod(wrong_labels)
 
     def __init__(self, classifier: nn.Module, method: Callable[..., Any]) -> None:
         self.method = bind(method, classifier)
-
-    @property
-    def updates(self) -> int | None:
-        """Largest number of reference batches of the method; None if unlimited."""
-        return getattr(self.method, "updates", None)
-
-    @property
-    def uses_references(self) -> bool:
-        """Whether the method's maps depend on its references."""
-        return bool(getattr(self.method, "uses_references", True))
-
-    def targets(self, labels: Tensor, generator: np.random.Generator) -> Tensor:
-        """Labels (C,) of absent classes, to which the method adapts."""
-        return wrong_labels(labels, generator)
+        self.updates: int | None = getattr(self.method, "updates", None)
+        self.uses_references = bool(getattr(self.method, "uses_references", True))
 
     def __call__(
         self,

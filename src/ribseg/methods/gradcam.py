@@ -1,7 +1,6 @@
 """Grad-CAM and its relatives, computed by the package `grad-cam` (`pip install 'ribseg[cams]'`)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError
 from ribseg.functional.cam import merge_mirrored
 from ribseg.functional.state import evaluating, restored
-from ribseg.methods.cam import checked, features_of, head_of, without_classes
+from ribseg.methods.cam import checked, features_of, head_of, starting_at, without_classes
 from ribseg.types import Adaptation, ViewMaps
 
 PACKAGE = "pytorch_grad_cam"
@@ -59,7 +58,7 @@ class GradCAM:
         target = import_module(f"{PACKAGE}.utils.model_targets").ClassifierOutputTarget
         maps = view.new_zeros(len(view), len(classes), *view.shape[2:])
         # The package works with NumPy, which has no bfloat16.
-        with torch.autocast(view.device.type, enabled=False), starts_here(self.layer):
+        with torch.autocast(view.device.type, enabled=False), starting_at(self.layer):
             algorithm = self.algorithm(self.scores, [self.layer])
             view = view.float().requires_grad_(self.layer is not self.scores.last)  # through a frozen trunk
             try:
@@ -86,16 +85,6 @@ class Scores(nn.Module):
         """Mean over the features, times the head's weights, without bias."""
         features = self.last(features_of(self.classifier)(images).float())
         return features.mean((2, 3)) @ head_of(self.classifier).flatten(1).T
-
-
-@contextmanager
-def starts_here(layer: nn.Module) -> Iterator[None]:
-    """Lets gradients begin at the output of a layer, which need not require any."""
-    handle = layer.register_forward_hook(lambda module, given, output: output.detach().requires_grad_())
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def package_class(name: str) -> Any:

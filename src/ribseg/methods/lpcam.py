@@ -136,7 +136,10 @@ class LPCAM:
         inside, outside = self._sampled(
             number, images, generator.permutation(chosen)[: self.images], generator
         )
-        prototypes, contexts = self._means(inside, generator), self._means(outside, generator)
+        prototypes, contexts = (
+            cosine_kmeans(points, self.prototypes, generator, self.iterations) if len(points) else points
+            for points in (inside, outside)
+        )
         if len(prototypes):
             share = self._probabilities(prototypes)[:, number]
             prototypes = prototypes[(share > self.keep) | (share == share.max())]
@@ -175,10 +178,6 @@ class LPCAM:
         maps = cam(self.classifier, views, labels).maps
         largest = max(maps, key=lambda view: view.shape[-1])
         return normalize(resize_and_sum(maps, (largest.shape[1], largest.shape[2])))
-
-    def _means(self, points: Tensor, generator: np.random.Generator) -> Tensor:
-        """(K, D) means of the clusters of (N, D) points; none without points."""
-        return cosine_kmeans(points, self.prototypes, generator, self.iterations) if len(points) else points
 
     def _probabilities(self, means: Tensor) -> Tensor:
         """(K, D) -> (K, C): the softmax of the head."""

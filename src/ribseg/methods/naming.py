@@ -34,14 +34,10 @@ def indices_of(labels: Sequence[str | int], names: Sequence[str] | None, number:
     """
     if isinstance(labels, str) or not len(labels):
         raise ConfigError(f'expected a list of classes, such as labels=["dog"], got {labels!r}')
-    return [
-        _index_of_name(label, names) if isinstance(label, str) else _index(label, number) for label in labels
-    ]
-
-
-def _index(label: int, number: int) -> int:
-    check_number("labels", label, low=0, high=number - 1, whole=True)
-    return int(label)
+    for label in labels:
+        if not isinstance(label, str):
+            check_number("labels", label, low=0, high=number - 1, whole=True)
+    return [_index_of_name(label, names) if isinstance(label, str) else int(label) for label in labels]
 
 
 def _index_of_name(label: str, names: Sequence[str] | None) -> int:

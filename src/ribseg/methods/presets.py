@@ -25,11 +25,6 @@ class Official:
     def __init__(self, margin: float | None, area_limit: float | None) -> None:
         self.margin, self.area_limit = margin, area_limit
 
-    @property
-    def can_stop(self) -> bool:
-        """Whether margin or area can end an adaptation early."""
-        return self.margin is not None or self.area_limit is not None
-
     def updates(self, steps: int) -> int:
         """The number of updates that are computed: nothing reads what the last of K would change."""
         return max(steps - 1, 0)

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ PER_DECADE = 2
 BISECTIONS = 2  # of the last interval in the search by growth: to within a factor of 1.33
 
 
-class Trial(NamedTuple):
+class TriedRate(NamedTuple):
     """Result of one learning rate.
 
     Attributes:
@@ -34,7 +33,7 @@ class RateSearch(NamedTuple):
     """The chosen rate and all trials."""
 
     lr: float
-    trials: list[Trial]
+    trials: list[TriedRate]
 
 
 Adapt = Callable[[float], Sequence[Adaptation]]
@@ -122,7 +121,7 @@ def _largest_completed(adapt: Adapt, low: float, high: float, completed: float) 
             "raise rib.area_limit, or train the classifier longer; if by margin, raise rib.margin or lower "
             "rate_search.low. Or set rib.lr to a number."
         )
-    trials = [Trial(rates[0], 1.0, growth_of(first))]
+    trials = [TriedRate(rates[0], 1.0, growth_of(first))]
     for lr in rates[1:]:
         trials.append(_trial(adapt, lr, complete))
         if trials[-1].completed < completed:
@@ -131,10 +130,9 @@ def _largest_completed(adapt: Adapt, low: float, high: float, completed: float) 
 
 
 def _rate_of_growth(adapt: Adapt, low: float, high: float, growth: float) -> RateSearch:
-    trials: list[Trial] = []
-    attempt = partial(_trial, adapt)
+    trials: list[TriedRate] = []
     for lr in _rates(low, high):
-        trials.append(attempt(lr))
+        trials.append(_trial(adapt, lr))
         if not trials[-1].growth < growth:
             break
     if math.isnan(trials[-1].growth):
@@ -151,18 +149,15 @@ def _rate_of_growth(adapt: Adapt, low: float, high: float, growth: float) -> Rat
         )
     below, above = trials[-2], trials[-1]
     for _ in range(BISECTIONS):
-        trials.append(attempt(float(f"{math.sqrt(below.lr * above.lr):.3g}")))
+        trials.append(_trial(adapt, float(f"{math.sqrt(below.lr * above.lr):.3g}")))
         below, above = (trials[-1], above) if trials[-1].growth < growth else (below, trials[-1])
-    return RateSearch(min(below, above, key=lambda trial: _distance(trial.growth, growth)).lr, trials)
+    nearer = min(below, above, key=lambda trial: abs(math.log(max(trial.growth, 1e-9) / growth)))
+    return RateSearch(nearer.lr, trials)
 
 
-def _distance(growth: float, wanted: float) -> float:
-    return abs(math.log(max(growth, 1e-9) / wanted))
-
-
-def _trial(adapt: Adapt, lr: float, images: Sequence[int] | None = None) -> Trial:
+def _trial(adapt: Adapt, lr: float, images: Sequence[int] | None = None) -> TriedRate:
     """The result of a rate; `completed` counts only the images with these indices, None: all."""
     adaptations = adapt(lr)
     chosen = range(len(adaptations)) if images is None else images
     completed = sum(adaptations[index].stopped is None for index in chosen) / len(chosen)
-    return Trial(lr, completed, growth_of(adaptations))
+    return TriedRate(lr, completed, growth_of(adaptations))

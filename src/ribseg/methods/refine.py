@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ribseg.checks import check_number, check_switch
 from ribseg.data.io.maps import LocalizationMaps
+from ribseg.data.io.masks import IGNORE
 from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
 from ribseg.functional.attention import attention_affinity, check_attention, refine_by_attention
@@ -17,7 +18,6 @@ from ribseg.functional.random_walk import check_walk_arguments
 from ribseg.metrics.evaluation import full_size
 from ribseg.types import STRIDE
 
-IGNORE = 255
 SMALLEST = 1e-6  # of a threshold that an exponent is made of
 CRF = Callable[..., np.ndarray]
 

@@ -86,6 +86,8 @@ class RIB:
         uses_references: False if references without a class of the image cannot change its maps (with
             `trainable="head"`, the default loss, a pooling of `ribseg`, and finite numbers). They need not be
             loaded then, and those that are given are passed over.
+        updates: number of computed weight updates, and so of reference batches.
+        has_stop_rule: whether the margin or area rule can end an adaptation early.
 
     Raises:
         ConfigError: an argument is out of range, or the loss is not a finite scalar with a gradient.
@@ -127,6 +129,8 @@ class RIB:
         self.weight_decay, self.momentum, self.power = weight_decay, momentum, power
         self.area_threshold, self.loss_views = area_threshold, tuple(loss_views)
         self.reference_chunk, self.rules = reference_chunk, PRESETS[preset](margin, area_limit)
+        self.updates = self.rules.updates(steps)
+        self.has_stop_rule = self.rules.margin is not None or area_limit is not None
         self.pooling: Pooling = self.rules.pooling if pooling is None else pooling
         if loss is not None:
             check_loss(loss, self.weight.new_zeros(2, len(self.weight)))
@@ -280,16 +284,6 @@ class RIB:
             loss.backward()
             total = total + loss.detach()
         return total
-
-    @property
-    def has_stop_rule(self) -> bool:
-        """Whether the margin or area rule can end an adaptation early."""
-        return self.rules.can_stop
-
-    @property
-    def updates(self) -> int:
-        """Number of computed weight updates, and so of reference batches."""
-        return self.rules.updates(self.steps)
 
 
 def _shares(batch: Reference, labels: Tensor) -> bool:

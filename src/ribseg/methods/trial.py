@@ -1,6 +1,6 @@
 """Validates a custom classifier network on small images before a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,10 +80,7 @@ def _check_training(classifier: Any, name: str, num_classes: int) -> None:
     weight = head_of(classifier)
     images = torch.zeros(BATCH, 3, *SIZES[0], device=weight.device, dtype=weight.dtype)
     with evaluating(classifier), torch.no_grad():
-        try:
-            logits = classifier(images)
-        except Exception as error:
-            raise ConfigError(_failed(name, "forward", images, error)) from error
+        logits = _output(name, "forward", classifier, images)
     if not isinstance(logits, Tensor) or logits.shape != (BATCH, num_classes):
         raise ConfigError(
             f"expected logits (N, C) = ({BATCH}, {num_classes}) from {name}, got {_described(logits)}"
@@ -93,10 +90,7 @@ def _check_training(classifier: Any, name: str, num_classes: int) -> None:
 def _check_features(
     classifier: nn.Module, name: str, images: Tensor, learning: Sequence[nn.Parameter]
 ) -> None:
-    try:
-        features = features_of(classifier)(images)
-    except Exception as error:
-        raise ConfigError(_failed(name, "features", images, error)) from error
+    features = _output(name, "features", features_of(classifier), images)
     weight = head_of(classifier)
     problem = _problem(features, weight)
     if problem:
@@ -151,11 +145,15 @@ def _check_gradients(name: str, features: Tensor, weight: Tensor, learning: Sequ
         raise ConfigError(f"gradients of {name}'s class maps are not finite; RIB could not take a step")
 
 
-def _failed(name: str, method: str, images: Tensor, error: Exception) -> str:
-    return (
-        f"{name}.{method} fails for images {tuple(images.shape)}, {images.dtype} on {images.device}: "
-        f"{type(error).__name__}: {reason(error)}. {CONTRACT}"
-    )
+def _output(name: str, method: str, function: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """What a network's method returns for images; a ConfigError names what it raised."""
+    try:
+        return function(images)
+    except Exception as error:
+        raise ConfigError(
+            f"{name}.{method} fails for images {tuple(images.shape)}, {images.dtype} on {images.device}: "
+            f"{type(error).__name__}: {reason(error)}. {CONTRACT}"
+        ) from error
 
 
 def _described(value: Any) -> str:
