@@ -93,17 +93,12 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
-def wandb_alone(tmp_path, monkeypatch):
+def wandb_alone(tmp_path):
     """W&B without the credentials and settings of whoever runs the tests, and afterwards as before."""
-    from ribseg.pipeline.recipe.loggers import wandb_login
+    from quick_run import without_wandb_settings
 
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.setenv(name, "")  # so that what Lightning sets is taken back, too
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
-    wandb_login.cache_clear()
-    yield
-    wandb_login.cache_clear()
+    with without_wandb_settings(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,14 @@ from ribseg.pipeline.preflight import reads_data
 from ribseg.pipeline.run import run
 from ribseg.pipeline.sweep import SweepTable
 
+ALONE = "run=[bottleneck]"
+
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
-    """A folder with a finished run of two seeds in it, and of one."""
+    """A folder with a finished run of two seeds in it, and of one; without reports."""
     folder = tmp_path_factory.mktemp("computed")
-    return folder, toy_run(folder), toy_run(folder, "bottleneck.seeds=1", output="one_seed")
+    return folder, toy_run(folder, ALONE), toy_run(folder, "bottleneck.seeds=1", ALONE, output="one_seed")
 
 
 @pytest.fixture
@@ -53,6 +55,7 @@ def files(tmp_path):
     return {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*") if p.is_file()}
 
 
+@pytest.mark.usefixtures("first")
 def test_the_experiment_runs_without_data(tmp_path, capsys):
     results = toy_run(tmp_path, "bottleneck.information_bins=5")
     written = json.loads((tmp_path / "out" / "results.json").read_text())["bottleneck"]
@@ -81,18 +84,16 @@ def test_the_experiment_runs_without_data(tmp_path, capsys):
     assert re.search(r"after\s+│ mark", printed)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_nothing_is_computed_twice_and_a_sweep_trains_once(tmp_path, first):
     stamps = files(tmp_path)
-    second = toy_run(tmp_path, output="again")
+    second = toy_run(tmp_path, ALONE, output="again")
     assert stamps == files(tmp_path)
     assert first["bottleneck"] == second["bottleneck"]
-    swept = toy_run(tmp_path, "pooling.threshold=0.1", "bottleneck.rib.lr=1e-3")
+    swept = toy_run(tmp_path, "pooling.threshold=0.1", "bottleneck.rib.lr=1e-3", ALONE)
     assert swept["store"]["toy_networks"] == first["store"]["toy_networks"]
     assert swept["store"]["bottleneck"] != first["store"]["bottleneck"]
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, first):
     networks, measured = (Path(first["store"][name]) for name in ("toy_networks", "bottleneck"))
     weights = networks / "seed-0" / "network.pt"
@@ -106,7 +107,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, first):
         measured / "seed-1.json",
     ):
         path.unlink()
-    assert toy_run(tmp_path)["bottleneck"] == first["bottleneck"]
+    assert toy_run(tmp_path, ALONE)["bottleneck"] == first["bottleneck"]
     assert weights.stat().st_mtime_ns == kept
 
 
@@ -117,18 +118,17 @@ def test_two_processes_give_the_same(tmp_path, first):
     assert Path(first["store"]["bottleneck"]).name == Path(second["store"]["bottleneck"]).name
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_lost_files_are_made_again(tmp_path, one_seed):
     lost = Path(one_seed["store"]["bottleneck"]) / "examples.npz"
     lost.unlink()
-    assert toy_run(tmp_path, "bottleneck.seeds=1")["bottleneck"] == one_seed["bottleneck"]
+    assert toy_run(tmp_path, "bottleneck.seeds=1", ALONE)["bottleneck"] == one_seed["bottleneck"]
     assert lost.is_file()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_wrong_class_is_adapted_as_a_control(tmp_path, one_seed):
     right = one_seed["bottleneck"]
-    wrong = toy_run(tmp_path, "bottleneck.seeds=1", "bottleneck.wrong_class=true")["bottleneck"]
+    changed = ("bottleneck.seeds=1", "bottleneck.wrong_class=true")
+    wrong = toy_run(tmp_path, *changed, ALONE)["bottleneck"]
     # The layers before the class prediction do not know of classes; it does.
     assert wrong["before"]["irrelevant"][:5] == right["before"]["irrelevant"][:5]
     assert wrong["before"]["irrelevant"][5] != right["before"]["irrelevant"][5]
@@ -146,7 +146,7 @@ def test_no_stage_on_data_is_planned(tmp_path):
     ):
         cfg.run = chosen_stages(cfg, names)
         assert reads_data(SimpleNamespace(cfg=cfg), stages_of(cfg)) == needs
-    results = toy_run(tmp_path, "run=[bottleneck]")
+    results = toy_run(tmp_path, ALONE)
     assert set(results["store"]) == {"toy_networks", "bottleneck"}
     assert not (tmp_path / "out" / "report.html").exists()
 
@@ -163,7 +163,7 @@ def test_a_diverged_training_is_counted_and_not_averaged(tmp_path):
 @pytest.mark.parametrize("loss", ["rib", "rib_signed", "squared_error"])
 def test_losses_without_a_final_activation(tmp_path, loss):
     overrides = [f"bottleneck.training.loss={loss}", "bottleneck.training.activation=none"]
-    result = toy_run(tmp_path, *overrides, "bottleneck.seeds=1", "run=[bottleneck]")
+    result = toy_run(tmp_path, *overrides, "bottleneck.seeds=1", ALONE)
     assert result["bottleneck"]["diverged"] == 0
 
 
@@ -193,10 +193,11 @@ def test_mnist_that_is_not_there(tmp_path):
         toy_run(tmp_path, f"bottleneck.mnist_root={tmp_path}")
 
 
+@pytest.mark.usefixtures("one_seed")
 def test_sweep_table_of_ratios(tmp_path, capsys):
     for index, activation in enumerate(("none", "sigmoid")):
         override = f"bottleneck.activation={activation}"
-        toy_run(tmp_path, override, "bottleneck.seeds=1", "run=[bottleneck]", output=f"sweep/{index}")
+        toy_run(tmp_path, override, "bottleneck.seeds=1", ALONE, output=f"sweep/{index}")
         hydra = tmp_path / "sweep" / str(index) / ".hydra"
         hydra.mkdir(exist_ok=True)
         (hydra / "overrides.yaml").write_text(f"- experiment=toy_bottleneck\n- {override}\n")
@@ -212,6 +213,6 @@ def test_sweep_table_of_ratios(tmp_path, capsys):
 
 
 def test_every_seed_logs_for_itself(tmp_path):
-    toy_run(tmp_path, "logger=csv", "run=[bottleneck]")
+    toy_run(tmp_path, "logger=csv", ALONE)
     written = sorted(path.parent.name for path in (tmp_path / "out" / "logs").rglob("metrics.csv"))
     assert [name for name in written if name.startswith("toy")] == ["toy_networks-0", "toy_networks-1"]

@@ -1,4 +1,4 @@
-"""`ribseg report`: the comparison of runs, against results computed here, and the report of one again."""
+"""`ribseg report`: the comparison of runs, against results computed here."""
 
 import csv
 import json
@@ -221,18 +221,6 @@ def test_which_settings_have_a_figure(tmp_path, runs, settings, title):
     sections = list(sweep_section(opened(runs[0], tmp_path), some))
     assert [section.figures[0].title.partition(";")[0] for section in sections] == ([title] if title else [])
     assert (tmp_path / "sweep.png").is_file() == bool(title)
-
-
-def test_the_report_of_one_run_is_written_again(sweep, capsys):
-    words = arguments(sweep.parent, sweep.parent / "tree", "rib.lr=0.01", "rib.steps=3")
-    assert train([*words, "run=[classifier,cam,rib,evaluate,report]"]) is None
-    path = sweep.parent / "run" / "report.html"
-    before = path.read_bytes()
-    path.unlink()
-    capsys.readouterr()
-    main(["report", str(path.parent)])
-    assert capsys.readouterr().out.strip() == f"report: {path}"
-    assert path.read_bytes() == before
 
 
 def test_runs_on_different_images_are_compared_on_the_common_ones(tmp_path, sweep, runs):

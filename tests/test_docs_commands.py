@@ -6,11 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
-from quick_run import CONF
+from quick_run import composed
 
 from ribseg.cli import parser
 from ribseg.pipeline.part_checks import check_settings
@@ -38,14 +36,6 @@ PLUGINS = re.compile(r"^sweep=optuna$|^hydra/(launcher|sweeper)=")  # of Hydra, 
 USER = re.compile(r"_target_|^data=own$")  # of what a reader brings
 
 
-@pytest.fixture(autouse=True)
-def hydra():
-    """Hydra over the configurations of the checkout."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
 def commands_of(page):
     """The commands in indented blocks, and those in backticks that are whole."""
     text = page.read_text().replace("\\\n", " ")
@@ -55,11 +45,11 @@ def commands_of(page):
     return [command for command in commands if "..." not in command and "--help" not in command]
 
 
-def composed(words):
-    """The configuration of a command of `train.py`; of a sweep, that of its first job."""
-    if "-m" in words:
-        words = [word.split(",")[0] if "[" not in word else word for word in words if word != "-m"]
-    return compose("config", words)
+def first_job(words):
+    """The words of a command of `train.py`; of a sweep, those of its first job."""
+    if "-m" not in words:
+        return words
+    return [word.split(",")[0] if "[" not in word else word for word in words if word != "-m"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -69,7 +59,7 @@ def test_commands_compose_and_name_stages_that_there_are(page):
         if any(PLUGINS.search(word) for word in words):
             continue
         if command.startswith(TRAIN):
-            cfg = composed(words[2:])
+            cfg = composed(first_job(words[2:]))
             if not any(USER.search(word) for word in words):
                 cfg.run = chosen_stages(cfg, cfg.run)
                 check_settings(cfg)

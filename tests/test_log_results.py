@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
-from quick_run import folder_run, settings
+from quick_run import folder_run, make_learnable_tree, settings, without_wandb_settings
 from test_loggers import OWN
 
 from ribseg.data.io.masks import read_mask
@@ -27,6 +28,29 @@ CURVE = {
     "precision": [0.2, 0.5, None],
     "recall": [0.9, 0.6, 0.0],
 }
+
+
+GIVEN = """
+    def log_image(self, key, images, caption=()):
+        seen.append(("image", key, len(images), list(caption)))
+
+    def log_table(self, key, columns=None, data=None):
+        seen.append(("table", key, columns, data))
+
+    def log_file(self, path):
+        raise ConnectionError("the server is [gone]")
+"""
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """Folder and results of a run with the loggers of W&B, TensorBoard, CSV files, and one of the user's."""
+    folder = tmp_path_factory.mktemp("logged")
+    (folder / "own_results_logger.py").write_text(OWN + GIVEN)
+    tree, own = make_learnable_tree(folder / "tree"), "+logger.mine._target_=own_results_logger.Own"
+    with pytest.MonkeyPatch.context() as patch, without_wandb_settings(folder):
+        patch.syspath_prepend(str(folder))
+        return folder, folder_run(folder, tree, "logger=many", own, CHAIN, *LIGHT)
 
 
 def records(folder):
@@ -83,9 +107,9 @@ def wandb_runs(out):
     return runs
 
 
-def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(tmp_path, tree, wandb_alone):
-    results = folder_run(tmp_path, tree, "logger=wandb", CHAIN, *LIGHT)
-    runs = wandb_runs(tmp_path / "out")
+def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(logged):
+    place, results = logged
+    runs = wandb_runs(place / "out")
     assert {"classifier", "cam", "rib", "segmenter_rib", "results"} <= set(runs)
     assert len({begun.run_group for begun, *_ in runs.values()}) == 1
     _, folder, found = runs["results"]
@@ -101,7 +125,7 @@ def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(tmp_
         assert "RIB at 0." in shown["captions"][0] or "RIB at 1." in shown["captions"][0]
     assert "segmenter (rib)" in history["examples/val"]["all_masks"][0]
     truth = Image.open(folder / "files" / history["examples/val"]["all_masks"][0]["ground truth"]["path"])
-    first = read_mask(tree / "SegmentationClass" / "im_06.png")  # of val
+    first = read_mask(place / "tree" / "SegmentationClass" / "im_06.png")  # of val
     assert np.array_equal(np.asarray(truth)[: first.shape[0], : first.shape[1]], first)
     table = json.loads((folder / "files" / history["iou/localization/val"]["path"]).read_text())
     assert table["columns"][:2] == ["class", "CAM"]
@@ -119,11 +143,11 @@ def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(tmp_
     assert json.loads(summary["localization/rib/best_miou"]) == pytest.approx(best)
 
 
-def test_tensorboard_holds_images_tables_and_curves(tmp_path, tree):
+def test_tensorboard_holds_images_tables_and_curves(logged):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    results = folder_run(tmp_path, tree, "logger=tensorboard", "run=[classifier,cam,evaluate,report]", *LIGHT)
-    events = EventAccumulator(str(tmp_path / "out/logs/results"), size_guidance={"scalars": 0, "images": 0})
+    place, results = logged
+    events = EventAccumulator(str(place / "out/logs/results"), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
     assert sum(tag.startswith("examples/val/") for tag in tags["images"]) == 2
@@ -139,14 +163,14 @@ def test_tensorboard_holds_images_tables_and_curves(tmp_path, tree):
     assert text.startswith("| class | CAM |")
 
 
-def test_every_run_has_its_tables_as_csv(tmp_path, tree):
-    results = folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]", "logger=csv")
-    with (tmp_path / "out/tables/iou_localization_val.csv").open() as file:
+def test_every_run_has_its_tables_as_csv(logged):
+    place, results = logged
+    with (place / "out/tables/iou_localization_val.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["background", "a", "b"]
     values = results["localization"]["cam"]["split"]["val"]["iou_at_fixed"]
     assert [float(row["CAM"]) for row in rows] == pytest.approx(values)
-    with (tmp_path / "out/tables/curves_val.csv").open() as file:
+    with (place / "out/tables/curves_val.csv").open() as file:
         rows = list(csv.DictReader(file))
     curve = results["localization"]["cam"]["split"]["val"]["curve"]
     rows = [row for row in rows if row["maps"] == "CAM"]
@@ -154,31 +178,14 @@ def test_every_run_has_its_tables_as_csv(tmp_path, tree):
         assert [float(row[column]) for row in rows] == pytest.approx(curve[name])
 
 
-GIVEN = """
-    def log_image(self, key, images, caption=()):
-        seen.append(("image", key, len(images), list(caption)))
-
-    def log_table(self, key, columns=None, data=None):
-        seen.append(("table", key, columns, data))
-
-    def log_file(self, path):
-        raise ConnectionError("the server is [gone]")
-"""
-
-
-def test_a_logger_of_the_users_own_takes_part_by_its_methods(tmp_path, tree, monkeypatch, capsys):
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "own_results_logger.py").write_text(OWN + GIVEN)
-    monkeypatch.syspath_prepend(str(tmp_path / "code"))
-    given = "+logger.mine._target_=own_results_logger.Own"
-    folder_run(tmp_path, tree, given, "run=[classifier,cam,evaluate,report]", "report.examples=2")
-    seen = __import__("own_results_logger").seen
+def test_a_logger_of_the_users_own_takes_part_by_its_methods(logged):
+    seen = sys.modules["own_results_logger"].seen
     images = {one[1]: one for one in seen if one[0] == "image"}
     assert images["examples/val"][2] == 2
     assert "ground truth" in images["examples/val"][3][0]
     tables = {one[1]: one for one in seen if one[0] == "table"}
     assert tables["iou/localization/val"][2][0] == "class"
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join((logged[0] / "out" / "log.txt").read_text().split())
     assert (
         "warning: Own did not take the files: ConnectionError: the server is [gone]. Nothing is lost" in said
     )

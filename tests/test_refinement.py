@@ -26,6 +26,7 @@ TRUTH = [  # the true masks as the maps of another program
 ]
 
 
+@pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize("full", ["true", "false"])
 def test_a_killed_refinement_goes_on_to_the_same_masks(tmp_path, tree, full):
     run_all = "run=[classifier,rib,refine]", f"maps.full={full}"
@@ -52,6 +53,7 @@ def test_refinements_that_cannot_work_fail_before_the_training(tmp_path, tree, o
     assert not list((tmp_path / "store").glob("classifier-*"))
 
 
+@pytest.mark.usefixtures("stored")
 def test_masks_without_any_object_are_called_out(tmp_path, tree, capsys):
     folder_run(
         tmp_path,
@@ -88,6 +90,7 @@ def test_imported_maps_are_walked_without_any_classifier(tmp_path, tree):
         folder_run(tmp_path, tree, *source, *run)
 
 
+@pytest.mark.usefixtures("stored")
 def test_maps_of_a_store_can_be_imported_into_another(tmp_path, tree):
     first = folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]")
     maps = Path(first["store"]["cam"]) / "maps"
@@ -100,11 +103,10 @@ def test_maps_of_a_store_can_be_imported_into_another(tmp_path, tree):
         assert (Path(again["store"]["imported"]) / "maps" / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_changed_files_are_imported_anew(tmp_path, tree):
     folder = tmp_path / "masks"
     shutil.copytree(tree / "SegmentationClass", folder)
-    overrides = [*TRUTH, f"imported.folder={folder}", "refine.variants=[none]"]
+    overrides = [*TRUTH, f"imported.folder={folder}", "run=[imported,pseudo_masks,evaluate]"]
     first = folder_run(tmp_path, tree, *overrides)
     assert folder_run(tmp_path, tree, *overrides)["store"] == first["store"]
     Image.new("P", Image.open(folder / "im_01.png").size).save(folder / "im_01.png")
@@ -138,6 +140,7 @@ def saliency(tmp_path, tree):
     return folder
 
 
+@pytest.mark.usefixtures("stored")
 def test_saliency_supplies_the_background(tmp_path, tree, saliency):
     overrides = ["run=[classifier,rib,pseudo_masks]", "refine.variants=[none,saliency_crf,saliency]"]
     results = folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")
@@ -161,7 +164,11 @@ def test_an_image_without_a_label_is_background_where_saliency_says_it(tmp_path,
     labels = tree / "image_labels.csv"
     labels.write_text(labels.read_text().replace("im_09,b", "im_09,"))
     (saliency / "im_09.png").unlink()
-    variants = (f"refine.saliency={saliency}", "refine.variants=[none,saliency]")
+    variants = (
+        f"refine.saliency={saliency}",
+        "refine.variants=[none,saliency]",
+        "run=[imported,pseudo_masks]",
+    )
     results = folder_run(tmp_path, tree, *TRUTH, f"imported.folder={tree / 'SegmentationClass'}", *variants)
     place = Path(results["store"]["pseudo_masks"])
     assert read_mask(place / "none" / "im_09.png").max() == 2
@@ -169,6 +176,7 @@ def test_an_image_without_a_label_is_background_where_saliency_says_it(tmp_path,
     assert read_mask(place / "saliency" / "im_08.png").max() == 1
 
 
+@pytest.mark.usefixtures("stored")
 def test_a_crf_on_maps_is_another_variant_of_the_same_maps(tmp_path, tree, saliency):
     fixed = ("refine.maps=cam", "refine.variants=[none,crf]", "refine.maps_threshold=0.3")
     run = "run=[classifier,cam,pseudo_masks]"
@@ -203,6 +211,7 @@ def test_names_of_variants():
     assert len({mask_name(variant) for variant in VARIANTS}) == 36
 
 
+@pytest.mark.usefixtures("stored")
 def test_background_scores_by_other_images_and_without_masks(tmp_path, tree):
     overrides = ["run=[classifier,cam,pseudo_masks,evaluate]", "refine.maps=cam", "refine.variants=[none]"]
     found = {}
@@ -236,6 +245,7 @@ def test_without_any_masks(tmp_path, tree):
     assert 0 <= scores["random_walk_crf"]["threshold"] <= 1
 
 
+@pytest.mark.usefixtures("stored")
 def test_workers_do_not_change_the_digest_but_settings_do(tmp_path, tree):
     stores = []
     for override in ("refine.workers=1", "refine.workers=2", "refine.crf.iterations=1"):
@@ -259,10 +269,10 @@ def test_otsu_separates_two_peaks():
 
 
 def test_large_images_are_scaled_down_for_their_maps(tmp_path, tree):
-    large = Image.open(tree / "JPEGImages" / "im_00.jpg").resize((230, 170))
+    large = Image.open(tree / "JPEGImages" / "im_00.jpg").resize((115, 85))
     large.save(tree / "JPEGImages" / "im_00.jpg")
     mask = Image.open(tree / "SegmentationClass" / "im_00.png")
-    mask.resize((230, 170), Image.Resampling.NEAREST).save(tree / "SegmentationClass" / "im_00.png")
+    mask.resize((115, 85), Image.Resampling.NEAREST).save(tree / "SegmentationClass" / "im_00.png")
     stores = {}
     for side in ("null", "40"):
         results = folder_run(
@@ -270,6 +280,6 @@ def test_large_images_are_scaled_down_for_their_maps(tmp_path, tree):
         )
         stores[side] = results["store"]
         masks = Path(results["store"]["pseudo_masks"])
-        assert read_mask(masks / "random_walk_crf" / "im_00.png").shape == (170, 230)
+        assert read_mask(masks / "random_walk_crf" / "im_00.png").shape == (85, 115)
     assert stores["null"]["classifier"] == stores["40"]["classifier"]
     assert stores["null"]["cam"] != stores["40"]["cam"]

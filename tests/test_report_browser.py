@@ -256,6 +256,15 @@ def test_three_runs_beside_each_other(browser, report, tmp_path):
         browser.save_screenshot(f"{PICTURES}/comparison.png")
 
 
+def test_the_report_of_one_run_is_written_again(report, capsys):
+    before = report.read_bytes()
+    report.unlink()
+    capsys.readouterr()
+    main(["report", str(report.parent)])
+    assert capsys.readouterr().out.strip() == f"report: {report}"
+    assert report.read_bytes() == before
+
+
 def test_dark_and_light(browser, page):
     background = "return getComputedStyle(document.body).backgroundColor"
     first = page(background)

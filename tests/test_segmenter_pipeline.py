@@ -44,6 +44,7 @@ def miou_of(folder, tree, split):
     return float(np.mean(ious))
 
 
+@pytest.mark.usefixtures("stored", "undrawn")
 def test_the_whole_chain_with_both_baselines(tmp_path, tree):
     results = folder_run(tmp_path, tree, WHOLE, ALL)
     assert set(results["segmenter"]) == {"rib", "cam", "full"}
@@ -71,6 +72,7 @@ def test_the_whole_chain_with_both_baselines(tmp_path, tree):
     assert "ground truth (bound)" in page
 
 
+@pytest.mark.usefixtures("stored")
 def test_the_other_chain_is_what_a_run_over_its_maps_makes(tmp_path, tree):
     variants = "refine.variants=[crf]"
     first = folder_run(

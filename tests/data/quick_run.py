@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -88,14 +89,19 @@ LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]"
 
 
 def settings(experiment, tmp_path, *overrides):
-    """The composed configuration of a quick run with its store in tmp_path.
-
-    Hydra chooses the files first and sets single values afterwards; what the files and QUICK give is kept.
-    """
+    """The composed configuration of a quick run with its store in tmp_path."""
     words = [f"store.root={tmp_path / 'store'}", *overrides]
+    return composed(words, (f"experiment={experiment}", *QUICK))
+
+
+def composed(words, first=()):
+    """The configuration of a command line: `first` and `words`.
+
+    Hydra chooses the files first and sets single values afterwards; what the files and `first` give is kept.
+    """
     parsed = OverridesParser.create().parse_overrides(words)
     values = [each for each in parsed if not _chooses_files(each)]
-    cfg = deepcopy(_chosen(experiment, *(each.input_line for each in parsed if _chooses_files(each))))
+    cfg = deepcopy(_chosen(*first, *(each.input_line for each in parsed if _chooses_files(each))))
     ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     return cfg
 
@@ -104,12 +110,12 @@ def _chooses_files(override):
     return override.is_hydra_override() or (CONF / override.key_or_group).is_dir()
 
 
-@lru_cache(maxsize=64)
-def _chosen(experiment, *words):
-    """The composed configuration with QUICK; not to be changed."""
+@lru_cache(maxsize=128)
+def _chosen(*words):
+    """What Hydra composes; not to be changed."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [f"experiment={experiment}", *QUICK, *words])
+        return compose("config", list(words))
 
 
 def folder_run(tmp_path, tree, *overrides, output="out"):
@@ -151,6 +157,21 @@ def as_before():
         sys.argv, root.handlers[:] = arguments, handlers
         root.setLevel(level)
         signal.signal(signal.SIGINT, interrupt)
+
+
+@contextmanager
+def without_wandb_settings(folder):
+    """W&B without the credentials and settings of whoever runs the tests, and afterwards as before."""
+    from ribseg.pipeline.recipe.loggers import wandb_login
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+            patch.setenv(name, "")  # so that what Lightning sets is taken back, too
+            patch.delenv(name)
+        patch.setenv("NETRC", str(folder / "no_netrc"))
+        wandb_login.cache_clear()
+        yield
+    wandb_login.cache_clear()
 
 
 def make_learnable_tree(root, number=10):
