@@ -180,6 +180,15 @@ def test_the_files_beside_a_module_that_it_imports_count(my_module, statement):
     assert source_digest("mine_p.P") != first
 
 
+def test_what_an_imported_module_imports_counts(my_module):
+    my_module("mine_p", "import mine_h\nclass P: ...")
+    my_module("mine_h", "import mine_i")
+    my_module("mine_i", "x = 1")
+    first = source_digest("mine_p.P")
+    my_module("mine_i", "x = 2")
+    assert source_digest("mine_p.P") != first
+
+
 @pytest.mark.parametrize(
     "statement", ["from . import h", "from .h import f", "import mine_k.h", "from .. import x"]
 )

@@ -17,6 +17,7 @@ import ribseg
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 from ribseg.interop.voc_server import archive_folder, check_voc_archive, write_voc_archive
+from ribseg.modules.segmentation import SegmentationModule
 from ribseg.pipeline.plan import chosen_stages, stages_of
 from ribseg.pipeline.run import run
 
@@ -131,7 +132,7 @@ def test_crf_processes_and_none_give_the_same_masks(tmp_path, tree, stored):
 
 
 @pytest.mark.usefixtures("stored")
-def test_killed_training_and_test_go_on(tmp_path, tree):
+def test_killed_training_and_test_go_on(tmp_path, tree, monkeypatch):
     store = folder_run(tmp_path, tree, *LIGHT)["store"]
     trained, tested = Path(store["segmenter_rib"]), Path(store["segmenter_test_rib"])
     weights = load_file(trained / "segmenter.safetensors")
@@ -141,7 +142,10 @@ def test_killed_training_and_test_go_on(tmp_path, tree):
         (folder / "manifest.json").unlink()
     (trained / "segmenter.safetensors").unlink()
     (tested / "val" / "im_08.png").unlink()
+    steps = []
+    monkeypatch.setattr(SegmentationModule, "training_step", lambda *given: steps.append(given))
     folder_run(tmp_path, tree, *LIGHT)
+    assert not steps  # the last checkpoint was that of the last step
     again = load_file(trained / "segmenter.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert {path.name: path.read_bytes() for path in (tested / "val").iterdir()} == masks
