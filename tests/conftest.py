@@ -85,11 +85,11 @@ def undrawn(monkeypatch):
 
     buffer = BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
-    for place in ("page", "pictures"):
+    for place in ("figures", "pictures"):
         monkeypatch.setattr(
             f"ribseg.pipeline.report.{place}.png_of", lambda figure, dpi=80: buffer.getvalue()
         )
-    monkeypatch.setattr("ribseg.pipeline.report.page.svg_of", lambda figure, title: "<svg></svg>")
+    monkeypatch.setattr("ribseg.pipeline.report.figures.svg_of", lambda figure, title: "<svg></svg>")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from quick_run import folder_run
 from ribseg.checks import SettingError
 from ribseg.metrics.evaluation import by_object_size
 from ribseg.pipeline.report.answer import answers
-from ribseg.pipeline.report.gallery import picture_order, take_turns, within
+from ribseg.pipeline.report.gallery import fitting, picture_order, take_turns
 from ribseg.pipeline.report.records import records_of, select, series, splits_of
 from ribseg.pipeline.report.table import Sortable, TableData
 from ribseg.pipeline.report.tables import DETAILS, file_tables, shown_tables
@@ -46,8 +46,8 @@ def test_images_without_scores_are_evenly_spaced():
 def test_turns_and_limits():
     assert take_turns([1, 2], [], [2, 3, 4]) == [1, 2, 3, 4]
     assert take_turns() == []
-    assert list(within(5, ["ab", "cde", "f"])) == ["ab", "cde"]
-    assert list(within(1, ["ab", "c"])) == []  # in order, without picking smaller ones
+    assert list(fitting(5, ["ab", "cde", "f"])) == ["ab", "cde"]
+    assert list(fitting(1, ["ab", "c"])) == []  # in order, without picking smaller ones
 
 
 def label_counts(masks):

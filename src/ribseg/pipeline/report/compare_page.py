@@ -13,17 +13,18 @@ from ribseg.metrics import pooled_scores
 from ribseg.metrics.masks import known
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.answer import BASELINE
-from ribseg.pipeline.report.columns import MapSeries, MaskSeries, mask_series_of, read_maps, true_masks
 from ribseg.pipeline.report.compare import ComparedMaps, Comparison, plain_values, run_scores, sentences
 from ribseg.pipeline.report.compare_sweep import sweep_section
+from ribseg.pipeline.report.figures import class_bars, figure
 from ribseg.pipeline.report.finished import FinishedRun
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
-from ribseg.pipeline.report.page import Section, class_bars, command, figure, render, time_table
+from ribseg.pipeline.report.page import Section, command, render, time_table
+from ribseg.pipeline.report.pictures import MapSeries, MaskSeries, mask_series_of, read_maps, true_masks
 from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.sweep_tables import sweep_tables
 from ribseg.pipeline.report.table import Column, Declared, TableData
 from ribseg.pipeline.report.table_files import write_table_files
-from ribseg.pipeline.report.tables import MAP, PUBLISHED, its_interval, miou_at, points, signed
+from ribseg.pipeline.report.tables import DIFFERENCE, INTERVAL, ITS_INTERVAL, MAP, MIOU_AT, PUBLISHED
 from ribseg.pipeline.stages.evaluate import shown_threshold
 from ribseg.plot import threshold_figure
 from ribseg.plot.sweeps import mean_and_deviation
@@ -40,11 +41,11 @@ DIFFERENCES = Declared(
     "localization",
     (
         MAP,
-        Column("mIoU (at)", "miou", miou_at),
-        Column("interval", "miou", its_interval),
-        Column("diff.", "difference", points),
-        Column("of diff.", "difference", signed),
-        Column("joint", "joint", signed),
+        Column("mIoU (at)", "miou", MIOU_AT),
+        Column("interval", "miou", INTERVAL),
+        Column("diff.", "difference", DIFFERENCE),
+        Column("of diff.", "difference", ITS_INTERVAL),
+        Column("joint", "joint", ITS_INTERVAL),
         PUBLISHED,
     ),
     "Localization maps on {split}, {number:,} images",

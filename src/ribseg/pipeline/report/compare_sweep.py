@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.compare import SEED, Comparison, run_scores
-from ribseg.pipeline.report.page import Section, figure
+from ribseg.pipeline.report.figures import figure
+from ribseg.pipeline.report.page import Section
 from ribseg.plot import grid_figure, sweep_figure
 
 Key = tuple[float, ...]  # values of the swept settings

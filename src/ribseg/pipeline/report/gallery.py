@@ -4,6 +4,8 @@ All images are listed. Some of them have all pictures: the largest losses and ga
 lowest scores, and evenly spaced ones. Others have a thumbnail, as far as the size of the page permits.
 """
 
+import base64
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +15,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.cam import resize, size_within
-from ribseg.pipeline.report.columns import MapSeries, MaskSeries
-from ribseg.pipeline.report.encode import MAP_SIDE, THUMBNAIL, label_picture, map_sheet, photograph
+from ribseg.pipeline.report.pictures import MapSeries, MaskSeries
 from ribseg.workers import ordered_map
 
 T = TypeVar("T")
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 PICTURES_SHARE = 0.75  # of the page for images with all pictures; the rest is for thumbnails and tables
 RESERVE = 2.5e6  # bytes for tables, figures and scripts
+SIDE = 288  # pixels of the longer side of an image in the gallery
+THUMBNAIL = 72
+MAP_SIDE = 96  # of a map without steps; maps are smooth, and the page enlarges them bilinearly
 
 
 class Listed(NamedTuple):
@@ -82,12 +87,12 @@ def make_gallery(
     draw = partial(_picture, maps=maps, masks=masks)
     drawn = ordered_map(draw, [listed[number] for number in chosen], workers, threads=True)
     texts = track(drawn, "Pictures", len(chosen))
-    pictures = _placed(rows, "picture", chosen, within(budget * PICTURES_SHARE, texts))
+    pictures = _placed(rows, "picture", chosen, fitting(budget * PICTURES_SHARE, texts))
     rest = [number for number in order if "picture" not in rows[number]]
     small = ordered_map(_thumbnail, [listed[number] for number in rest], workers, threads=True)
     left = budget - sum(map(len, pictures))
     texts = track(small, "Thumbnails", len(rest)) if rest else ()
-    thumbnails = _placed(rows, "thumbnail", rest, within(left, texts))
+    thumbnails = _placed(rows, "thumbnail", rest, fitting(left, texts))
     colours = folders[0].palette[1 : folders[0].num_classes + 1]
     data = {
         "classes": list(folders[0].classes),
@@ -151,7 +156,7 @@ def take_turns(*orders: Iterable[int]) -> list[int]:
     return list(dict.fromkeys(item for item in turns if item is not None))
 
 
-def within(size: float, texts: Iterable[str]) -> Iterator[str]:
+def fitting(size: float, texts: Iterable[str]) -> Iterator[str]:
     """Yields texts as long as they have at most `size` characters together."""
     for text in texts:
         size -= len(text)
@@ -223,3 +228,32 @@ def _note(rows: int, pictures: int, thumbnails: int, images: int, size: float) -
     if thumbnails == others:
         return f"{text} The others have a thumbnail."
     return f"{text} {thumbnails:,} more have a thumbnail (report.megabytes={size / 1e6:g}); all are listed."
+
+
+def photograph(image: np.ndarray, side: int = SIDE, quality: int = 78) -> str:
+    """A data URI of an (H, W, 3) uint8 image, scaled down to a longer side of `side` pixels."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side))
+    return _uri(picture, "jpeg", quality=quality)
+
+
+def label_picture(mask: np.ndarray, palette: np.ndarray, side: int = SIDE) -> str:
+    """A data URI of an (H, W) uint8 mask in the palette's colours, with transparent background (label 0)."""
+    height, width = size_within(mask.shape, side)
+    picture = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
+    picture.putpalette(palette.astype(np.uint8).tobytes())
+    return _uri(picture, "png", transparency=0, optimize=True)
+
+
+def map_sheet(steps: torch.Tensor) -> str:
+    """A data URI of (S, K, h, w) maps in [0, 1]: one gray picture with a row per class, a column per step."""
+    pixels = (255 * steps).round().clamp(0, 255).byte().numpy()
+    number, classes, height, width = pixels.shape
+    sheet = pixels.transpose(1, 2, 0, 3).reshape(classes * height, number * width)
+    return _uri(Image.fromarray(sheet), "png", optimize=True)
+
+
+def _uri(picture: Image.Image, kind: str, **settings: object) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **settings)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

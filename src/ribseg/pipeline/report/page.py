@@ -3,12 +3,11 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from ribseg.data.check.note import Note
@@ -16,39 +15,16 @@ from ribseg.files import atomic_write
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import map_sources
 from ribseg.pipeline.report.answer import BASELINE, answers, network_line, result_lines
-from ribseg.pipeline.report.bottleneck_report import bottleneck_figure
-from ribseg.pipeline.report.columns import map_series_of, mask_series_of, true_masks
+from ribseg.pipeline.report.figures import Drawing, bottleneck_figures, figure, map_figures, segmenter_figures
 from ribseg.pipeline.report.finished import OVERRIDES, overrides_of
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
-from ribseg.pipeline.report.pictures import picture_grid
-from ribseg.pipeline.report.records import Record, records_of, select, series, splits_of
+from ribseg.pipeline.report.pictures import map_series_of, mask_series_of, picture_grid, true_masks
+from ribseg.pipeline.report.records import records_of
 from ribseg.pipeline.report.table import Sortable, TableData
 from ribseg.pipeline.report.tables import DETAILS, SECTIONS, run_records, shown_tables
-from ribseg.pipeline.stages.bottleneck import EXAMPLES
-from ribseg.plot import (
-    adaptation_figure,
-    class_figure,
-    coverage_figure,
-    group_figure,
-    png_of,
-    svg_of,
-    threshold_figure,
-)
+from ribseg.plot import adaptation_figure
 from ribseg.plot.style import MAPS as MAP_COLOURS
 from ribseg.store.artefact import Artefact
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-GROUPINGS = {"by_number_of_classes": "number of classes", "by_object_size": "object size"}
-
-
-class Drawing(NamedTuple):
-    """A figure of a page: an SVG element, and its caption."""
-
-    drawing: Markup
-    title: str
 
 
 @dataclass(frozen=True)
@@ -160,74 +136,6 @@ def score_sections(context: Context, results: dict[str, Any]) -> Iterator[Sectio
             yield Section(title, shown_tables(found), lines, figures, shown_tables(found, DETAILS))
 
 
-def map_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
-    """The figures of the methods' scores on the last split."""
-    split = splits_of(records, "localization")[-1]
-    last = [one for one in records if one.split == split]
-    methods = [one for one in last if not one.control]
-    figures = [
-        figure(context, "curves", threshold_figure(curves(methods)), f"Scores on {split} over the threshold"),
-        class_bars(context, "classes", methods, f"IoU per class, {split}, at fixed thresholds"),
-        figure(context, "groups", group_figure(*groups(methods)), f"mIoU on {split} in groups of images"),
-    ]
-    coverage = [replace(one, label=one.name) for one in last if one.measure == "coverage"]
-    if coverage:
-        title = f"Coverage of the objects on {split} by distance from CAM's peak"
-        figures.append(figure(context, "coverage", coverage_figure(series(coverage)), title))
-    return figures
-
-
-def segmenter_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
-    """The figure of the segmenters' IoU of each class."""
-    named = [replace(one, label=f"{one.label}, {one.split}") for one in records]
-    return [class_bars(context, "segmenters", named, "IoU per class of the segmenters")]
-
-
-def bottleneck_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
-    """The figure of the toy experiment."""
-    examples = context.artefacts["bottleneck"].folder / EXAMPLES
-    title = "Gradients per layer before and after RIB, and high gradient ratios"
-    return [figure(context, "bottleneck", bottleneck_figure(records, examples), title)]
-
-
-def curves(records: Sequence[Record]) -> dict[str, dict[str, list[float | None]]]:
-    """Label -> measure -> values over all thresholds."""
-    found: dict[str, dict[str, list[float | None]]] = {}
-    for record in records:
-        if record.measure == "curve":
-            values = found.setdefault(record.label, {"thresholds": []})
-            values.setdefault(record.place, []).append(record.value)
-            if record.place == "miou":
-                values["thresholds"].append(record.threshold)
-    return found
-
-
-def groups(
-    records: Sequence[Record],
-) -> tuple[dict[str, dict[str, list[float | None]]], dict[str, list[str]]]:
-    """The mIoU in groups of images.
-
-    Returns:
-        Grouping -> label -> mIoU of each group; grouping -> names of its groups.
-    """
-    values, names = {}, {}
-    for measure, title in GROUPINGS.items():
-        found = select(records, "localization", measure)
-        if found:
-            values[title] = series(found)
-            names[title] = list(dict.fromkeys(f"{one.place}\n(n = {one.number})" for one in found))
-    return values, names
-
-
-def class_bars(context: Context, name: str, records: Sequence[Record], title: str) -> Drawing:
-    """The figure of the IoU of all classes that occur for some source; by split for segmenters."""
-    found = [one for one in records if one.measure == "class_iou"]
-    occurring = {one.place for one in found if one.value is not None}
-    names = list(dict.fromkeys(one.place for one in found if one.place in occurring))
-    shown = series([one for one in found if one.place in occurring])
-    return figure(context, name, class_figure(shown, names), title)
-
-
 def adaptation_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
     """The section on steps, stop rules, logits and areas of the methods that adapt the classifier."""
     labels = {name: source.label for name, source in map_sources(context.cfg).items()}
@@ -287,9 +195,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
     return f"{minutes[0]}:{minutes[1]:02} min" if seconds < 3600 else f"{hours[0]}:{hours[1]:02} h"
-
-
-def figure(context: Context, name: str, drawn: "Figure", title: str) -> Drawing:
-    """Writes a figure as PNG into the run's folder; returns it as SVG for the page."""
-    atomic_write(context.output / f"{name}.png", png_of(drawn, dpi=150))
-    return Drawing(Markup(svg_of(drawn, title)), title)

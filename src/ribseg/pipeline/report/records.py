@@ -16,8 +16,9 @@ THRESHOLDS = {
     "miou_at_fixed": "fixed_threshold",
     "miou_unsupervised": "unsupervised_threshold",
 }
+ERRORS = {"false_positive_per_class": "false pos.", "false_negative_per_class": "false neg."}
 LISTS = {
-    *("class_iou", "false_positive_per_class", "false_negative_per_class", "coverage", "curve"),
+    *("class_iou", *ERRORS, "coverage", "curve"),
     *("by_number_of_classes", "by_object_size", "max_box_acc_v2", "logits", "areas"),
 }
 GROUPS = {"by_number_of_classes": "classes", "by_object_size": "size"}  # measure -> key of a group's name
@@ -53,7 +54,7 @@ class Record:
         place: within a measure with several numbers: a class, a group of images, a layer, a step; of a curve
             what is measured over the thresholds.
         number: of images, or seeds, that it is measured on.
-        other_split: on which it is measured, if not on `split`.
+        detail: which errors; the split of the masks that a segmenter learnt from.
     """
 
     part: str
@@ -68,7 +69,7 @@ class Record:
     threshold: float | None = None
     place: str = ""
     number: int | None = None
-    other_split: str = ""
+    detail: str = ""
 
     @property
     def name(self) -> str:
@@ -174,7 +175,7 @@ def _segmenters(results: Mapping[str, Any], labels: Sequence[str]) -> Iterator[R
             own = {"class_iou": scores.get("iou"), "published": values.get("expected")}
             yield from _scores(base, {**scores, **own}, labels)
             if masks:
-                yield replace(base, measure="masks_miou", value=masks["miou"], other_split=masks["split"])
+                yield replace(base, measure="masks_miou", value=masks["miou"], detail=masks["split"])
 
 
 def _bottleneck(results: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Record]:
@@ -212,6 +213,8 @@ def _scores(base: Record, scores: Mapping[str, Any], labels: Sequence[str]) -> I
             for limit, share in zip(value["limits"], value["per_limit"], strict=True):
                 yield replace(one, measure="box_accuracy", value=share, place=f"{limit:g}")
         elif measure in LISTS:
+            if measure in ERRORS:
+                one = replace(one, measure="errors_per_class", detail=ERRORS[measure])
             for place, number in zip(_places(measure, len(value), labels), value, strict=True):
                 yield replace(one, value=number, place=place)
 

@@ -1,7 +1,7 @@
 """Tables: what is declared of one, and how it is made of records, for the terminal, pages and files."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rich.markup import escape
@@ -79,15 +79,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def percent_interval(bounds: Sequence[float]) -> str:
-    """An interval of fractions as text, in percent.
-
-    >>> percent_interval((0.123, 0.2))
-    '12.3-20.0'
-    """
-    return f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
-
-
 def signed_interval(bounds: Sequence[float]) -> str:
     """An interval of differences of fractions as text, in percent.
 
@@ -101,35 +92,53 @@ class Column(NamedTuple):
     """A column of a declared table, or several, one for each place of its measure.
 
     Attributes:
-        title: with "{place}" and "{number}" of the record for several columns.
-        measure: of the records; "" for what all records of a row have in common, as their name.
-        cell: text of a record.
+        title: with attributes of the records, as "{place}", for a column for each.
+        measure: of the records; "" for an attribute that all records of a row have in common.
+        text: format of a cell, with the attributes of its record, "{percent}", and "{low}" and "{high}" of
+            its interval in percent; without a measure the attribute's name.
         note: shown below a table with this column.
-        optional: whether the column is left out if no record has the measure; others have "-" then.
+        optional: whether the column is left out if no record has the measure; others have "-" then, as cells
+            have of which something is not known.
+        sortable: whether a page sorts by the number, not by the text.
     """
 
     title: str
     measure: str = ""
-    cell: Callable[[Record], Cell] = lambda record: percent(record.value)
+    text: str = "{percent:.1f}"
     note: str = ""
     optional: bool = False
+    sortable: bool = False
+
+    def cell(self, record: Record, plain: bool) -> Cell:
+        """The cell of a record: a text, or with `plain` its number."""
+        if not self.measure:
+            value: Cell = getattr(record, self.text)
+            return value
+        if plain:
+            return record.value
+        low, high = record.interval or (None, None)
+        values = {"percent": record.value, "low": low, "high": high}
+        percents = {name: None if value is None else 100 * value for name, value in values.items()}
+        try:
+            text = self.text.format(**vars(record), **percents)
+        except TypeError:  # None has no decimals
+            return "-"
+        return Sortable(text, record.value or 0.0) if self.sortable else text
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What is declared of a table: a row for each source, or with `by_class` for each class.
+    """What is declared of a table.
 
     Attributes:
         part: of the records.
-        columns: of the table; with `by_class` their titles follow the source's name.
+        columns: of the table.
         title: with "{split}" and "{number}", that of the images; "" for tables of files alone.
         splits: "each" one has a table, only the "last" one, or "all" together in one table.
         controls: whether it has them.
-        by_class: whether rows and columns are exchanged.
         file: name of the table in files and for loggers, with "{split}" for one by split; "" for none.
         note: shown below, with those of its columns; by split below the last one.
         bold: whether rows are bold that are no controls.
-        key: attributes of records that one row has in common.
     """
 
     part: str
@@ -137,11 +146,9 @@ class Declared:
     title: str = ""
     splits: str = "last"
     controls: bool = True
-    by_class: bool = False
     file: str = ""
     note: str | Callable[[Sequence[Record]], str] = ""
     bold: bool = False
-    key: Sequence[str] = ("source", "label", "split")
 
     def tables(self, records: Sequence[Record]) -> Iterator[TableData]:
         """The tables of some records; none without records of its measures."""
@@ -158,10 +165,7 @@ class Declared:
         for splits in [[split] for split in known] if "{split}" in self.file else [known]:
             found = self._found(records, splits) if self.file else []
             if found:
-                plain = [
-                    c._replace(cell=lambda record: record.value) if c.measure else c for c in self.columns
-                ]
-                yield self.file.format(split=found[0].split), replace(self, columns=plain)._table(found)
+                yield self.file.format(split=found[0].split), self._table(found, plain=True)
 
     def _found(self, records: Sequence[Record], splits: Sequence[str]) -> list[Record]:
         measures = {column.measure for column in self.columns if column.measure}
@@ -172,13 +176,13 @@ class Declared:
             if self.controls or not record.control
         ]
 
-    def _table(self, found: Sequence[Record], noted: bool = False) -> TableData:
+    def _table(self, found: Sequence[Record], noted: bool = False, plain: bool = False) -> TableData:
         measured = {record.measure for record in found}
         shown = [c for c in self.columns if not c.optional or c.measure in measured]
         text = [column.title for column in shown if not column.measure]
         notes = [self.note if isinstance(self.note, str) else self.note(found)]
         notes += dict.fromkeys(column.note for column in shown)
-        columns, rows = self._by_class(found, shown) if self.by_class else self._by_source(found, shown)
+        columns, rows = self._grid(found, shown, plain)
         return TableData(
             self.title.format(split=found[0].split, number=found[0].number),
             columns,
@@ -188,26 +192,17 @@ class Declared:
             bold=[record.name for record in found if self.bold and not record.control],
         )
 
-    def _by_source(self, found: Sequence[Record], shown: Sequence[Column]) -> Grid:
+    def _grid(self, found: Sequence[Record], shown: Sequence[Column], plain: bool) -> Grid:
+        """The titles of all columns, and a row for all records that are equal in what rows have in common."""
+        common = [column.text for column in shown if not column.measure]
         titles: dict[str, None] = {}
         rows: dict[tuple[object, ...], dict[str, Cell]] = {}
         for column in shown:
-            several = "{place}" in column.title
-            titles |= {} if several else {column.title: None}
+            titles |= {} if "{" in column.title else {column.title: None}
             for record in found:
                 if column.measure in ("", record.measure):
-                    title = column.title.format(place=record.place, number=record.number)
+                    title = column.title.format(**vars(record), name=record.name)
                     titles[title] = None
-                    key = tuple(getattr(record, name) for name in self.key)
-                    rows.setdefault(key, {})[title] = column.cell(record)
+                    key = tuple(getattr(record, name) for name in common)
+                    rows.setdefault(key, {})[title] = column.cell(record, plain)
         return list(titles), [[row.get(title, "-") for title in titles] for row in rows.values()]
-
-    def _by_class(self, found: Sequence[Record], shown: Sequence[Column]) -> Grid:
-        titles: dict[str, None] = {}
-        rows: dict[str, dict[str, Cell]] = {}
-        for record in found:
-            (column,) = (column for column in shown if column.measure == record.measure)
-            title = column.title.format(name=record.name, label=record.label, split=record.split)
-            titles[title] = None
-            rows.setdefault(record.place, {})[title] = column.cell(record)
-        return ["class", *titles], [[place, *(row.get(t) for t in titles)] for place, row in rows.items()]

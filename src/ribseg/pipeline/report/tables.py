@@ -9,15 +9,7 @@ from typing import Any
 from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.answer import network_line, result_lines
 from ribseg.pipeline.report.records import SCORED, Record, records_of
-from ribseg.pipeline.report.table import (
-    Column,
-    Declared,
-    Sortable,
-    TableData,
-    percent,
-    percent_interval,
-    signed_interval,
-)
+from ribseg.pipeline.report.table import Column, Declared, TableData
 from ribseg.pipeline.report.table_files import TABLES_FOLDER, write_csv
 
 SECTIONS = {  # of the page: title -> parts of the results
@@ -26,63 +18,6 @@ SECTIONS = {  # of the page: title -> parts of the results
     "Segmenter": ("segmenter",),
     "Information bottleneck": ("bottleneck",),
 }
-
-
-def miou_at(record: Record) -> str:
-    """An mIoU and its threshold."""
-    if record.value is None or record.threshold is None:
-        return "-"
-    return f"{percent(record.value)} ({record.threshold:.2f})"
-
-
-def its_interval(record: Record) -> str:
-    """The interval of a score."""
-    return "-" if record.interval is None else percent_interval(record.interval)
-
-
-def points(record: Record) -> str:
-    """A difference in percentage points."""
-    return "-" if record.value is None else f"{100 * record.value:+.1f}"
-
-
-def signed(record: Record) -> str:
-    """The interval of a difference."""
-    return "-" if record.interval is None else signed_interval(record.interval)
-
-
-def gain(record: Record) -> str:
-    """A difference with its interval."""
-    return f"{points(record)} {signed(record)}" if record.interval else points(record)
-
-
-def whole_percent(record: Record) -> str:
-    """A fraction in percent, without decimals."""
-    return "-" if record.value is None else f"{100 * record.value:.0f}"
-
-
-def two_digits(record: Record) -> str:
-    """A number with two digits after the point."""
-    return "-" if record.value is None else f"{record.value:.2f}"
-
-
-def count(record: Record) -> str:
-    """A number of images."""
-    return str(record.value)
-
-
-def learnt_masks(record: Record) -> str:
-    """The score of the masks that a segmenter learnt from, and their split."""
-    return f"{percent(record.value)} ({record.other_split})"
-
-
-def seconds(record: Record) -> str:
-    """Seconds, by which a page sorts."""
-    return Sortable(f"{record.value:.3g}", record.value or 0.0)
-
-
-def mean_and_deviation(record: Record) -> str:
-    """A mean and its standard deviation."""
-    return "-" if record.value is None else f"{record.value:.2f} ± {record.deviation:.2f}"
 
 
 def size_note(records: Sequence[Record]) -> str:
@@ -128,33 +63,33 @@ RATIO_NOTE = (
 )
 
 
-def errors(title: str) -> tuple[Column, Column]:
-    """The columns of both kinds of errors of each class."""
-    return (
-        Column(f"{title}, false pos.", "false_positive_per_class"),
-        Column(f"{title}, false neg.", "false_negative_per_class", note=ERROR_NOTE),
-    )
+# Formats of cells, see `Column`.
+MIOU_AT, INTERVAL, WHOLE = "{percent:.1f} ({threshold:.2f})", "{low:.1f}-{high:.1f}", "{percent:.0f}"
+DIFFERENCE, ITS_INTERVAL = "{percent:+.1f}", "[{low:+.1f}, {high:+.1f}]"
 
-
-MAP = Column("maps", cell=lambda record: record.name)
-VARIANT = Column("variant", cell=lambda record: record.name)
-SPLIT = Column("split", cell=lambda record: record.split)
-LABEL = Column("maps", cell=lambda record: record.label)
+MAP, LABEL = Column("maps", text="name"), Column("maps", text="label")
+VARIANT = Column("variant", text="name")
+CLASS, SPLIT = Column("class", text="place"), Column("split", text="split")
+PRECISION, RECALL = Column("precision", "precision"), Column("recall", "recall")
 PUBLISHED = Column("published best", "published", optional=True)
-GROUP = "{place} (n = {number})"
+GROUP, AT_FIXED = "{place} (n = {number})", ", {split}, at fixed thresholds"
+BY_NUMBER, BY_SIZE = Column(GROUP, "by_number_of_classes"), Column(GROUP, "by_object_size")
+IOU, IOU_OF_SPLIT = Column("{name}", "class_iou"), Column("{name}, {split}", "class_iou")
+ERRORS = Column("{name}, {detail}", "errors_per_class", note=ERROR_NOTE)
+ERRORS_OF_SPLIT = ERRORS._replace(title="{name}, {split}, {detail}")
 
 TABLES = (
     Declared(
         "localization",
         (
             MAP,
-            Column("best (at)", "best_miou", miou_at),
-            Column("at fixed", "miou_at_fixed", miou_at),
-            Column("interval", "miou_at_fixed", its_interval),
-            Column("gain over CAM", "gain_over_cam", gain),
-            Column("no masks (at)", "miou_unsupervised", miou_at),
-            Column("precision", "precision", whole_percent),
-            Column("recall", "recall", whole_percent),
+            Column("best (at)", "best_miou", MIOU_AT),
+            Column("at fixed", "miou_at_fixed", MIOU_AT),
+            Column("interval", "miou_at_fixed", INTERVAL),
+            Column("gain over CAM", "gain_over_cam", f"{DIFFERENCE} {ITS_INTERVAL}"),
+            Column("no masks (at)", "miou_unsupervised", MIOU_AT),
+            Column("precision", "precision", WHOLE),
+            Column("recall", "recall", WHOLE),
             PUBLISHED,
         ),
         "Localization maps on {split}, {number} images",
@@ -179,9 +114,9 @@ TABLES = (
         "methods",
         (
             LABEL,
-            Column("images", "images", count),
-            Column("s an image", "seconds_per_image", seconds),
-            Column("{place},\nGiB", "peak_gib", two_digits),
+            Column("images", "images", "{value}"),
+            Column("s an image", "seconds_per_image", "{value:.3g}", sortable=True),
+            Column("{place},\nGiB", "peak_gib", "{value:.2f}"),
         ),
         "What the maps cost",
         note=COST_NOTE,
@@ -191,13 +126,13 @@ TABLES = (
         (
             VARIANT,
             SPLIT,
-            Column("threshold", "threshold", two_digits),
+            Column("threshold", "threshold", "{value:.2f}"),
             Column("mIoU", "miou"),
-            Column("precision", "precision"),
-            Column("recall", "recall"),
+            PRECISION,
+            RECALL,
             Column("false\npos.", "false_positive"),
             Column("false\nneg.", "false_negative"),
-            Column("gain", "gain", gain, note=GAIN_NOTE, optional=True),
+            Column("gain", "gain", f"{DIFFERENCE} {ITS_INTERVAL}", note=GAIN_NOTE, optional=True),
             Column("boundary F", "boundary_f", optional=True),
         ),
         "Pseudo masks, percent",
@@ -206,13 +141,13 @@ TABLES = (
     Declared(
         "segmenter",
         (
-            Column("segmenter trained on", cell=lambda record: record.label),
-            Column("masks' mIoU", "masks_miou", learnt_masks),
+            Column("segmenter trained on", text="label"),
+            Column("masks' mIoU", "masks_miou", "{percent:.1f} ({detail})"),
             SPLIT,
-            Column("images", "images", count),
+            Column("images", "images", "{value}"),
             Column("mIoU", "miou"),
-            Column("precision", "precision"),
-            Column("recall", "recall"),
+            PRECISION,
+            RECALL,
             Column("published", "published"),
         ),
         "Segmenter, percent, one confusion matrix over all pixels",
@@ -221,9 +156,9 @@ TABLES = (
     Declared(
         "bottleneck",
         (
-            Column("RIB", cell=lambda record: record.source),
-            Column("region", cell=lambda record: record.label),
-            Column("{place}", "ratio", mean_and_deviation),
+            Column("RIB", text="source"),
+            Column("region", text="label"),
+            Column("{place}", "ratio", "{value:.2f} ± {deviation:.2f}"),
         ),
         "High gradient ratio, mean ± std, seeds: {number}",
         note=RATIO_NOTE,
@@ -231,66 +166,33 @@ TABLES = (
 )
 # Of the page alone: below the others of their section, to be opened.
 DETAILS = (
+    Declared("localization", (CLASS, IOU), f"IoU per class{AT_FIXED}"),
+    Declared("localization", (CLASS, ERRORS), f"Errors per class{AT_FIXED}", controls=False),
+    Declared("localization", (MAP, BY_NUMBER), f"mIoU by number of classes in the image{AT_FIXED}"),
+    Declared("localization", (MAP, BY_SIZE), f"mIoU by object size{AT_FIXED}", note=size_note),
     Declared(
         "localization",
-        (Column("{name}", "class_iou"),),
-        "IoU per class, {split}, at fixed thresholds",
-        by_class=True,
-    ),
-    Declared(
-        "localization",
-        errors("{name}"),
-        "Errors per class, {split}, at fixed thresholds",
-        controls=False,
-        by_class=True,
-    ),
-    Declared(
-        "localization",
-        (MAP, Column(GROUP, "by_number_of_classes")),
-        "mIoU by number of classes in the image, {split}, at fixed thresholds",
-    ),
-    Declared(
-        "localization",
-        (MAP, Column(GROUP, "by_object_size")),
-        "mIoU by object size, {split}, at fixed thresholds",
-        note=size_note,
-    ),
-    Declared(
-        "localization",
-        (MAP, Column("{place}", "coverage", whole_percent)),
+        (MAP, Column("{place}", "coverage", WHOLE)),
         "Coverage of objects by distance from CAM's peak, {split}, percent",
         note=COVERAGE_NOTE,
     ),
-    Declared(
-        "pseudo_masks",
-        (Column("{name}, {split}", "class_iou"),),
-        "IoU per class",
-        splits="all",
-        by_class=True,
-    ),
-    Declared("pseudo_masks", errors("{name}"), "Errors per class, {split}", by_class=True),
-    Declared(
-        "pseudo_masks",
-        (VARIANT, Column(GROUP, "by_number_of_classes")),
-        "mIoU by number of classes in the image",
-    ),
-    Declared("pseudo_masks", (VARIANT, Column(GROUP, "by_object_size")), "mIoU by object size"),
-    Declared(
-        "segmenter", (Column("{label}, {split}", "class_iou"),), "IoU per class", splits="all", by_class=True
-    ),
-    Declared("segmenter", errors("{label}, {split}"), "Errors per class", splits="all", by_class=True),
+    Declared("pseudo_masks", (CLASS, IOU_OF_SPLIT), "IoU per class", splits="all"),
+    Declared("pseudo_masks", (CLASS, ERRORS), "Errors per class, {split}"),
+    Declared("pseudo_masks", (VARIANT, BY_NUMBER), "mIoU by number of classes in the image"),
+    Declared("pseudo_masks", (VARIANT, BY_SIZE), "mIoU by object size"),
+    Declared("segmenter", (CLASS, IOU_OF_SPLIT), "IoU per class", splits="all"),
+    Declared("segmenter", (CLASS, ERRORS_OF_SPLIT), "Errors per class", splits="all"),
 )
-# Of the files and loggers alone: by split, with the plain numbers of all sources.
+# Of the files and loggers alone: with the plain numbers.
+PLAIN_IOU = (CLASS, Column("{label}", "class_iou"))
 FILES = (
-    *(
-        Declared(part, (Column("{label}", "class_iou"),), by_class=True, file=f"iou/{part}/{{split}}")
-        for part in ("localization", "pseudo_masks", "segmenter")
-    ),
+    Declared("localization", PLAIN_IOU, file="iou/localization/{split}"),
+    Declared("pseudo_masks", PLAIN_IOU, file="iou/pseudo_masks/{split}"),
+    Declared("segmenter", PLAIN_IOU, file="iou/segmenter/{split}"),
     Declared(
         "localization",
-        (LABEL, Column("threshold", cell=lambda record: record.threshold), Column("{place}", "curve")),
+        (LABEL, Column("threshold", text="threshold"), Column("{place}", "curve")),
         file="curves/{split}",
-        key=("source", "threshold"),
     ),
     Declared(
         "methods",
