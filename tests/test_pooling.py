@@ -1,6 +1,7 @@
 """Pooling against the released rule, one class at a time."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -162,3 +163,11 @@ def test_each_class_is_pooled_without_the_others(maps, labels, pooling):
 def test_their_arguments_have_ranges(kind):
     with pytest.raises(ValueError, match="expected a number > 0"):
         kind(0)
+
+
+@pytest.mark.parametrize("pooling", [kind() for kind in PER_CLASS], ids=repr)
+def test_a_pooling_is_what_its_settings_are(pooling):
+    assert pickle.loads(pickle.dumps(pooling)) == pooling  # noqa: S301
+    assert repr(pooling).startswith(f"{type(pooling).__name__}(")
+    with pytest.raises(AttributeError):
+        pooling.threshold = 1.0  # the settings are checked once
