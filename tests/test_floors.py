@@ -49,11 +49,9 @@ ribseg.pipeline.report.check_data -> ribseg.pipeline.data_checks
 ribseg.store.digest -> ribseg.models.weights_file
 ribseg.store.shards -> ribseg.pipeline.recipe.context
 ribseg.store.stage -> ribseg.pipeline.recipe.context
-ribseg.store.usage -> ribseg.progress
 """
 FOREIGN = """
 ribseg.store.digest (floor 0.5) imports omegaconf.OmegaConf
-ribseg.store.usage (floor 0.5) imports torch
 """
 CIRCLES = """
 ribseg.pipeline.recipe.context ribseg.pipeline.recipe.engines ribseg.store.shards ribseg.store.stage

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import nn
 
 import ribseg
-import ribseg.commands.predict as predict_module
 from ribseg.cli import main
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, DataError
@@ -237,7 +236,8 @@ def test_an_output_that_cannot_be_written_stops_at_once(tmp_path, checkpoint, mi
     (tmp_path / "out").write_text("a file where the folder should be")
     seen = []
     monkeypatch.setattr(
-        predict_module, "predict", lambda image, *_, **__: seen.append(image) or np.zeros((2, 2), np.uint8)
+        "ribseg.models.inference.predict",
+        lambda image, *_, **__: seen.append(image) or np.zeros((2, 2), np.uint8),
     )
     with pytest.raises(SystemExit, match=r"cannot write .*out.*writable folder"):
         main(
@@ -264,7 +264,7 @@ def test_an_image_beyond_the_memory_is_named_with_a_way_out(tmp_path, checkpoint
             raise torch.OutOfMemoryError("no memory")
 
     full = Segmenter(Full(), ("a",), inference={"flip": False})
-    monkeypatch.setattr(predict_module, "load_segmenter", lambda *_: full)
+    monkeypatch.setattr("ribseg.models.segmenter.load_segmenter", lambda *_: full)
     Image.fromarray(photo(4, 5)).save(tmp_path / "a.png")
     with pytest.raises(SystemExit, match=r"(?s)1 of 1 images.*a\.png: .*4 x 5 pixels.*--tile"):
         main(

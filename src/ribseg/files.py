@@ -10,6 +10,8 @@ from typing import Any
 
 from ribseg.errors import DataError, DatasetNotFoundError, RibsegError, list_problems
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+
 
 def atomic_write(path: str | Path, data: bytes) -> None:
     """Writes a file under a temporary name in the same folder and renames it; creates the folder.

@@ -1,44 +1,82 @@
-"""`ribseg convert`: converts maps, masks and labels from and to other programs' formats."""
+"""Converts maps, masks and labels from and to other programs' formats."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from ribseg.data.voc import VOC_CLASSES, VOCFolder
 from ribseg.errors import RibsegError
 from ribseg.files import read_lines
-from ribseg.interop.convert import Layout, convert_maps
-from ribseg.interop.irn import convert_irn_maps, write_irn_maps
-from ribseg.interop.labels import convert_labels
-from ribseg.interop.psa import convert_psa_maps
 
-LAYOUTS: dict[str, Layout] = {"pngs-to-ribseg": "png", "masks-to-ribseg": "masks"}
+ARRAYS = {
+    "irn-to-ribseg": ".npy dictionaries of IRN, RIB or AdvCAM (keys, cam, high_res) to .npz maps",
+    "amn-to-ribseg": "the same of AMN, whose first map is that of the background, to .npz maps",
+    "psa-to-ribseg": ".npy dictionaries of PSA, ACR or S2C (class index -> map) to .npz maps",
+}
+IMAGES = {
+    "pngs-to-ribseg": "gray PNGs <id>/<class name>.png or <id>_<class name>.png to .npz maps",
+    "masks-to-ribseg": "masks <id>.png that hold class ids to .npz maps of ones and zeros",
+}
 LABELS = "labels-to-csv"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds a subcommand for each format."""
+    formats = command.add_subparsers(dest="formats", required=True)
+    for name, text in ARRAYS.items():
+        number = "number of classes without background"
+        _add_format(formats, name, text).add_argument("--classes", type=int, required=True, help=number)
+    _add_format(formats, "ribseg-to-irn", ".npz maps to IRN's .npy dictionaries")
+    for name, text in IMAGES.items():
+        add = _add_format(formats, name, text).add_argument
+        add("--root", required=True, help="data set in VOC layout, for ids, classes and sizes")
+        add("--split", required=True, help="name of its list of images, e.g. train")
+    text = "cls_labels.npy of PSA, IRN and similar programs to a CSV file for data.labels"
+    labels = formats.add_parser(LABELS, help=text, description=text)
+    labels.add_argument("source", help="the .npy file")
+    labels.add_argument("target", help="the CSV file to write; must not exist")
+    labels.add_argument("--names", help="file with one class name per line, in order; default: VOC's twenty")
+
+
+def _add_format(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = formats.add_parser(name, help=text, description=text)
+    command.add_argument("source", help="folder to read")
+    command.add_argument("target", help="folder to write; existing files are kept")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    return command
 
 
 def run(options: argparse.Namespace) -> None:
     """Converts a folder; existing files are kept, so that an interrupted call can be repeated."""
     try:
-        written = _converted(options)
+        written = _labels(options) if options.formats == LABELS else _maps(options)
     except KeyboardInterrupt as error:
-        again = "interrupted. Give the same command again to resume."
-        raise RibsegError(again) from error
+        raise RibsegError("interrupted. Give the same command again to resume.") from error
     if options.formats == LABELS:
         print(f"labels of {written} images written to {options.target}")
     else:
         print(f"{written} files written to {options.target}; existing files are kept.")
 
 
-def _converted(options: argparse.Namespace) -> int:
-    source, target, progress = options.source, options.target, not options.quiet
-    if options.formats == LABELS:
-        names = read_lines(Path(options.names)) if options.names else VOC_CLASSES
-        return convert_labels(source, target, names)
-    if options.formats in ("irn-to-ribseg", "amn-to-ribseg"):
-        background_first = options.formats == "amn-to-ribseg"
-        return convert_irn_maps(source, target, options.classes, progress, background_first)
-    if options.formats == "psa-to-ribseg":
-        return convert_psa_maps(source, target, options.classes, progress)
-    if options.formats == "ribseg-to-irn":
-        return write_irn_maps(source, target, progress)
+def _labels(options: argparse.Namespace) -> int:
+    from ribseg.data.voc import VOC_CLASSES
+    from ribseg.interop.labels import convert_labels
+
+    names = read_lines(Path(options.names)) if options.names else VOC_CLASSES
+    return convert_labels(options.source, options.target, names)
+
+
+def _maps(options: argparse.Namespace) -> int:
+    from ribseg.data.voc import VOCFolder
+    from ribseg.interop.convert import convert_maps
+    from ribseg.interop.irn import convert_irn_maps, write_irn_maps
+    from ribseg.interop.psa import convert_psa_maps
+
+    name, places, progress = options.formats, (options.source, options.target), not options.quiet
+    if name == "ribseg-to-irn":
+        return write_irn_maps(*places, progress)
+    if name == "psa-to-ribseg":
+        return convert_psa_maps(*places, options.classes, progress)
+    if name in ARRAYS:
+        return convert_irn_maps(*places, options.classes, progress, name == "amn-to-ribseg")
     images = VOCFolder(options.root, options.split)
-    return convert_maps(source, target, images, LAYOUTS[options.formats], progress)
+    return convert_maps(*places, images, "png" if name == "pngs-to-ribseg" else "masks", progress)

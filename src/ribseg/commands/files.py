@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ribseg.data.voc import IMAGE_ENDINGS
 from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
+from ribseg.files import IMAGE_ENDINGS
 
 
 def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, Path]:
@@ -14,7 +14,8 @@ def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, 
         DataError: two images have the same output file, an image would be overwritten, or a folder has none.
     """
     targets: dict[Path, Path] = {}
-    for path in _files(images):
+    files = [file for path in images for file in (_images_in(path) if path.is_dir() else [path])]
+    for path in files:
         target = folder / f"{path.stem}{ending}"
         if target in targets:
             raise DataError(f"{targets[target]} and {path} would both become {target}; give them one by one")
@@ -65,13 +66,6 @@ def _with_reasons(text: str, failed: Mapping[Path, str]) -> str:
     """The text, followed by every failed image with the reason."""
     reasons = [why if str(image) in why else f"{image}: {why}" for image, why in failed.items()]
     return "\n  ".join([text, *map(shortened, reasons)])
-
-
-def _files(images: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in images:
-        files += _images_in(path) if path.is_dir() else [path]
-    return files
 
 
 def _images_in(folder: Path) -> list[Path]:

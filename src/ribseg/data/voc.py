@@ -14,10 +14,9 @@ from ribseg.data.io.masks import read_mask
 from ribseg.data.voc_layout import VOC_CLASSES as VOC_CLASSES
 from ribseg.data.voc_layout import class_names, find_root, read_split
 from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.files import scan_folder
+from ribseg.files import IMAGE_ENDINGS, scan_folder
 
 Files = dict[str, tuple[str, str]]  # image id -> folder, and the ending of the file's name
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 PNG_END = 20  # bytes at the end of a PNG: two checksums of the pixels, and the IEND chunk
 
 

@@ -17,6 +17,7 @@ from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.loggers import finish_loggers
 from ribseg.pipeline.recipe.methods import entries, map_sources
 from ribseg.pipeline.recipe.processes import is_first_process, separate_processes, termination_as_interrupt
+from ribseg.pipeline.recipe.usage import Usage
 from ribseg.pipeline.report.check_data import report_data
 from ribseg.pipeline.report.finished import CONFIG
 from ribseg.pipeline.report.log_results import log_results
@@ -31,7 +32,6 @@ from ribseg.store.artefact import Artefact, environment
 from ribseg.store.digest import plain
 from ribseg.store.shards import leave_to_last_call
 from ribseg.store.stage import Stage
-from ribseg.store.usage import Usage
 
 T = TypeVar("T")
 

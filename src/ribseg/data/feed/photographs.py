@@ -7,9 +7,8 @@ import numpy as np
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.images import read_image
-from ribseg.data.voc import IMAGE_ENDINGS
 from ribseg.errors import DataError
-from ribseg.files import scan_folder
+from ribseg.files import IMAGE_ENDINGS, scan_folder
 
 
 class LabelledPhotographs(BaseDataset):

@@ -21,12 +21,12 @@ from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.recipe.engines import Engine, LocalEngine
 from ribseg.pipeline.recipe.loggers import logger_settings
 from ribseg.pipeline.recipe.processes import WaitingGroup, is_first_process, value_of_first, wait_for_all
+from ribseg.pipeline.recipe.usage import Usage
 from ribseg.progress import track
 from ribseg.store.artefact import Artefact, Store, check_writable
 from ribseg.store.digest import plain
 from ribseg.store.locks import locked, locked_part
 from ribseg.store.shards import Shard
-from ribseg.store.usage import Usage
 
 if TYPE_CHECKING:
     from ribseg.store.stage import Stage
