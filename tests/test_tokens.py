@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from quick_run import CONF, folder_run, settings
-from test_rib import CLASSES, LABELS, STEPS, check_left_after_an_error, references, released, views
+from test_rib import CLASSES, LABELS, STEPS, check_left_after_an_error, references, views
 from torch import nn
 
 import ribseg
@@ -163,12 +163,13 @@ def test_a_copy_has_its_own_positions():
 
 
 @pytest.mark.parametrize("name", ["deit3_small_patch16_224", "eva02_tiny_patch14_224", SWIN])
-def test_rib_is_the_released_loop(name):
-    """Everything computed anew in each step, by the loop that tests RIB over a ResNet."""
+def test_rib_is_the_plain_loop(name):
+    """Everything computed anew in each step, by the plain algorithm."""
     model, seen = classifier(name), views(size=(61, 90))
     rib = ribseg.RIB(model, ribseg.GAP(), STEPS, lr=1e-3, margin=None, area_limit=None)
     out = rib(seen, LABELS, references())
-    maps, _, _ = released(model, seen, LABELS, references(), ribseg.GAP(), STEPS, 1e-3, 1e9, 1.0)
+    rules = {"threshold": float("inf"), "margin": 1e9, "area_limit": 1.0}  # GAP, and no stops
+    maps = ribseg.functional.rib(model, seen, LABELS, references(), steps=STEPS, lr=1e-3, **rules)
     for ours, theirs in zip(out.maps, maps, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     first = ribseg.cam(model, seen, LABELS).maps[0]
