@@ -17,6 +17,7 @@ from ribseg.data.augment.transforms import train_transform
 from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
+from ribseg.functional import random
 from ribseg.functional.random import rng
 
 
@@ -33,8 +34,10 @@ def sampler(labels):
 
 
 def test_rng_is_the_same_in_another_process():
-    code = "from ribseg.functional.random import rng; print(rng(5, 'a', 1).integers(2**62))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # The file alone: the package would load torch.
+    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['rng'](5, 'a', 1).integers(2**62))"
+    command = [sys.executable, "-c", code, random.__file__]
+    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert int(other) == rng(5, "a", 1).integers(2**62)
 
 

@@ -190,7 +190,7 @@ def test_every_folder_and_file_has_a_floor():
 def test_import_is_light_and_asks_no_server():
     """Research code that only wants RIB loads neither Lightning nor Hydra nor wandb; in a fresh process.
 
-    Albumentations would ask a server for its newest version.
+    Modules are attributes after a bare import. Albumentations would ask a server for its newest version.
     """
     code = """
 import sys, ribseg
@@ -202,9 +202,14 @@ def get(names, heavy):
     assert not found, (names, found)
 
 get("", "torch pytorch_lightning hydra omegaconf wandb timm")
+assert dir(ribseg) == sorted(ribseg.__all__), dir(ribseg)
 import ribseg.cli; ribseg.cli.parser()  # help, and complaints about arguments, come at once
 get("", "torch pytorch_lightning hydra omegaconf wandb timm")
 get("RIB ThresholdSweep GNDRP cam merge_maps", "pytorch_lightning hydra omegaconf wandb timm")
+ribseg.controls.centre_prior, ribseg.evaluation.MapEvaluator, ribseg.errors.DataError
+ribseg.refine.confident_labels, ribseg.interop.read_irn_maps
+get("", "pytorch_lightning hydra wandb")
+assert dir(ribseg) == sorted(ribseg.__all__), dir(ribseg)
 # timm imports wandb by itself where it is installed.
 get("Classifier load_official_classifier", "pytorch_lightning hydra omegaconf")
 

@@ -143,6 +143,15 @@ def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(logg
     assert json.loads(summary["localization/rib/best_miou"]) == pytest.approx(best)
 
 
+def test_many_loggers_and_wandb_offline_without_a_key(logged):
+    out = logged[0] / "out"
+    for stage in ("classifier", "results"):
+        assert (out / "logs" / stage / "metrics.csv").is_file()
+        assert list((out / "logs" / stage).glob("events*"))
+    stages = {path.name for path in (out / "logs").iterdir()}
+    assert len(list(out.glob("wandb/offline-run-*"))) == len(stages) >= 5  # a run per stage
+
+
 def test_tensorboard_holds_images_tables_and_curves(logged):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -81,15 +81,6 @@ def test_csv_by_name_and_by_its_target(tmp_path, tree, change):
     assert "localization/cam/best_miou" in columns(tmp_path / "out" / "logs" / "results" / "metrics.csv")
 
 
-def test_many_loggers_and_wandb_offline_without_a_key(tmp_path, tree, wandb_alone):
-    folder_run(tmp_path, tree, "logger=many", "run=[classifier,cam,evaluate]")
-    out = tmp_path / "out"
-    for stage in ("classifier", "results"):
-        assert (out / "logs" / stage / "metrics.csv").is_file()
-        assert list((out / "logs" / stage).glob("events*"))
-    assert len(list(out.glob("wandb/offline-run-*"))) == 3  # a run per stage: classifier, cam, results
-
-
 def test_another_class_takes_the_place_of_a_named_one(tmp_path, tree):
     cfg = settings(
         "rib_folder", tmp_path, f"data.root={tree}", "logger=csv", f"logger._target_={TENSORBOARD}"

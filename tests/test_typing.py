@@ -6,8 +6,6 @@ What mypy says of uses of them is part of `make lint`.
 import ast
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -179,21 +177,6 @@ def test_every_name_of_the_other_packages_is_there(package):
     module = importlib.import_module(package)
     assert all(hasattr(module, name) for name in module.__all__)
     assert "__getattr__" not in vars(module)
-
-
-def test_modules_are_attributes_after_a_bare_import():
-    """In a fresh process, where nothing else has imported them."""
-    code = (
-        "import sys, ribseg\n"
-        "assert not {'torch', 'pytorch_lightning', 'hydra', 'wandb'} & set(sys.modules)\n"
-        "assert dir(ribseg) == sorted(ribseg.__all__), dir(ribseg)\n"
-        "ribseg.refine.confident_labels, ribseg.interop.read_irn_maps\n"
-        "ribseg.evaluation.MapEvaluator, ribseg.controls.centre_prior, ribseg.errors.DataError\n"
-        "assert dir(ribseg) == sorted(ribseg.__all__), dir(ribseg)\n"
-        "assert not {'pytorch_lightning', 'hydra', 'wandb'} & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error():
