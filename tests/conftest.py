@@ -78,18 +78,26 @@ def stored(finished, tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Reports without the drawing of their figures, which takes most of the time; others look at figures."""
+    """Reports without the drawing of their figures, which takes most of the time: the list of these.
+
+    Others look at figures.
+    """
     from io import BytesIO
 
     from PIL import Image
 
     buffer = BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
+    figures = []
+
+    def png_of(figure, dpi=80):
+        figures.append(figure)
+        return buffer.getvalue()
+
     for place in ("figures", "pictures"):
-        monkeypatch.setattr(
-            f"ribseg.pipeline.report.{place}.png_of", lambda figure, dpi=80: buffer.getvalue()
-        )
+        monkeypatch.setattr(f"ribseg.pipeline.report.{place}.png_of", png_of)
     monkeypatch.setattr("ribseg.pipeline.report.figures.svg_of", lambda figure, title: "<svg></svg>")
+    return figures
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def test_images_without_references_are_those_with_an_empty_pool():
             assert sampler.has_references(labels)[labels.any(1)].tolist() == expected
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_data_of_one_class_have_no_references(tmp_path, tree, capsys):
     (tree / "classes.txt").write_text("a")
     relabel(tree, lambda image_id, _: f"{image_id},a")
@@ -107,6 +108,7 @@ def test_data_of_one_class_have_no_references(tmp_path, tree, capsys):
 
 
 def check_data(tmp_path, tree, *overrides):
+    """What a run says of the data, computed alone."""
     folder_run(tmp_path, tree, "run=[check_data]", *overrides)
     return json.loads((tmp_path / "out" / "check_data.json").read_text())["data"]
 
@@ -424,11 +426,9 @@ def test_splits_that_overlap_are_said(tmp_path, tree, capsys, others, common):
 
 
 def test_a_list_within_the_training_list_is_meant(tmp_path, tree):
-    results = folder_run(tmp_path, tree, "data.train_split=trainaug", "run=[classifier]")
-    assert results["data"]["notes"] == []
+    assert check_data(tmp_path, tree, "data.train_split=trainaug")["notes"] == []
 
 
 def test_a_split_without_labels_is_said(tmp_path, tree):
     relabel(tree, lambda image_id, name: f"{image_id},{name if image_id < 'im_06' else ''}")
-    results = folder_run(tmp_path, tree, "run=[classifier]")
-    assert [note["key"] for note in results["data"]["notes"]] == ["split_without_labels"]
+    assert [note["key"] for note in check_data(tmp_path, tree)["notes"]] == ["split_without_labels"]
