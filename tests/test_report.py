@@ -10,7 +10,7 @@ from ribseg.metrics.evaluation import by_object_size
 from ribseg.pipeline.report.answer import answers
 from ribseg.pipeline.report.gallery import fitting, picture_order, take_turns
 from ribseg.pipeline.report.records import records_of, select, series, splits_of
-from ribseg.pipeline.report.table import Sortable, TableData
+from ribseg.pipeline.report.table import Column, Declared, Sortable, TableData
 from ribseg.pipeline.report.tables import DETAILS, file_tables, shown_tables
 from ribseg.pipeline.settings import check_published
 
@@ -211,3 +211,17 @@ def test_a_declared_table_has_texts_to_be_shown_and_numbers_in_its_file():
     assert list(table.columns) == ["maps", "images", "seconds_per_image", "memory_gib"]
     assert table.rows == [["CAM", 10, 0.2512, 1.5]]
     assert shown_tables(records)[0].rows == [["CAM", "10", "0.251", "1.50"]]
+
+
+def test_one_declaration_is_a_table_to_be_shown_and_a_file():
+    scores = {"miou": 0.25, "precision": 0.5, "images": 3}
+    records = records_of({"segmenter": {"rib": {"label": "RIB", "split": {"val": scores, "test": scores}}}})
+    columns = (Column("of", text="label"), Column("mIoU", "miou"), Column("boundary F", "boundary_f"))
+    mine = Declared("segmenter", columns, "Mine on {split}, {number}", splits="each", file="mine/{split}")
+    shown, _ = mine.tables(records)
+    assert (shown.title, shown.columns) == ("Mine on val, 3", ["of", "mIoU", "boundary F"])
+    assert shown.rows == [["RIB", "25.0", "-"]]
+    assert {name: table.rows for name, table in mine.files(records)} == {
+        "mine/val": [["RIB", 0.25, None]],
+        "mine/test": [["RIB", 0.25, None]],
+    }

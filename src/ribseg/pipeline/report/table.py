@@ -205,4 +205,5 @@ class Declared:
                     titles[title] = None
                     key = tuple(getattr(record, name) for name in common)
                     rows.setdefault(key, {})[title] = column.cell(record, plain)
-        return list(titles), [[row.get(title, "-") for title in titles] for row in rows.values()]
+        absent = None if plain else "-"
+        return list(titles), [[row.get(title, absent) for title in titles] for row in rows.values()]

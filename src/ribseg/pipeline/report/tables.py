@@ -214,7 +214,7 @@ def shown_tables(records: Sequence[Record], declared: Sequence[Declared] = TABLE
 
 def file_tables(records: Sequence[Record]) -> dict[str, TableData]:
     """Name -> table, of those for files and loggers."""
-    return {name: table for one in (*FILES, *TABLES) for name, table in one.files(records)}
+    return {name: table for one in (*FILES, *TABLES, *DETAILS) for name, table in one.files(records)}
 
 
 def run_records(context: Context, results: Mapping[str, Any]) -> list[Record]:
