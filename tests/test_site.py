@@ -75,6 +75,7 @@ def test_every_public_name_is_documented(site):
 
     reference = "".join(path.read_text() for path in sorted((site / "api").glob("*.html")))
     names = [f"ribseg.{name}" for name in ribseg.__all__]
+    names += [f"ribseg.data.{name}" for name in ribseg.data.__all__]
     for path in (ROOT / "src" / "ribseg").glob("*/__init__.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":

@@ -1,4 +1,4 @@
-"""Public names: typed for mypy although they are imported on first use, and the same in every list.
+"""Public names: typed for mypy although they are imported on first use.
 
 What mypy says of uses of them is part of `make lint`.
 """
@@ -145,31 +145,17 @@ def test_every_wrong_call_is_an_error(mypy_output):
     assert sorted(set(found)) == list(range(2, 2 + len(WRONG.splitlines()))), mypy_output
 
 
-def lists_of(package):
-    """The public names below `if TYPE_CHECKING` -> the module each comes from, and `_HOME`."""
+@pytest.mark.parametrize("package", LAZY)
+def test_names_are_what_type_checkers_see(package):
     module = importlib.import_module(package)
     (block,) = (n for n in ast.parse(Path(module.__file__).read_text()).body if isinstance(n, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
-    checked = {}
-    for statement in block.body:
-        for alias in statement.names:
-            assert alias.asname == alias.name, "type checkers take only `name as name` for public"
-            checked[alias.name] = statement.module
-    return module, checked
-
-
-@pytest.mark.parametrize("package", LAZY)
-def test_the_lists_of_public_names_agree(package):
-    module, checked = lists_of(package)
-    assert sorted(checked) == sorted(module.__all__) == dir(module)
-    for name, home in checked.items():
-        if name in module._HOME:
-            assert home == f"{package}.{module._HOME[name]}"
-            assert getattr(module, name) is getattr(importlib.import_module(home), name)
-        else:
-            place = importlib.import_module(f"{package}.{module._MODULES[name]}")
-            assert f"{home}.{name}" == place.__name__
-            assert getattr(module, name) is place
+    aliases = [(alias, statement.module) for statement in block.body for alias in statement.names]
+    assert sorted(alias.name for alias, _ in aliases) == module.__all__ == dir(module)
+    for alias, home in aliases:
+        assert alias.asname == alias.name, "type checkers take only `name as name` for public"
+        place = importlib.import_module(home)  # for a module: the package that has it
+        assert getattr(module, alias.name) is getattr(place, alias.name)
 
 
 @pytest.mark.parametrize("package", EAGER)

@@ -81,6 +81,8 @@ def public_names(package: str) -> dict[str, str]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return {name: homes[name] for name in ast.literal_eval(node.value)}
+        if isinstance(node, ast.If):  # `if TYPE_CHECKING`: names that are imported on first use
+            return dict(sorted((name, home) for name, home in homes.items() if name != "lazy_names"))
     return {}
 
 

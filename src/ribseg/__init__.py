@@ -11,40 +11,7 @@ __version__ = "0.1.0"
 # Here, before any module of ours can import albumentations, which would ask a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-# What is public stands here three times: for readers and `import *`, for type checkers, and for run time.
-# tests/test_typing.py fails where the three differ.
-__all__ = [
-    "GAP",
-    "GNDRP",
-    "RIB",
-    "Adaptation",
-    "Classifier",
-    "DeepLabV2",
-    "LocalizationMaps",
-    "ThresholdSweep",
-    "analysis",
-    "cam",
-    "controls",
-    "data",
-    "errors",
-    "evaluation",
-    "functional",
-    "interop",
-    "load",
-    "load_official_classifier",
-    "load_segmenter",
-    "localize",
-    "merge_maps",
-    "metrics",
-    "models",
-    "modules",
-    "pipeline",
-    "plot",
-    "predict",
-    "refine",
-    "train",
-]
-
+# What is public stands here alone: type checkers read it, and `lazy_names` does at run time.
 if TYPE_CHECKING:
     from ribseg import analysis as analysis
     from ribseg import data as data
@@ -78,26 +45,4 @@ if TYPE_CHECKING:
 else:
     from ribseg.lazy import lazy_names
 
-    _HOME = {
-        "GAP": "methods.pooling",
-        "GNDRP": "methods.pooling",
-        "RIB": "methods.rib",
-        "Adaptation": "types",
-        "Classifier": "models.classifier",
-        "DeepLabV2": "models.deeplab",
-        "LocalizationMaps": "data.io.maps",
-        "ThresholdSweep": "metrics",
-        "cam": "methods.cam",
-        "predict": "models.inference",
-        "load": "models.load",
-        "localize": "pipeline.localize",
-        "train": "pipeline.train",
-        "load_official_classifier": "models.released.rib",
-        "load_segmenter": "models.segmenter",
-        "merge_maps": "methods.cam",
-    }
-    _MODULES = {name: name for name in __all__ if name not in _HOME}
-    _MODULES |= {name: f"methods.{name}" for name in ("controls", "refine")} | {
-        "evaluation": "metrics.evaluation"
-    }
-    __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -1,36 +1,29 @@
 """Names of a package that are imported on first use, so that importing the package itself costs nothing."""
 
-from collections.abc import Callable, Mapping
+import ast
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
-def lazy_names(
-    package: str, home: Mapping[str, str], modules: Mapping[str, str] | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package whose public names are looked up on first use.
+def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package whose public names are looked up on first use.
 
-    Type checkers do not see what happens at run time: the package names everything once more below
-    `if TYPE_CHECKING`, and assigns these two functions in the `else`, or every name would be an `Any`.
+    The names are those that the package imports below `if TYPE_CHECKING`, where type checkers see them.
 
     Args:
         package: its `__name__`.
-        home: public name -> the module that holds it, as "module" relative to the package.
-        modules: public name of a module -> where it is, relative to the package.
-
-    Returns:
-        Both functions. `__dir__` lists the public names only.
+        file: its `__file__`.
     """
-    places = dict(modules or {})
+    blocks = [node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.If)]
+    imports = [node for node in blocks[0].body if isinstance(node, ast.ImportFrom)]
+    home = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def __getattr__(name: str) -> Any:  # noqa: N807
-        if name in home:
-            return getattr(import_module(f"{package}.{home[name]}"), name)
-        if name in places:
-            return import_module(f"{package}.{places[name]}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        there = None if home[name] == package else getattr(import_module(home[name]), name, None)
+        return import_module(f"{home[name]}.{name}") if there is None else there
 
-    def __dir__() -> list[str]:  # noqa: N807
-        return sorted({*home, *places})
-
-    return __getattr__, __dir__
+    return __getattr__, lambda: sorted(home), sorted(home)

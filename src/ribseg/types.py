@@ -9,6 +9,7 @@ from torch import Tensor
 Stop = Literal["margin", "area", "not_finite"]
 Preset = Literal["official", "paper", "fixed"]
 Trainable = Literal["published", "layer4", "head"]
+IGNORE = 255  # label of pixels in a mask that do not count
 STRIDE = 4  # image pixels per location of strided localization maps
 
 

@@ -6,35 +6,7 @@ The names below are imported on first use, so that `import ribseg.data` is fast.
 
 from typing import TYPE_CHECKING
 
-# Public names are in three lists, see ribseg/__init__.py.
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "VOC_CLASSES",
-    "BaseDataset",
-    "CheckReport",
-    "ImageDataset",
-    "ReferenceBatches",
-    "ReferenceSampler",
-    "VOCFolder",
-    "ViewsDataset",
-    "check_dataset",
-    "eval_transform",
-    "labels_from_csv",
-    "labels_from_masks",
-    "labels_from_xml",
-    "load_maps",
-    "multi_scale_views",
-    "read_image",
-    "read_mask",
-    "save_maps",
-    "seeded",
-    "train_transform",
-    "voc_palette",
-    "write_mask",
-    "write_voc_tree",
-]
-
+# The public names, see ribseg/__init__.py.
 if TYPE_CHECKING:
     from ribseg.data.adapter import write_voc_tree as write_voc_tree
     from ribseg.data.augment.transforms import eval_transform as eval_transform
@@ -64,31 +36,4 @@ if TYPE_CHECKING:
 else:
     from ribseg.lazy import lazy_names
 
-    _HOME = {
-        "IMAGENET_MEAN": "io.images",
-        "IMAGENET_STD": "io.images",
-        "write_voc_tree": "adapter",
-        "read_image": "io.images",
-        "read_mask": "io.masks",
-        "voc_palette": "io.masks",
-        "write_mask": "io.masks",
-        "labels_from_csv": "io.labels",
-        "labels_from_masks": "io.labels",
-        "labels_from_xml": "io.labels",
-        "VOC_CLASSES": "voc",
-        "VOCFolder": "voc",
-        "CheckReport": "check.dataset",
-        "check_dataset": "check.dataset",
-        "eval_transform": "augment.transforms",
-        "seeded": "augment.transforms",
-        "train_transform": "augment.transforms",
-        "BaseDataset": "base",
-        "ImageDataset": "base",
-        "ViewsDataset": "feed.views",
-        "multi_scale_views": "feed.views",
-        "ReferenceBatches": "feed.references",
-        "ReferenceSampler": "feed.references",
-        "load_maps": "io.maps",
-        "save_maps": "io.maps",
-    }
-    __getattr__, __dir__ = lazy_names(__name__, _HOME)
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

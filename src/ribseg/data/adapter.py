@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ribseg.data.io.images import upright_rgb
 from ribseg.data.io.labels import read_label_csv, write_label_csv
-from ribseg.data.io.masks import write_mask
+from ribseg.data.io.masks import IGNORE, write_mask
 from ribseg.errors import DataError
 from ribseg.files import atomic_write
 from ribseg.progress import track
@@ -107,7 +107,7 @@ def _write_image(path: Path, image: Any, number: int) -> tuple[int, ...]:
 def _write_mask(path: Path, mask: Any, size: tuple[int, ...], classes: int, number: int) -> None:
     array = np.asarray(mask)
     wrong = array.dtype.kind not in "iu" or array.ndim != 2 or array.size == 0
-    if wrong or ((array > classes) & (array != 255)).any() or array.min() < 0:
+    if wrong or ((array > classes) & (array != IGNORE)).any() or array.min() < 0:
         raise DataError(f"sample {number}: expected a mask (H, W) of 0..{classes} and 255 for ignore")
     if array.shape != size:
         raise DataError(f"sample {number}: expected a mask of the image's (H, W) {size}, got {array.shape}")

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-IGNORE = 255
+from ribseg.types import IGNORE
+
 EVIDENCE = 1e-3  # lower map values are rounding errors of half precision
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ribseg.checks import check_number
+from ribseg.types import IGNORE
 
-IGNORE = 255
 KEEP = -1  # the winner of a segment that decides nothing
 
 

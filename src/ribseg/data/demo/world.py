@@ -5,7 +5,7 @@ randomness comes from the generators that are passed in.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -298,11 +298,10 @@ def develop(canvas: Field, rng: np.random.Generator) -> Image:
     return np.asarray(np.clip(np.round(soft + noise), 0, 255), dtype=np.uint8)
 
 
-Crop = Literal["whole", "body", "head"]
-CROPS: tuple[Crop, ...] = ("whole", "body", "head")
+SHOWN = ("whole", "body", "head")
 
 
-class Sample(NamedTuple):
+class Crop(NamedTuple):
     """A pretraining crop: (S, S, 3) uint8, and its attributes (-1 where the crop does not show one)."""
 
     image: Image
@@ -312,10 +311,10 @@ class Sample(NamedTuple):
     hue: int
 
 
-def pretraining_crop(rng: np.random.Generator, size: int = 64) -> Sample:
+def pretraining_crop(rng: np.random.Generator, size: int = 64) -> Crop:
     """A random crop: a whole creature (half of the crops), a part of a body, or a head."""
     looks = random_looks(rng)
-    kind = CROPS[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
+    kind = SHOWN[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
     length, angle = rng.uniform(15, 34), rng.uniform(0, 2 * np.pi)
     # The point of the creature, from the body's centre towards the head, that is at the crop's centre.
     reach = {"whole": 0.4, "body": rng.uniform(-1.6, -0.9), "head": rng.uniform(1.2, 2.2)}[kind]
@@ -325,7 +324,7 @@ def pretraining_crop(rng: np.random.Generator, size: int = 64) -> Sample:
     parts = paint(canvas, looks, Pose(float(x), float(y), length, angle), rng)
     head_seen = _share_seen(parts, HEAD, np.pi * (0.42 * length) ** 2) > 0.8
     body_seen = np.count_nonzero(parts == BODY) > 90
-    return Sample(
+    return Crop(
         develop(canvas, rng),
         mark=looks.mark if head_seen else -1,
         texture=looks.texture if body_seen else -1,

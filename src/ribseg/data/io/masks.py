@@ -9,8 +9,7 @@ from PIL import Image
 from ribseg.data.io.images import load_pixels, open_image
 from ribseg.errors import DataError
 from ribseg.files import atomic_write
-
-IGNORE = 255
+from ribseg.types import IGNORE as IGNORE
 
 
 def voc_palette() -> np.ndarray:
