@@ -19,7 +19,7 @@ from ribseg.pipeline.report.figures import Drawing, bottleneck_figures, figure, 
 from ribseg.pipeline.report.finished import OVERRIDES, overrides_of
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
 from ribseg.pipeline.report.pictures import map_series_of, mask_series_of, picture_grid, true_masks
-from ribseg.pipeline.report.records import records_of
+from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.table import Sortable, TableData
 from ribseg.pipeline.report.tables import DETAILS, SECTIONS, run_records, shown_tables
 from ribseg.plot import adaptation_figure
@@ -59,13 +59,13 @@ def write_report(context: Context, results: dict[str, Any]) -> Path:
     if grid:
         atomic_write(context.output / "grid.png", grid)
     after = (adaptation_section, data_section, run_section)
-    path = context.output / "report.html"
+    path, records = context.output / "report.html", run_records(context, results)
     page = render(
         "report.html",
         title=f"ribseg: {context.cfg.name}",
         facts=facts(context, results),
-        answers=answers(records_of(results)),
-        before=list(score_sections(context, results)),
+        answers=answers(records),
+        before=list(score_sections(context, results, records)),
         gallery=gallery(context, results),
         after=[section for part in after for section in part(context, results)],
     )
@@ -124,10 +124,11 @@ def gallery(context: Context, results: dict[str, Any]) -> Gallery | None:
     )
 
 
-def score_sections(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+def score_sections(
+    context: Context, results: Mapping[str, Any], records: Sequence[Record]
+) -> Iterator[Section]:
     """The sections with tables and figures of scores."""
     drawn = {"localization": map_figures, "segmenter": segmenter_figures, "bottleneck": bottleneck_figures}
-    records = run_records(context, results)
     for title, parts in SECTIONS.items():
         found = [one for one in records if one.part in parts]
         if any(one.part == parts[0] for one in found):
