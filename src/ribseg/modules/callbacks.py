@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,8 @@ class MapWriter(BasePredictionWriter):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         prediction: Prediction,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Appends the record, then writes the map file."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +82,8 @@ class MaskWriter(BasePredictionWriter):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         prediction: MaskPrediction,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Writes the mask, or submits its CRF to a process; waits while too many are pending."""
         target = self.folder / f"{prediction.image_id}.png"

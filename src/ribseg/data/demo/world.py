@@ -18,37 +18,13 @@ Field = NDArray[np.float32]
 Reals = NDArray[np.floating[Any]]
 
 TEXTURES = (
-    "stripes",
-    "diagonal",
-    "checker",
-    "dots",
-    "rings",
-    "grid",
-    "bricks",
-    "zigzag",
-    "waves",
-    "speckle",
-    "scales",
-    "weave",
-)
+    "stripes", "diagonal", "checker", "dots", "rings", "grid",
+    "bricks", "zigzag", "waves", "speckle", "scales", "weave",
+)  # fmt: skip
 MARKS = (
-    "plus",
-    "saltire",
-    "ring",
-    "dot",
-    "triangle",
-    "square",
-    "star",
-    "bar",
-    "pair",
-    "crescent",
-    "chevron",
-    "hourglass",
-    "tee",
-    "half",
-    "target",
-    "comb",
-)
+    "plus", "saltire", "ring", "dot", "triangle", "square", "star", "bar",
+    "pair", "crescent", "chevron", "hourglass", "tee", "half", "target", "comb",
+)  # fmt: skip
 SHAPES = ("ellipse", "box", "wedge", "hexagon", "gear", "fish", "bone", "drop")
 HUES = 12
 """Number of hues; hue i stands for the angle 360 i / 12 degrees."""

@@ -7,6 +7,7 @@ logs, and the results at the end, get loggers of their own.
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -49,7 +50,9 @@ def logger_settings(node: Any, stage: str, output: Path) -> list[Settings]:
         try:
             signature = inspect.signature(target)
             chosen = _defaults(target, given, stage, output) | _filled_in(given, texts)
-            arguments = {key: value for key, value in chosen.items() if not _is_hydras(key)}
+            arguments = {
+                key: value for key, value in chosen.items() if not re.fullmatch("_.+_", key)
+            }  # Hydra's
             signature.bind(*chosen.get("_args_", ()), **arguments)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{place}: {given['_target_']} cannot be made with {given}: {error}") from error
@@ -101,10 +104,6 @@ def _target(place: str, given: Settings) -> Callable[..., Any]:
 
 def _is_a(target: Callable[..., Any], kind: type | UnionType) -> bool:
     return isinstance(target, type) and issubclass(target, kind)
-
-
-def _is_hydras(key: str) -> bool:
-    return key.startswith("_") and key.endswith("_")
 
 
 def _filled_in(value: Any, texts: Mapping[str, str]) -> Any:
