@@ -28,7 +28,7 @@ from ribseg.modules.segmentation_data import CropDataModule, SegmentationDataMod
 from ribseg.types import Sample
 
 SMALL = {"crop_size": 24, "resize_long": (16, 30), "eval_resize_long": 20, "batch_size": 4}
-WORKERS = (1, 2, 4)
+WORKERS = (1, 3)
 
 
 class Tiny(pl.LightningModule):
