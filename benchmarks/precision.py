@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from measuring import show, write_json
+from ribseg.pipeline.recipe.context import Context
 from rich.progress import track
 
 import ribseg
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.methods.cam import merge_maps
 from ribseg.modules import LocalizationModule
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import entries
 from ribseg.pipeline.run import run
 from ribseg.pipeline.stages.classifier import trained_classifier

@@ -10,11 +10,11 @@ import pytest
 from omegaconf import open_dict
 from PIL import Image
 from quick_run import settings
+from ribseg.pipeline.preflight import reads_data
 
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError, DatasetNotFoundError
 from ribseg.pipeline.plan import chosen_stages, stages_of
-from ribseg.pipeline.preflight import reads_data
 from ribseg.pipeline.run import run
 from ribseg.pipeline.sweep import SweepTable
 

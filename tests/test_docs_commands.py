@@ -9,9 +9,9 @@ import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from quick_run import composed
+from ribseg.pipeline.part_checks import check_settings
 
 from ribseg.cli import parser
-from ribseg.pipeline.part_checks import check_settings
 from ribseg.pipeline.plan import chosen_stages
 
 ROOT = Path(__file__).parents[1]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from quick_run import folder_run, make_learnable_tree
+from ribseg.pipeline.recipe.engines import LocalEngine
 
 import ribseg
 from ribseg.errors import ConfigError, DataError
-from ribseg.pipeline.recipe.engines import LocalEngine
 
 CHAIN = ("run=[classifier,cam,rib,refine,evaluate]", "rib.lr=1e-3", "refine.variants=[none,random_walk]")
 RAY = ("engine=ray", "engine.images=2", "engine.workers=2")

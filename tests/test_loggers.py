@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from quick_run import folder_run, settings
+from ribseg.pipeline.recipe.context import Context
 
 from ribseg.errors import ConfigError
 from ribseg.pipeline.recipe import loggers
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.loggers import logger_settings, wandb_login
 
 CSV = "pytorch_lightning.loggers.CSVLogger"

@@ -13,13 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from quick_run import CONF, folder_run, settings
+from ribseg.pipeline.part_checks import check_settings
+from ribseg.pipeline.recipe.context import Context
 from safetensors.torch import load_file
 
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError
-from ribseg.pipeline.part_checks import check_settings
 from ribseg.pipeline.plan import chosen_stages, stages_of
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.report.sweep_tables import sweep_tables
 from ribseg.pipeline.run import gather, run
 from ribseg.pipeline.stages.learning_rate import device_of

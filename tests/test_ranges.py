@@ -7,6 +7,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from quick_run import folder_run, make_learnable_tree, settings
+from ribseg.pipeline.part_checks import check_settings
+from ribseg.pipeline.preflight import preflight
+from ribseg.pipeline.recipe.context import Context
 
 import ribseg
 from ribseg.checks import SettingError, check_choice, check_number, check_numbers, check_switch
@@ -23,10 +26,7 @@ from ribseg.modules.irn import IRNModule
 from ribseg.modules.psa import PSAModule
 from ribseg.modules.toy import BottleneckModule, ToyModule
 from ribseg.modules.walk import RandomWalkModule
-from ribseg.pipeline.part_checks import check_settings
 from ribseg.pipeline.plan import chosen_stages, stages_of
-from ribseg.pipeline.preflight import preflight
-from ribseg.pipeline.recipe.context import Context
 
 WHOLE_RUN = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
 NEVER = (math.nan, math.inf, -math.inf, "many", True, [1], {"a": 1})

@@ -14,9 +14,9 @@ import time
 import pytest
 import torch.distributed as dist
 from quick_run import arguments, folder_run, make_learnable_tree, settings
+from ribseg.pipeline.recipe.context import Context
 
 from ribseg.errors import RibsegError
-from ribseg.pipeline.recipe.context import Context
 from ribseg.store import locks
 from ribseg.store.artefact import Artefact, Store
 from ribseg.store.locks import StoreLock, locked

@@ -8,11 +8,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from quick_run import CONF, TRAIN, train
+from ribseg.pipeline.part_checks import check_settings
 
 import ribseg
 from ribseg.errors import ConfigError
 from ribseg.pipeline import run as runner
-from ribseg.pipeline.part_checks import check_settings
 from ribseg.pipeline.recipe.configuration import composed
 from ribseg.pipeline.sweep import check_swept
 

@@ -6,6 +6,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from quick_run import folder_run, settings
+from ribseg.pipeline.recipe.numerics import check_precision, slow_precision
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,7 +14,6 @@ import ribseg
 from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
 from ribseg.pipeline.recipe import numerics
-from ribseg.pipeline.recipe.numerics import check_precision, slow_precision
 from ribseg.pipeline.run import run
 
 HERE = f"{__name__}."

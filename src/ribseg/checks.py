@@ -1,7 +1,8 @@
 """Validation of arguments: numbers in ranges, choices, switches."""
 
+import inspect
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -10,7 +11,14 @@ from ribseg.errors import ConfigError
 
 
 class SettingError(ConfigError):
-    """An argument is out of range; the message begins with its name."""
+    """Arguments are out of range; each message begins with the name of one."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n  ".join(messages))
+        self.messages = messages
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), self.messages
 
 
 def check_number(
@@ -95,6 +103,27 @@ def check_numbers(name: str, values: Any, *, number: int | None = None, **ranges
         check_number(f"{name}[{place}]", value, **ranges)
 
 
+def check_arguments(check: Callable[..., None], name: str, arguments: Mapping[str, Any] | None) -> None:
+    """Raises a ConfigError unless a function that checks arguments accepts those of a setting.
+
+    Args:
+        check: raises a ConfigError; its signature names the arguments.
+        name: of the setting.
+        arguments: its values; None for none.
+
+    >>> check_arguments(lambda steps=1: None, "walk", {"stps": 2})
+    Traceback (most recent call last):
+    ribseg.errors.ConfigError: walk: got an unexpected keyword argument 'stps'; it knows steps
+    """
+    given, known = dict(arguments or {}), inspect.signature(check)
+    with within(name):
+        try:
+            known.bind_partial(**given)
+        except TypeError as error:
+            raise ConfigError(f"{error}; it knows {', '.join(known.parameters)}") from error
+        check(**given)
+
+
 @contextmanager
 def within(path: str) -> Iterator[None]:
     """Prefixes the messages of ConfigErrors inside with the path of a setting or argument.
@@ -106,8 +135,8 @@ def within(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except SettingError as error:  # begins with the setting's name
-        raise SettingError(f"{path}.{error}") from error
+    except SettingError as error:  # each message begins with the setting's name
+        raise SettingError(*(f"{path}.{message}" for message in error.messages)) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

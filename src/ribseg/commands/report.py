@@ -5,13 +5,8 @@ One run: its report.html again, from results.json and the store.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ribseg.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ribseg.pipeline.recipe.context import Context
-    from ribseg.pipeline.report.finished import FinishedRun
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -27,6 +22,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes `report.html` into the folder of one run, or `comparison.html` of several into `--out`."""
+    from ribseg.pipeline.plan import reopened
     from ribseg.pipeline.recipe.console import LoggedConsole
     from ribseg.pipeline.report.compare import sentences
     from ribseg.pipeline.report.compare_page import comparison_tables, write_comparison
@@ -36,8 +32,8 @@ def run(options: argparse.Namespace) -> None:
     runs = open_runs(options.runs, options.names)
     if len(runs) > 1:
         sweep = options.runs[0] if len(options.runs) == 1 else None
-        context = opened(runs[0], options.out or sweep or Path("comparison"))
-        path, comparison = write_comparison(context, runs, options.resamples)
+        session = reopened(runs[0], options.out or sweep or Path("comparison"))
+        path, comparison = write_comparison(session, runs, options.resamples)
         console = LoggedConsole()
         console.print(*(table.for_terminal() for table in comparison_tables(comparison)))
         for text in sentences(comparison):
@@ -45,19 +41,8 @@ def run(options: argparse.Namespace) -> None:
     elif options.out or options.names:
         raise ConfigError("--out and --names are for several runs; one has its report in its folder")
     else:
-        path = write_report(opened(runs[0], runs[0].folder), runs[0].results)
+        path = write_report(reopened(runs[0], runs[0].folder), runs[0].results)
     print(f"report: {path}")
-
-
-def opened(run: "FinishedRun", output: Path) -> "Context":
-    """A context with the settings, data and artefacts of a run, whose files are written to `output`."""
-    from ribseg.pipeline.plan import planned
-    from ribseg.pipeline.recipe.context import Context
-
-    context = Context(planned(run.cfg)[0], output, run.artefacts)
-    if "skipped" in run.results:
-        context.skip(run.results["skipped"])
-    return context
 
 
 def _positive(text: str) -> int:

@@ -29,7 +29,7 @@ from ribseg.models.packages import PACKAGED
 from ribseg.modules.localization import LocalizationModule
 from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.configuration import composed
-from ribseg.pipeline.recipe.methods import check_entries, entries
+from ribseg.pipeline.recipe.methods import entries
 from ribseg.types import Adaptation
 
 Labels = Sequence[str | int]
@@ -202,7 +202,6 @@ class Localizer:
 
     def _built(self, name: str) -> Method:
         """The method with this name in the configuration."""
-        check_entries(self.cfg)
         known = entries(self.cfg)
         if name not in known:
             raise ConfigError(f"expected a method out of {', '.join(known)}, got {name!r}")

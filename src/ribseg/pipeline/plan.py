@@ -1,19 +1,27 @@
 """The stages of a configuration, and those that `run` and `rerun` select."""
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from ribseg.errors import ConfigError
-from ribseg.pipeline.recipe.methods import Entry, entries
-from ribseg.pipeline.stages.affinity import AffinityLabelsStage, AffinityStage, RandomWalkStage
-from ribseg.pipeline.stages.attention import AttentionStage
+from ribseg.pipeline.recipe.session import CHECK_DATA, REPORT, RunSettings, Session
+from ribseg.pipeline.report.finished import FinishedRun
+from ribseg.pipeline.report.settings import ReportSettings
+from ribseg.pipeline.stages.affinity import (
+    AffinityLabelsStage,
+    AffinitySettings,
+    AffinityStage,
+    LabelSettings,
+    RandomWalkStage,
+    WalkSettings,
+)
+from ribseg.pipeline.stages.attention import AttentionSettings, AttentionStage
 from ribseg.pipeline.stages.bottleneck import BottleneckStage
 from ribseg.pipeline.stages.chains import (
     REFINEMENT,
     Chain,
+    RefinementStage,
     chains,
     left_out,
     names_of,
@@ -21,79 +29,119 @@ from ribseg.pipeline.stages.chains import (
     segmenter_sources,
     segmenter_test_name,
 )
-from ribseg.pipeline.stages.classifier import CHECKPOINTS, ClassifierStage
-from ribseg.pipeline.stages.evaluate import EvaluateStage
-from ribseg.pipeline.stages.export import ExportStage
-from ribseg.pipeline.stages.imported import ImportedStage
-from ribseg.pipeline.stages.maps import MethodStage
-from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage
-from ribseg.pipeline.stages.segmenter import SegmenterStage
+from ribseg.pipeline.stages.classifier import ClassifierSettings, ClassifierStage
+from ribseg.pipeline.stages.evaluate import EvaluateSettings, EvaluateStage
+from ribseg.pipeline.stages.export import ExportSettings, ExportStage
+from ribseg.pipeline.stages.imported import ImportedSettings, ImportedStage
+from ribseg.pipeline.stages.learning_rate import RateSearchSettings
+from ribseg.pipeline.stages.maps import MapsSettings, MethodStage
+from ribseg.pipeline.stages.pseudo_masks import MaskSettings, PseudoMasksStage
+from ribseg.pipeline.stages.segmenter import SegmenterSettings, SegmenterStage
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
-from ribseg.pipeline.stages.toy_networks import ToyNetworksStage
+from ribseg.pipeline.stages.toy_networks import BottleneckSettings
+from ribseg.store.run import Run
 from ribseg.store.stage import Stage
 
-SEGMENTER = "segmenter"  # group of the segmenters of all sources
-REPORT, CHECK_DATA = "report", "check_data"
+# Section of the configuration -> who reads it. "" is its top.
+KINDS: dict[str, list[type]] = {
+    "": [RunSettings],
+    "maps": [MapsSettings],
+    "rate_search": [RateSearchSettings],
+    "evaluate": [EvaluateSettings],
+    "report": [ReportSettings],
+    "classifier": [ClassifierSettings],
+    "imported": [ImportedSettings],
+    "affinity": [AffinitySettings],
+    "refine": [LabelSettings, WalkSettings, AttentionSettings, MaskSettings],
+    "segmenter": [SegmenterSettings],
+    "export": [ExportSettings],
+    "bottleneck": [BottleneckSettings],
+}
 
 
-def stages_of(cfg: Mapping[str, Any]) -> list[Stage]:
-    """All stages of a configuration, each after its inputs."""
-    methods = [entry for entry in entries(cfg).values() if entry.maps_of is None]
-    sources = segmenter_sources(cfg)
+def stages_of(session: Session) -> list[Stage[Session]]:
+    """All stages of a configuration, each after those that it reads.
+
+    Raises:
+        ConfigError: `segmenter.sources`, `export.source` or `refine.maps` names no source of maps.
+    """
+    check_sources(session)
+    classifier = ClassifierStage(session)
+    makers = [entry for entry in session.entries.values() if entry.maps_of is None]
+    maps: list[Stage[Session]] = [MethodStage(session, entry, classifier) for entry in makers]
+    maps.append(ImportedStage(session))
+    by_name = {stage.name: stage for stage in maps}
+    refinement: list[RefinementStage] = []
+    masks: dict[str, PseudoMasksStage] = {}
+    for chain in chains(session.cfg):
+        stages = refinement_stages(session, chain, by_name[chain.maps], classifier)
+        masks[chain.maps] = stages[-1]
+        refinement += stages
+    sources = segmenter_sources(session.cfg)
+    segmenters = {
+        source: SegmenterStage(session, source, masks.get(source), classifier) for source in sources
+    }
+    tests = {source: SegmenterTestStage(session, stage) for source, stage in segmenters.items()}
+    bottleneck = BottleneckStage(session)
     return [
-        ClassifierStage(),
-        *(MethodStage(entry) for entry in methods),
-        ImportedStage(),
-        *(stage for chain in chains(cfg) for stage in refinement_stages(chain)),
-        EvaluateStage(),
-        *(SegmenterStage(source) for source in sources),
-        *(SegmenterTestStage(source) for source in sources),
-        ExportStage(),
-        ToyNetworksStage(),
-        BottleneckStage(),
+        classifier,
+        *maps,
+        *refinement,
+        EvaluateStage(session),
+        *segmenters.values(),
+        *tests.values(),
+        ExportStage(session, segmenters, tests),
+        bottleneck.networks,
+        bottleneck,
     ]
 
 
-def refinement_stages(chain: Chain) -> list[Stage]:
+def refinement_stages(
+    session: Session, chain: Chain, maps: Stage[Session], classifier: ClassifierStage
+) -> tuple[AffinityLabelsStage, AffinityStage, RandomWalkStage, AttentionStage, PseudoMasksStage]:
     """The stages of a refinement chain, in order."""
-    kinds = (AffinityLabelsStage, AffinityStage, RandomWalkStage, AttentionStage, PseudoMasksStage)
-    return [kind(chain) for kind in kinds]
+    labels = AffinityLabelsStage(session, chain, maps)
+    affinity = AffinityStage(session, labels, classifier)
+    walk = RandomWalkStage(session, affinity)
+    attention = AttentionStage(session, chain, maps, classifier)
+    return labels, affinity, walk, attention, PseudoMasksStage(session, walk, attention)
 
 
-def groups_of(cfg: Mapping[str, Any], chosen: Iterable[str]) -> dict[str, list[str]]:
+def groups_of(session: Session, chosen: Iterable[str]) -> dict[str, list[str]]:
     """Group name -> its stages: methods, controls, refine, segmenter, bottleneck.
 
     Args:
-        cfg: the composed configuration.
+        session: of the run.
         chosen: names in `run`; with "segmenter", "refine" includes the chains of all its sources.
     """
-    made: list[Entry] = [entry for entry in entries(cfg).values() if entry.maps_of is None]
-    sources, all_chains = list(cfg["segmenter"]["sources"]), chains(cfg)
-    learnt = sources if SEGMENTER in set(chosen) else []
-    refined = [chain for chain in all_chains if chain.main or chain.maps in learnt]
+    makers = [entry for entry in session.entries.values() if entry.maps_of is None]
+    sources = list(session.settings[SegmenterSettings].sources)
+    variants = session.settings[MaskSettings].variants
+    learnt = sources if "segmenter" in set(chosen) else []
+    refined = [chain for chain in chains(session.cfg) if chain.main or chain.maps in learnt]
     return {
-        "methods": [entry.name for entry in made if not entry.control],
-        "controls": [entry.name for entry in made if entry.control],
-        "refine": [chain.name(kind) for chain in refined for kind in chain.kinds(cfg)],
-        SEGMENTER: [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],
-        "bottleneck": [ToyNetworksStage.name, BottleneckStage.name],
+        "methods": [entry.name for entry in makers if not entry.control],
+        "controls": [entry.name for entry in makers if entry.control],
+        "refine": [chain.name(kind) for chain in refined for kind in chain.kinds(variants)],
+        "segmenter": [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],
+        "bottleneck": ["toy_networks", BottleneckStage.name],
     }
 
 
-def chosen_stages(cfg: DictConfig, names: Iterable[str] | str | None) -> list[str]:
+def selected(session: Session, stages: Sequence[Stage[Session]], names: Any) -> list[str]:
     """The names of stages, with groups expanded and without repetitions.
 
     Args:
-        cfg: the composed configuration.
+        session: of the run.
+        stages: all stages.
         names: of stages and groups.
 
     Raises:
         ConfigError: an unknown name, or none at all.
     """
-    check_sources(cfg)
     given_names = names_of(names)
-    groups = groups_of(cfg, given_names)
-    known = {CHECK_DATA, REPORT, *(stage.name for stage in stages_of(cfg))}
+    groups = groups_of(session, given_names)
+    known = {CHECK_DATA, REPORT, *(stage.name for stage in stages)}
     chosen = [name for given in given_names for name in groups.get(given, [given])]
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
@@ -106,62 +154,45 @@ def chosen_stages(cfg: DictConfig, names: Iterable[str] | str | None) -> list[st
     return list(dict.fromkeys(chosen))
 
 
-def planned_stages(cfg: DictConfig) -> list[str]:
-    """The stages of `run`, and the classifier if a checkpoint of one is given and a method needs it.
+def selection(session: Session, stages: Sequence[Stage[Session]]) -> tuple[list[str], list[str]]:
+    """The names that `run` and `rerun` select; with a given checkpoint the classifier too, if a method needs it.
 
     Raises:
-        ConfigError: an unknown name, or none at all.
+        ConfigError: an unknown name, none at all, or one in `rerun` that `run` does not select.
     """
-    chosen = chosen_stages(cfg, cfg.run)
-    given = any(cfg.classifier.get(name) for name in CHECKPOINTS)
-    taking = [entry.name for entry in entries(cfg).values() if not entry.without_classifier]
-    takes_it = given and not set(taking).isdisjoint(chosen)
-    return list(dict.fromkeys([ClassifierStage.name, *chosen])) if takes_it else chosen
+    chosen = selected(session, stages, session.cfg.run)
+    taking = {entry.name for entry in session.entries.values() if not entry.without_classifier}
+    if session.settings[ClassifierSettings].given and not taking.isdisjoint(chosen):
+        chosen = list(dict.fromkeys([ClassifierStage.name, *chosen]))
+    again = selected(session, stages, session.cfg.rerun) if session.cfg.rerun else []
+    if absent := [name for name in again if name not in chosen]:
+        raise ConfigError(f"rerun=[...] names {', '.join(absent)}, which run=[{','.join(chosen)}] does not")
+    return chosen, again
 
 
-def planned(cfg: DictConfig) -> tuple[DictConfig, bool]:
-    """A copy of the configuration with groups in `run` and `rerun` expanded, and whether to check the data.
-
-    Returns:
-        The copy, whose `run` lacks check_data, and whether it was there.
-
-    Raises:
-        ConfigError: an unknown name, or none at all.
-    """
-    plan = copy.deepcopy(cfg)
-    plan.run = planned_stages(cfg)
-    plan.rerun = rerun_stages(plan)
-    checks_data = CHECK_DATA in plan.run
-    plan.run = [name for name in plan.run if name != CHECK_DATA]
-    return plan, checks_data
-
-
-def rerun_stages(cfg: DictConfig) -> list[str]:
-    """The stages that `rerun` selects.
-
-    Raises:
-        ConfigError: an unknown name, or one that `run` does not select.
-    """
-    if not cfg.rerun:
-        return []
-    names = chosen_stages(cfg, cfg.rerun)
-    absent = [name for name in names if name not in cfg.run]
-    if absent:
-        raise ConfigError(f"rerun=[...] names {', '.join(absent)}, which run=[{','.join(cfg.run)}] does not")
-    return names
-
-
-def check_sources(cfg: Mapping[str, Any]) -> None:
+def check_sources(session: Session) -> None:
     """Raises a ConfigError if `segmenter.sources` or `export.source` names an unknown source.
 
     A method that has been left out is one only if the run trains or exports its segmenter.
     """
-    known, by_group = segmenter_sources(cfg), {SEGMENTER: [*cfg["segmenter"]["sources"]]}
-    by_group[ExportStage.name] = [cfg["export"]["source"]]
+    cfg, run = session.cfg, names_of(session.cfg.run)
+    by_group = {"segmenter": list(cfg.segmenter.sources), "export": [cfg.export.source]}
     named = [name for group in by_group.values() for name in group]
-    used = {name for group, names in by_group.items() if group in names_of(cfg["run"]) for name in names}
+    used = {name for group, names in by_group.items() if group in run for name in names}
+    known = segmenter_sources(cfg)
     if not set(named) <= {*known, *(left_out(cfg) - used)}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "
             f"{', '.join(named)}"
         )
+
+
+def reopened(run: FinishedRun, output: Path) -> Session:
+    """A session with the settings, data and artefacts of a finished run, whose files are written to `output`."""
+    session = Session(run.cfg, output, KINDS, run.artefacts)
+    stages = stages_of(session)
+    session.run = Run(stages, selection(session, stages)[0])
+    session.run.chosen = [name for name in session.run.chosen if name != CHECK_DATA]
+    if "skipped" in run.results:
+        session.skip(run.results["skipped"])
+    return session

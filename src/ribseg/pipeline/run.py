@@ -1,39 +1,37 @@
 """Running the chosen stages, each at most once for the same settings, inputs and data."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ribseg.errors import ConfigError
 from ribseg.files import atomic_write, write_json
-from ribseg.pipeline.plan import REPORT, planned, stages_of
-from ribseg.pipeline.preflight import preflight
+from ribseg.pipeline.plan import KINDS, selection, stages_of
+from ribseg.pipeline.recipe.build import build, plain
 from ribseg.pipeline.recipe.console import log_file, quiet_lightning
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.loggers import finish_loggers
-from ribseg.pipeline.recipe.methods import entries, map_sources
-from ribseg.pipeline.recipe.processes import is_first_process, separate_processes, termination_as_interrupt
-from ribseg.pipeline.recipe.usage import Usage
+from ribseg.pipeline.recipe.parts import check_targets
+from ribseg.pipeline.recipe.processes import fresh_process_group, is_first_process, termination_as_interrupt
+from ribseg.pipeline.recipe.session import CHECK_DATA, REPORT, Session
+from ribseg.pipeline.recipe.trainer import check_precision, slow_precision
 from ribseg.pipeline.report.check_data import report_data
 from ribseg.pipeline.report.finished import CONFIG
 from ribseg.pipeline.report.log_results import log_results
 from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import print_tables, write_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
+from ribseg.pipeline.stages.checked_data import CheckedData
 from ribseg.pipeline.stages.evaluate import RESULT
 from ribseg.pipeline.stages.scored_masks import SCORES
-from ribseg.pipeline.stages.segmenter_scores import segmenter_results
+from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.progress import shared_console
 from ribseg.store.artefact import Artefact, environment
-from ribseg.store.digest import plain
-from ribseg.store.shards import leave_to_last_call
+from ribseg.store.run import LocalEngine, Run
 from ribseg.store.stage import Stage
-
-T = TypeVar("T")
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
@@ -46,49 +44,114 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     Raises:
         RibsegError: settings or data cannot work; raised before the first stage, if it can be known.
     """
-    plan, checks_data = planned(cfg)
     quiet_lightning()
-    torch.backends.cudnn.allow_tf32 = bool(plan.tf32)
-    with termination_as_interrupt(), separate_processes(), log_file(Path(output), is_first_process()):
-        context = Context(plan, Path(output))
+    torch.backends.cudnn.allow_tf32 = bool(cfg.tf32)
+    with termination_as_interrupt(), fresh_process_group(), log_file(Path(output), is_first_process()):
+        session = Session(cfg, Path(output), KINDS)
         # As Hydra does for commands; `ribseg report` reads it.
-        context.on_first(lambda: atomic_write(Path(output, CONFIG), OmegaConf.to_yaml(cfg).encode()))
-        with shared_console(context.console):
-            return run_stages(context, checks_data)
+        session.group.on_first(lambda: atomic_write(Path(output, CONFIG), OmegaConf.to_yaml(cfg).encode()))
+        with shared_console(session.console):
+            return run_stages(session)
 
 
-def run_stages(context: Context, checks_data: bool) -> dict[str, Any]:
-    """Runs the stages of a planned configuration and returns the content of `results.json`.
-
-    Args:
-        context: of the run.
-        checks_data: whether the run includes `check_data`.
-    """
+def run_stages(session: Session) -> dict[str, Any]:
+    """Runs the stages that `run` selects and returns the content of `results.json`."""
+    stages = stages_of(session)
+    chosen, again = selection(session, stages)
+    checks_data, chosen = CHECK_DATA in chosen, [name for name in chosen if name != CHECK_DATA]
+    session.run = Run(
+        stages,
+        chosen,
+        again,
+        shard=session.shard,
+        group=session.group,
+        engine=build(session.cfg.engine) if session.cfg.get("engine") else LocalEngine(),
+        say=session.say,
+        usage=session.usage,
+        close=finish_loggers,
+    )
     reported: dict[str, Any] = {}
     if checks_data:
-        context.on_first(lambda: reported.update(report_data(context)["data"]))
-        if not context.cfg.run:
+        session.group.on_first(lambda: reported.update(report_data(session)["data"]))
+        if not chosen:
             return {}
-    stages = stages_of(context.cfg)
-    data_facts = preflight(context, stages, reported)
-    if context.shard is not None:
-        leave_to_last_call(context, stages)
-    for stage in stages:
-        run_stage(context, stage)
-    results = gather(context, data_facts)
-    if context.is_first:
-        publish(context, results)
+    facts = check(session, reported)
+    session.run.compute()
+    results = gather(session, facts)
+    if session.group.first:
+        publish(session, results)
     return results
 
 
-def publish(context: Context, results: dict[str, Any]) -> None:
+def check(session: Session, reported: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Checks in seconds what would otherwise fail after hours, and plans the artefacts of all stages.
+
+    Args:
+        session: of the run.
+        reported: data facts whose notes have been printed already.
+
+    Returns:
+        The data facts, "data" in `results.json`; empty if no stage reads the data set.
+
+    Raises:
+        RibsegError: settings, data or store cannot work.
+    """
+    run, data = session.run, None
+    reading = [stage for stage in run.stages if stage.reads_data]
+    others = [stage for stage in run.stages if not stage.reads_data]
+    reads = not {*run.chosen} - {REPORT} <= {stage.name for stage in others} or run.chosen == [REPORT]
+    check_imports(session, reads)
+    check_trainer(session)
+    _ = session.result_loggers  # built now, so that a logger that cannot be built ends the run at once
+    if reads:
+        data = CheckedData(session, reported)
+        # Skipped images change the digests of all results: then the files are checked first. Otherwise last,
+        # because that takes long and a wrong setting should be reported at once.
+        if data.skips:
+            data.check_files()
+        data.note()
+        run.plan(reading)
+    run.plan(others)
+    run.check()
+    if data is not None and not data.skips:
+        data.check_files()
+        data.note()
+    if any(run.computes(stage) for stage in run.planned.values()):
+        session.say(f"{session.store.free_space} free in {session.store.root}", "disk")
+    return {} if data is None else data.facts
+
+
+def check_imports(session: Session, reads_data: bool) -> None:
+    """Imports all that the chosen stages will build."""
+    sections = ["trainer", "pooling", "callbacks", *(["prepare", "data"] if reads_data else [])]
+    named = {section: plain(session.cfg[section]) for section in sections}
+    for stage in session.run.stages:
+        if stage.name in session.run.chosen:
+            named |= stage.targets()
+    named |= {entry.path: entry.node for entry in session.entries.values() if entry.maps_of is not None}
+    for path, node in named.items():
+        check_targets(path, node)
+
+
+def check_trainer(session: Session) -> None:
+    """Builds a Trainer; checks the precision of the trainings."""
+    on_gpu = session.hardware.strategy.root_device.type == "cuda"
+    for section in ("trainer", "segmenter"):
+        name, value = f"{section}.precision", session.cfg[section].get("precision")
+        if section == "trainer" or value is not None:
+            check_precision(name, value, on_gpu)
+            if warning := slow_precision(name, value, on_gpu):
+                session.warn(warning)
+
+
+def publish(session: Session, results: dict[str, Any]) -> None:
     """Writes `results.json`, tables and report, prints the tables, and logs all of it."""
-    write_json(context.output / "results.json", results)
-    write_tables(context, results)
-    print_tables(context, results)
-    if REPORT in context.cfg.run:
-        context.console.say(str(write_report(context, results)), "report")
-    log_results(context, results)  # last, as the report is part of it
+    write_json(session.output / "results.json", results)
+    write_tables(session, results)
+    print_tables(session, results)
+    if REPORT in session.run.chosen:
+        session.say(str(write_report(session, results)), "report")
+    log_results(session, results)  # last, as the report is part of it
 
 
 def objective(results: Mapping[str, Any], path: str | None) -> float | None:
@@ -119,96 +182,46 @@ def objective(results: Mapping[str, Any], path: str | None) -> float | None:
     return float(value)
 
 
-def run_stage(context: Context, stage: Stage) -> None:
-    """Runs a chosen stage unless its result is in the store, or another run is about to put it there."""
-    if stage.name not in context.cfg.run or in_store(context, stage):
-        return
-    context.running, part = stage.name, context.makes_part(stage)
-    with context.locked(context.artefacts[stage.name], part):
-        context.note_rerun(stage.name)
-        if not in_store(context, stage):
-            (compute_part if part else compute_stage)(context, stage)
-
-
-def in_store(context: Context, stage: Stage) -> bool:
-    """Whether the store has the result of a stage, which is said then."""
-    artefact = context.artefacts[stage.name]
-    ready = context.agree(context.is_ready(stage.name))
-    if ready:
-        made_by = f" (computed by {artefact.other_versions})" if artefact.other_versions else ""
-        context.console.say(f"in the store, {artefact.folder}{made_by}", stage.name)
-    return ready
-
-
-def compute_stage(context: Context, stage: Stage) -> None:
-    """Computes the result of a stage; an old one is kept until it is replaced."""
-    artefact = context.artefacts[stage.name]
-    again = context.agree(stage.name in context.rerun or artefact.complete)
-    target = artefact.replacement() if again else artefact
-    why = ", again" + "".join(f", as {name} was" for name in artefact.outdated_by) if again else ""
-    context.console.say(str(artefact.folder), f"{stage.name}{why}")
-    facts = measured(context, lambda: stage.work(context, target))
-    line = context.usage.line(stage.name, artefact.folder)
-    context.finish(stage.name, facts, again)
-    context.console.say(f"  {line}")
-
-
-def compute_part(context: Context, stage: Stage) -> None:
-    """Computes the images of the run's shard; the call without `shard` finishes the stage."""
-    artefact = context.artefacts[stage.name]
-    context.console.say(f"{artefact.folder}, shard {context.shard}", stage.name)
-    measured(context, lambda: stage.work(context, artefact))
-    context.console.say(f"  {context.usage.line(stage.name, artefact.folder)}")
-
-
-def measured(context: Context, work: Callable[[], T]) -> T:
-    """What the work of a stage returns; `context.usage` counts what it costs."""
-    context.usage = Usage()
-    try:
-        return work()
-    finally:
-        finish_loggers()
-
-
-def gather(context: Context, data_facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def gather(session: Session, data_facts: Mapping[str, Any]) -> dict[str, Any]:
     """The measurements by stage, as in `results.json`, with the artefacts and the environment.
 
     Args:
-        context: of the run.
-        data_facts: what `preflight` returned.
+        session: of the run.
+        data_facts: what `check` returned.
     """
-    finished = {name: artefact for name, artefact in context.artefacts.items() if context.is_ready(name)}
-    results: dict[str, Any] = {"name": context.cfg.name, "seed": context.cfg.seed}
-    if context.preparation:
-        results["prepared"] = context.preparation  # COCO's policy belongs to every number
+    finished = {name: s for name, s in session.run.planned.items() if session.run.is_ready(s)}
+    results: dict[str, Any] = {"name": session.cfg.name, "seed": session.cfg.seed}
+    if session.preparation:
+        results["prepared"] = session.preparation  # COCO's policy belongs to every number
     if data_facts:
         results["data"] = data_facts
-    results |= stage_results(context, finished)
-    results["store"] = {name: str(artefact.folder) for name, artefact in finished.items()}
+    results |= {name: part for name, part in stage_results(session, finished).items() if part is not None}
+    results["store"] = {name: str(stage.artefact.folder) for name, stage in finished.items()}
     results["environment"] = environment()
     return results
 
 
-def stage_results(context: Context, finished: Mapping[str, Artefact]) -> dict[str, Any]:
-    """The parts of `results.json` that the finished stages give."""
-    facts = {name: finished[name].facts for name in ("classifier", "rib", "export") if name in finished}
+def stage_results(session: Session, finished: Mapping[str, Stage[Session]]) -> dict[str, Any]:
+    """The parts of `results.json` that the finished stages give; None for those that they do not."""
+    artefacts = {name: stage.artefact for name, stage in finished.items()}
+    facts = {name: artefacts[name].facts for name in ("classifier", "rib", "export") if name in artefacts}
     methods = {
-        name: finished[name].facts | {"label": entry.label, "peak_gib": finished[name].peak_gib}
-        for name, entry in entries(context.cfg).items()
-        if name in finished
+        name: artefacts[name].facts | {"label": entry.label, "peak_gib": artefacts[name].peak_gib}
+        for name, entry in session.entries.items()
+        if name in artefacts
     }
-    parts = {
+    tests = [stage for stage in finished.values() if isinstance(stage, SegmenterTestStage)]
+    return {
         "classifier": facts.get("classifier"),
-        "localization": localization_results(context, finished.get("evaluate")),
+        "localization": localization_results(session, artefacts.get("evaluate")),
         "methods": methods or None,
         "adaptation": facts.get("rib"),
-        "pseudo_masks": pseudo_mask_results(finished.get("pseudo_masks")),
-        "segmenter": segmenter_results(context) or None,
+        "pseudo_masks": pseudo_mask_results(artefacts.get("pseudo_masks")),
+        "segmenter": {stage.source: stage.results() for stage in tests} or None,
         "export": facts.get("export"),
-        "skipped": context.skipped if any(context.skipped.values()) else None,
-        "bottleneck": read_json(finished.get("bottleneck"), BOTTLENECK),
+        "skipped": session.skipped if any(session.skipped.values()) else None,
+        "bottleneck": read_json(artefacts.get("bottleneck"), BOTTLENECK),
     }
-    return {name: part for name, part in parts.items() if part is not None}
 
 
 def read_json(artefact: Artefact | None, name: str) -> dict[str, Any] | None:
@@ -216,18 +229,17 @@ def read_json(artefact: Artefact | None, name: str) -> dict[str, Any] | None:
     return None if artefact is None else json.loads((artefact.folder / name).read_text())
 
 
-def localization_results(context: Context, artefact: Artefact | None) -> dict[str, Any] | None:
+def localization_results(session: Session, artefact: Artefact | None) -> dict[str, Any] | None:
     """The scores of all sources of maps, with their labels in tables; None without an evaluation."""
     scores = read_json(artefact, RESULT)
     if scores is None:
         return None
-    sources = map_sources(context.cfg)
-    named = {name: {"label": sources[name].label, "control": sources[name].control} for name in scores}
-    for split, published in (plain(context.cfg.report.published) or {}).items():
+    for split, published in (plain(session.cfg.report.published) or {}).items():
         for name, miou in published.items():
             if split in scores.get(name, {}).get("split", {}):
                 scores[name]["split"][split]["published"] = miou
-    return {name: scores[name] | named[name] for name in sources if name in scores}
+    sources = [source for name, source in session.sources.items() if name in scores]
+    return {s.name: scores[s.name] | {"label": s.label, "control": s.control} for s in sources}
 
 
 def pseudo_mask_results(artefact: Artefact | None) -> dict[str, Any] | None:

@@ -22,9 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rich.filesize import decimal
-
-from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
+from ribseg.errors import ConfigError, DataError
 from ribseg.files import write_json
 from ribseg.store.locks import locked
 
@@ -197,7 +195,7 @@ class Store:
     @property
     def free_space(self) -> str:
         """Free space on its file system, as "41.3 GB"."""
-        return decimal(shutil.disk_usage(self.root).free)
+        return f"{shutil.disk_usage(self.root).free / 1e9:.1f} GB"
 
     def artefact(
         self,
@@ -244,25 +242,6 @@ def check_writable(folder: Path, setting: str) -> None:
         ) from error
 
 
-def folder_digest(folder: str | Path) -> str:
-    """sha256 over names, sizes and modification times of all files in a folder, not over its own path.
-
-    Raises:
-        DatasetNotFoundError: the folder does not exist or is empty.
-    """
-    root, digest, number = Path(folder), hashlib.sha256(), 0
-    for place, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            state = Path(place, name).stat()
-            inside = os.path.relpath(place, root)
-            digest.update(f"{inside}/{name}:{state.st_size}:{state.st_mtime_ns}\n".encode())
-            number += 1
-    if number == 0:
-        raise DatasetNotFoundError(f"no files in {root}; check the path")
-    return digest.hexdigest()
-
-
 @cache
 def environment() -> dict[str, str]:
     """Versions of Python and packages, the machine type, and the commit of a git checkout."""
@@ -278,7 +257,7 @@ def environment() -> dict[str, str]:
 
 def source_commit() -> str | None:
     """The commit of the package's files, with "+" if they have uncommitted changes; None outside git."""
-    package = Path(__file__).parents[2]
+    package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]

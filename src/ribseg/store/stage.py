@@ -1,44 +1,48 @@
-"""The base class of stages: name, dependencies of the result, artefact, and the work itself."""
+"""The base classes of stages: what a result depends on, its artefact, the checks before a run, and the work."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from ribseg.pipeline.recipe.context import Context
-from ribseg.store.artefact import Artefact
-from ribseg.store.digest import settings_of
-
-# Sections of the configuration that every training depends on, in addition to its own and `callbacks`.
-TRAINING = ("data", "trainer", "seed", "tf32")
-# Settings of the data for training crops, for views, and for batches and evaluation.
-CROPS = ("data.crop_size", "data.resize_long")
-VIEWS = ("data.scales", "data.max_side")
-NOT_FOR_MAPS = ("data.batch_size", "data.eval_splits")
+from ribseg.store.artefact import Artefact, Store
+from ribseg.store.digest import Resolve, counting
 
 
-class Stage(ABC):
+class Shared(Protocol):
+    """What the stages of a run share, at least.
+
+    Attributes:
+        store: of their results.
+        resolve: see `ribseg.store.digest.Resolve`.
+    """
+
+    @property
+    def store(self) -> Store: ...  # noqa: D102
+    @property
+    def resolve(self) -> Resolve: ...  # noqa: D102
+
+
+S = TypeVar("S", bound=Shared)
+
+
+class Stage(ABC, Generic[S]):
     """A step of a run, whose result is kept in the store.
+
+    Args:
+        session: what the stages of a run share.
 
     Attributes:
         name: as in `run=[...]`.
         kind: names its folder in the store; stages of one kind differ in their inputs only.
         version: to be raised when a change of the code changes the result for equal settings.
-        parts: sections of the configuration that the result depends on, see `ribseg.store.digest`.
-        neutral: settings in them that cannot change the result, as "data.batch_size".
-        needs: names of the stages whose artefacts it reads.
-        reads_data: whether it, or a stage that it needs, reads the configured data set.
-        in_shards: whether it makes a file for each image on its own, so that `shard=3/16` makes a part of it.
-            Its `work` then makes the part that `Context.share` gives, and its facts are not kept.
+        reads_data: whether it, or a stage that it reads, reads the configured data set.
     """
 
     name: str
     kind: str
     version: int = 1
-    parts: tuple[str, ...]
-    neutral: tuple[str, ...] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
     reads_data: ClassVar[bool] = True
-    in_shards: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Sets the kind of a class with a name to that name."""
@@ -46,51 +50,78 @@ class Stage(ABC):
         if "name" in vars(cls) and "kind" not in vars(cls):
             cls.kind = cls.name
 
-    def wanted(self, context: Context) -> bool:
+    def __init__(self, session: S) -> None:
+        self.session = session
+
+    def wanted(self) -> bool:
         """Whether it is planned in this run; otherwise it is neither run nor reported."""
         return True
 
-    def required(self, context: Context) -> tuple[str, ...]:
-        """Names of the stages whose artefacts it reads with these settings."""
-        return self.needs
-
-    def inputs(self, context: Context) -> dict[str, Artefact]:
-        """Kind -> artefact that it reads; by kind, so that digests are equal in different chains."""
-        read = (context.artefacts[name] for name in self.required(context))
-        return {artefact.stage: artefact for artefact in read}
-
-    def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether a finished artefact still has the files that other stages read."""
-        return True
-
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that its result depends on, as plain values."""
-        return settings_of(cfg, self.parts, self.neutral)
+    def inputs(self) -> "Sequence[Stage[S]]":
+        """The stages whose artefacts it reads with these settings."""
+        return ()
 
     @abstractmethod
-    def data(self, context: Context) -> str:
+    def settings(self) -> dict[str, Any]:
+        """The settings that its result depends on, as nested plain values."""
+
+    @abstractmethod
+    def data(self) -> str:
         """Fingerprint of the images, labels and masks that it reads."""
 
-    def artefact(self, context: Context) -> Artefact:
-        """Its artefact in the store, from version, settings, inputs and data; computes nothing."""
-        settings, inputs = self.settings(context.cfg), self.inputs(context)
-        return context.store.artefact(self.kind, settings, inputs, self.data(context), self.version)
+    @cached_property
+    def artefact(self) -> Artefact:
+        """Its artefact in the store, from version, settings, inputs and data; computes nothing.
+
+        Inputs go by kind, so that digests are equal in different chains.
+        """
+        inputs = {stage.kind: stage.artefact for stage in self.inputs()}
+        settings = counting(self.settings(), self.session.resolve)
+        return self.session.store.artefact(self.kind, settings, inputs, self.data(), self.version)
+
+    def targets(self) -> dict[str, Any]:
+        """Section of the configuration -> its settings, whose `_target_`s are imported before anything else."""
+        return {}
+
+    def check(self) -> None:
+        """Raises a RibsegError if settings or data cannot work; is called before the first stage of a run.
+
+        What it has built is kept for `work`.
+        """
 
     @abstractmethod
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Computes what is missing in the artefact's folder; returns facts for its manifest."""
+    def complete(self, artefact: Artefact) -> bool:
+        """Whether an artefact, finished by its manifest, still has the files that others read."""
+
+    @abstractmethod
+    def work(self, target: Artefact) -> dict[str, Any]:
+        """Computes what is missing in the target's folder; returns facts for its manifest."""
 
 
-class ImageStage(Protocol):
-    """A stage whose images an engine may have made elsewhere, see `ribseg.pipeline.recipe.engines`."""
+class ImageStage(Stage[S]):
+    """A stage that makes a file for each image on its own: in parts, by shards and by other machines."""
 
-    name: str
+    @abstractmethod
+    def ids(self) -> Sequence[str]:
+        """Ids of all its images."""
 
-    def module(self, context: Context, artefact: Artefact) -> Any:
-        """What `predict` needs and several calls can share."""
+    @abstractmethod
+    def missing(self, target: Artefact, ids: Sequence[str]) -> list[str]:
+        """Those of the images whose files are not there yet."""
 
-    def missing(self, artefact: Artefact, ids: Sequence[str]) -> list[str]:
-        """Those of the images that have no file yet."""
+    @abstractmethod
+    def make(self, target: Artefact, ids: Sequence[str]) -> None:
+        """Makes the files of images; may be repeated."""
 
-    def predict(self, context: Context, artefact: Artefact, ids: Sequence[str], module: Any = None) -> None:
-        """Makes the files of images, with a given `module` or one of its own."""
+    def finish(self, target: Artefact) -> dict[str, Any]:
+        """Does what needs the files of all images; returns facts for the manifest."""
+        return {}
+
+    def complete(self, artefact: Artefact) -> bool:
+        """Whether no file is missing."""
+        return not self.missing(artefact, self.ids())
+
+    def work(self, target: Artefact) -> dict[str, Any]:
+        """Makes the missing files of all images."""
+        self.make(target, self.missing(target, self.ids()))
+        return self.finish(target)

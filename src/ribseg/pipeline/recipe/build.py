@@ -5,14 +5,14 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ribseg.errors import ConfigError, RibsegError
 
 
-def build(node: DictConfig, **replaced: Any) -> Any:
+def build(node: DictConfig | Mapping[str, Any], **replaced: Any) -> Any:
     """The object that a configuration's `_target_` builds, with keyword arguments that replace settings.
 
     Raises:
@@ -32,7 +32,6 @@ def build(node: DictConfig, **replaced: Any) -> Any:
         raise
 
 
-def named_callbacks(cfg: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """Name -> configuration of the callbacks of a training, without those set to null."""
-    named = {**(cfg["callbacks"] or {}), **(cfg[part].get("callbacks") or {})}
-    return {name: node for name, node in named.items() if node}
+def plain(node: Any) -> Any:
+    """A configuration node as plain dictionaries, lists and values, with interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

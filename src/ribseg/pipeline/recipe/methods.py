@@ -1,7 +1,7 @@
 """The entries of `methods`, and all sources of localization maps, of a configuration."""
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,7 @@ from torch import nn
 from ribseg.checks import check_choice, check_number, check_switch, within
 from ribseg.errors import ConfigError, RibsegError, reason
 from ribseg.methods.base import Method, bind, takes
-from ribseg.pipeline.recipe.build import build
-from ribseg.store.digest import plain
+from ribseg.pipeline.recipe.build import build, plain
 from ribseg.store.sources import is_foreign
 
 # Settings of an entry that the stages read; all others are arguments of its `_target_`.
@@ -143,13 +142,27 @@ def _without(node: Mapping[str, Any], *groups: tuple[str, ...]) -> dict[str, Any
 
 
 def entries(cfg: Mapping[str, Any]) -> dict[str, Entry]:
-    """Name -> entry of `methods`, without those set to null; raises a ConfigError as `_nodes`."""
+    """Name -> entry of `methods`, without those set to null.
+
+    Raises:
+        ConfigError: one is no section, has no `_target_`, or a setting that the stages read is out of range.
+    """
     methods = cfg["methods"]
     raw: Any = OmegaConf.to_container(methods, resolve=False) if OmegaConf.is_config(methods) else methods
     found: dict[str, Entry] = {}
     for name, node in _nodes(cfg).items():
         reference = REFERENCE.fullmatch(raw[name]) if isinstance(raw[name], str) else None
         found[name] = Entry(name, plain(node), reference[1] if reference else f"methods.{name}")
+    makers = [name for name, entry in found.items() if entry.maps_of is None]
+    for entry in found.values():
+        with within(entry.path):
+            if "_target_" not in entry.node:
+                raise ConfigError("expected a _target_ with the name of a method, as my_file.MyMethod")
+            for name in ("control", "without_classifier"):
+                check_switch(name, entry.node.get(name, False))
+            check_number("references", entry.inner.get("references", 0), low=0, whole=True)
+            if entry.maps_of is not None:
+                check_choice("maps_of", entry.maps_of, makers)
     return found
 
 
@@ -160,24 +173,6 @@ def _nodes(cfg: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         if not isinstance(node, Mapping):
             raise ConfigError(f"methods.{name}: expected a _target_ and its settings, got {node!r}")
     return found
-
-
-def check_entries(cfg: Mapping[str, Any]) -> None:
-    """Checks the entries of `methods`.
-
-    Raises:
-        ConfigError: one has no `_target_`, or a setting that the stages read is out of range.
-    """
-    known = entries(cfg)
-    for entry in known.values():
-        with within(entry.path):
-            if "_target_" not in entry.node:
-                raise ConfigError("expected a _target_ with the name of a method, as my_file.MyMethod")
-            for name in ("control", "without_classifier"):
-                check_switch(name, entry.node.get(name, False))
-            check_number("references", entry.inner.get("references", 0), low=0, whole=True)
-            if entry.maps_of is not None:
-                check_choice("maps_of", entry.maps_of, [n for n, e in known.items() if e.maps_of is None])
 
 
 @dataclass(frozen=True)
@@ -203,11 +198,11 @@ class MapSource:
 IMPORTED, WALKED, ATTENDED = "imported", "random_walk", "attention"
 
 
-def map_sources(cfg: Mapping[str, Any]) -> dict[str, MapSource]:
+def map_sources(known: Mapping[str, Entry]) -> dict[str, MapSource]:
     """Name -> source of maps: methods, imported maps, maps after a refinement, controls."""
     found = [
         MapSource(name, entry.maps_of or name, entry.label, entry.control, entry if entry.maps_of else None)
-        for name, entry in entries(cfg).items()
+        for name, entry in known.items()
     ]
     labels = {IMPORTED: "imported", WALKED: "+ random walk", ATTENDED: "+ attention"}
     others = [MapSource(name, name, label) for name, label in labels.items()]
@@ -219,8 +214,3 @@ def refinable(cfg: Mapping[str, Any]) -> list[str]:
     """Names of the stages whose maps can be refined: of methods, controls and imported maps."""
     # Not of `entries`, which resolves every setting of every method.
     return [name for name, node in _nodes(cfg).items() if node.get("maps_of") is None] + [IMPORTED]
-
-
-def reference_methods(cfg: Mapping[str, Any], chosen: Container[str]) -> list[Entry]:
-    """The chosen methods, without controls, that draw reference images."""
-    return [e for e in entries(cfg).values() if e.name in chosen and e.references and not e.control]

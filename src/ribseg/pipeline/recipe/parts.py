@@ -1,21 +1,18 @@
 """Checks of the sections of the configuration that build objects by `_target_`."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 
 from ribseg.checks import within
 from ribseg.errors import ConfigError, reason
 from ribseg.methods.base import takes as takes_argument
 from ribseg.pipeline.recipe.build import build
-from ribseg.store.digest import plain
 
 
-def takes(node: DictConfig, name: str) -> bool:
+def takes(node: Mapping[str, Any], name: str) -> bool:
     """Whether a `_target_` has a keyword argument of this name."""
     return takes_argument(located(node["_target_"]), name)
 
@@ -37,27 +34,7 @@ def check_targets(path: str, node: Any) -> None:
         check_targets(f"{path}.{name}", child)
 
 
-def check_arguments(check: Callable[..., None], settings: DictConfig | None) -> None:
-    """Calls a function that checks arguments with a section of the configuration.
-
-    Raises:
-        ConfigError: an argument is unknown or out of range.
-    """
-    given = plain(settings) or {}
-    check_known(check, given)
-    check(**given)
-
-
-def check_known(function: Callable[..., Any], given: dict[str, Any]) -> None:
-    """Raises a ConfigError if a function does not accept one of these keyword arguments."""
-    try:
-        signature(function).bind_partial(**given)
-    except TypeError as error:
-        known = ", ".join(signature(function).parameters)
-        raise ConfigError(f"{error}; it knows {known}") from error
-
-
-def check_training(path: str, node: DictConfig, **replaced: Any) -> Any:
+def check_training(path: str, node: Mapping[str, Any], **replaced: Any) -> Any:
     """Builds a LightningModule that trains, and its optimizer once; returns the module.
 
     Args:
@@ -75,7 +52,7 @@ def check_training(path: str, node: DictConfig, **replaced: Any) -> Any:
     return module
 
 
-def check_optimizer(module: Any, node: DictConfig) -> None:
+def check_optimizer(module: Any, node: Mapping[str, Any]) -> None:
     """Builds a module's optimizer, by its `new_optimizer` if it has one, else from its setting `optimizer`.
 
     Raises:
@@ -85,7 +62,7 @@ def check_optimizer(module: Any, node: DictConfig) -> None:
     if make is None:
         optimizer = node.get("optimizer")
         learning = [weight for weight in module.parameters() if weight.requires_grad]
-        if not learning or not OmegaConf.is_dict(optimizer) or not optimizer.get("_partial_"):
+        if not learning or not isinstance(optimizer, Mapping) or not optimizer.get("_partial_"):
             return
 
         def make() -> Any:
@@ -112,11 +89,3 @@ def located(target: str) -> Callable[..., Any]:
         raise ConfigError(
             f"expected an importable class or function, as package.module.Name: {reason(cause)}"
         ) from error
-
-
-def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature; one that accepts everything for functions without one (written in C)."""
-    try:
-        return inspect.signature(function)
-    except ValueError:
-        return inspect.signature(lambda *args, **kwargs: None)

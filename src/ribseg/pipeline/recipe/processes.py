@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
 from ribseg.errors import RibsegError
+from ribseg.store.run import Group
 
 T = TypeVar("T")
 STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -23,18 +24,55 @@ STATE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 _waiting: dict[Any, Any] = {}  # process group -> one of the same processes, for waiting
 
 
+class Processes(Group):
+    """The processes of a run under Lightning, one or several.
+
+    Args:
+        minutes: that they wait for one that is late.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+
+    @property
+    def first(self) -> bool:
+        """Whether this process has rank 0."""
+        return is_first_process()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a Trainer has connected the processes."""
+        return dist.is_initialized()
+
+    def agree(self, value: T) -> T:
+        """The value of the first process, in all connected processes."""
+        if not self.connected:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Waits until all connected processes are here.
+
+        A group of its own waits, by gloo: a barrier of NCCL gives up after 10 minutes and names nobody, and the
+        first process may well make masks for hours while the others wait.
+
+        Raises:
+            RibsegError: names those that have ended, or are later than `minutes`.
+        """
+        if not self.connected:
+            return
+        limit = timedelta(minutes=self.minutes)
+        try:
+            dist.monitored_barrier(waiting_group(self.minutes), timeout=limit, wait_all_ranks=True)
+        except RuntimeError as error:
+            raise RibsegError(_missing(self.running, self.minutes, str(error))) from error
+
+
 def is_first_process() -> bool:
     """Whether this process has rank 0."""
     return cast(int, getattr(rank_zero_only, "rank", 0)) == 0
-
-
-def value_of_first(value: T) -> T:
-    """The value of the first process, in all processes of the process group."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def waiting_group(minutes: float) -> Any:
@@ -65,26 +103,6 @@ class WaitingGroup(Callback):
             waiting_group(self.minutes)
 
 
-def wait_for_all(stage: str, minutes: float) -> None:
-    """Returns when all processes of the process group are here.
-
-    A group of its own waits, by gloo: a barrier of NCCL gives up after 10 minutes and names nobody, and the
-    first process may well make masks for hours while the others wait.
-
-    Args:
-        stage: that they wait in, for the message.
-        minutes: to wait for a process that is late; one that has died is noticed at once.
-
-    Raises:
-        RibsegError: names the processes that have not come.
-    """
-    limit = timedelta(minutes=minutes)
-    try:
-        dist.monitored_barrier(waiting_group(minutes), timeout=limit, wait_all_ranks=True)
-    except RuntimeError as error:
-        raise RibsegError(_missing(stage, minutes, str(error))) from error
-
-
 def _missing(stage: str, minutes: float, error: str) -> str:
     late = re.search(r"Ranks ([0-9, ]+) failed", error)  # the first process knows them
     who = late[1].strip(" ,") if late else ", ".join(map(str, _ended(minutes)))
@@ -107,17 +125,17 @@ def _ended(minutes: float) -> list[int]:
     return ended
 
 
-class separate_processes:  # noqa: N801 - reads as a statement
-    """Destroys the process group of a run and restores the environment, so that a sweep can start another."""
-
-    def __enter__(self) -> None:
-        self.before = {name: os.environ.get(name) for name in STATE}
-
-    def __exit__(self, *_: object) -> None:
+@contextmanager
+def fresh_process_group() -> Iterator[None]:
+    """Destroys the process group of a run at its end, and restores the environment, for the next run of a sweep."""
+    before = {name: os.environ.get(name) for name in STATE}
+    try:
+        yield
+    finally:
         _waiting.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
-        for name, value in self.before.items():
+        for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value

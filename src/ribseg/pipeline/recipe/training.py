@@ -1,7 +1,7 @@
 """Training with checkpoints, and the files of weights."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from ribseg.errors import ConfigError
 from ribseg.files import atomic_write
 from ribseg.models.weights_file import BROKEN
 from ribseg.modules.epoch_data import SamplesCheck
-from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
 
 
 def fit(
-    context: Context,
+    session: Session,
     artefact: Artefact,
     part: str,
     module: pl.LightningModule,
@@ -30,7 +30,7 @@ def fit(
     """Trains a module by epochs, resuming after its last finished epoch; returns the last metrics.
 
     Args:
-        context: of the run.
+        session: of the run.
         artefact: gets the checkpoints.
         part: section of the configuration with the callbacks.
         module: to be trained.
@@ -40,20 +40,20 @@ def fit(
     """
     checkpoints = artefact.folder / "checkpoints"
     keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-    callbacks = [keep, SamplesCheck(), *context.callbacks(part).values()]
-    trainer = context.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
-    return fit_from(context, trainer, module, data, checkpoints / "last.ckpt")
+    callbacks = [keep, SamplesCheck(), *session.callbacks(part)]
+    trainer = session.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
+    return fit_from(session, trainer, module, data, checkpoints / "last.ckpt")
 
 
 def fit_from(
-    context: Context,
+    session: Session,
     trainer: pl.Trainer,
     module: pl.LightningModule,
     data: pl.LightningDataModule,
     checkpoint: Path,
 ) -> dict[str, float]:
     """Trains, resuming from a checkpoint if it can be read; returns the last metrics."""
-    resume = context.agree(str(checkpoint) if readable(checkpoint, context) else None)
+    resume = session.group.agree(str(checkpoint) if readable(checkpoint, session) else None)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -67,23 +67,14 @@ def check_finite(artefact: Artefact, weights: Iterable[Tensor], setting: str, lr
         )
 
 
-def check_complete(missing: Sequence[str], images: int, what: str) -> None:
-    """Raises a ConfigError if a Trainer's predictions are missing for some of the images."""
-    if missing:
-        raise ConfigError(
-            f"{len(missing)} of {images} images still have no {what}: does the Trainer stop early "
-            "(trainer.limit_predict_batches, trainer.fast_dev_run)?"
-        )
-
-
-def readable(checkpoint: Path, context: Context) -> bool:
+def readable(checkpoint: Path, session: Session) -> bool:
     """Whether a checkpoint exists and can be read; reports a broken one, as a killed process may leave it."""
     if not checkpoint.is_file():
         return False
     try:
         return "pytorch-lightning_version" in torch.load(checkpoint, map_location="cpu", weights_only=True)
     except BROKEN as error:
-        context.console.say(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
+        session.say(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
         return False
 
 

@@ -10,11 +10,10 @@ from ribseg.data.check.mask_notes import unusable_masks
 from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
 from ribseg.errors import DataError, list_problems
 from ribseg.files import write_json
-from ribseg.pipeline.data_checks import data_facts
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import entries
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.answer import policy_line
 from ribseg.pipeline.report.table import TableData
+from ribseg.pipeline.stages.checked_data import facts_of
 
 RESULT = "check_data.json"
 WITHIN = "lists within another"
@@ -32,7 +31,7 @@ SUGGESTIONS = {
 }
 
 
-def report_data(context: Context) -> dict[str, Any]:
+def report_data(session: Session) -> dict[str, Any]:
     """Surveys all splits, prints the findings, and writes `check_data.json` into the run's folder.
 
     Returns:
@@ -41,39 +40,39 @@ def report_data(context: Context) -> dict[str, Any]:
     Raises:
         DataError: lists the errors in the data, if there are any.
     """
-    data = context.data
+    data = session.data
     surveys = [
-        survey(folder, folder.split in data.eval_splits, progress=context.cfg.progress)
+        survey(folder, folder.split in data.eval_splits, progress=session.cfg.progress)
         for folder in data.splits
     ]
     leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)
     same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
-    print_survey(context, surveys, same, within)
+    print_survey(session, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
-    facts = data_facts(context, values, context.cfg.run or entries(context.cfg))
-    print_notes(context.console.say, facts)
+    facts = facts_of(session, values)
+    print_notes(session.console.say, facts)
     errors = found_errors(surveys, same, values, data.classes)
     written = {
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
         "duplicates": same,
         "within": within,
-        "prepared": context.preparation,
+        "prepared": session.preparation,
         "data": facts,
         "errors": sum(map(len, errors.values())),
     }
-    write_findings(context, written, errors)
+    write_findings(session, written, errors)
     return written
 
 
-def print_survey(context: Context, surveys: Sequence[Survey], same: Groups, within: Sequence[str]) -> None:
+def print_survey(session: Session, surveys: Sequence[Survey], same: Groups, within: Sequence[str]) -> None:
     """Prints the tables and the oddities."""
     for table in (split_table(surveys), images_table(surveys)):
-        context.console.print(table.for_terminal())
+        session.console.print(table.for_terminal())
     for title, groups in [*((one.split, one.oddities) for one in surveys), ("splits", same)]:
-        print_groups(context, title, groups)
+        print_groups(session, title, groups)
     if within:
-        print_groups(context, "splits", {WITHIN: within})
+        print_groups(session, "splits", {WITHIN: within})
 
 
 def found_errors(
@@ -90,16 +89,16 @@ def found_errors(
     return errors
 
 
-def write_findings(context: Context, written: Mapping[str, Any], errors: Groups) -> None:
+def write_findings(session: Session, written: Mapping[str, Any], errors: Groups) -> None:
     """Writes the findings; raises a DataError if there are errors."""
-    if "policy" in context.preparation:
-        context.console.say(policy_line(context.preparation))
-    path = context.output / RESULT
+    if "policy" in session.preparation:
+        session.console.say(policy_line(session.preparation))
+    path = session.output / RESULT
     write_json(path, written)
     if errors:
         advice = f"All of them are in {path}. Correct these files or remove them from the lists."
         raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))
-    context.console.say(f"no errors; all findings are in {path}")
+    session.console.say(f"no errors; all findings are in {path}")
 
 
 def split_table(surveys: Sequence[Survey]) -> TableData:
@@ -125,8 +124,8 @@ def images_table(surveys: Sequence[Survey]) -> TableData:
     return TableData("Images per class", ["class", *(one.split for one in surveys)], rows)
 
 
-def print_groups(context: Context, title: str, groups: Groups) -> None:
+def print_groups(session: Session, title: str, groups: Groups) -> None:
     """Prints findings with advice."""
     for kind, items in groups.items():
         advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")
-        context.console.say(list_problems(f"{title}:", {kind: items}, advice, SHOW))
+        session.console.say(list_problems(f"{title}:", {kind: items}, advice, SHOW))

@@ -11,7 +11,7 @@ from ribseg.data.io.maps import read_records
 from ribseg.files import atomic_write, write_json
 from ribseg.metrics import pooled_scores
 from ribseg.metrics.masks import known
-from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.answer import BASELINE
 from ribseg.pipeline.report.compare import ComparedMaps, Comparison, plain_values, run_scores, sentences
 from ribseg.pipeline.report.compare_sweep import sweep_section
@@ -56,12 +56,12 @@ DIFFERENCES = Declared(
 
 
 def write_comparison(
-    context: Context, runs: Sequence[FinishedRun], resamples: int
+    session: Session, runs: Sequence[FinishedRun], resamples: int
 ) -> tuple[Path, Comparison]:
     """Writes page, numbers, tables and figures of a comparison; returns the page's path and the comparison.
 
     Args:
-        context: of the first run, with the folder of the comparison as its output; the gallery shows its
+        session: of the first run, with the folder of the comparison as its output; the gallery shows its
             images.
         runs: at least two.
         resamples: of the bootstrap over images.
@@ -70,21 +70,21 @@ def write_comparison(
         DataError: the runs cannot be compared, see `Comparison`.
     """
     comparison = Comparison(runs, resamples)
-    write_json(context.output / NUMBERS, plain_values(comparison))
+    write_json(session.output / NUMBERS, plain_values(comparison))
     results = {f"results_{table.title}": table for table in result_tables(comparison)}
-    write_table_files(context.output, map_tables(comparison) | results)
+    write_table_files(session.output, map_tables(comparison) | results)
     before = (difference_section, sweep_section, settings_section, results_section)
     page = render(
         "report.html",
         title=f"ribseg: {len(runs)} runs",
         facts={run.name: str(run.folder) for run in runs},
         answers=sentences(comparison),
-        before=[section for part in before for section in part(context, comparison)],
-        gallery=comparison_gallery(context, comparison),
+        before=[section for part in before for section in part(session, comparison)],
+        gallery=comparison_gallery(session, comparison),
         after=[run_section(comparison)],
     )
-    atomic_write(context.output / PAGE, page.encode())
-    return context.output / PAGE, comparison
+    atomic_write(session.output / PAGE, page.encode())
+    return session.output / PAGE, comparison
 
 
 def comparison_tables(comparison: Comparison) -> list[TableData]:
@@ -140,7 +140,7 @@ def seed_table(comparison: Comparison, split: str) -> TableData:
     return TableData(f"Over seeds, {split}, percent", columns, rows, text=("maps",))
 
 
-def difference_section(context: Context, comparison: Comparison) -> Iterator[Section]:
+def difference_section(session: Session, comparison: Comparison) -> Iterator[Section]:
     """The section on localization maps: differences, curves over thresholds, and bars per class."""
     if not comparison.rows:
         return
@@ -148,26 +148,26 @@ def difference_section(context: Context, comparison: Comparison) -> Iterator[Sec
     shown = [row.maps for row in rows if not row.maps.control]
     curves = {maps.label: maps.scores(split)["curve"] for maps in shown}
     title = f"Scores on {split} over the threshold, each run on all of its images"
-    figures = [figure(context, "curves", threshold_figure(curves), title)]
+    figures = [figure(session, "curves", threshold_figure(curves), title)]
     if len(shown) <= MOST_BARS:
         scores = [
             Record("localization", maps.source, maps.label, measure="class_iou", value=value, place=name)
             for maps in shown
-            for name, value in class_scores(context, maps, split, comparison.images[split])
+            for name, value in class_scores(session, maps, split, comparison.images[split])
         ]
-        figures.append(class_bars(context, "classes", scores, f"IoU per class, {split}"))
+        figures.append(class_bars(session, "classes", scores, f"IoU per class, {split}"))
     yield Section("Localization maps", list(map_tables(comparison).values()), figures=figures)
 
 
 def class_scores(
-    context: Context, maps: ComparedMaps, split: str, ids: Sequence[str]
+    session: Session, maps: ComparedMaps, split: str, ids: Sequence[str]
 ) -> Iterator[tuple[str, float | None]]:
     """Class, background included, and its IoU on some images; None for a class that does not occur."""
     iou = known(pooled_scores(maps.runs[0].counts[split].of(maps.source, ids)).iou)
-    return zip(("background", *context.data.classes), iou, strict=True)
+    return zip(("background", *session.data.classes), iou, strict=True)
 
 
-def settings_section(context: Context, comparison: Comparison) -> Iterator[Section]:
+def settings_section(session: Session, comparison: Comparison) -> Iterator[Section]:
     """The section with the settings in which the runs differ."""
     names = [run.name for run in comparison.runs]
     rows = [[setting, *values] for setting, values in comparison.settings.items()]
@@ -177,7 +177,7 @@ def settings_section(context: Context, comparison: Comparison) -> Iterator[Secti
         yield Section("Settings", lines=["All settings of the runs are equal."])
 
 
-def results_section(context: Context, comparison: Comparison) -> Iterator[Section]:
+def results_section(session: Session, comparison: Comparison) -> Iterator[Section]:
     """The section with all results, as the table of a sweep has them."""
     yield Section("All results", result_tables(comparison))
 
@@ -191,12 +191,12 @@ def run_section(comparison: Comparison) -> Section:
     return Section("Runs", closed=tables, listings=listings)
 
 
-def comparison_gallery(context: Context, comparison: Comparison) -> Gallery | None:
+def comparison_gallery(session: Session, comparison: Comparison) -> Gallery | None:
     """The gallery of the images that all runs evaluated, with the maps and masks of each run."""
-    settings = context.cfg.report
+    settings = session.cfg.report
     if not comparison.images or not settings.images:
         return None
-    folders = [common_part(context.data.evals[split], ids) for split, ids in comparison.images.items()]
+    folders = [common_part(session.data.evals[split], ids) for split, ids in comparison.images.items()]
     baseline = gallery_baseline(comparison)
     shown = [one for one in comparison.maps if not one.control]
     shown.sort(key=lambda one: one.source != baseline.source)  # stable: the compared maps come first
@@ -207,8 +207,8 @@ def comparison_gallery(context: Context, comparison: Comparison) -> Gallery | No
         baseline.name,
         settings.images,
         1e6 * settings.megabytes,
-        context.track,
-        context.cfg.evaluate.workers,
+        session.track,
+        session.cfg.evaluate.workers,
     )
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.compare import SEED, Comparison, run_scores
 from ribseg.pipeline.report.figures import figure
 from ribseg.pipeline.report.page import Section
@@ -14,7 +14,7 @@ Grid = dict[tuple[float, float], list[float]]  # of two settings
 Swept = dict[str, dict[Key, list[float]]]  # label of a method -> values -> mIoU of each repetition
 
 
-def sweep_section(context: Context, comparison: Comparison) -> Iterator[Section]:
+def sweep_section(session: Session, comparison: Comparison) -> Iterator[Section]:
     """The section with the mIoU on the last split over one swept number, or over two."""
     settings = swept_numbers(comparison)
     if not comparison.rows or len(settings) not in (1, 2):
@@ -28,7 +28,7 @@ def sweep_section(context: Context, comparison: Comparison) -> Iterator[Section]
     else:
         grids = {label: {(key[0], key[1]): grid[key] for key in grid} for label, grid in scores.items()}
         drawn = grid_figure(varying(grids) or grids, (names[0], names[1]))
-    yield Section("Sweep", figures=[figure(context, "sweep", drawn, title)])
+    yield Section("Sweep", figures=[figure(session, "sweep", drawn, title)])
 
 
 def swept_numbers(comparison: Comparison) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ribseg.analysis.summary import PHASES
 from ribseg.errors import DataError
 from ribseg.files import atomic_write
-from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.records import Record, select, series, splits_of
 from ribseg.pipeline.stages.bottleneck import EXAMPLES
 from ribseg.plot import class_figure, coverage_figure, group_figure, png_of, svg_of, threshold_figure
@@ -31,40 +31,40 @@ class Drawing(NamedTuple):
     title: str
 
 
-def figure(context: Context, name: str, drawn: "Figure", title: str) -> Drawing:
+def figure(session: Session, name: str, drawn: "Figure", title: str) -> Drawing:
     """Writes a figure as PNG into the run's folder; returns it as SVG for the page."""
-    atomic_write(context.output / f"{name}.png", png_of(drawn, dpi=150))
+    atomic_write(session.output / f"{name}.png", png_of(drawn, dpi=150))
     return Drawing(Markup(svg_of(drawn, title)), title)
 
 
-def map_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
+def map_figures(session: Session, records: Sequence[Record]) -> list[Drawing]:
     """The figures of the methods' scores on the last split."""
     split = splits_of(records, "localization")[-1]
     last = [one for one in records if one.split == split]
     methods = [one for one in last if not one.control]
     figures = [
-        figure(context, "curves", threshold_figure(curves(methods)), f"Scores on {split} over the threshold"),
-        class_bars(context, "classes", methods, f"IoU per class, {split}, at fixed thresholds"),
-        figure(context, "groups", group_figure(*groups(methods)), f"mIoU on {split} in groups of images"),
+        figure(session, "curves", threshold_figure(curves(methods)), f"Scores on {split} over the threshold"),
+        class_bars(session, "classes", methods, f"IoU per class, {split}, at fixed thresholds"),
+        figure(session, "groups", group_figure(*groups(methods)), f"mIoU on {split} in groups of images"),
     ]
     coverage = [replace(one, label=one.name) for one in last if one.measure == "coverage"]
     if coverage:
         title = f"Coverage of the objects on {split} by distance from CAM's peak"
-        figures.append(figure(context, "coverage", coverage_figure(series(coverage)), title))
+        figures.append(figure(session, "coverage", coverage_figure(series(coverage)), title))
     return figures
 
 
-def segmenter_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
+def segmenter_figures(session: Session, records: Sequence[Record]) -> list[Drawing]:
     """The figure of the segmenters' IoU of each class."""
     named = [replace(one, label=f"{one.label}, {one.split}") for one in records]
-    return [class_bars(context, "segmenters", named, "IoU per class of the segmenters")]
+    return [class_bars(session, "segmenters", named, "IoU per class of the segmenters")]
 
 
-def bottleneck_figures(context: Context, records: Sequence[Record]) -> list[Drawing]:
+def bottleneck_figures(session: Session, records: Sequence[Record]) -> list[Drawing]:
     """The figure of the toy experiment."""
-    examples = context.artefacts["bottleneck"].folder / EXAMPLES
+    examples = session.artefacts["bottleneck"].folder / EXAMPLES
     title = "Gradients per layer before and after RIB, and high gradient ratios"
-    return [figure(context, "bottleneck", bottleneck_figure(records, examples), title)]
+    return [figure(session, "bottleneck", bottleneck_figure(records, examples), title)]
 
 
 def curves(records: Sequence[Record]) -> Lines:
@@ -94,13 +94,13 @@ def groups(records: Sequence[Record]) -> tuple[Lines, dict[str, list[str]]]:
     return values, names
 
 
-def class_bars(context: Context, name: str, records: Sequence[Record], title: str) -> Drawing:
+def class_bars(session: Session, name: str, records: Sequence[Record], title: str) -> Drawing:
     """The figure of the IoU of all classes that occur for some source; by split for segmenters."""
     found = [one for one in records if one.measure == "class_iou"]
     occurring = {one.place for one in found if one.value is not None}
     names = list(dict.fromkeys(one.place for one in found if one.place in occurring))
     shown = series([one for one in found if one.place in occurring])
-    return figure(context, name, class_figure(shown, names), title)
+    return figure(session, name, class_figure(shown, names), title)
 
 
 def bottleneck_figure(records: Sequence[Record], examples: Path) -> "Figure":

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ribseg.errors import ConfigError, DataError, reason
 from ribseg.metrics.per_image import PerImageCounts
-from ribseg.pipeline.recipe.methods import MapSource, map_sources
+from ribseg.pipeline.recipe.methods import MapSource, entries, map_sources
 from ribseg.pipeline.stages.evaluate import image_counts
 from ribseg.store.artefact import Artefact
 
@@ -42,7 +42,7 @@ class FinishedRun:
     @cached_property
     def sources(self) -> dict[str, MapSource]:
         """Name -> source of maps of its configuration."""
-        return map_sources(self.cfg)
+        return map_sources(entries(self.cfg))
 
     @cached_property
     def artefacts(self) -> dict[str, Artefact]:

@@ -16,8 +16,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.masks import IGNORE
 from ribseg.errors import reason
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.loggers import finish_loggers, result_numbers
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.pictures import Example, example_images
 from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.table import Cell, TableData
@@ -31,8 +31,8 @@ Step = tuple[str, Callable[[], object]]  # what it logs, and how
 class Loggable:
     """What a run has to log; each part is read when the first logger wants it."""
 
-    def __init__(self, context: Context, results: dict[str, Any]) -> None:
-        self.context, self.results, self.name = context, results, str(context.cfg.name)
+    def __init__(self, session: Session, results: dict[str, Any]) -> None:
+        self.session, self.results, self.name = session, results, str(session.cfg.name)
 
     @cached_property
     def numbers(self) -> dict[str, float]:
@@ -42,12 +42,12 @@ class Loggable:
     @cached_property
     def records(self) -> list[Record]:
         """The numbers of tables and curves."""
-        return run_records(self.context, self.results)
+        return run_records(self.session, self.results)
 
     @cached_property
     def examples(self) -> list[tuple[BaseDataset, list[Example]]]:
         """Images with masks, by split."""
-        return list(example_images(self.context, self.results))
+        return list(example_images(self.session, self.results))
 
     @cached_property
     def tables(self) -> dict[str, TableData]:
@@ -70,34 +70,34 @@ class Loggable:
 
         By time, because `hydra.run.dir` may be a folder with files of others.
         """
-        output = self.context.output
+        output = self.session.output
         places = [*output.glob("*"), *output.glob(f"{TABLES_FOLDER}/*")]
-        new = [path for path in places if path.is_file() and path.stat().st_mtime >= self.context.started]
+        new = [path for path in places if path.is_file() and path.stat().st_mtime >= self.session.started]
         settings = output.glob(".hydra/*.yaml")
         return {str(path.relative_to(output)): path for path in sorted([*new, *settings])}
 
 
-def log_results(context: Context, results: dict[str, Any]) -> None:
+def log_results(session: Session, results: dict[str, Any]) -> None:
     """Logs the results; what a logger cannot take for an error is said, and the others go on."""
-    things = Loggable(context, results)
-    for logger in context.result_loggers:
-        _try(context, logger, "results", partial(_log, context, logger, things))
-    _try(context, None, "end of the run", finish_loggers)
+    things = Loggable(session, results)
+    for logger in session.result_loggers:
+        _try(session, logger, "results", partial(_log, session, logger, things))
+    _try(session, None, "end of the run", finish_loggers)
 
 
-def _log(context: Context, logger: Logger, things: Loggable) -> None:
+def _log(session: Session, logger: Logger, things: Loggable) -> None:
     for what, log in steps(logger, things):
-        _try(context, logger, what, log)
+        _try(session, logger, what, log)
 
 
-def _try(context: Context, logger: Logger | None, what: str, log: Callable[[], object]) -> None:
+def _try(session: Session, logger: Logger | None, what: str, log: Callable[[], object]) -> None:
     try:
         log()
     except Exception as error:  # noqa: BLE001 - any: from a network, a server, or a user's class
         name = "the loggers" if logger is None else type(logger).__name__
         said = f"{name} did not take the {what}: {type(error).__name__}: {reason(error)}. "
-        said += f"Nothing is lost: {context.output} has the results"
-        context.console.say(said, "warning", "yellow")
+        said += f"Nothing is lost: {session.output} has the results"
+        session.console.say(said, "warning", "yellow")
 
 
 def steps(logger: Logger, things: Loggable) -> Iterator[Step]:

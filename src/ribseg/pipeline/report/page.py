@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 
 from ribseg.data.check.note import Note
 from ribseg.files import atomic_write
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import map_sources
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.answer import BASELINE, answers, network_line, result_lines
 from ribseg.pipeline.report.figures import Drawing, bottleneck_figures, figure, map_figures, segmenter_figures
 from ribseg.pipeline.report.finished import OVERRIDES, overrides_of
@@ -53,21 +52,21 @@ class Section:
         return self.title.lower().replace(" ", "-")
 
 
-def write_report(context: Context, results: dict[str, Any]) -> Path:
+def write_report(session: Session, results: dict[str, Any]) -> Path:
     """Writes `report.html` and its figures into the run's folder; returns the path."""
-    grid = picture_grid(context, results)
+    grid = picture_grid(session, results)
     if grid:
-        atomic_write(context.output / "grid.png", grid)
+        atomic_write(session.output / "grid.png", grid)
     after = (adaptation_section, data_section, run_section)
-    path, records = context.output / "report.html", run_records(context, results)
+    path, records = session.output / "report.html", run_records(session, results)
     page = render(
         "report.html",
-        title=f"ribseg: {context.cfg.name}",
-        facts=facts(context, results),
+        title=f"ribseg: {session.cfg.name}",
+        facts=facts(session, results),
         answers=answers(records),
-        before=list(score_sections(context, results, records)),
-        gallery=gallery(context, results),
-        after=[section for part in after for section in part(context, results)],
+        before=list(score_sections(session, results, records)),
+        gallery=gallery(session, results),
+        after=[section for part in after for section in part(session, results)],
     )
     atomic_write(path, page.encode())
     return path
@@ -92,26 +91,26 @@ def colour_map() -> list[list[int]]:
     return [[round(255 * part) for part in colormaps[MAP_COLOURS](value)[:3]] for value in range(256)]
 
 
-def facts(context: Context, results: Mapping[str, Any]) -> dict[str, str]:
+def facts(session: Session, results: Mapping[str, Any]) -> dict[str, str]:
     """What ran, with which data: name -> text, for the head of the page."""
-    found = {"stages": ", ".join(context.cfg.run), "seed": str(results["seed"])}
+    found = {"stages": ", ".join(session.run.chosen), "seed": str(results["seed"])}
     made = results["environment"]
     found["ribseg"] = " ".join(made[key] for key in ("ribseg", "commit") if key in made)
     if "data" in results or "localization" in results:
-        data = context.data
+        data = session.data
         sizes = {data.train.split: len(data.train)} | {name: len(each) for name, each in data.evals.items()}
         splits = ", ".join(f"{name} {number:,}" for name, number in sizes.items())
         found = {"data": f"{data.train.origin}: {splits} images, {data.train.num_classes} classes"} | found
     return found
 
 
-def gallery(context: Context, results: dict[str, Any]) -> Gallery | None:
+def gallery(session: Session, results: dict[str, Any]) -> Gallery | None:
     """The gallery of a run's maps and masks; None without any, or with report.images=0."""
-    settings = context.cfg.report
-    maps = map_series_of(context, results) if "localization" in results or "methods" in results else []
+    settings = session.cfg.report
+    maps = map_series_of(session, results) if "localization" in results or "methods" in results else []
     if not maps or not settings.images:
         return None
-    folders = list(context.data.evals.values()) or [context.data.train]
+    folders = list(session.data.evals.values()) or [session.data.train]
     return make_gallery(
         folders,
         maps,
@@ -119,13 +118,13 @@ def gallery(context: Context, results: dict[str, Any]) -> Gallery | None:
         BASELINE if any(series.name == BASELINE for series in maps) else None,
         settings.images,
         1e6 * settings.megabytes,
-        context.track,
-        context.cfg.evaluate.workers,
+        session.track,
+        session.cfg.evaluate.workers,
     )
 
 
 def score_sections(
-    context: Context, results: Mapping[str, Any], records: Sequence[Record]
+    session: Session, results: Mapping[str, Any], records: Sequence[Record]
 ) -> Iterator[Section]:
     """The sections with tables and figures of scores."""
     drawn = {"localization": map_figures, "segmenter": segmenter_figures, "bottleneck": bottleneck_figures}
@@ -133,35 +132,35 @@ def score_sections(
         found = [one for one in records if one.part in parts]
         if any(one.part == parts[0] for one in found):
             lines = [network_line(results["bottleneck"])] if "bottleneck" in parts else []
-            figures = drawn[parts[0]](context, found) if parts[0] in drawn else []
+            figures = drawn[parts[0]](session, found) if parts[0] in drawn else []
             yield Section(title, shown_tables(found), lines, figures, shown_tables(found, DETAILS))
 
 
-def adaptation_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+def adaptation_section(session: Session, results: dict[str, Any]) -> Iterator[Section]:
     """The section on steps, stop rules, logits and areas of the methods that adapt the classifier."""
-    labels = {name: source.label for name, source in map_sources(context.cfg).items()}
+    labels = {name: source.label for name, source in session.sources.items()}
     found = {labels[name]: values for name, values in results.get("methods", {}).items() if values["logits"]}
     lines = result_lines(results)
     title = "Mean logit and area of the maps over the steps k"
-    figures = [figure(context, "adaptation", adaptation_figure(found), title)] if found else []
+    figures = [figure(session, "adaptation", adaptation_figure(found), title)] if found else []
     if figures or lines:
         yield Section("Adaptation", lines=lines, figures=figures)
 
 
-def data_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+def data_section(session: Session, results: dict[str, Any]) -> Iterator[Section]:
     """The section with notes on unusual data."""
     notes = [str(Note(**row)) for row in results.get("data", {}).get("notes", [])]
     if notes:
         yield Section("Notes on the data", lines=notes)
 
 
-def run_section(context: Context, results: dict[str, Any]) -> Iterator[Section]:
+def run_section(session: Session, results: dict[str, Any]) -> Iterator[Section]:
     """The section with time per stage, command, environment and settings."""
-    repeat = command(context.output)
+    repeat = command(session.output)
     listings = {"Command": repeat} if repeat else {}
     listings["Environment"] = json.dumps(results["environment"], indent=1)
-    listings["Configuration"] = OmegaConf.to_yaml(context.cfg, resolve=True)
-    finished = {name: a for name, a in context.artefacts.items() if name in results["store"]}
+    listings["Configuration"] = OmegaConf.to_yaml(session.cfg, resolve=True)
+    finished = {name: a for name, a in session.artefacts.items() if name in results["store"]}
     tables = [time_table(finished)] if finished else []
     yield Section("Run", tables, listings=listings)
 

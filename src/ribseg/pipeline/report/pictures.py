@@ -13,8 +13,8 @@ from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path, read_reco
 from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
 from ribseg.metrics.evaluation import full_size
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import MapSource, map_sources
+from ribseg.pipeline.recipe.methods import MapSource
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.records import SCORED
 from ribseg.pipeline.stages.affinity import label_path
 from ribseg.pipeline.stages.chains import segmenter_test_name
@@ -62,14 +62,14 @@ class MaskSeries:
     title: str = ""
 
 
-def map_series_of(context: Context, results: Mapping[str, Any]) -> list[MapSeries]:
+def map_series_of(session: Session, results: Mapping[str, Any]) -> list[MapSeries]:
     """The maps in the store, without controls, with their scores if they were evaluated."""
-    counts = image_counts(context.artefacts.get("evaluate"), results)
+    counts = image_counts(session.artefacts.get("evaluate"), results)
     found = []
-    for name, source in map_sources(context.cfg).items():
-        if source.control or source.stage not in context.artefacts or not context.is_ready(source.stage):
+    for name, source in session.sources.items():
+        if source.control or source.stage not in session.artefacts or not session.is_ready(source.stage):
             continue
-        folder = context.artefacts[source.stage].folder
+        folder = session.artefacts[source.stage].folder
         scores = results.get("localization", {}).get(name, {}).get("split", {})
         found.append(
             MapSeries(
@@ -130,7 +130,7 @@ def _segmented(place: Path, folder: BaseDataset, image_id: str) -> np.ndarray | 
     return _read(partial(_png, place / folder.split), folder, image_id)
 
 
-def picture_grid(context: Context, results: dict[str, Any]) -> bytes | None:
+def picture_grid(session: Session, results: dict[str, Any]) -> bytes | None:
     """The picture grid as PNG: per row an image, its maps, its masks, and the ground truth if there is one.
 
     It shows the last evaluated split, else training images. Maps are drawn over the image; the contour is the
@@ -138,11 +138,11 @@ def picture_grid(context: Context, results: dict[str, Any]) -> bytes | None:
     """
     from matplotlib.figure import Figure
 
-    maps = map_series_of(context, results)
+    maps = map_series_of(session, results)
     if not maps:
         return None
-    folder = list(context.data.evals.values())[-1] if context.data.evals else context.data.train
-    ids = evenly_spaced(folder.ids, context.cfg.report.examples)
+    folder = list(session.data.evals.values())[-1] if session.data.evals else session.data.train
+    ids = evenly_spaced(folder.ids, session.cfg.report.examples)
     masks = [one for one in mask_series_of(results) if one.title]
     truth = all(folder.has_mask(image_id) for image_id in ids)
     width = 1 + len(maps) + len(masks) + truth
@@ -200,17 +200,17 @@ class Example:
     thresholds: Mapping[str, float]
 
 
-def example_images(context: Context, results: dict[str, Any]) -> Iterator[tuple[BaseDataset, list[Example]]]:
+def example_images(session: Session, results: dict[str, Any]) -> Iterator[tuple[BaseDataset, list[Example]]]:
     """Split -> examples, `report.examples` of each evaluated split and of the pseudo masks' split.
 
     Their masks are the ground truth, the maps that were evaluated, cut, and the masks in the store.
     """
     if not any(part in results for part in SCORED):
         return
-    maps, masks = map_series_of(context, results), list(mask_series_of(results))
-    folders = [*context.data.evals.values(), context.data.pseudo]
+    maps, masks = map_series_of(session, results), list(mask_series_of(results))
+    folders = [*session.data.evals.values(), session.data.pseudo]
     for folder in {one.split: one for one in folders}.values():
-        ids = evenly_spaced(folder.ids, context.cfg.report.examples)
+        ids = evenly_spaced(folder.ids, session.cfg.report.examples)
         yield folder, [example(folder, image_id, maps, masks) for image_id in ids]
 
 

@@ -6,7 +6,7 @@ With a `file` a table is also written as `tables/<file>.csv` and given to logger
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ribseg.pipeline.recipe.context import Context
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.answer import network_line, result_lines
 from ribseg.pipeline.report.records import SCORED, Record, records_of
 from ribseg.pipeline.report.table import Column, Declared, TableData
@@ -217,24 +217,24 @@ def file_tables(records: Sequence[Record]) -> dict[str, TableData]:
     return {name: table for one in (*FILES, *TABLES, *DETAILS) for name, table in one.files(records)}
 
 
-def run_records(context: Context, results: Mapping[str, Any]) -> list[Record]:
+def run_records(session: Session, results: Mapping[str, Any]) -> list[Record]:
     """The numbers of a run, with the names of its classes."""
     scored = any(part in results for part in SCORED)  # the toy experiment has no data set
-    return records_of(results, context.data.classes if scored else ())
+    return records_of(results, session.data.classes if scored else ())
 
 
-def print_tables(context: Context, results: Mapping[str, Any]) -> None:
+def print_tables(session: Session, results: Mapping[str, Any]) -> None:
     """Prints the tables and lines of a run."""
-    for table in shown_tables(run_records(context, results)):
-        context.console.print(table.for_terminal())
+    for table in shown_tables(run_records(session, results)):
+        session.console.print(table.for_terminal())
     for line in result_lines(results):
-        context.console.say(line)
+        session.console.say(line)
     if "bottleneck" in results:
-        context.console.say(network_line(results["bottleneck"]))
+        session.console.say(network_line(results["bottleneck"]))
 
 
-def write_tables(context: Context, results: Mapping[str, Any]) -> None:
+def write_tables(session: Session, results: Mapping[str, Any]) -> None:
     """Writes the tables with a file into the run's folder, whatever the loggers are."""
-    for name, table in file_tables(run_records(context, results)).items():
-        path = context.output / TABLES_FOLDER / f"{name.replace('/', '_')}.csv"
+    for name, table in file_tables(run_records(session, results)).items():
+        path = session.output / TABLES_FOLDER / f"{name.replace('/', '_')}.csv"
         write_csv(path, table.columns, table.rows)

@@ -1,15 +1,17 @@
 """The affinity stages: confident labels, training, random walk (docs/method.md, section 5)."""
 
 import copy
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
 
+from ribseg.checks import check_arguments, check_switch, within
+from ribseg.data.augment.seeding import share_of
 from ribseg.data.augment.segmentation import (
     Reader,
     SegmentationDataset,
@@ -19,231 +21,347 @@ from ribseg.data.augment.segmentation import (
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError
+from ribseg.files import missing_ids
 from ribseg.functional import dense_crf
-from ribseg.methods.refine import confident_labels
+from ribseg.functional.dense_crf import check_dense_crf
+from ribseg.methods.refine import check_confidence, check_walk, confident_labels
 from ribseg.models import Backbone, IRNet, PSANet, load_weights, read_state_dict
 from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.recipe.build import build
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.parts import takes
+from ribseg.pipeline.recipe.data import PIXELS
+from ribseg.pipeline.recipe.parts import check_optimizer, takes
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.recipe.training import fit, save_state
-from ribseg.pipeline.recipe.workers import Job, run_pool
-from ribseg.pipeline.stages.chains import RefinementStage
-from ribseg.pipeline.stages.classifier import trained_classifier
+from ribseg.pipeline.stages.chains import Chain, RefinementStage
+from ribseg.pipeline.stages.classifier import ClassifierStage
 from ribseg.pipeline.stages.maps import MapStage
-from ribseg.pipeline.stages.thresholds import SCORES_ONLY, all_images, choose_threshold, needs_masks
+from ribseg.pipeline.stages.thresholds import (
+    SCORE,
+    all_images,
+    check_threshold,
+    choose_threshold,
+    needs_masks,
+)
 from ribseg.store.artefact import Artefact
-from ribseg.store.digest import plain
-from ribseg.store.stage import CROPS, NOT_FOR_MAPS, TRAINING, VIEWS
+from ribseg.store.settings import COUNT, COUNT_OR_AUTO, SHARE, SPEED, check_fields, counted, setting
+from ribseg.store.stage import ImageStage, Stage
 
 WEIGHTS = "affinity.pt"
 MARGINS = {"foreground": 0.125, "background": -0.1}  # of "auto", added to the background score of the maps
-# Settings of `refine` that neither the confident labels nor the walk depend on.
-MASKS = (
-    *("refine.variants", "refine.walk_threshold", "refine.attention_threshold", "refine.segments"),
-    *("refine.saliency", "refine.saliency_threshold", "refine.crf_unary"),
-)
-AFTER_LABELS = ("refine.walk", "refine.attention", "refine.pixel_adaptive", *MASKS)
-NOT_FOR_WALK = (
-    *("refine.labels", "refine.attention", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),
-    *MASKS,
-)
 
 
-class AffinityLabelsStage(RefinementStage):
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceSettings:
+    """The settings `refine.labels`."""
+
+    foreground: float | str = setting(partial(SHARE, words=("auto",)))
+    background: float | str = setting(partial(SHARE, words=("auto",)))
+    crf: bool = setting(check_switch)
+
+    def __post_init__(self) -> None:
+        """Raises a ConfigError if a setting is out of range, or the scores do not fit together."""
+        check_fields(self)
+        if not self.automatic:
+            check_confidence(self.foreground, self.background)  # type: ignore[arg-type]
+
+    @property
+    def automatic(self) -> bool:
+        """Whether a score follows that of the maps."""
+        return "auto" in (self.foreground, self.background)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """The settings of `refine` for confident labels."""
+
+    labels: ConfidenceSettings = setting(kind=ConfidenceSettings)
+    maps_threshold: float | str = setting(SCORE)
+    crf: Mapping[str, Any] = setting(partial(check_arguments, check_dense_crf))
+    workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkSettings:
+    """The settings of `refine` for the random walk."""
+
+    walk: Mapping[str, Any] = setting(partial(check_arguments, check_walk))
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings:
+    """The settings `affinity.backbone`."""
+
+    name: str = setting()
+    output_stride: int = setting()
+    pretrained: bool = setting(check_switch, default=False)
+    weights: str | None = setting(default=None)
+    kwargs: Mapping[str, Any] | None = setting(default=None)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffinitySettings:
+    """The settings `affinity`."""
+
+    network: Mapping[str, Any] = setting()
+    module: Mapping[str, Any] = setting()
+    backbone: BackboneSettings = setting(kind=BackboneSettings)
+    epochs: int = setting(COUNT)
+    batch_size: int = setting(COUNT)
+    crop_size: int = setting(COUNT)
+    scale: Sequence[float] = setting()
+    callbacks: Mapping[str, Any] | None = setting(default=None)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+class LabelJob(NamedTuple):
+    """The confident labels of one image."""
+
+    image_id: str
+    maps: Path
+    target: Path
+
+
+class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
     """Makes the confident labels that the affinity network is trained on."""
 
     kind = "affinity_labels"
-    parts = ("refine", "evaluate", "data")
-    in_shards: ClassVar[bool] = True
-    neutral = (*AFTER_LABELS, *SCORES_ONLY, *CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
-    def required(self, context: Context) -> tuple[str, ...]:
+    def __init__(self, session: Session, chain: Chain, maps: Stage[Session]) -> None:
+        super().__init__(session, chain, maps)
+        self.cfg = session.settings[LabelSettings]
+
+    def inputs(self) -> Sequence[Stage[Session]]:
         """The maps."""
-        return (self.chain.maps,)
+        return [self.maps]
 
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of "auto" scores and of the CRF count only if they are used."""
-        settings = super().settings(cfg)
-        if "auto" not in settings["refine"]["labels"].values():
-            del settings["evaluate"], settings["refine"]["maps_threshold"]
-            settings["data"].pop("eval_splits", None)
-        if not settings["refine"]["labels"].get("crf"):
-            del settings["refine"]["crf"]
-        return settings
+    def settings(self) -> dict[str, Any]:
+        """Its own; the choice of the score and the CRF count only if they are used."""
+        own = counted(self.cfg)
+        if not self.cfg.labels.automatic:
+            del own["maps_threshold"]
+        if not self.cfg.labels.crf:
+            del own["crf"]
+        return self.session.counted(data=()) | {"refine": own}
 
-    def data(self, context: Context) -> str:
+    def data(self) -> str:
         """All images; the masks if a score is chosen on them."""
-        refine = context.cfg.refine
-        automatic = "auto" in plain(refine.labels).values()
-        return all_images(context, masks=automatic and needs_masks(refine.maps_threshold))
+        masks = self.cfg.labels.automatic and needs_masks(self.cfg.maps_threshold)
+        return all_images(self.session, masks)
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Labels the images without a label file, in a process pool of the first process."""
-        scores = {"foreground": 0.0, "background": 0.0}
+    def ids(self) -> Sequence[str]:
+        """The training images."""
+        return self.session.data.pseudo.ids
 
-        def label() -> None:
-            scores.update(confidence(context, self.chain.maps))
-            source, folder = context.artefacts[self.chain.maps].folder, context.data.pseudo
-            crf = plain(context.cfg.refine.crf) if context.cfg.refine.labels.crf else None
-            work = partial(write_confident_labels, folder.image, scores, crf)
-            jobs = [(i, map_path(source, i), label_path(artefact.folder, i)) for i in folder.ids]
-            run_pool(context, work, jobs, "Confident labels")
+    def missing(self, target: Artefact, ids: Sequence[str]) -> list[str]:
+        """Those of the images that have no labels."""
+        return missing_ids(target.folder / "labels", ids, ".png")
 
-        context.on_first(label)
-        return dict(scores)
+    def check(self) -> None:
+        """Checks that there are masks to choose a score on."""
+        if self.cfg.labels.automatic:
+            check_threshold(self.session, "maps_threshold", self.cfg.maps_threshold)
+
+    def make(self, target: Artefact, ids: Sequence[str]) -> None:
+        """Labels images in processes of the first process of the run."""
+        scores, source = self.confidence(), self.maps.artefact.folder
+        crf = self.cfg.crf if self.cfg.labels.crf else None
+        work = partial(write_confident_labels, self.session.data.pseudo.image, scores, crf)
+        jobs = [LabelJob(i, map_path(source, i), label_path(target.folder, i)) for i in ids]
+        if self.session.group.first:
+            self.session.do(work, jobs, "Confident labels", self.cfg.workers)
+
+    def finish(self, target: Artefact) -> dict[str, Any]:
+        """The background scores."""
+        return self.confidence()
+
+    def confidence(self) -> dict[str, float]:
+        """The background scores, "foreground" and "background"."""
+        labels = self.cfg.labels
+        scores = {name: getattr(labels, name) for name in MARGINS}
+        if labels.automatic:
+            best = choose_threshold(self.session, self.maps, self.cfg.maps_threshold)
+            scores = {
+                name: min(max(best + MARGINS[name], 0.01), 0.99) if value == "auto" else value
+                for name, value in scores.items()
+            }
+        return {name: float(value) for name, value in scores.items()}
 
 
 class AffinityStage(RefinementStage):
-    """Trains IRNet, or PSA's network, on the confident labels."""
+    """Trains IRNet, or PSA's network, on the confident labels.
+
+    Args:
+        session: of the run.
+        labels: the stage that makes them.
+        classifier: the stage that trains it, for its backbone.
+    """
 
     kind = "affinity"
-    parts = ("affinity", "callbacks", *TRAINING)
-    neutral = (*CROPS, *VIEWS, *NOT_FOR_MAPS)
 
-    def required(self, context: Context) -> tuple[str, ...]:
+    def __init__(self, session: Session, labels: AffinityLabelsStage, classifier: ClassifierStage) -> None:
+        super().__init__(session, labels.chain, labels.maps)
+        self.cfg, self.labels, self._classifier = session.settings[AffinitySettings], labels, classifier
+
+    @cached_property
+    def classifier(self) -> ClassifierStage | None:
+        """The stage whose backbone the network shares; None if it has its own."""
+        shares = self.cfg.backbone.weights == "classifier" and takes(self.cfg.network, "backbone")
+        return self._classifier if shares else None
+
+    def inputs(self) -> Sequence[Stage[Session]]:
         """The confident labels, and the classifier if its backbone is used."""
-        return (*shared_classifier(context), self.chain.name("affinity_labels"))
+        return [*([self.classifier] if self.classifier else []), self.labels]
 
-    def data(self, context: Context) -> str:
+    def settings(self) -> dict[str, Any]:
+        """Its own, and those of trainings."""
+        common = self.session.counted("callbacks", "trainer", "seed", "tf32", data=PIXELS)
+        return {"affinity": counted(self.cfg)} | common
+
+    def data(self) -> str:
         """The training images."""
-        return context.data.pseudo.fingerprint(masks=False)
+        return self.session.data.pseudo.fingerprint(masks=False)
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
+    def targets(self) -> dict[str, Any]:
+        """The network and its training."""
+        return {"affinity": {"network": self.cfg.network, "module": self.cfg.module}}
+
+    def complete(self, artefact: Artefact) -> bool:
         """Whether the weights exist."""
         return (artefact.folder / WEIGHTS).is_file()
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+    def check(self) -> None:
+        """Builds the network and its training."""
+        self.session.callbacks("affinity")
+        if self.session.run.computes(self):
+            share_of(self.cfg.batch_size, self.session.processes, "affinity.batch_size")
+            with within("affinity.network"):
+                network = self.network(self.classifier.checked.backbone if self.classifier else None)
+            with within("affinity.module"):
+                module = self.training(network)
+            with within("affinity.module.optimizer"):
+                check_optimizer(module, self.cfg.module)
+
+    def network(self, backbone: Backbone | None = None) -> IRNet | PSANet:
+        """The configured network. One of the user's own need not take a backbone.
+
+        Args:
+            backbone: of the network; None for the configured one with its weights.
+        """
+        if not takes(self.cfg.network, "backbone"):
+            return build(self.cfg.network)
+        if backbone is None:
+            backbone = (
+                copy.deepcopy(self.classifier.trained.backbone) if self.classifier else self._backbone()
+            )
+        return build(self.cfg.network, backbone=backbone)
+
+    def _backbone(self) -> Backbone:
+        cfg = self.cfg.backbone
+        kwargs = None if cfg.kwargs is None else dict(cfg.kwargs)
+        backbone = Backbone(cfg.name, cfg.pretrained, cfg.output_stride, kwargs=kwargs)
+        if cfg.weights is not None:
+            load_weights(backbone, cfg.weights)
+        return backbone
+
+    def training(self, network: IRNet | PSANet) -> pl.LightningModule:
+        """The configured module that trains the network.
+
+        Raises:
+            ConfigError: the crops are too small for the pixel pairs of the loss.
+        """
+        module = build(self.cfg.module, network=network)
+        smallest = getattr(module, "smallest_crop", 1)
+        if self.cfg.crop_size < smallest:
+            raise ConfigError(
+                f"expected affinity.crop_size of at least {smallest // module.radius} * affinity.module.radius = "
+                f"{smallest} pixels, got {self.cfg.crop_size}"
+            )
+        return module
+
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Trains the network and saves it."""
-        cfg = context.cfg.affinity
-        pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
-        network = new_network(context)
-        module = new_training(context, network)
+        cfg, session = self.cfg, self.session
+        pl.seed_everything(session.cfg.seed, workers=True, verbose=False)
+        network = self.network()
         # The validation after the last epoch measures the mean displacement.
         facts = fit(
-            context,
-            artefact,
+            session,
+            target,
             "affinity",
-            module,
+            self.training(network),
             cfg.epochs,
-            affinity_data(context, context.artefacts[self.chain.name("affinity_labels")].folder),
+            self.crops(),
             check_val_every_n_epoch=cfg.epochs,
         )
-        context.on_first(lambda: save_state(network, artefact.folder / WEIGHTS))
+        session.group.on_first(lambda: save_state(network, target.folder / WEIGHTS))
         return facts
+
+    def crops(self) -> CropDataModule:
+        """Augmented crops with confident labels for training; plain crops to measure the mean displacement."""
+        cfg, data, labels = self.cfg, self.session.data, self.labels.artefact.folder
+        augmented = segmentation_train_transform(cfg.crop_size, cfg.scale, data.mean, data.std)
+        middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
+        train, val = (
+            SegmentationDataset(data.pseudo.ids, data.pseudo.image, partial(read_labels, labels), transform)
+            for transform in (augmented, middle)
+        )
+        return CropDataModule(
+            train, val, cfg.batch_size, data.num_workers, self.session.cfg.seed, "affinity.batch_size"
+        )
 
 
 class RandomWalkStage(RefinementStage, MapStage):
-    """Propagates the maps of all images by a random walk over the predicted affinities."""
+    """Propagates the maps of all images by a random walk over the predicted affinities.
+
+    Args:
+        session: of the run.
+        affinity: the stage that trains the network.
+    """
 
     kind = "random_walk"
-    parts = ("refine", "affinity", *MapStage.parts)
-    neutral = (*NOT_FOR_WALK, *CROPS, "data.scales", *NOT_FOR_MAPS)
     scales: ClassVar[tuple[float, ...] | None] = (1.0,)
 
-    def required(self, context: Context) -> tuple[str, ...]:
-        """The maps, the affinity network, and the classifier if its backbone is used."""
-        return (self.chain.maps, *shared_classifier(context), self.chain.name("affinity"))
+    def __init__(self, session: Session, affinity: AffinityStage) -> None:
+        super().__init__(session, affinity.chain, affinity.maps)
+        self.cfg, self.affinity = session.settings[WalkSettings], affinity
 
-    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
+    def inputs(self) -> Sequence[Stage[Session]]:
+        """The maps, the affinity network, and the classifier if its backbone is used."""
+        shared = [self.affinity.classifier] if self.affinity.classifier else []
+        return [self.maps, *shared, self.affinity]
+
+    def settings(self) -> dict[str, Any]:
+        """Its own, and those of maps; the network and its crops are the affinity stage's."""
+        return self.map_settings("max_side") | {"refine": counted(self.cfg)}
+
+    @cached_property
+    def module(self) -> pl.LightningModule:
         """The `RandomWalkModule`."""
-        network = new_network(context)
-        network.load_state_dict(
-            read_state_dict(context.artefacts[self.chain.name("affinity")].folder / WEIGHTS)
-        )
-        source = context.artefacts[self.chain.maps].folder
+        network = self.affinity.network()
+        network.load_state_dict(read_state_dict(self.affinity.artefact.folder / WEIGHTS))
+        source = self.maps.artefact.folder
         return RandomWalkModule(
             network,
             lambda image_id: load_maps(map_path(source, image_id)),
-            context.cfg.affinity.crop_size,
-            **plain(context.cfg.refine.walk),
+            self.affinity.cfg.crop_size,
+            **self.cfg.walk,
         )
-
-
-def confidence(context: Context, maps: str) -> dict[str, float]:
-    """The background scores, "foreground" and "background", for the confident labels of a stage's maps."""
-    labels = context.cfg.refine.labels
-    scores = {name: labels[name] for name in MARGINS}
-    if "auto" in scores.values():
-        best = choose_threshold(context, maps, context.cfg.refine.maps_threshold)
-        scores = {
-            name: min(max(best + MARGINS[name], 0.01), 0.99) if value == "auto" else value
-            for name, value in scores.items()
-        }
-    return {name: float(value) for name, value in scores.items()}
-
-
-def new_network(context: Context, backbone: Backbone | None = None) -> IRNet | PSANet:
-    """The configured affinity network.
-
-    Args:
-        context: of the run.
-        backbone: replaces the configured one. A network of the user's own need not take one.
-    """
-    cfg = context.cfg.affinity
-    if not takes(cfg.network, "backbone"):
-        return build(cfg.network)
-    return build(cfg.network, backbone=new_backbone(context) if backbone is None else backbone)
-
-
-def new_training(context: Context, network: IRNet | PSANet) -> pl.LightningModule:
-    """The configured module that trains the network.
-
-    Raises:
-        ConfigError: the crops are too small for the pixel pairs of the loss.
-    """
-    cfg = context.cfg.affinity
-    module = build(cfg.module, network=network)
-    smallest = getattr(module, "smallest_crop", 1)
-    if cfg.crop_size < smallest:
-        raise ConfigError(
-            f"expected affinity.crop_size of at least {smallest // module.radius} * affinity.module.radius = "
-            f"{smallest} pixels, got {cfg.crop_size}"
-        )
-    return module
-
-
-def backbone_weights(context: Context) -> str | None:
-    """The setting affinity.backbone.weights; None without it."""
-    return OmegaConf.select(context.cfg, "affinity.backbone.weights")
-
-
-def new_backbone(context: Context) -> Backbone:
-    """The configured backbone of the affinity network, with its weights."""
-    cfg = context.cfg.affinity.backbone
-    if cfg.weights == "classifier":
-        return copy.deepcopy(trained_classifier(context).backbone)
-    backbone = Backbone(cfg.name, cfg.pretrained, cfg.output_stride, kwargs=plain(cfg.kwargs))
-    if cfg.weights is not None:
-        load_weights(backbone, cfg.weights)
-    return backbone
-
-
-def shared_classifier(context: Context) -> tuple[str, ...]:
-    """("classifier",) if the affinity network uses the classifier's backbone; else ()."""
-    cfg = context.cfg.affinity
-    shared = takes(cfg.network, "backbone") and cfg.backbone.weights == "classifier"
-    return ("classifier",) if shared else ()
-
-
-def affinity_data(context: Context, labels: Path) -> CropDataModule:
-    """Augmented crops with confident labels for training; plain crops to measure the mean displacement.
-
-    Args:
-        context: of the run.
-        labels: folder of the stage affinity_labels.
-    """
-    cfg, data = context.cfg.affinity, context.data
-    augmented = segmentation_train_transform(cfg.crop_size, plain(cfg.scale), data.mean, data.std)
-    middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)
-    train, val = (
-        SegmentationDataset(data.pseudo.ids, data.pseudo.image, partial(read_labels, labels), transform)
-        for transform in (augmented, middle)
-    )
-    return CropDataModule(
-        train, val, cfg.batch_size, data.num_workers, context.cfg.seed, "affinity.batch_size"
-    )
 
 
 def label_path(folder: Path, image_id: str) -> Path:
@@ -257,9 +375,9 @@ def read_labels(folder: Path, image_id: str) -> np.ndarray:
 
 
 def write_confident_labels(
-    read_image: Reader, scores: dict[str, float], crf: dict[str, Any] | None, job: Job
+    read_image: Reader, scores: dict[str, float], crf: Mapping[str, Any] | None, job: LabelJob
 ) -> None:
     """Computes and writes the confident labels of one image."""
-    image_id, maps, target = job
     refine = None if crf is None else partial(dense_crf, **crf)
-    write_mask(target, confident_labels(read_image(image_id), load_maps(maps), **scores, crf=refine))
+    labels = confident_labels(read_image(job.image_id), load_maps(job.maps), **scores, crf=refine)
+    write_mask(job.target, labels)

@@ -1,44 +1,74 @@
 """The stage that refines maps by the classifier's attention (docs/method.md, section 5.6)."""
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 
+from ribseg.checks import check_arguments, within
 from ribseg.data.io.maps import load_maps, map_path
+from ribseg.functional.attention import check_attention
+from ribseg.models.attention import check_blocks
 from ribseg.modules.attention import AttentionModule
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.stages.affinity import MASKS
-from ribseg.pipeline.stages.chains import ATTENTION, RefinementStage
-from ribseg.pipeline.stages.classifier import trained_classifier
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.stages.chains import ATTENTION, Chain, RefinementStage
+from ribseg.pipeline.stages.classifier import ClassifierStage
 from ribseg.pipeline.stages.maps import MapStage
-from ribseg.store.artefact import Artefact
-from ribseg.store.digest import plain
-from ribseg.store.stage import CROPS, NOT_FOR_MAPS
+from ribseg.store.settings import check_fields, counted, setting
+from ribseg.store.stage import Stage
 
-# Settings of `refine` that it does not depend on.
-OTHERS = (
-    *("refine.labels", "refine.walk", "refine.maps_threshold", "refine.crf", "refine.pixel_adaptive"),
-    *MASKS,
-)
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings:
+    """The settings of `refine` for the refinement by attention."""
+
+    attention: Mapping[str, Any] = setting(partial(check_arguments, check_attention))
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
 
 
 class AttentionStage(RefinementStage, MapStage):
-    """Propagates the maps of all images by the attention of the classifier, a transformer."""
+    """Propagates the maps of all images by the attention of the classifier, a transformer.
+
+    Args:
+        session: of the run.
+        chain: see `RefinementStage`.
+        maps: see there.
+        classifier: the stage that trains it.
+    """
 
     kind = ATTENTION
-    parts = ("refine", *MapStage.parts)
-    neutral = (*OTHERS, *CROPS, "data.scales", *NOT_FOR_MAPS)
     scales: ClassVar[tuple[float, ...] | None] = (1.0,)
 
-    def required(self, context: Context) -> tuple[str, ...]:
-        """The maps, and the classifier."""
-        return ("classifier", self.chain.maps)
+    def __init__(
+        self, session: Session, chain: Chain, maps: Stage[Session], classifier: ClassifierStage
+    ) -> None:
+        super().__init__(session, chain, maps)
+        self.cfg, self.classifier = session.settings[AttentionSettings], classifier
 
-    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
+    def inputs(self) -> Sequence[Stage[Session]]:
+        """The maps, and the classifier."""
+        return [self.classifier, self.maps]
+
+    def settings(self) -> dict[str, Any]:
+        """Its own, and those of maps."""
+        return self.map_settings("max_side") | {"refine": counted(self.cfg)}
+
+    def check(self) -> None:
+        """Looks for the attention in the classifier."""
+        with within("refine.attention"):
+            check_blocks(self.classifier.checked, self.cfg.attention["blocks"])
+
+    @cached_property
+    def module(self) -> pl.LightningModule:
         """The `AttentionModule`."""
-        source = context.artefacts[self.chain.maps].folder
+        source = self.maps.artefact.folder
         return AttentionModule(
-            trained_classifier(context),
+            self.classifier.trained,
             lambda image_id: load_maps(map_path(source, image_id)),
-            **plain(context.cfg.refine.attention),
+            **self.cfg.attention,
         )

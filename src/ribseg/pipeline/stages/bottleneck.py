@@ -4,121 +4,108 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ribseg.analysis import binned_information, saturation
-from ribseg.analysis.regions import check_gradient
 from ribseg.analysis.summary import summarize_seeds
 from ribseg.checks import within
 from ribseg.data.demo.digits import (
     REGIONS,
-    SPLITS,
     ToyBatches,
     ToyImages,
-    digits_fingerprint,
     split_digits,
     toy_images,
 )
-from ribseg.errors import ConfigError
 from ribseg.files import atomic_write, write_json
 from ribseg.functional.activations import last_activation
 from ribseg.methods.pooling import Activated
 from ribseg.models import ToyNet, read_state_dict
-from ribseg.modules.toy import BottleneckModule, Measured, ToyModule
+from ribseg.modules.toy import BottleneckModule, Measured
 from ribseg.pipeline.recipe.build import build
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.loggers import finish_loggers
-from ribseg.pipeline.recipe.parts import check_arguments
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.toy_networks import (
+    BottleneckSettings,
+    ToyNetworksStage,
+    ToyStage,
     for_seeds,
     network_path,
-    seeds,
-    single_trainer,
-    toy_digits,
-    training_loss,
 )
 from ribseg.store.artefact import Artefact
-from ribseg.store.digest import plain
+from ribseg.store.settings import counted
 from ribseg.store.stage import Stage
 
 RESULT, EXAMPLES = "bottleneck.json", "examples.npz"
-FINALS = ("logit", "activation")
 
 
-class BottleneckStage(Stage):
+class BottleneckStage(ToyStage):
     """Measures the gradients of every network before and after RIB, on unseen images."""
 
     name = "bottleneck"
-    parts = ("bottleneck", "pooling", "trainer", "seed", "tf32")
     version = 2  # version 1 compared the result with bounds
-    reads_data = False
-    needs: ClassVar[tuple[str, ...]] = ("toy_networks",)
 
-    def data(self, context: Context) -> str:
-        """The digits."""
-        return digits_fingerprint(toy_digits(context))
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.networks = ToyNetworksStage(session)
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
+    def inputs(self) -> Sequence[Stage[Session]]:
+        """The networks."""
+        return [self.networks]
+
+    def settings(self) -> dict[str, Any]:
+        """Its own, and the pooling."""
+        common = self.session.counted("pooling", "trainer", "seed", "tf32")
+        return common | {"bottleneck": counted(self.cfg)}
+
+    def targets(self) -> dict[str, Any]:
+        """The section."""
+        return {"bottleneck": {"rib": self.cfg.rib}}
+
+    def complete(self, artefact: Artefact) -> bool:
         """Whether the result and the examples exist."""
         return (artefact.folder / RESULT).is_file() and (artefact.folder / EXAMPLES).is_file()
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+    def check(self) -> None:
+        """Builds what it measures with."""
+        self.networks.check()
+        split_digits(self.digits(), self.cfg.split)
+        with within("pooling"):
+            build(self.session.cfg.pooling)
+        with within("bottleneck.rib"):
+            self.module(ToyNet())
+
+    def module(self, network: ToyNet) -> BottleneckModule:
+        """The configured module that applies RIB and measures gradients."""
+        cfg = self.cfg
+        return build(
+            cfg.rib,
+            network=network,
+            pooling=Activated(build(self.session.cfg.pooling), cfg.activation),
+            activation=None if cfg.final == "logit" else last_activation(cfg.training.activation),
+            gradient=dict(cfg.gradient),
+            wrong_class=cfg.wrong_class,
+            _convert_="all",
+        )
+
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Measures the missing seeds, in the first process, and summarizes all of them."""
-        context.on_first(lambda: self._measure(context, artefact))
+        self.session.group.on_first(lambda: self._measure(target))
         return {}
 
-    def _measure(self, context: Context, artefact: Artefact) -> None:
-        paths = {seed: record_path(artefact, seed) for seed in seeds(context)}
+    def _measure(self, target: Artefact) -> None:
+        paths, first = {seed: record_path(target, seed) for seed in self.seeds}, self.seeds[0]
         missing = [seed for seed, path in paths.items() if not path.is_file()]
-        if context.cfg.seed not in missing and not (artefact.folder / EXAMPLES).is_file():
-            missing.append(context.cfg.seed)
-        for_seeds(context, artefact, measure_seed, missing)
+        if first not in missing and not (target.folder / EXAMPLES).is_file():
+            missing.append(first)
+        for_seeds(self, target, measure_seed, missing)
         records = [json.loads(path.read_text()) for path in paths.values()]
-        write_json(artefact.folder / RESULT, summarize(records))
-
-
-def check_bottleneck(context: Context) -> None:
-    """Checks the settings of the toy experiment before the training.
-
-    Raises:
-        ConfigError: one cannot work.
-    """
-    cfg = context.cfg.bottleneck
-    if cfg.split not in SPLITS:
-        raise ConfigError(f"expected bottleneck.split {' | '.join(SPLITS)}, got {cfg.split!r}")
-    if cfg.final not in FINALS:
-        raise ConfigError(f"expected bottleneck.final {' | '.join(FINALS)}, got {cfg.final!r}")
-    for split in ("train", cfg.split):
-        split_digits(toy_digits(context), split)
-    with within("bottleneck.training"):
-        ToyModule(ToyNet(), training_loss(context), cfg.training.lr).new_optimizer()
-    with within("bottleneck.gradient"):
-        check_arguments(check_gradient, cfg.gradient)
-    with within("pooling"):
-        build(context.cfg.pooling)
-    with within("bottleneck.rib"):
-        bottleneck_module(context, ToyNet())
-
-
-def bottleneck_module(context: Context, network: ToyNet) -> BottleneckModule:
-    """The configured module that applies RIB and measures gradients."""
-    cfg = context.cfg.bottleneck
-    looked_at = None if cfg.final == "logit" else last_activation(cfg.training.activation)
-    return build(
-        cfg.rib,
-        network=network,
-        pooling=Activated(build(context.cfg.pooling), cfg.activation),
-        activation=looked_at,
-        gradient=plain(cfg.gradient),
-        wrong_class=cfg.wrong_class,
-        _convert_="all",
-    )
+        write_json(target.folder / RESULT, summarize(records))
 
 
 def record_path(artefact: Artefact, seed: int) -> Path:
@@ -126,20 +113,20 @@ def record_path(artefact: Artefact, seed: int) -> Path:
     return artefact.folder / f"seed-{seed}.json"
 
 
-def measure_seed(context: Context, artefact: Artefact, seed: int) -> None:
+def measure_seed(stage: ToyStage, target: Artefact, seed: int) -> None:
     """Measures one network: high gradient ratios before and after RIB, accuracy, saturation."""
-    cfg = context.cfg.bottleneck
-    digits = split_digits(toy_digits(context), cfg.split)
+    stage, cfg = cast(BottleneckStage, stage), stage.cfg
+    digits = split_digits(stage.digits(), cfg.split)
     network = ToyNet()
-    network.load_state_dict(read_state_dict(network_path(context.artefacts["toy_networks"], seed)))
+    network.load_state_dict(read_state_dict(network_path(stage.networks.artefact, seed)))
     measured = toy_images(digits, cfg.images.measured, 1.0, seed, f"{cfg.split} measured")
     scored = toy_images(digits, cfg.images.scored, cfg.marked, seed, f"{cfg.split} scored")
-    trainer = single_trainer(context, f"bottleneck-{seed}", artefact, inference_mode=False)
-    predictions = trainer.predict(bottleneck_module(context, network), ToyBatches(measured, 1))
+    trainer = stage.trainer(f"bottleneck-{seed}", target, inference_mode=False)
+    predictions = trainer.predict(stage.module(network), ToyBatches(measured, 1))
     finish_loggers()
     items = cast(list[Measured], predictions)
-    if seed == context.cfg.seed:
-        save_examples(artefact.folder / EXAMPLES, measured, items[: cfg.examples])
+    if seed == stage.seeds[0]:
+        save_examples(target.folder / EXAMPLES, measured, items[: cfg.examples])
     record = {
         "seed": seed,
         "images": len(items),
@@ -147,9 +134,9 @@ def measure_seed(context: Context, artefact: Artefact, seed: int) -> None:
         "stopped": dict(Counter(item.stopped for item in items if item.stopped)),
         "before": by_region(item.before for item in items),
         "after": by_region(item.after for item in items),
-        "network": score_network(context, network.cpu(), scored),
+        "network": score_network(cfg, network.cpu(), scored),
     }
-    write_json(record_path(artefact, seed), record)
+    write_json(record_path(target, seed), record)
 
 
 def by_region(ratios: Iterable[Tensor]) -> dict[str, list[float | None]]:
@@ -164,9 +151,8 @@ def number(value: float) -> float | None:
 
 
 @torch.no_grad()
-def score_network(context: Context, network: ToyNet, toy: ToyImages) -> dict[str, Any]:
+def score_network(cfg: BottleneckSettings, network: ToyNet, toy: ToyImages) -> dict[str, Any]:
     """Accuracy, logits and saturation of a network on N images."""
-    cfg = context.cfg.bottleneck
     features = network.features(toy.images).mean((-2, -1))
     logits = network.head(features)
     truth = toy.labels.argmax(1)

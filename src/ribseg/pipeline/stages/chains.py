@@ -7,16 +7,15 @@ as pseudo_masks_cam.
 """
 
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.methods import refinable
+from ribseg.pipeline.recipe.session import Session
 from ribseg.store.stage import Stage
 
-REFINE = "refine"  # group of the stages of the main chain
 RIB = "rib"  # what refine.maps, segmenter.sources and export.source name by default
 FULL = "full"  # segmenter source: the ground truth (full supervision)
 WALK, ATTENTION = "random_walk", "attention"  # stages that refine maps, and parts of the names of variants
@@ -40,33 +39,35 @@ class Chain:
         """The name of this chain's stage of a kind."""
         return kind if self.main else f"{kind}_{self.maps}"
 
-    def kinds(self, cfg: Mapping[str, Any]) -> list[str]:
+    def variants(self, chosen: Sequence[str]) -> tuple[str, ...]:
+        """Those of the chosen variants of pseudo masks that it makes; the segmenter is trained on the last."""
+        return tuple(chosen) if self.main else tuple(chosen)[-1:]
+
+    def kinds(self, chosen: Sequence[str]) -> list[str]:
         """The kinds of stages that its variants need, in order."""
-        needed = {part for part in (WALK, ATTENTION) for name in self.variants(cfg) if name.startswith(part)}
-        unneeded = {*(WALKING if WALK not in needed else ()), *({ATTENTION} - needed)}
+        variants = self.variants(chosen)
+        walks, attends = (any(name.startswith(part) for name in variants) for part in (WALK, ATTENTION))
+        unneeded = {*(() if walks else WALKING), *(() if attends else (ATTENTION,))}
         return [kind for kind in REFINEMENT if kind not in unneeded]
 
-    def variants(self, cfg: Mapping[str, Any]) -> tuple[str, ...]:
-        """The variants of pseudo masks that it makes; the segmenter is trained on the last one."""
-        chosen = tuple(cfg["refine"]["variants"])
-        return chosen if self.main else chosen[-1:]
 
-
-class RefinementStage(Stage, ABC):
+class RefinementStage(Stage[Session], ABC):
     """A stage of a refinement chain.
 
     Args:
+        session: of the run.
         chain: it belongs to.
+        maps: the stage whose maps are refined.
     """
 
-    def __init__(self, chain: Chain) -> None:
-        self.chain, self.name = chain, chain.name(self.kind)
+    def __init__(self, session: Session, chain: Chain, maps: Stage[Session]) -> None:
+        super().__init__(session)
+        self.chain, self.maps, self.name = chain, maps, chain.name(self.kind)
 
-    def wanted(self, context: Context) -> bool:
+    def wanted(self) -> bool:
         """Whether the chain is the main one, or the run or a segmenter needs it."""
-        names = {self.chain.name(kind) for kind in REFINEMENT}
-        named = names & set(context.cfg.run)
-        return self.chain.main or bool(named) or self.chain.maps in active_sources(context.cfg)
+        named = {self.chain.name(kind) for kind in REFINEMENT} & set(self.session.run.chosen)
+        return self.chain.main or bool(named) or self.chain.maps in active_sources(self.session)
 
 
 def names_of(setting: Iterable[str] | str | None) -> list[str]:
@@ -83,7 +84,7 @@ def chains(cfg: Mapping[str, Any]) -> list[Chain]:
         ConfigError: `refine.maps` is not such a stage.
     """
     known, main = refinable(cfg), cfg["refine"]["maps"]
-    refines = not {REFINE, *REFINEMENT}.isdisjoint(names_of(cfg["run"]))
+    refines = not {"refine", *REFINEMENT}.isdisjoint(names_of(cfg["run"]))
     if main not in known and (refines or main not in left_out(cfg)):
         raise ConfigError(f"expected refine.maps out of {', '.join(known)}, got {main!r}")
     return [Chain(name, name == main) for name in sorted(known, key=lambda name: name != main)]
@@ -93,16 +94,6 @@ def left_out(cfg: Mapping[str, Any]) -> set[str]:
     """Names of methods that are set to null; and RIB, which settings name by default, if it is not there."""
     methods = cfg["methods"]
     return {name for name in {RIB, *methods} if not methods.get(name)}
-
-
-def chain_of(cfg: Mapping[str, Any], maps: str) -> Chain:
-    """The chain that refines the maps of a stage."""
-    return Chain(maps, maps == cfg["refine"]["maps"])
-
-
-def masks_stage(cfg: Mapping[str, Any], maps: str) -> str:
-    """The stage that makes pseudo masks from the maps of a stage."""
-    return chain_of(cfg, maps).name("pseudo_masks")
 
 
 def segmenter_sources(cfg: Mapping[str, Any]) -> list[str]:
@@ -120,9 +111,9 @@ def segmenter_test_name(source: str) -> str:
     return f"segmenter_test_{source}"
 
 
-def active_sources(cfg: Mapping[str, Any]) -> set[str]:
+def active_sources(session: Session) -> set[str]:
     """Sources of the configured segmenters, and of those that the run selects or exports."""
-    run = set(names_of(cfg["run"]))
-    named = {s for s in segmenter_sources(cfg) if {segmenter_name(s), segmenter_test_name(s)} & run}
-    exported = {cfg["export"]["source"]} if "export" in run else set()
-    return {*cfg["segmenter"]["sources"], *named, *exported}
+    cfg, run = session.cfg, set(session.run.chosen)
+    sources = segmenter_sources(cfg)
+    named = {s for s in sources if {segmenter_name(s), segmenter_test_name(s)} & run}
+    return {*cfg.segmenter.sources, *named, *({cfg.export.source} if "export" in run else ())}

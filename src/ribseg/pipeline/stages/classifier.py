@@ -1,113 +1,200 @@
 """The classifier stage: trains it, or loads a checkpoint."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 from torch import nn
 
+from ribseg.checks import within
+from ribseg.data.augment.seeding import share_of
 from ribseg.errors import ConfigError
+from ribseg.methods.trial import check_network
 from ribseg.models import Classifier, load_classifier, load_official_classifier
 from ribseg.models.classifier import described
 from ribseg.models.described import write_described
-from ribseg.pipeline.recipe.build import build, named_callbacks
-from ribseg.pipeline.recipe.context import Context
+from ribseg.models.packages import PACKAGED, STATISTICS
+from ribseg.modules import ClassifierModule
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.data import CROPS, PIXELS
+from ribseg.pipeline.recipe.parts import check_training
+from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.recipe.training import check_finite, fit, weights_file
 from ribseg.store.artefact import Artefact
-from ribseg.store.stage import TRAINING, VIEWS, Stage
+from ribseg.store.settings import COUNT, check_fields, counted, setting
+from ribseg.store.stage import Stage
+from ribseg.types import Trainable
 
-CHECKPOINTS = ("checkpoint", "official_checkpoint")  # settings for a trained classifier
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings:
+    """The settings `classifier`."""
+
+    model: Mapping[str, Any] = setting()
+    module: Mapping[str, Any] = setting()
+    epochs: int = setting(COUNT)
+    callbacks: Mapping[str, Any] | None = setting(default=None)
+    checkpoint: str | None = setting(default=None)
+    official_checkpoint: str | None = setting(default=None)
+
+    def __post_init__(self) -> None:
+        """Raises a ConfigError if a setting is out of range, or two checkpoints are given."""
+        check_fields(self)
+        if self.checkpoint and self.official_checkpoint:
+            raise ConfigError(
+                "checkpoint and classifier.official_checkpoint exclude each other; give one of them"
+            )
+
+    @property
+    def given(self) -> str | None:
+        """The file of a trained classifier, to use instead of training; None for training."""
+        return self.checkpoint or self.official_checkpoint
 
 
-class ClassifierStage(Stage):
-    """Trains the classifier, or loads a trained one."""
+class ClassifierStage(Stage[Session]):
+    """Trains the classifier, or loads a trained one.
+
+    Attributes:
+        left_out: names of the entries of a given checkpoint that were ignored.
+    """
 
     name = "classifier"
-    parts = ("classifier", "callbacks", *TRAINING)
-    neutral = (*VIEWS, "data.eval_splits")
 
-    def data(self, context: Context) -> str:
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.cfg, self.left_out = session.settings[ClassifierSettings], list[str]()
+
+    def settings(self) -> dict[str, Any]:
+        """Its own, and those of trainings."""
+        used = (*CROPS, *PIXELS, "batch_size")
+        common = self.session.counted("callbacks", "trainer", "seed", "tf32", data=used)
+        return {"classifier": counted(self.cfg)} | common
+
+    def data(self) -> str:
         """The training images; with callbacks all images, because callbacks may act on validation scores."""
-        acting = named_callbacks(context.cfg, self.name)
-        return (context.data if acting else context.data.train).fingerprint(masks=False)
+        data = self.session.data
+        return (data if self.session.callback_nodes(self.name) else data.train).fingerprint(masks=False)
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
+    def targets(self) -> dict[str, Any]:
+        """The section."""
+        return {"classifier": {"model": self.cfg.model, "module": self.cfg.module}}
+
+    def check(self) -> None:
+        """Builds the classifier and its training, and tries it on small images."""
+        if self.session.run.computes(self):
+            share_of(self.session.cfg.data.batch_size, self.session.processes, "data.batch_size")
+            self.session.callbacks(self.name)
+        _ = self.checked
+
+    @cached_property
+    def checked(self) -> Classifier:
+        """The network, tried on small images; with initial weights if it is to be trained."""
+        network, learns = self.network, False
+        if self.left_out:
+            self.session.say(
+                f"  the classifier is taken without {', '.join(self.left_out)}: maps have no bias"
+            )
+        check_normalization(network, self.cfg.model, self.session.cfg.data)
+        if not self.cfg.given:
+            learns = isinstance(self.module, ClassifierModule) and self.name in self.session.run.chosen
+        check_network(network, self.session.data.num_classes, learns, adapted_part(self.session))
+        return network
+
+    @cached_property
+    def network(self) -> Classifier:
+        """The configured network for the classes of the data, or that of the given checkpoint.
+
+        Raises:
+            ConfigError: it cannot be built, or a file does not match the network or the classes.
+        """
+        cfg, number = self.cfg, self.session.data.num_classes
+        with within("classifier"):
+            if cfg.official_checkpoint:
+                network = load_official_classifier(cfg.official_checkpoint)
+                if network.num_classes != number:
+                    raise ConfigError(
+                        f"{cfg.official_checkpoint} knows {network.num_classes} classes, but the data has {number}"
+                    )
+                return network
+            # Pretrained weights are loaded only if they will be needed; a network of one's own may have none.
+            others = {} if self._trains() else {"pretrained": False, "weights": None}
+            extra = {name: value for name, value in others.items() if name in cfg.model}
+            pl.seed_everything(self.session.cfg.seed, workers=True, verbose=False)
+            with within("model"):
+                network = build(cfg.model, num_classes=number, _convert_="all", **extra)
+            if cfg.checkpoint:
+                self.left_out = load_classifier(network, cfg.checkpoint)
+            return network
+
+    def _trains(self) -> bool:
+        return not self.cfg.given and self.session.run.computes(self)
+
+    @cached_property
+    def module(self) -> pl.LightningModule:
+        """The configured training of the network."""
+        return check_training("classifier.module", self.cfg.module, classifier=self.network)
+
+    @cached_property
+    def trained(self) -> Classifier:
+        """The network with the weights of the result."""
+        if not self.cfg.given:
+            load_classifier(self.network, weights_file(self.artefact, self.name))
+        return self.network
+
+    def complete(self, artefact: Artefact) -> bool:
         """Whether the weights exist."""
         return weights_file(artefact, self.name).is_file()
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Trains, resuming after the last finished epoch, or loads the given checkpoint."""
-        given = given_checkpoint(context)
-        if given:
-            classifier, left_out = loaded_checkpoint(context)
-            context.on_first(lambda: save(context, artefact, classifier))
-            return {given: Path(context.cfg.classifier[given]).name, "left_out": left_out}
-        pl.seed_everything(context.cfg.seed, workers=True, verbose=False)
-        classifier = new_classifier(context)
-        module = build(context.cfg.classifier.module, classifier=classifier)
-        facts = fit(context, artefact, self.name, module, context.cfg.classifier.epochs, context.data)
-        lr = context.cfg.classifier.module.get("lr")
-        check_finite(artefact, classifier.parameters(), "classifier.module.lr", lr)
-        context.on_first(lambda: save(context, artefact, classifier))
+        cfg, facts = self.cfg, dict[str, Any]()
+        if cfg.given:
+            kind = "checkpoint" if cfg.checkpoint else "official_checkpoint"
+            facts = {kind: Path(cfg.given).name, "left_out": self.left_out}
+        else:
+            module = self.module
+            pl.seed_everything(self.session.cfg.seed, workers=True, verbose=False)
+            facts = fit(self.session, target, self.name, module, cfg.epochs, self.session.data)
+            check_finite(target, self.network.parameters(), "classifier.module.lr", cfg.module.get("lr"))
+        self.session.group.on_first(lambda: self._save(target))
         return facts
 
-
-def save(context: Context, artefact: Artefact, classifier: nn.Module) -> None:
-    """Writes the weights, with the metadata that `ribseg.load` needs if it is a `Classifier`."""
-    about: dict[str, Any] = {"kind": "weights"}
-    if isinstance(classifier, Classifier):
-        about = described(classifier, context.data.classes, context.data.mean, context.data.std)
-    write_described(weights_file(artefact, artefact.stage), about, classifier.state_dict())
-
-
-def new_classifier(context: Context, pretrained: bool | None = None) -> Classifier:
-    """The configured classifier for the classes of the data.
-
-    Args:
-        context: of the run.
-        pretrained: False builds it without pretrained weights, if others are loaded afterwards.
-    """
-    cfg = context.cfg.classifier.model
-    known = {"pretrained": pretrained, "weights": None}
-    # A network of the user's own need not have these settings.
-    extra = {} if pretrained is None else {name: known[name] for name in known if name in cfg}
-    return build(cfg, num_classes=context.data.num_classes, _convert_="all", **extra)
+    def _save(self, target: Artefact) -> None:
+        """Writes the weights, with the metadata that `ribseg.load` needs if it is a `Classifier`."""
+        about: dict[str, Any] = {"kind": "weights"}
+        if isinstance(self.network, Classifier):
+            data = self.session.data
+            about = described(self.network, data.classes, data.mean, data.std)
+        write_described(weights_file(target, self.name), about, self.network.state_dict())
 
 
-def trained_classifier(context: Context) -> Classifier:
-    """The classifier with the weights of the classifier stage, or of the given checkpoint."""
-    if given_checkpoint(context):
-        return loaded_checkpoint(context)[0]
-    classifier = new_classifier(context, pretrained=False)
-    load_classifier(classifier, weights_file(context.artefacts["classifier"], "classifier"))
-    return classifier
+def adapted_part(session: Session) -> Trainable | None:
+    """The part of the network that the run's methods adapt; None if unknown or none does."""
+    chosen = [e.inner.get("trainable") for name, e in session.entries.items() if name in session.run.chosen]
+    return next((part for part in chosen if part in get_args(Trainable)), None)
 
 
-def given_checkpoint(context: Context) -> str | None:
-    """The setting that gives a checkpoint to use instead of training; None if none does.
+def check_normalization(classifier: nn.Module, model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Checks that pixels are normalised as the classifier's weights expect, if that is known.
 
     Raises:
-        ConfigError: both do.
+        ConfigError: they are not; names the settings.
     """
-    given = [name for name in CHECKPOINTS if context.cfg.classifier.get(name)]
-    if len(given) > 1:
-        raise ConfigError(f"classifier.{' and classifier.'.join(given)} exclude each other; give one of them")
-    return given[0] if given else None
-
-
-def loaded_checkpoint(context: Context) -> tuple[Classifier, list[str]]:
-    """The classifier from the given checkpoint, and the names of the file's entries that were ignored.
-
-    Raises:
-        ConfigError: the file cannot be read, or does not match the network or the classes.
-    """
-    cfg, number = context.cfg.classifier, context.data.num_classes
-    if given_checkpoint(context) == "checkpoint":
-        classifier = new_classifier(context, pretrained=False)
-        return classifier, load_classifier(classifier, cfg.checkpoint)
-    classifier = load_official_classifier(cfg.official_checkpoint)
-    if classifier.num_classes != number:
-        raise ConfigError(
-            f"{cfg.official_checkpoint} knows {classifier.num_classes} classes, but the data has {number}"
-        )
-    return classifier, []
+    backbone = getattr(classifier, "backbone", None)
+    known = getattr(backbone, "pretrained_cfg", {}) if model.get("pretrained") else {}
+    if model.get("weights") in PACKAGED:
+        known = STATISTICS
+    for name in ("mean", "std"):
+        found, expected = list(data[name]), known.get(name)
+        if expected and not all(
+            math.isclose(*pair, abs_tol=1e-3) for pair in zip(found, expected, strict=True)
+        ):
+            values = ",".join(f"{value:g}" for value in expected)
+            raise ConfigError(
+                f"the weights of {model.get('weights') or model['backbone']} expect pixels normalised with "
+                f"data.{name}=[{values}], got {found}; other statistics shift every input of the network"
+            )

@@ -1,12 +1,15 @@
 """The evaluation stage: scores of all sources of maps on all evaluated splits."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from ribseg.checks import check_number, check_switch
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
@@ -18,11 +21,11 @@ from ribseg.metrics.evaluation import ImageCounts, MapEvaluator, full_size
 from ribseg.metrics.masks import known
 from ribseg.metrics.per_image import PerImageCounts
 from ribseg.pipeline.recipe.build import build
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import MapSource, entries, map_sources
+from ribseg.pipeline.recipe.methods import MapSource
+from ribseg.pipeline.recipe.session import REPORT, Session
 from ribseg.store.artefact import Artefact
-from ribseg.store.digest import contents, with_sources
-from ribseg.store.stage import CROPS, VIEWS, Stage
+from ribseg.store.settings import COUNT, SHARE, SPEED, check_fields, counted, setting
+from ribseg.store.stage import Stage
 from ribseg.workers import ordered_map
 
 RESULT = "evaluation.json"
@@ -30,59 +33,97 @@ RESULT = "evaluation.json"
 HEADLINE = ("best_miou", "best_threshold", "miou_at_fixed", "fixed_threshold")
 
 
-class EvaluateStage(Stage):
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """The settings `evaluate`."""
+
+    thresholds: int = setting(partial(check_number, low=2, whole=True))
+    fixed_threshold: float | None = setting(partial(SHARE, words=(None,)))
+    bootstrap: int = setting(COUNT)
+    boxes: bool = setting(check_switch)
+    boundary: bool = setting(check_switch)
+    workers: int = setting(COUNT, neutral=SPEED)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+class EvaluateStage(Stage[Session]):
     """Scores every source whose maps are in the store, each at its own thresholds."""
 
     name = "evaluate"
     version = 5  # added: PxAP, MaxBoxAccV2, boundary F-score, errors per class
-    parts = ("evaluate", "data", "seed")
-    neutral = (*CROPS, *VIEWS, "data.batch_size", "data.mean", "data.std")
 
-    def required(self, context: Context) -> tuple[str, ...]:
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.cfg = session.settings[EvaluateSettings]
+
+    def wanted(self) -> bool:
+        """Whether the run evaluates localization maps, or reports an evaluation of maps in the store."""
+        chosen = self.session.run.chosen
+        if self.name in chosen:
+            return True
+        reports = REPORT in chosen and bool(self.session.data.eval_splits)
+        return reports and bool(ready_sources(self.session))
+
+    def inputs(self) -> Sequence[Stage[Session]]:
         """The stages whose maps exist or will be made.
 
         Raises:
             ConfigError: there are none.
         """
-        ready = tuple(dict.fromkeys(source.stage for source in ready_sources(context)))
-        if not ready:
+        names = dict.fromkeys(source.stage for source in ready_sources(self.session))
+        if not names:
             raise ConfigError(
                 "nothing to evaluate: the store holds no localization maps for these settings; "
                 "add stages to run=[...], for instance run=[classifier,cam,rib,evaluate]"
             )
-        return ready
+        return [self.session.run.planned[name] for name in names]
 
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, with those of the methods that modify maps for scoring."""
-        changing = {name: contents(e.settings) for name, e in entries(cfg).items() if e.maps_of is not None}
-        return with_sources(super().settings(cfg) | {"methods": changing})
+    def settings(self) -> dict[str, Any]:
+        """Its own, with those of the methods that modify maps for scoring."""
+        changing = {e.name: e.settings for e in self.session.entries.values() if e.maps_of is not None}
+        common = self.session.counted("seed", data=("eval_splits",))
+        return common | {"evaluate": counted(self.cfg), "methods": changing}
 
-    def data(self, context: Context) -> str:
+    def data(self) -> str:
         """All images and masks."""
-        return context.data.fingerprint(masks=True)
+        return self.session.data.fingerprint(masks=True)
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+    def complete(self, artefact: Artefact) -> bool:
+        """Whether the scores exist."""
+        return (artefact.folder / RESULT).is_file()
+
+    def check(self) -> None:
+        """Checks that there is something to score with."""
+        if not self.session.cfg.data.eval_splits:
+            raise ConfigError(
+                "run=[..., evaluate] needs data.eval_splits=[...] with masks; leave evaluate out without"
+            )
+
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Evaluates in the first process; the others wait."""
-        context.on_first(lambda: self._evaluate(context, artefact))
+        self.session.group.on_first(lambda: self._evaluate(target))
         return {}
 
-    def _evaluate(self, context: Context, artefact: Artefact) -> None:
-        sources = ready_sources(context)
-        settings = context.cfg.evaluate
+    def _evaluate(self, target: Artefact) -> None:
+        session, cfg = self.session, self.cfg
+        sources = ready_sources(session)
         sweeps = {
-            split: sweep_split(context, folder, sources, boxes=settings.boxes)
-            for split, folder in context.data.evals.items()
+            split: sweep_split(session, folder, sources, boxes=cfg.boxes)
+            for split, folder in session.data.evals.items()
         }
-        result = score(sweeps, settings.fixed_threshold, settings.bootstrap, context.cfg.seed)
-        for split, folder in context.data.evals.items():
+        result = score(sweeps, cfg.fixed_threshold, cfg.bootstrap, session.cfg.seed)
+        for split, folder in session.data.evals.items():
             counts = {
                 name: evaluator.counts(shown_threshold(result[name]["split"][split]))
                 for name, evaluator in sweeps[split].items()
             }
-            PerImageCounts.from_counts(folder.ids, counts).save(counts_path(artefact.folder, split))
-            if settings.boundary:
-                add_boundaries(context, folder, sources, result)
-        write_json(artefact.folder / RESULT, result)
+            PerImageCounts.from_counts(folder.ids, counts).save(counts_path(target.folder, split))
+            if cfg.boundary:
+                add_boundaries(session, folder, sources, result)
+        write_json(target.folder / RESULT, result)
 
 
 def counts_path(folder: Path, split: str) -> Path:
@@ -104,37 +145,41 @@ def shown_threshold(scores: Mapping[str, Any]) -> float:
     return float(scores["best_threshold"] if fixed is None else fixed)
 
 
-def ready_sources(context: Context) -> list[MapSource]:
+def ready_sources(session: Session) -> list[MapSource]:
     """Sources whose maps exist, or will when the evaluation starts."""
-    there = (s for s in map_sources(context.cfg).values() if s.stage in context.artefacts)
-    return [s for s in there if s.stage in context.cfg.run or context.is_ready(s.stage)]
+    run, there = session.run, []
+    for source in session.sources.values():
+        stage = run.planned.get(source.stage)
+        if stage is not None and (stage.name in run.chosen or run.is_ready(stage)):
+            there.append(source)
+    return there
 
 
 def sweep_split(
-    context: Context,
+    session: Session,
     folder: BaseDataset,
     sources: Iterable[MapSource],
     title: str = "Evaluating",
     boxes: bool = False,
 ) -> dict[str, MapEvaluator]:
     """Source -> evaluator with the counts of a split at all thresholds; reads its maps and masks once."""
-    settings = context.cfg.evaluate
+    cfg, run = session.settings[EvaluateSettings], session.run
     chosen = {source.name: (source.stage, map_change(source)) for source in sources}
-    thresholds = torch.linspace(0, 1, settings.thresholds)
+    thresholds = torch.linspace(0, 1, cfg.thresholds)
     evaluators = {source: MapEvaluator(folder.num_classes, thresholds, boxes=boxes) for source in chosen}
 
     def count(image_id: str) -> dict[str, ImageCounts]:
         target = torch.from_numpy(folder.mask(image_id)).long()
         stages = {stage for stage, _ in chosen.values()}
-        read = {stage: load_maps(map_path(context.artefacts[stage].folder, image_id)) for stage in stages}
+        read = {stage: load_maps(map_path(run.planned[stage].artefact.folder, image_id)) for stage in stages}
         tenths = tenths_of(read["cam"], target) if "cam" in read else None
         return {
             source: evaluators[source].count(change(read[stage]) if change else read[stage], target, tenths)
             for source, (stage, change) in chosen.items()
         }
 
-    results = ordered_map(count, folder.ids, settings.workers, threads=True)
-    shown = context.track(results, f"{title} {folder.split}", len(folder))
+    results = ordered_map(count, folder.ids, cfg.workers, threads=True)
+    shown = session.track(results, f"{title} {folder.split}", len(folder))
     for counts, labels in zip(shown, folder.labels, strict=True):
         for source, one in counts.items():
             evaluators[source].add(one, int((labels > 0).sum()))
@@ -142,12 +187,12 @@ def sweep_split(
 
 
 def add_boundaries(
-    context: Context, folder: BaseDataset, sources: Iterable[MapSource], result: Mapping[str, Any]
+    session: Session, folder: BaseDataset, sources: Iterable[MapSource], result: Mapping[str, Any]
 ) -> None:
     """Adds the boundary F-scores of a split, at the thresholds of `shown_threshold`; reads its maps again."""
     chosen = {
         source.name: (
-            context.artefacts[source.stage].folder,
+            session.run.planned[source.stage].artefact.folder,
             map_change(source),
             shown_threshold(result[source.name]["split"][folder.split]),
         )
@@ -167,8 +212,8 @@ def add_boundaries(
             )
         return found
 
-    results = ordered_map(count, folder.ids, context.cfg.evaluate.workers, threads=True)
-    for counts in context.track(results, f"Boundaries of {folder.split}", len(folder)):
+    results = ordered_map(count, folder.ids, session.settings[EvaluateSettings].workers, threads=True)
+    for counts in session.track(results, f"Boundaries of {folder.split}", len(folder)):
         for name, one in counts.items():
             total[name] += one
     for name, summed in total.items():

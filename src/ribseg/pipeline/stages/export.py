@@ -1,97 +1,126 @@
 """The export stage: an archive for VOC's evaluation server, and the segmenter as a torch.export program."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ribseg.checks import check_switch
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.dataset import check_dataset
 from ribseg.errors import ConfigError
 from ribseg.interop.voc_server import check_voc_archive, write_voc_archive
 from ribseg.models.program import export_program, save_program
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.stages.chains import segmenter_name, segmenter_sources, segmenter_test_name
-from ribseg.pipeline.stages.segmenter import tested_folders
-from ribseg.pipeline.stages.segmenter_scores import tested_segmenter, write_masks
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.stages.segmenter import SegmenterStage, tested_folders
+from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage, tested_segmenter, write_masks
 from ribseg.store.artefact import Artefact
+from ribseg.store.settings import check_fields, counted, setting
 from ribseg.store.stage import Stage
 
 PROGRAM = "segmenter.pt2"
 SERVER_SPLITS = ("val", "test")  # that the server accepts
 
 
-class ExportStage(Stage):
-    """Segments a split, which needs no labels or masks, and packs and checks the archive of its masks."""
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """The settings `export`."""
+
+    source: str = setting()
+    split: str = setting()
+    program: bool = setting(check_switch, default=False)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+class ExportStage(Stage[Session]):
+    """Segments a split, which needs no labels or masks, and packs and checks the archive of its masks.
+
+    Args:
+        session: of the run.
+        segmenters: source -> stage that trains its segmenter.
+        tests: source -> stage that tests it.
+    """
 
     name = "export"
-    parts = ("export", "segmenter", "trainer", "tf32")
 
-    def wanted(self, context: Context) -> bool:
+    def __init__(
+        self,
+        session: Session,
+        segmenters: Mapping[str, SegmenterStage],
+        tests: Mapping[str, SegmenterTestStage],
+    ) -> None:
+        super().__init__(session)
+        self.cfg, self.segmenters, self.tests = session.settings[ExportSettings], segmenters, tests
+
+    def wanted(self) -> bool:
         """Only if the run selects it, because the split may not exist."""
-        return self.name in context.cfg.run
+        return self.name in self.session.run.chosen
 
-    def required(self, context: Context) -> tuple[str, ...]:
-        """The segmenter."""
-        return (segmenter_name(context.cfg.export.source),)
+    def inputs(self) -> Sequence[Stage[Session]]:
+        """The segmenter.
 
-    def data(self, context: Context) -> str:
+        Raises:
+            ConfigError: there is none of this source.
+        """
+        if self.cfg.split not in SERVER_SPLITS or self.cfg.source not in self.segmenters:
+            raise ConfigError(
+                f"expected export.split out of {', '.join(SERVER_SPLITS)}, which VOC's server accepts, and "
+                f"export.source out of {', '.join(self.segmenters)}; got {self.cfg.split} and {self.cfg.source}"
+            )
+        return [self.segmenters[self.cfg.source]]
+
+    def settings(self) -> dict[str, Any]:
+        """Its own, and those of the segmenter."""
+        segmenter = counted(self.segmenters[self.cfg.source].cfg)
+        return self.session.counted("trainer", "tf32") | {"export": counted(self.cfg), "segmenter": segmenter}
+
+    def folder(self) -> BaseDataset:
+        """The exported images, without labels."""
+        return self.session.data.open(self.cfg.split, labels="none")
+
+    def data(self) -> str:
         """The exported images."""
-        return exported_folder(context).fingerprint(masks=False)
+        return self.folder().fingerprint(masks=False)
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
+    def complete(self, artefact: Artefact) -> bool:
         """Whether the archive and the program exist."""
-        program = not context.cfg.export.program or (artefact.folder / PROGRAM).is_file()
-        return archive_path(context, artefact).is_file() and program
+        program = not self.cfg.program or (artefact.folder / PROGRAM).is_file()
+        return self.archive(artefact).is_file() and program
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+    def archive(self, artefact: Artefact) -> Path:
+        """The file of the archive."""
+        return artefact.folder / f"comp6_{self.cfg.split}_cls.tar.gz"
+
+    def check(self) -> None:
+        """Checks the images."""
+        progress = self.session.cfg.progress
+        self.session.group.on_first(lambda: check_dataset(self.folder(), progress=progress))
+
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Segments the missing images, then packs and checks the archive in the first process."""
-        cfg, folder = context.cfg.export, exported_folder(context)
-        segmenter = tested_segmenter(context, cfg.source)
-        place = tested_masks(context) or artefact.folder / "masks"
-        write_masks(context, artefact, segmenter, folder, place)
-        archive = archive_path(context, artefact)
+        cfg, folder, say = self.cfg, self.folder(), self.session.say
+        segmenter = tested_segmenter(self.segmenters[cfg.source])
+        place = self._tested_masks() or target.folder / "masks"
+        write_masks(self.session, target, segmenter, folder, place)
+        archive = self.archive(target)
 
         def pack() -> None:
             write_voc_archive(archive, place, folder.ids, cfg.split)
             sizes = {image_id: folder.size(image_id) for image_id in folder.ids}
             check_voc_archive(archive, sizes, cfg.split, folder.num_classes)
-            context.console.say(f"  {len(sizes)} masks, all checked: {archive}")
+            say(f"  {len(sizes)} masks, all checked: {archive}")
             if cfg.program:
-                save_program(artefact.folder / PROGRAM, export_program(segmenter))
-                context.console.say(f"  the segmenter as a torch.export program: {artefact.folder / PROGRAM}")
+                save_program(target.folder / PROGRAM, export_program(segmenter))
+                say(f"  the segmenter as a torch.export program: {target.folder / PROGRAM}")
 
-        context.on_first(pack)
+        self.session.group.on_first(pack)
         return {"archive": str(archive), "split": cfg.split, "source": cfg.source, "images": len(folder)}
 
-
-def archive_path(context: Context, artefact: Artefact) -> Path:
-    """The file of the archive."""
-    return artefact.folder / f"comp6_{context.cfg.export.split}_cls.tar.gz"
-
-
-def exported_folder(context: Context) -> BaseDataset:
-    """The images, without labels."""
-    return context.data.open(context.cfg.export.split, labels="none")
-
-
-def tested_masks(context: Context) -> Path | None:
-    """The folder of the segmenter test's masks, if it has segmented this split with these settings."""
-    cfg = context.cfg
-    artefact = context.artefacts.get(segmenter_test_name(cfg.export.source))
-    if artefact is None or not artefact.finished or cfg.export.split not in tested_folders(context):
-        return None
-    return artefact.folder / cfg.export.split
-
-
-def check_export(context: Context) -> None:
-    """Checks the settings and images of the export before any training.
-
-    Raises:
-        RibsegError: an unknown source or split, or images that cannot be read.
-    """
-    cfg, sources = context.cfg.export, segmenter_sources(context.cfg)
-    if cfg.split not in SERVER_SPLITS or cfg.source not in sources:
-        raise ConfigError(
-            f"expected export.split out of {', '.join(SERVER_SPLITS)}, which VOC's server accepts, and "
-            f"export.source out of {', '.join(sources)}; got {cfg.split} and {cfg.source}"
-        )
-    context.on_first(lambda: check_dataset(exported_folder(context), progress=context.cfg.progress))
+    def _tested_masks(self) -> Path | None:
+        """The folder of the segmenter test's masks, if it has segmented this split with these settings."""
+        test, split = self.tests[self.cfg.source], self.cfg.split
+        there = test.name in self.session.run.planned and test.artefact.finished
+        return test.artefact.folder / split if there and split in tested_folders(self.session) else None

@@ -1,58 +1,65 @@
 """The stage that imports maps or masks of other programs, to be refined and evaluated."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ribseg.errors import ConfigError
 from ribseg.files import missing_ids
 from ribseg.interop import convert_maps, map_reader
-from ribseg.pipeline.recipe.context import Context
-from ribseg.store.artefact import Artefact, folder_digest
+from ribseg.pipeline.recipe.session import Session
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import folder_digest
+from ribseg.store.settings import counted, setting
 from ribseg.store.stage import Stage
 
 
-class ImportedStage(Stage):
+@dataclass(frozen=True, kw_only=True)
+class ImportedSettings:
+    """The settings `imported`."""
+
+    folder: str | None = setting(neutral="the digest of its files counts instead")
+    layout: Any = setting()  # see `map_reader`
+
+
+class ImportedStage(Stage[Session]):
     """Converts the files of another program to localization maps of all images."""
 
     name = "imported"
-    parts = ("imported",)
 
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, with a digest of the files instead of their folder."""
-        folder = cfg["imported"]["folder"]
-        return super().settings(cfg) | {"files": None if folder is None else folder_digest(folder)}
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.cfg = session.settings[ImportedSettings]
 
-    def data(self, context: Context) -> str:
+    def settings(self) -> dict[str, Any]:
+        """Its own, with a digest of the files instead of their folder."""
+        files = None if self.cfg.folder is None else folder_digest(self.cfg.folder)
+        return {"imported": counted(self.cfg) | {"files": files}}
+
+    def data(self) -> str:
         """All images."""
-        return context.data.fingerprint(masks=False)
+        return self.session.data.fingerprint(masks=False)
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
+    def complete(self, artefact: Artefact) -> bool:
         """Whether all maps exist."""
-        return not missing_ids(artefact.folder / "maps", context.data.all_ids, ".npz")
+        return not missing_ids(artefact.folder / "maps", self.session.data.all_ids, ".npz")
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+    def check(self) -> None:
+        """Checks that the files exist, without reading them."""
+        if self.session.run.computes(self):
+            if self.cfg.folder is None:
+                raise ConfigError(
+                    "run=[imported,...] needs imported.folder=PATH with the maps of another program"
+                )
+            for folder in self.session.data.mapped:
+                map_reader(self.cfg.folder, folder, self.cfg.layout)
+
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Converts the missing maps, in the first process."""
-        cfg = context.cfg.imported
 
         def convert() -> None:
-            for folder in context.data.mapped:
-                target = artefact.folder / "maps"
-                convert_maps(cfg.folder, target, folder, cfg.layout, context.cfg.progress)
+            for folder in self.session.data.mapped:
+                maps, progress = target.folder / "maps", self.session.cfg.progress
+                convert_maps(str(self.cfg.folder), maps, folder, self.cfg.layout, progress)
 
-        context.on_first(convert)
-        return {"images": len(context.data.all_ids)}
-
-
-def check_imported(context: Context) -> None:
-    """Checks that the files exist, without reading them.
-
-    Raises:
-        RibsegError: a setting or files are missing.
-    """
-    cfg = context.cfg.imported
-    if not context.will_run(ImportedStage.name):
-        return
-    if cfg.folder is None:
-        raise ConfigError("run=[imported,...] needs imported.folder=PATH with the maps of another program")
-    for folder in context.data.mapped:
-        map_reader(cfg.folder, folder, cfg.layout)
+        self.session.group.on_first(convert)
+        return {"images": len(self.session.data.all_ids)}

@@ -3,92 +3,90 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Any, ClassVar, get_args
 
 import pytorch_lightning as pl
 from torch import nn
 
-from ribseg.checks import SettingError
+from ribseg.checks import SettingError, check_number, check_switch, within
 from ribseg.data.feed.references import ReferenceBatches
 from ribseg.data.io.maps import read_records
 from ribseg.errors import ConfigError
 from ribseg.files import missing_ids
-from ribseg.methods.base import takes
+from ribseg.methods.base import Method, takes
 from ribseg.modules import LocalizationModule
 from ribseg.modules.callbacks import MapWriter, Threads
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.methods import Entry, entries
-from ribseg.pipeline.recipe.training import check_complete
-from ribseg.pipeline.stages.classifier import trained_classifier
+from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.data import CROPS, PIXELS, VIEWS
+from ribseg.pipeline.recipe.methods import Entry
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.stages.classifier import ClassifierStage
 from ribseg.pipeline.stages.decoded_images import decoded_images
-from ribseg.pipeline.stages.learning_rate import searched_rate
-from ribseg.pipeline.stages.prepared import prepared
+from ribseg.pipeline.stages.learning_rate import RateSearchSettings, check_rate_search, searched_rate
+from ribseg.pipeline.stages.prepared import prepare
 from ribseg.store.artefact import Artefact
-from ribseg.store.digest import contents, with_sources
-from ribseg.store.stage import CROPS, NOT_FOR_MAPS, Stage
+from ribseg.store.settings import COUNT, SPEED, check_fields, counted, setting
+from ribseg.store.stage import ImageStage, Stage
 from ribseg.types import Stop
 
 
-class MapStage(Stage):
+@dataclass(frozen=True, kw_only=True)
+class MapsSettings:
+    """The settings `maps`."""
+
+    threads: int = setting(COUNT, neutral=SPEED)
+    pool_gib: float = setting(partial(check_number, low=0), neutral=SPEED)
+    steps_side: int = setting(partial(check_number, low=0, whole=True))
+    full: bool = setting(check_switch)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+class MapStage(ImageStage[Session]):
     """Makes the localization maps of all images; subclasses supply the module."""
 
-    parts: tuple[str, ...] = ("data", "maps", "trainer", "tf32")
-    neutral: tuple[str, ...] = (*CROPS, *NOT_FOR_MAPS)
-    needs: ClassVar[tuple[str, ...]] = ("classifier",)
-    in_shards: ClassVar[bool] = True
     scales: ClassVar[tuple[float, ...] | None] = None  # of the views; None for data.scales
 
-    def data(self, context: Context) -> str:
+    def map_settings(self, *used: str) -> dict[str, Any]:
+        """The settings of all stages that make maps; `used` of the data."""
+        common = self.session.counted("trainer", "tf32", data=(*PIXELS, *used))
+        return common | {"maps": counted(self.session.settings[MapsSettings])}
+
+    def data(self) -> str:
         """All images and labels."""
-        return context.data.fingerprint(masks=False)
+        return self.session.data.fingerprint(masks=False)
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
-        """Whether all maps exist."""
-        return not self.missing(artefact, context.data.all_ids)
+    def ids(self) -> Sequence[str]:
+        """All images."""
+        return self.session.data.all_ids
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Makes the missing maps."""
-        ids = context.share(context.data.all_ids)
-        missing = context.agree(self.missing(artefact, ids))
-        if missing:
-            number = len(ids)
-            if len(missing) < number:
-                context.console.say(f"  resuming: {number - len(missing)} of {number} images are done")
-            context.engine.predict(context, self, artefact, missing)
-            context.wait()
-            check_complete(self.missing(artefact, ids), number, f"maps in {artefact.folder}")
-        return summarize(read_records(artefact.folder))
-
-    def predict(
-        self,
-        context: Context,
-        artefact: Artefact,
-        ids: Sequence[str],
-        module: pl.LightningModule | None = None,
-    ) -> None:
-        """Makes the maps of images by the Trainer.
-
-        Args:
-            context: of the run.
-            artefact: gets the files.
-            ids: of the images.
-            module: as `module` gives it, if it is there already.
-        """
-        writer = MapWriter(artefact.folder, context.cfg.maps.full, context.records)
-        callbacks = [writer, Threads(context.cfg.maps.threads)]
-        made = self.module(context, artefact) if module is None else module
-        trainer = context.trainer(self.name, artefact.folder, callbacks, inference_mode=False)
-        loader = context.data.prediction_loader(ids, self.scales, context.processes)
-        trainer.predict(made, loader, return_predictions=False)
-
-    def missing(self, artefact: Artefact, ids: Sequence[str]) -> list[str]:
+    def missing(self, target: Artefact, ids: Sequence[str]) -> list[str]:
         """Those of the images that have no maps."""
-        return missing_ids(artefact.folder / "maps", ids, ".npz")
+        return missing_ids(target.folder / "maps", ids, ".npz")
 
+    def make(self, target: Artefact, ids: Sequence[str]) -> None:
+        """Makes the maps of images by the Trainer."""
+        session, cfg = self.session, self.session.settings[MapsSettings]
+        writer = MapWriter(target.folder, cfg.full, session.record_prefix)
+        trainer = session.trainer(
+            self.name, target.folder, [writer, Threads(cfg.threads)], inference_mode=False
+        )
+        loader = session.data.prediction_loader(ids, self.scales, session.processes)
+        trainer.predict(self.module, loader, return_predictions=False)
+
+    def finish(self, target: Artefact) -> dict[str, Any]:
+        """Statistics over all images."""
+        vars(self).pop("module", None)  # its memory is for others from here on
+        return summarize(read_records(target.folder))
+
+    @cached_property
     @abstractmethod
-    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
+    def module(self) -> pl.LightningModule:
         """The LightningModule that makes the maps."""
 
 
@@ -96,82 +94,97 @@ class MethodStage(MapStage):
     """Makes the maps of a method of the configuration.
 
     Args:
+        session: of the run.
         entry: of `methods`.
+        classifier: the stage that trains it.
     """
 
     version = 2  # added: small maps after each step
-    parts = (*MapStage.parts, "seed", "rate_search")
 
-    def __init__(self, entry: Entry) -> None:
-        self.entry, self.name, self.kind = entry, entry.name, entry.name
-        # Reference images are cropped as in training.
-        self.neutral = NOT_FOR_MAPS if entry.references else MapStage.neutral
+    def __init__(self, session: Session, entry: Entry, classifier: ClassifierStage) -> None:
+        super().__init__(session)
+        self.entry, self.name, self.kind, self.classifier = entry, entry.name, entry.name, classifier
 
-    def required(self, context: Context) -> tuple[str, ...]:
+    def inputs(self) -> Sequence[Stage[Session]]:
         """The classifier, unless the method is made without."""
-        return () if self.entry.without_classifier else self.needs
+        return [] if self.entry.without_classifier else [self.classifier]
 
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of the learning rate search count only with lr=auto."""
-        entry = entries(cfg)[self.name]
-        settings = super().settings(cfg) | {"method": contents(entry.settings)}
-        if not entry.searches_rate:
-            del settings["rate_search"]
-        return with_sources(settings)
-
-    def module(self, context: Context, artefact: Artefact) -> pl.LightningModule:
-        """The `LocalizationModule`; the learning rate of lr=auto, and what the method learns, come first."""
-        classifier = None if self.entry.without_classifier else trained_classifier(context)
-        references = references_of(context, self.entry, classifier)
-
-        def make(lr: float | None = None, inner: bool = False) -> LocalizationModule:
-            return localization_module(context, self.entry, classifier, references, lr, inner)
-
-        lr = None
+    def settings(self) -> dict[str, Any]:
+        """Those of the method; of reference images, which are cropped as in training, if it draws them."""
+        crops = CROPS if self.entry.references else ()
+        own = {"method": self.entry.settings, "seed": self.session.cfg.seed}
         if self.entry.searches_rate:
-            lr = searched_rate(context, self.entry, lambda rate: make(rate, inner=True))
-        return prepared(context, self.entry, partial(make, lr))
+            own["rate_search"] = counted(self.session.settings[RateSearchSettings])
+        return self.map_settings(*VIEWS, *crops) | own
+
+    def targets(self) -> dict[str, Any]:
+        """The entry, and the classifier."""
+        return {self.entry.path: self.entry.node} | self.classifier.targets()
+
+    def check(self) -> None:
+        """Builds the method for the classifier, which need not be trained yet."""
+        session, entry, network = self.session, self.entry, self.classifier.checked
+        with within("pooling"):
+            build(session.cfg.pooling)
+        method = self.method(network, 1.0 if entry.searches_rate else None)
+        if entry.searches_rate:
+            with within("rate_search"):
+                inner = entry.build(network, 1.0, inner=True, classes=session.data.classes)
+                check_rate_search(session, inner)
+        check_loss_views(entry, method, len(session.cfg.data.scales))
+        if entry.references and not takes(method, "references"):
+            raise ConfigError(
+                f"{entry.path}.references={entry.references} would have no effect: the method takes no references"
+            )
+
+    def method(self, network: nn.Module | None, lr: float | None = None, inner: bool = False) -> Method:
+        """The method for a network; `lr` replaces lr=auto, `inner` gives the method that a control wraps."""
+        return self.entry.build(network, lr, inner, self.session.data.classes)
+
+    @cached_property
+    def module(self) -> pl.LightningModule:
+        """The `LocalizationModule`; the learning rate of lr=auto, and what the method learns, come first."""
+        session, entry = self.session, self.entry
+        network = None if entry.without_classifier else self.classifier.trained
+        method = self.method(network, 1.0 if entry.searches_rate else None)
+        batches = self._references(method)
+
+        def localization(method: Method) -> LocalizationModule:
+            side = session.settings[MapsSettings].steps_side
+            return LocalizationModule(network, method, batches, entry.name, session.cfg.seed, side)
+
+        if entry.searches_rate:
+
+            def at_rate(rate: float) -> LocalizationModule:
+                return localization(self.method(network, rate, inner=True))
+
+            lr = searched_rate(session, entry, self.classifier.artefact, at_rate)
+            method = self.method(network, lr)
+        module = localization(method)
+        prepare(session, entry, {stage.kind: stage.artefact for stage in self.inputs()}, module)
+        return module
+
+    def _references(self, method: Method) -> ReferenceBatches | None:
+        """Batches of reference images; None without, or if they would not change the maps."""
+        if not self.entry.references:
+            return None
+        if not getattr(method, "uses_references", True):
+            self.session.say(
+                "  no reference images are loaded: they would not change the maps of this method"
+            )
+            return None
+        pool = decoded_images(self.session, self.session.settings[MapsSettings].pool_gib)
+        return self.session.data.references(self.entry.references, pool=pool)
 
 
-def localization_module(
-    context: Context,
-    entry: Entry,
-    classifier: nn.Module | None,
-    references: ReferenceBatches | None = None,
-    lr: float | None = None,
-    inner: bool = False,
-) -> LocalizationModule:
-    """The module that makes the maps of a method.
-
-    Args:
-        context: of the run.
-        entry: of `methods`.
-        classifier: the trained network; None for a method that is made without.
-        references: for methods that take reference images.
-        lr: replaces `lr=auto`.
-        inner: use only the method that the entry wraps.
-    """
-    method = entry.build(classifier, lr, inner, context.data.classes)
-    check_loss_views(entry, method, len(context.cfg.data.scales))
-    if entry.references and not takes(method, "references"):
-        raise ConfigError(
-            f"{entry.path}.references={entry.references} would have no effect: the method takes no references"
+def check_loss_views(entry: Entry, method: Any, views: int) -> None:
+    """Raises a SettingError if the loss uses a view that data.scales does not have."""
+    looked_at = getattr(getattr(method, "method", method), "loss_views", ())
+    if max(looked_at, default=0) >= views:
+        raise SettingError(
+            f"{entry.path}.loss_views: expected places below {views}, as many as data.scales has, got "
+            f"{list(looked_at)}"
         )
-    return LocalizationModule(
-        classifier, method, references, entry.name, context.cfg.seed, context.cfg.maps.steps_side
-    )
-
-
-def references_of(context: Context, entry: Entry, classifier: nn.Module | None) -> ReferenceBatches | None:
-    """Batches of `entry.references` reference images; None for 0, or if they would not change the maps."""
-    if not entry.references:
-        return None
-    method = entry.build(classifier, 1.0, classes=context.data.classes)  # with lr=auto any rate will do here
-    if not getattr(method, "uses_references", True):
-        context.console.say("  no reference images are loaded: they would not change the maps of this method")
-        return None
-    pool = decoded_images(context)
-    return context.data.references(entry.references, pool=pool)
 
 
 def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:
@@ -183,16 +196,6 @@ def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:
     columns = zip_longest(*series)
     known = ([value for value in column if value is not None] for column in columns)
     return [sum(values) / len(values) for values in known]
-
-
-def check_loss_views(entry: Entry, method: Any, views: int) -> None:
-    """Raises a SettingError if the loss uses a view that data.scales does not have."""
-    looked_at = getattr(getattr(method, "method", method), "loss_views", ())
-    if max(looked_at, default=0) >= views:
-        raise SettingError(
-            f"{entry.path}.loss_views: expected places below {views}, as many as data.scales has, got "
-            f"{list(looked_at)}"
-        )
 
 
 def summarize(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

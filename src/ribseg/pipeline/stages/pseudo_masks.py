@@ -1,195 +1,269 @@
 """The stage that makes pseudo masks from maps: palette PNGs, background scores, and their mIoU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ribseg.checks import check_arguments, check_choice
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import missing_ids, scan_folder, write_json
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
+from ribseg.functional.dense_crf import check_dense_crf
+from ribseg.functional.pixel_adaptive import check_pixel_adaptive
 from ribseg.interop import read_saliency
 from ribseg.methods.refine import labels_by_crf
+from ribseg.methods.segments import ENDINGS, check_felzenszwalb, check_segments, check_slic
 from ribseg.metrics.evaluation import full_size
-from ribseg.pipeline.recipe.context import Context
-from ribseg.pipeline.recipe.workers import Job, run_pool
-from ribseg.pipeline.stages.chains import Chain, RefinementStage
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.stages.affinity import RandomWalkStage
+from ribseg.pipeline.stages.attention import AttentionStage
+from ribseg.pipeline.stages.chains import ATTENTION, WALK, RefinementStage
+from ribseg.pipeline.stages.evaluate import EvaluateSettings
 from ribseg.pipeline.stages.scored_masks import SCORES, score_split
 from ribseg.pipeline.stages.segments import (
+    check_segment_files,
     check_segments_there,
-    counted_segments,
     has_class,
     segments_file,
     segments_of,
 )
-from ribseg.pipeline.stages.thresholds import (
-    THRESHOLDS,
-    all_images,
-    check_thresholds,
-    choose_threshold,
-)
-from ribseg.pipeline.stages.variants import (
-    Recipe,
-    Variant,
-    check_variants,
-    map_source,
-    mask_path,
-    recipe,
-    threshold_setting,
-)
-from ribseg.store.artefact import Artefact, folder_digest
-from ribseg.store.digest import plain
-from ribseg.store.stage import CROPS, VIEWS
+from ribseg.pipeline.stages.thresholds import SCORE, all_images, check_threshold, choose_threshold
+from ribseg.pipeline.stages.variants import THRESHOLDS, VARIANTS, Variant, mask_path
+from ribseg.store.artefact import Artefact
+from ribseg.store.digest import folder_digest
+from ribseg.store.settings import COUNT_OR_AUTO, SHARE, SPEED, check_fields, counted, setting
+from ribseg.store.stage import ImageStage, Stage
 
 
-class PseudoMasksStage(RefinementStage):
-    """Makes the palette PNGs of all images for each chosen variant; the last one is for the segmenter."""
+def check_variants(name: str, variants: Sequence[str]) -> None:
+    """Raises a ConfigError if there is none, or an unknown variant."""
+    if not variants:
+        raise ConfigError(f"expected refine.variants=[...] with some of {', '.join(VARIANTS)}, got none")
+    for variant in variants:
+        Variant.parse(variant)
+
+
+def check_segment_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Raises a ConfigError if the settings `refine.segments`, or those of its superpixels, are out of range."""
+    check_arguments(check_segments, name, settings)
+    check_arguments(check_slic, f"{name}.slic", settings["slic"])
+    check_arguments(check_felzenszwalb, f"{name}.felzenszwalb", settings["felzenszwalb"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """The settings of `refine` for pseudo masks."""
+
+    variants: Sequence[str] = setting(check_variants)
+    maps_threshold: float | str = setting(SCORE)
+    walk_threshold: float | str = setting(SCORE)
+    attention_threshold: float | str = setting(SCORE)
+    saliency: str | None = setting()
+    saliency_threshold: float = setting(SHARE)
+    crf_unary: str = setting(partial(check_choice, choices=("labels", "maps")))
+    crf: Mapping[str, Any] = setting(partial(check_arguments, check_dense_crf))
+    pixel_adaptive: Mapping[str, Any] = setting(partial(check_arguments, check_pixel_adaptive))
+    segments: Mapping[str, Any] = setting(check_segment_settings)
+    maps: str = setting(neutral="selects an input, whose digest counts")
+    workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+class Recipe(NamedTuple):
+    """The settings for making a mask.
+
+    Attributes:
+        threshold: background score; with saliency, the threshold above which a pixel is salient.
+        saliency: whether images with a label have a saliency map; others are all background.
+        crf: settings of `dense_crf`, or None.
+        on_maps: whether the CRF starts from the maps instead of labels.
+        pixel_adaptive: settings of `pixel_adaptive`, or None.
+        segments: the settings `refine.segments`, or None.
+    """
+
+    threshold: float
+    saliency: bool
+    crf: Mapping[str, Any] | None
+    on_maps: bool
+    pixel_adaptive: Mapping[str, Any] | None
+    segments: Mapping[str, Any] | None
+
+
+class MaskJob(NamedTuple):
+    """The pseudo mask of one image, with the files that it is made from; None for those that it does without."""
+
+    image_id: str
+    maps: Path
+    saliency: Path | None
+    segments: Path | None
+    target: Path
+
+
+class PseudoMasksStage(RefinementStage, ImageStage[Session]):
+    """Makes the palette PNGs of all images for each chosen variant; the last one is for the segmenter.
+
+    Args:
+        session: of the run.
+        walk: the stage of the same chain that makes maps by a random walk.
+        attention: the one that makes maps by attention.
+    """
 
     kind = "pseudo_masks"
-    in_shards: ClassVar[bool] = True
     version = 3  # images without a label are background in variants with saliency, whatever their maps hold
-    parts = ("refine", "evaluate", "data", "seed")
-    neutral = (
-        *("refine.labels", "refine.walk", "refine.attention", "evaluate.fixed_threshold", "evaluate.boxes"),
-        *CROPS,
-        *VIEWS,
-        *("data.batch_size", "data.mean", "data.std"),
-    )
 
-    def required(self, context: Context) -> tuple[str, ...]:
-        """The maps that the variants start from."""
-        chosen = self.chain.variants(context.cfg)
-        return tuple(dict.fromkeys(map_source(self.chain, variant) for variant in chosen))
+    def __init__(self, session: Session, walk: RandomWalkStage, attention: AttentionStage) -> None:
+        super().__init__(session, walk.chain, walk.maps)
+        self.cfg = session.settings[MaskSettings]
+        self.refined: dict[str, Stage[Session]] = {"": self.maps, WALK: walk, ATTENTION: attention}
 
-    def settings(self, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, with digests of the saliency maps and of the segments instead of their folders."""
-        settings, folder = super().settings(cfg), cfg["refine"]["saliency"]
-        variants = list(self.chain.variants(cfg))
-        settings["refine"]["variants"] = variants
-        if folder is not None and any(Variant.parse(name).saliency for name in variants):
-            settings["refine"]["saliency"] = folder_digest(folder)
-        if any(Variant.parse(name).segments for name in variants):
-            settings["refine"]["segments"] = counted_segments(settings["refine"]["segments"])
-        else:  # then they change nothing, and need not be there
-            settings["refine"].pop("segments", None)
-        return settings
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """Name -> steps of the variants that it makes."""
+        return {name: Variant.parse(name) for name in self.chain.variants(self.cfg.variants)}
 
-    def data(self, context: Context) -> str:
+    def inputs(self) -> Sequence[Stage[Session]]:
+        """The stages whose maps the variants start from."""
+        return list(dict.fromkeys(self.refined[variant.refined] for variant in self.variants.values()))
+
+    def settings(self) -> dict[str, Any]:
+        """Its own, with digests of the saliency maps and of the segments instead of their folders."""
+        own, variants = counted(self.cfg) | {"variants": list(self.variants)}, self.variants.values()
+        if self.cfg.saliency is not None and any(variant.saliency for variant in variants):
+            own["saliency"] = folder_digest(self.cfg.saliency)
+        if not any(variant.segments for variant in variants):
+            del own["segments"]  # they change nothing, and need not be there
+        elif self.cfg.segments["source"] in ENDINGS and self.cfg.segments["folder"] is not None:
+            own["segments"] = {**self.cfg.segments, "folder": folder_digest(self.cfg.segments["folder"])}
+        scoring = self.session.settings[EvaluateSettings]
+        used = {name: getattr(scoring, name) for name in ("thresholds", "bootstrap", "boundary")}
+        return self.session.counted("seed", data=("eval_splits",)) | {"refine": own, "evaluate": used}
+
+    def data(self) -> str:
         """All images, and the masks of the evaluated splits, from which thresholds and scores come."""
-        return all_images(context, masks=bool(context.data.eval_splits))
+        return all_images(self.session, masks=bool(self.session.data.eval_splits))
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
+    def ids(self) -> Sequence[str]:
+        """All images."""
+        return self.session.data.all_ids
+
+    def missing(self, target: Artefact, ids: Sequence[str]) -> list[str]:
+        """Those of the images that lack a mask of some variant."""
+        absent = {i for name in self.variants for i in missing_ids(target.folder / name, ids, ".png")}
+        return [image_id for image_id in ids if image_id in absent]
+
+    def complete(self, artefact: Artefact) -> bool:
         """Whether all masks and their scores exist."""
-        folders = [artefact.folder / variant for variant in self.chain.variants(context.cfg)]
-        return (artefact.folder / SCORES).is_file() and not any(
-            missing_ids(folder, context.data.all_ids, ".png") for folder in folders
-        )
+        return (artefact.folder / SCORES).is_file() and super().complete(artefact)
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
-        """Writes the missing masks, in a process pool of the first process, and scores all."""
-        context.on_first(lambda: self._masks(context, artefact))
-        return {"variants": list(self.chain.variants(context.cfg))}
+    def check(self) -> None:
+        """Checks that the variants have the data they need: masks for scores, saliency maps, segments."""
+        variants, cfg = self.variants.values(), self.cfg
+        for name in sorted({THRESHOLDS[variant.refined] for variant in variants if not variant.saliency}):
+            check_threshold(self.session, name, getattr(cfg, name))
+        if any(variant.saliency for variant in variants):
+            check_saliency(self.session, self.saliency_folder())
+        if cfg.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in variants):
+            raise ConfigError(
+                "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
+                "labels of the background, not probabilities"
+            )
+        if any(variant.segments for variant in variants):
+            check_segments_there(self.session, cfg.segments)
+            if self.session.run.computes(self) and cfg.segments["source"] in ENDINGS:
+                self.session.group.on_first(lambda: check_segment_files(self.session, cfg.segments))
 
-    def _masks(self, context: Context, artefact: Artefact) -> None:
-        thresholds = background_scores(context, self.chain)
-        for name, threshold in thresholds.items():
-            chosen = recipe(context, Variant.parse(name), threshold)
-            work = partial(write_pseudo_mask, context.data.folders, chosen)
-            run_pool(context, work, jobs(context, self.chain, artefact, name), f"Pseudo masks ({name})")
-        if context.shard is not None:
-            return  # the last call scores the masks of all shards
-        scores: dict[str, dict[str, Any]] = {variant: {} for variant in thresholds}
-        for split, folder in context.data.evals.items():
-            for variant, found in score_split(context, artefact, folder, list(thresholds)).items():
-                scores[variant][split] = found
-        for variant, threshold in thresholds.items():
-            scores[variant]["threshold"] = threshold
-        for variant, by_split in scores.items():
-            if any(isinstance(s, dict) and s["foreground"] == 0 for s in by_split.values()):
-                context.console.say(
-                    f"the masks of {variant!r} hold only background; its score "
-                    f"{thresholds[variant]:.2f} is too high, or the maps are empty",
-                    "  warning",
-                    "yellow",
+    def make(self, target: Artefact, ids: Sequence[str]) -> None:
+        """Writes the missing masks of images in processes of the first process of the run."""
+        for name, threshold in self.thresholds().items():
+            missing = missing_ids(target.folder / name, ids, ".png")
+            work = partial(write_pseudo_mask, self.session.data.folders, self.recipe(name, threshold))
+            if self.session.group.first:
+                self.session.do(
+                    work, self.jobs(target, name, missing), f"Pseudo masks ({name})", self.cfg.workers
                 )
-        write_json(artefact.folder / SCORES, scores)
 
+    def finish(self, target: Artefact) -> dict[str, Any]:
+        """Scores the masks of all images."""
+        thresholds = self.thresholds()
+        self.session.group.on_first(lambda: self._score(target, thresholds))
+        return {"variants": list(thresholds)}
 
-def background_scores(context: Context, chain: Chain) -> dict[str, float]:
-    """Variant -> background score, chosen once per source of maps; with saliency the saliency threshold."""
-    cfg, scores = context.cfg.refine, {}
-    chosen: dict[str, float] = {}
-    for name in chain.variants(context.cfg):
-        variant, source = Variant.parse(name), map_source(chain, name)
-        if variant.saliency:
-            scores[name] = float(cfg.saliency_threshold)
-            continue
-        if source not in chosen:
-            chosen[source] = choose_threshold(context, source, cfg[threshold_setting(variant)])
-        scores[name] = chosen[source]
-    return scores
+    def _score(self, target: Artefact, thresholds: Mapping[str, float]) -> None:
+        scores: dict[str, dict[str, Any]] = {variant: {} for variant in thresholds}
+        for split, folder in self.session.data.evals.items():
+            for variant, found in score_split(self.session, target, folder, list(thresholds)).items():
+                scores[variant][split] = found
+        for variant, by_split in scores.items():
+            if any(found["foreground"] == 0 for found in by_split.values()):
+                self.session.warn(
+                    f"the masks of {variant!r} hold only background; its score {thresholds[variant]:.2f} is too "
+                    "high, or the maps are empty",
+                    "  warning",
+                )
+            by_split["threshold"] = thresholds[variant]
+        write_json(target.folder / SCORES, scores)
 
+    def thresholds(self) -> dict[str, float]:
+        """Variant -> background score; with saliency the saliency threshold."""
+        found = {}
+        for name, variant in self.variants.items():
+            found[name] = float(self.cfg.saliency_threshold)
+            if not variant.saliency:
+                given = getattr(self.cfg, THRESHOLDS[variant.refined])
+                found[name] = choose_threshold(self.session, self.refined[variant.refined], given)
+        return found
 
-def jobs(context: Context, chain: Chain, artefact: Artefact, name: str) -> list[Job]:
-    """Image id, maps, saliency map or None, file of segments or None, and mask file, for all images.
-
-    An image without a class is all background and needs neither.
-    """
-    variant, source = Variant.parse(name), context.artefacts[map_source(chain, name)].folder
-    found: list[Job] = []
-    for i in context.data.all_ids:
-        labelled = has_class(context, i)
-        saliency = saliency_folder(context) / f"{i}.png" if variant.saliency and labelled else None
-        segments = segments_file(context, i) if variant.segments and labelled else None
-        found.append((i, map_path(source, i), saliency, segments, mask_path(artefact.folder, name, i)))
-    return found
-
-
-def saliency_folder(context: Context) -> Path:
-    """The folder of the saliency maps.
-
-    Raises:
-        ConfigError: refine.saliency is not set.
-    """
-    if context.cfg.refine.saliency is None:
-        raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
-    return Path(context.cfg.refine.saliency)
-
-
-def check_refinement(context: Context, chain: Chain) -> None:
-    """Checks that the variants of a chain have the data they need: masks for scores, saliency maps.
-
-    Raises:
-        RibsegError: something is missing.
-    """
-    check_variants(context.cfg)
-    chosen = [Variant.parse(name) for name in chain.variants(context.cfg)]
-    used = {threshold_setting(variant) for variant in chosen if not variant.saliency}
-    if "auto" in plain(context.cfg.refine.labels).values():
-        used.add(THRESHOLDS[""])
-    check_thresholds(context.cfg, sorted(used))
-    if any(variant.saliency for variant in chosen):
-        check_saliency(context)
-    if context.cfg.refine.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in chosen):
-        raise ConfigError(
-            "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
-            "labels of the background, not probabilities"
+    def recipe(self, name: str, threshold: float) -> Recipe:
+        """The settings of a variant."""
+        cfg, variant = self.cfg, Variant.parse(name)
+        return Recipe(
+            threshold,
+            variant.saliency,
+            crf=cfg.crf if variant.refinement == "crf" else None,
+            on_maps=cfg.crf_unary == "maps",
+            pixel_adaptive=cfg.pixel_adaptive if variant.refinement == "pixel_adaptive" else None,
+            segments=cfg.segments if variant.segments else None,
         )
-    if any(variant.segments for variant in chosen):
-        check_segments_there(context)
+
+    def jobs(self, target: Artefact, name: str, ids: Sequence[str]) -> list[MaskJob]:
+        """A job for each image. One without a class is all background and needs neither saliency nor segments."""
+        variant = Variant.parse(name)
+        source, found = self.refined[variant.refined].artefact.folder, []
+        for i in ids:
+            labelled = has_class(self.session, i)
+            saliency = self.saliency_folder() / f"{i}.png" if variant.saliency and labelled else None
+            segments = segments_file(self.cfg.segments, i) if variant.segments and labelled else None
+            found.append(
+                MaskJob(i, map_path(source, i), saliency, segments, mask_path(target.folder, name, i))
+            )
+        return found
+
+    def saliency_folder(self) -> Path:
+        """The folder of the saliency maps.
+
+        Raises:
+            ConfigError: refine.saliency is not set.
+        """
+        if self.cfg.saliency is None:
+            raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
+        return Path(self.cfg.saliency)
 
 
-def check_saliency(context: Context) -> None:
+def check_saliency(session: Session, folder: Path) -> None:
     """Raises a DataError that lists the images with a class but without a saliency map."""
-    folder = saliency_folder(context)
     there = scan_folder(folder, (".png",))
-    absent = [i for i in context.data.all_ids if has_class(context, i) and i not in there]
+    absent = [i for i in session.data.all_ids if has_class(session, i) and i not in there]
     if absent:
         problems = {"images without one": absent}
         advice = "Expected a gray PNG <image id>.png for every image with a class."
@@ -201,16 +275,15 @@ def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str
     return read_mask(mask_path(folder, variant, image_id), num_classes)
 
 
-def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: Job) -> None:
+def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: MaskJob) -> None:
     """Computes and writes the pseudo mask of one image."""
-    image_id, maps_path, saliency, segments, target = job
-    maps, image = load_maps(maps_path), folders[image_id].image(image_id)
+    maps, image = load_maps(job.maps), folders[job.image_id].image(job.image_id)
     size = (image.shape[0], image.shape[1])
     full = full_size(maps, size)
     if recipe.pixel_adaptive is not None:
         full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **recipe.pixel_adaptive)
-    if saliency is not None:
-        labels = labels_with_saliency(full, maps.classes, read_saliency(saliency, size), recipe.threshold)
+    if job.saliency is not None:
+        labels = labels_with_saliency(full, maps.classes, read_saliency(job.saliency, size), recipe.threshold)
     elif recipe.saliency:  # imported maps may have classes where the image has no label
         labels = torch.zeros(size, dtype=torch.int64)
     else:
@@ -223,7 +296,7 @@ def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: J
         else:
             result = crf(image, result)
     if recipe.segments is not None and len(maps.classes):
-        found = segments_of(image, segments, recipe.segments)
+        found = segments_of(image, job.segments, recipe.segments)
         if found is not None:  # none for an image without a label
             result = vote_segments(torch.from_numpy(result), found, recipe.segments["share"]).numpy()
-    write_mask(target, result)
+    write_mask(job.target, result)

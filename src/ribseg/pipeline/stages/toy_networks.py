@@ -1,7 +1,8 @@
 """The training stage of the toy experiment: one network per seed."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
+from ribseg.analysis.regions import check_gradient
+from ribseg.checks import check_arguments, check_number, check_switch, within
 from ribseg.data.demo.digits import (
+    SPLITS,
     Digits,
     ToyBatches,
     digits_fingerprint,
@@ -25,54 +29,155 @@ from ribseg.models import ToyNet
 from ribseg.modules.callbacks import Threads
 from ribseg.modules.toy import ToyModule
 from ribseg.pipeline.recipe.console import quiet_lightning
-from ribseg.pipeline.recipe.context import Context
 from ribseg.pipeline.recipe.loggers import finish_loggers
+from ribseg.pipeline.recipe.session import RunSettings, Session
 from ribseg.pipeline.recipe.training import save_state
 from ribseg.store.artefact import Artefact
+from ribseg.store.settings import (
+    COUNT,
+    COUNT_OR_AUTO,
+    PLACE,
+    SHARE,
+    SPEED,
+    check_fields,
+    counted,
+    setting,
+)
 from ribseg.store.stage import Stage
 from ribseg.workers import ordered_map, worker_count
 
 WEIGHTS = "network.pt"
-SeedWork = Callable[[Context, Artefact, int], None]
+FINALS = ("logit", "activation")
+SeedWork = Callable[["ToyStage", Artefact, int], None]
 
 
-class ToyNetworksStage(Stage):
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """The settings `bottleneck.images`."""
+
+    train: int = setting(COUNT)
+    measured: int = setting(COUNT)
+    scored: int = setting(COUNT)
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The settings `bottleneck.training`."""
+
+    epochs: int = setting(COUNT)
+    batch_size: int = setting(COUNT)
+    lr: float = setting()
+    loss: str = setting()
+    activation: str = setting()
+    margin: float | None = setting(partial(check_number, words=(None,)))
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckSettings:
+    """The settings `bottleneck`."""
+
+    seeds: int = setting(COUNT)
+    marked: float = setting(SHARE)
+    images: ImageSettings = setting(kind=ImageSettings)
+    training: TrainingSettings = setting(kind=TrainingSettings)
+    split: str = setting()
+    rib: Mapping[str, Any] = setting()
+    activation: str = setting()
+    gradient: Mapping[str, Any] = setting(partial(check_arguments, check_gradient))
+    final: str = setting()
+    saturation: float = setting(partial(check_number, low=0))
+    information_bins: int | None = setting(partial(COUNT, words=(None,)))
+    examples: int = setting(COUNT)
+    wrong_class: bool = setting(check_switch, default=False)
+    callbacks: Mapping[str, Any] | None = setting(default=None)
+    mnist_root: str | None = setting(neutral=PLACE)
+    workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
+
+    def __post_init__(self) -> None:
+        """Raises a ConfigError if a setting is out of range."""
+        check_fields(self)
+        if self.split not in SPLITS:
+            raise ConfigError(f"expected bottleneck.split {' | '.join(SPLITS)}, got {self.split!r}")
+        if self.final not in FINALS:
+            raise ConfigError(f"expected bottleneck.final {' | '.join(FINALS)}, got {self.final!r}")
+
+
+class ToyStage(Stage[Session]):
+    """A stage of the toy experiment, which brings its own data."""
+
+    reads_data = False
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.cfg = session.settings[BottleneckSettings]
+
+    def data(self) -> str:
+        """The digits."""
+        return digits_fingerprint(self.digits())
+
+    def digits(self) -> Digits:
+        """The configured handwritten digits."""
+        return read_digits(self.cfg.mnist_root)
+
+    @property
+    def seeds(self) -> range:
+        """Those of the networks."""
+        return range(self.session.cfg.seed, self.session.cfg.seed + self.cfg.seeds)
+
+    def trainer(
+        self, name: str, target: Artefact, callbacks: Sequence[Callback] = (), **kwargs: Any
+    ) -> pl.Trainer:
+        """The configured Trainer on one device and one thread: the networks are too small for more."""
+        return self.session.trainer(
+            name,
+            target.folder,
+            [Threads(1), *callbacks],
+            devices=1,
+            num_nodes=1,
+            strategy="auto",
+            log_every_n_steps=1,
+            **kwargs,
+        )
+
+
+class ToyNetworksStage(ToyStage):
     """Trains the toy network once per seed."""
 
     name = "toy_networks"
-    parts = ("bottleneck", "callbacks", "trainer", "seed", "tf32")
-    neutral = tuple(
-        f"bottleneck.{name}"
-        for name in (
-            *("split", "images.measured", "images.scored", "rib", "activation", "wrong_class", "gradient"),
-            *("final", "saturation", "information_bins", "examples"),
-        )
-    )
-    reads_data = False
 
-    def data(self, context: Context) -> str:
-        """The digits."""
-        return digits_fingerprint(toy_digits(context))
+    def settings(self) -> dict[str, Any]:
+        """Those of the training and its images."""
+        own = counted(self.cfg)
+        used = {name: own[name] for name in ("seeds", "marked", "training", "callbacks")}
+        images = {"train": self.cfg.images.train}
+        common = self.session.counted("callbacks", "trainer", "seed", "tf32")
+        return common | {"bottleneck": used | {"images": images}}
 
-    def complete(self, context: Context, artefact: Artefact) -> bool:
+    def complete(self, artefact: Artefact) -> bool:
         """Whether the weights of all seeds exist."""
-        return all(network_path(artefact, seed).is_file() for seed in seeds(context))
+        return all(network_path(artefact, seed).is_file() for seed in self.seeds)
 
-    def work(self, context: Context, artefact: Artefact) -> dict[str, Any]:
+    def check(self) -> None:
+        """Builds the callbacks and the training."""
+        self.session.callbacks("bottleneck")
+        split_digits(self.digits(), "train")
+        training = self.cfg.training
+        with within("bottleneck.training"):
+            ToyModule(ToyNet(), training_loss(training), training.lr).new_optimizer()
+
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Trains the missing networks."""
-        missing = [seed for seed in seeds(context) if not network_path(artefact, seed).is_file()]
-        context.on_first(lambda: for_seeds(context, artefact, train_network, missing))
+        missing = [seed for seed in self.seeds if not network_path(target, seed).is_file()]
+        self.session.group.on_first(lambda: for_seeds(self, target, train_network, missing))
         return {}
-
-
-def seeds(context: Context) -> range:
-    """The seeds of the networks."""
-    return range(context.cfg.seed, context.cfg.seed + context.cfg.bottleneck.seeds)
-
-
-def toy_digits(context: Context) -> Digits:
-    """The configured handwritten digits."""
-    return read_digits(context.cfg.bottleneck.mnist_root)
 
 
 def network_path(artefact: Artefact, seed: int) -> Path:
@@ -80,13 +185,12 @@ def network_path(artefact: Artefact, seed: int) -> Path:
     return artefact.folder / f"seed-{seed}" / WEIGHTS
 
 
-def training_loss(context: Context) -> Loss:
+def training_loss(cfg: TrainingSettings) -> Loss:
     """The configured training loss.
 
     Raises:
         ConfigError: unknown loss, or one that does not go with the configured activation.
     """
-    cfg = context.cfg.bottleneck.training
     losses: dict[str, tuple[Loss, tuple[str, ...]]] = {
         "cross_entropy": (cross_entropy, ("sigmoid",)),
         "squared_error": (partial(squared_error, activation=cfg.activation), (cfg.activation,)),
@@ -105,75 +209,55 @@ def training_loss(context: Context) -> Loss:
     return loss
 
 
-def for_seeds(context: Context, artefact: Artefact, work: SeedWork, chosen: Sequence[int]) -> None:
+def for_seeds(stage: ToyStage, target: Artefact, work: SeedWork, chosen: Sequence[int]) -> None:
     """Calls `work` for some seeds, in `bottleneck.workers` processes.
 
     Each seed uses one thread, so that results do not depend on the number of cores; for networks this small
     parallel seeds are faster than parallel threads.
     """
-    workers = min(worker_count(context.cfg.bottleneck.workers), len(chosen))
-    shared = (context.cfg, context.output, context.artefacts, artefact, work)
-    one = partial(_in_process, *shared) if workers > 1 else partial(_timed, work, context, artefact)
+    session, one = stage.session, partial(_timed, work, stage, target)
+    workers = min(worker_count(stage.cfg.workers), len(chosen))
+    if workers > 1:
+        one = partial(_in_process, session.cfg, session.output, type(stage), target, work)
     times = ordered_map(one, chosen, workers)
     if workers > 1:  # else each seed shows its own progress
-        times = context.track(times, "Seeds", len(chosen), "seed")
+        times = session.track(times, "Seeds", len(chosen), "seed")
     for seed, seconds in zip(chosen, times, strict=True):
-        context.console.say(f"  seed {seed}: {seconds:.0f} s")
+        session.say(f"  seed {seed}: {seconds:.0f} s")
 
 
 def _in_process(
-    cfg: DictConfig,
-    output: Path,
-    artefacts: dict[str, Artefact],
-    artefact: Artefact,
-    work: SeedWork,
-    seed: int,
+    cfg: DictConfig, output: Path, kind: type[ToyStage], target: Artefact, work: SeedWork, seed: int
 ) -> float:
     """Does the work of one seed in a worker process, without a progress bar; returns the seconds."""
     quiet_lightning()
     quiet = OmegaConf.merge(cfg, {"progress": False})
     assert isinstance(quiet, DictConfig)
-    return _timed(work, Context(quiet, output, artefacts), artefact, seed)
+    session = Session(quiet, output, {"": [RunSettings], "bottleneck": [BottleneckSettings]})
+    return _timed(work, kind(session), target, seed)
 
 
-def _timed(work: SeedWork, context: Context, artefact: Artefact, seed: int) -> float:
+def _timed(work: SeedWork, stage: ToyStage, target: Artefact, seed: int) -> float:
     start = time.perf_counter()
-    work(context, artefact, seed)
+    work(stage, target, seed)
     return time.perf_counter() - start
 
 
-def train_network(context: Context, artefact: Artefact, seed: int) -> None:
+def train_network(stage: ToyStage, target: Artefact, seed: int) -> None:
     """Trains and saves the network of a seed; a diverged one is kept and counted as such."""
-    cfg = context.cfg.bottleneck
-    digits = split_digits(toy_digits(context), "train")
+    cfg, training = stage.cfg, stage.cfg.training
+    digits = split_digits(stage.digits(), "train")
     pl.seed_everything(seed, workers=True, verbose=False)
     toy = toy_images(digits, cfg.images.train, cfg.marked, seed, "train")
     network = ToyNet()
-    trainer = single_trainer(
-        context,
+    trainer = stage.trainer(
         f"toy_networks-{seed}",
-        artefact,
-        tuple(context.callbacks("bottleneck").values()),
-        max_epochs=cfg.training.epochs,
+        target,
+        stage.session.callbacks("bottleneck"),
+        max_epochs=training.epochs,
         enable_checkpointing=False,
     )
-    module = ToyModule(network, training_loss(context), cfg.training.lr)
-    trainer.fit(module, ToyBatches(toy, cfg.training.batch_size, seed))
+    module = ToyModule(network, training_loss(training), training.lr)
+    trainer.fit(module, ToyBatches(toy, training.batch_size, seed))
     finish_loggers()  # a run per seed
-    save_state(network, network_path(artefact, seed))
-
-
-def single_trainer(
-    context: Context, name: str, artefact: Artefact, callbacks: Sequence[Callback] = (), **kwargs: Any
-) -> pl.Trainer:
-    """The configured Trainer on one device and one thread: the networks are too small for more."""
-    return context.trainer(
-        name,
-        artefact.folder,
-        [Threads(1), *callbacks],
-        devices=1,
-        num_nodes=1,
-        strategy="auto",
-        log_every_n_steps=1,
-        **kwargs,
-    )
+    save_state(network, network_path(target, seed))

@@ -6,8 +6,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from ribseg.progress import duration, plural, speed
 
@@ -23,6 +22,10 @@ class Usage:
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts anew."""
         self.counted: Counter[str] = Counter()
         self.start = time.perf_counter()
         _reset_peaks()
@@ -40,8 +43,8 @@ class Usage:
     def peaks(self) -> dict[str, float]:
         """Peak "memory" of this process since the beginning, and its "GPU memory", in GiB."""
         peaks = {"memory": _peak_bytes() / GIB}
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            peaks["GPU memory"] = torch.cuda.max_memory_allocated() / GIB
+        if gpu := _gpu():
+            peaks["GPU memory"] = gpu.max_memory_allocated() / GIB
         return peaks
 
     def line(self, stage: str, folder: Path) -> str:
@@ -57,8 +60,14 @@ class Usage:
 def _reset_peaks() -> None:
     with suppress(OSError):  # elsewhere than on Linux the line says the peak of the process's whole life
         CLEAR.write_text("5")
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    if gpu := _gpu():
+        gpu.reset_peak_memory_stats()
+
+
+def _gpu() -> Any:
+    """`torch.cuda` if torch has been imported and a GPU is in use; else None."""
+    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    return cuda if cuda is not None and cuda.is_available() and cuda.is_initialized() else None
 
 
 def _peak_bytes() -> int:

@@ -1,0 +1,295 @@
+"""The session of a run: settings, data, Trainer, callbacks, loggers, console, and the processes."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers import Logger
+
+from ribseg.checks import check_number, check_switch, within
+from ribseg.errors import ConfigError
+from ribseg.models.weights_file import resolve_weights
+from ribseg.modules.data_module import WSSSDataModule
+from ribseg.modules.progress import TrainerProgress
+from ribseg.pipeline.recipe.build import build, plain
+from ribseg.pipeline.recipe.console import LoggedConsole
+from ribseg.pipeline.recipe.data import counted_data
+from ribseg.pipeline.recipe.loggers import logger_settings
+from ribseg.pipeline.recipe.methods import Entry, MapSource, entries, map_sources
+from ribseg.pipeline.recipe.processes import Processes, WaitingGroup
+from ribseg.pipeline.recipe.trainer import check_trainer, counted_trainer
+from ribseg.progress import check_progress, track
+from ribseg.store.artefact import Artefact, Store, check_writable
+from ribseg.store.run import Run
+from ribseg.store.settings import SHOWN, Settings, check_fields, setting
+from ribseg.store.shards import Shard
+from ribseg.store.usage import Usage
+from ribseg.workers import ordered_map, worker_count
+
+T = TypeVar("T")
+Job = TypeVar("Job")
+REPORT, CHECK_DATA = "report", "check_data"  # names in `run` that are no stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The settings at the top of a configuration."""
+
+    progress: bool | str = setting(check_progress, neutral=SHOWN)
+    seed: int = setting(partial(check_number, low=0, high=2**32 - 1, whole=True))
+    process_timeout: float = setting(partial(check_number, above=0), neutral=SHOWN)
+    tf32: bool = setting(check_switch)
+    check_files: bool = setting(
+        check_switch, neutral="broken files end the run, or are left out of the lists"
+    )
+
+    def __post_init__(self) -> None:
+
+        check_fields(self)
+
+
+class Session:
+    """What the stages of one run share.
+
+    Args:
+        cfg: the composed configuration.
+        output: folder of the run, for results and report.
+        kinds: section -> dataclasses of its settings, see `ribseg.store.settings.Settings`.
+        artefacts: stage -> artefact, of a finished run; None for those of the planned stages.
+
+    Attributes:
+        settings: dataclass -> its settings.
+        group: the processes of the run.
+        run: the stages that were planned, and those that are chosen.
+        shard: the part of the images that the run makes; None for all.
+        skipped: split -> image id -> reason, of the images that `skip` removed from the lists.
+        record_prefix: begins the names of the files with the records of single images, see `MapWriter`.
+        usage: of the stage that runs, or ran last.
+        started: time at which the run began, in seconds since 1970.
+
+    Raises:
+        ConfigError: settings are out of range, or would have no effect.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        output: Path,
+        kinds: Mapping[str, Iterable[type]],
+        artefacts: Mapping[str, Artefact] | None = None,
+    ) -> None:
+        self.cfg, self.output, self._artefacts = cfg, output, artefacts
+        check_writable(output, "hydra.run.dir")
+        self.settings = Settings({path: plain(cfg[path] if path else _top(cfg)) for path in kinds}, kinds)
+        check_trainer(cfg.trainer)
+        self.group = Processes(cfg.process_timeout)
+        self.console = LoggedConsole(quiet=not self.group.first)
+        self.shard = Shard.parse(cfg.get("shard"))
+        self.record_prefix = "" if self.shard is None else f"{self.shard.label}-"
+        self.run = Run([], [])
+        self.skipped: dict[str, dict[str, str]] = {}
+        self.usage, self.started = Usage(), time.time()
+
+    @cached_property
+    def store(self) -> Store:
+        """The artefact store; its folder must be writable."""
+        return Store(self.cfg.store.root)
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Name -> entry of `methods`."""
+        return entries(self.cfg)
+
+    @cached_property
+    def sources(self) -> dict[str, MapSource]:
+        """Name -> source of localization maps."""
+        return map_sources(self.entries)
+
+    @cached_property
+    def prepared(self) -> dict[str, Any]:
+        """Settings of the data from `prepare`, which makes the demo's images or COCO's masks."""
+        made = build(self.cfg.prepare) if self.cfg.prepare else None
+        return made if isinstance(made, dict) else {}
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """Settings and facts of `prepare`, for `results.json`; empty without it."""
+        if not self.cfg.prepare:
+            return {}
+        return plain(self.cfg.prepare) | getattr(self.prepared, "facts", {})
+
+    @cached_property
+    def data(self) -> WSSSDataModule:
+        """The DataModule, with all splits opened.
+
+        Raises:
+            ConfigError: a setting is out of range, or would have no effect.
+            DataError: a list or its labels cannot be read.
+        """
+        for name in ("labels", "classes"):
+            if name in self.prepared and self.cfg.data[name] is not None:
+                raise ConfigError(
+                    f"data.{name}={self.cfg.data[name]} would have no effect: these data are made by "
+                    f"`prepare` ({self.cfg.prepare._target_}). Leave it out, and see the settings of prepare"
+                )
+        with within("data"):
+            data: WSSSDataModule = build(self.cfg.data, seed=self.cfg.seed, _convert_="all", **self.prepared)
+            data.setup()
+        return data
+
+    @property
+    def artefacts(self) -> dict[str, Artefact]:
+        """Name of a planned stage -> its artefact."""
+        if self._artefacts is not None:
+            return dict(self._artefacts)
+        return {name: stage.artefact for name, stage in self.run.planned.items()}
+
+    def is_ready(self, name: str) -> bool:
+        """Whether the store holds the result of a planned stage, and the run does not compute it again."""
+        artefacts = self.artefacts
+        return name in artefacts and artefacts[name].finished and name not in self.run.again
+
+    def say(self, text: str, name: str = "", style: str = "bold") -> None:
+        """Prints a line in the first process, see `ribseg.pipeline.recipe.console`."""
+        self.console.say(text, name, style)
+
+    def warn(self, text: str, name: str = "warning") -> None:
+        """Prints a line that is no error, in yellow."""
+        self.console.say(text, name, "yellow")
+
+    def resolve(self, name: str, value: str) -> str:
+        """The file of packaged weights, and the CRF that "auto" takes, for digests; other values as they are."""
+        if name == "backend" and value == "auto":
+            return "torch" if find_spec("pydensecrf") is None else "pydensecrf"
+        return str(resolve_weights(value)) if name == "weights" else value
+
+    def counted(self, *sections: str, data: Iterable[str] | None = None) -> dict[str, Any]:
+        """The settings of common sections, as a digest covers them.
+
+        Args:
+            sections: of "trainer", "callbacks", "pooling", "seed" and "tf32".
+            data: see `counted_data`; None leaves the settings of the data out.
+        """
+        found = {name: plain(self.cfg[name]) for name in sections}
+        if "trainer" in found:
+            found["trainer"] = counted_trainer(found["trainer"])
+        if data is not None:
+            found["data"] = counted_data(plain(self.cfg.data), *data)
+        return found
+
+    def do(self, work: Callable[[Job], None], jobs: Sequence[Job], title: str, workers: int | str) -> None:
+        """Does jobs in processes; in this one if they are so few that starting others takes longer.
+
+        Args:
+            work: on one job; a function of a module, or a `partial` of one.
+            jobs: one for each file.
+            title: of the progress.
+            workers: number of processes, or "auto".
+        """
+        number = worker_count(workers)
+        done = ordered_map(work, jobs, number if len(jobs) >= 2 * number else 1)
+        for _ in self.track(done, title, len(jobs), "file"):
+            pass
+
+    def computed(self, artefact: Artefact, work: Callable[[], Mapping[str, Any]]) -> Artefact:
+        """An artefact beside those of the stages; the first process computes it if the store lacks it.
+
+        Args:
+            artefact: in the store.
+            work: returns the facts for its manifest.
+        """
+        # Before a Trainer has connected them, each process waits for the lock of the one that computes.
+        if not artefact.finished and (self.group.first or not self.group.connected):
+            artefact.compute(work, self.say)
+        self.group.wait()
+        return artefact
+
+    def skip(self, broken: dict[str, dict[str, str]]) -> None:
+        """Removes broken images from the lists of the data: split -> image id -> reason."""
+        self.skipped = broken
+        self.data.drop({image_id for images in broken.values() for image_id in images})
+
+    def track(self, items: Iterable[T], title: str, total: int, unit: str = "image") -> Iterator[T]:
+        """The items, with their progress as `progress` says; counted for the summary of the stage."""
+        for item in track(items, title, total, self.cfg.progress, self.console, unit):
+            yield item
+            self.usage.count(unit, 1)
+
+    @cached_property
+    def hardware(self) -> pl.Trainer:
+        """A Trainer as configured, but for its precision: to ask for devices and processes."""
+        with within("trainer"):
+            return build(self.cfg.trainer, logger=False, precision="32-true")
+
+    @property
+    def processes(self) -> int:
+        """Number of processes of the Trainer."""
+        return self.hardware.world_size
+
+    @cached_property
+    def result_loggers(self) -> list[Logger]:
+        """The loggers of the results."""
+        return self.loggers("results")
+
+    def loggers(self, stage: str) -> list[Logger]:
+        """The configured loggers for one stage; none with logger=none."""
+        settings = logger_settings(self.cfg.logger, stage, self.output)
+        loggers = [build(OmegaConf.create(each)) for each in settings]
+        for logger, each in zip(loggers, settings, strict=True):
+            if not isinstance(logger, Logger):
+                raise ConfigError(f"{each['_target_']} gives {type(logger).__name__}, no logger of Lightning")
+        return loggers
+
+    def trainer(
+        self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
+    ) -> pl.Trainer:
+        """A Trainer for one stage, with the configured devices and loggers.
+
+        Args:
+            stage: names the logger's run.
+            folder: of the Trainer's own files.
+            callbacks: of the stage.
+            kwargs: settings that the stage decides; `check_trainer` rejects them in the configuration.
+        """
+        progress = self.cfg.progress if self.cfg.trainer.get("enable_progress_bar", True) else False
+        own = any(isinstance(callback, ProgressBar) for callback in callbacks)  # of the user's
+        bar = TrainerProgress(stage, progress, self.console, self.usage.count)
+        return build(
+            self.cfg.trainer,
+            logger=self.loggers(stage) or False,
+            callbacks=[WaitingGroup(self.cfg.process_timeout), *callbacks, *([] if own else [bar])],
+            default_root_dir=str(folder),
+            enable_progress_bar=not own or progress is not False,
+            enable_model_summary=self.cfg.trainer.get("enable_model_summary", False),
+            **kwargs,
+        )
+
+    def callbacks(self, part: str) -> list[Callback]:
+        """The callbacks of a training: of the section `callbacks`, and of the training's own section.
+
+        Args:
+            part: "classifier", "affinity", "segmenter" or "bottleneck".
+        """
+        with within(f"callbacks, or {part}.callbacks"):
+            built = {name: build(OmegaConf.create(node)) for name, node in self.callback_nodes(part).items()}
+            for name, callback in built.items():
+                if not isinstance(callback, Callback):
+                    raise ConfigError(f"{name} gives {type(callback).__name__}, no callback of Lightning")
+        return list(built.values())
+
+    def callback_nodes(self, part: str) -> dict[str, Any]:
+        """Name -> configuration of the callbacks of a training, without those set to null."""
+        named = (plain(self.cfg.callbacks) or {}) | (plain(self.cfg[part].get("callbacks")) or {})
+        return {name: node for name, node in named.items() if node}
+
+
+def _top(cfg: DictConfig) -> dict[str, Any]:
+    """The values at the top of a configuration that are no sections."""
+    return {str(name): cfg[name] for name in cfg if not OmegaConf.is_config(cfg._get_node(name))}
