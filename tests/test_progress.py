@@ -15,8 +15,8 @@ from ribseg.checks import SettingError
 from ribseg.errors import DataError
 from ribseg.modules.progress import TrainerProgress
 from ribseg.pipeline.recipe.console import LOG_FILE, LoggedConsole, log_file
-from ribseg.store.usage import Usage
 from ribseg.progress import Tracker, check_progress, mode_of, track
+from ribseg.store.usage import Usage
 from ribseg.workers import RANKS
 
 

@@ -155,7 +155,7 @@ def selected(session: Session, stages: Sequence[Stage[Session]], names: Any) -> 
 
 
 def selection(session: Session, stages: Sequence[Stage[Session]]) -> tuple[list[str], list[str]]:
-    """The names that `run` and `rerun` select; with a given checkpoint the classifier too, if a method needs it.
+    """The names that `run` and `rerun` select; the classifier too, if its checkpoint is given and needed.
 
     Raises:
         ConfigError: an unknown name, none at all, or one in `rerun` that `run` does not select.
@@ -188,7 +188,7 @@ def check_sources(session: Session) -> None:
 
 
 def reopened(run: FinishedRun, output: Path) -> Session:
-    """A session with the settings, data and artefacts of a finished run, whose files are written to `output`."""
+    """A session with settings, data and artefacts of a finished run, whose files are written to `output`."""
     session = Session(run.cfg, output, KINDS, run.artefacts)
     stages = stages_of(session)
     session.run = Run(stages, selection(session, stages)[0])

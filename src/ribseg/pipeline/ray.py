@@ -130,8 +130,9 @@ class RayEngine:
             raise
         except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
             raise RibsegError(
-                f"a worker of the Ray cluster has died {self.retries + 1} times at the same work: its log says "
-                f"why, often that memory was short. Finished images are kept: give the same command again ({error})"
+                f"a worker of the Ray cluster has died {self.retries + 1} times at the same work: its log "
+                "says why, often that memory was short. Finished images are kept: give the same command "
+                f"again ({error})"
             ) from error
         finally:
             for each in waiting:

@@ -1,4 +1,4 @@
-"""What enters a stage's digest: settings, the content of files that they name, the source of the user's code."""
+"""What enters a stage's digest: settings, content of files that they name, source of the user's code."""
 
 import hashlib
 import os

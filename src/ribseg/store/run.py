@@ -1,6 +1,6 @@
 """Runs of stages: each result is computed once, whatever was killed, is shared, or runs at the same time.
 
-What is in the store is not computed again, unless `rerun` asks for it; what a killed run has left is completed.
+What is in the store is not computed again unless `rerun` asks for it; a killed run's rest is completed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -190,7 +190,7 @@ class Run:
         self.say(f"{shard}{rest}", "shard")
 
     def _drop_incomplete(self, stage: Stage[Any]) -> None:
-        """Deletes the manifest of a finished artefact that lacks files, so that the stage makes them again."""
+        """Deletes the manifest of a finished artefact that lacks files, so that they are made again."""
         artefact = stage.artefact
         if self.group.agree(artefact.finished and not stage.complete(artefact)):
             self.say(f"files are gone from {artefact.folder}; not finished", stage.name)
@@ -218,8 +218,8 @@ class Run:
         absent = [s.name for s in stage.inputs() if s.name not in self.chosen and not self.is_ready(s)]
         if absent:
             raise ConfigError(
-                f"stage {stage.name} needs {', '.join(absent)}, which the store {stage.session.store.root} does "
-                f"not hold for these settings; run=[{','.join([*absent, *self.chosen])}] makes it"
+                f"stage {stage.name} needs {', '.join(absent)}, which the store {stage.session.store.root} "
+                f"does not hold for these settings; run=[{','.join([*absent, *self.chosen])}] makes it"
             )
 
     def _in_store(self, stage: Stage[Any]) -> bool:
@@ -245,7 +245,7 @@ class Run:
             self.again.discard(stage.name)
 
     def _compute(self, stage: Stage[Any]) -> None:
-        """Computes the result of a stage, or this run's shard of it; an old one is kept until it is replaced."""
+        """Computes a stage's result, or this run's shard of it; an old one is kept until it is replaced."""
         artefact, part = stage.artefact, self.shard if isinstance(stage, ImageStage) else None
         again = self.group.agree(stage.name in self.again or artefact.complete)
         target = artefact.replacement() if again else artefact
@@ -275,7 +275,7 @@ class Run:
             self.group.wait()
             if lost := stage.missing(target, missing):
                 raise RibsegError(
-                    f"{len(lost)} of {len(ids)} images still have no files in {target.folder}: does the Trainer "
-                    "stop early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
+                    f"{len(lost)} of {len(ids)} images still have no files in {target.folder}: does the "
+                    "Trainer stop early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
                 )
         return stage.finish(target) if self.shard is None else {}

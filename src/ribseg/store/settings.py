@@ -1,4 +1,4 @@
-"""Settings of stages as dataclasses: building one checks it, and each field says whether it counts for a digest.
+"""Settings of stages as dataclasses: building one checks it, and a field says if it counts for a digest.
 
 @dataclass(frozen=True)
 class EvaluateSettings:
@@ -91,7 +91,8 @@ class Settings(dict[type, Any]):
 
     Args:
         sections: name -> plain values.
-        kinds: name of a section -> the dataclasses that read it; "" is the top, which holds other things as well.
+        kinds: name of a section -> the dataclasses that read it; "" is the top, which
+            holds other things as well.
 
     Raises:
         ConfigError: a section has a setting that no dataclass knows, or lacks one.

@@ -1,4 +1,4 @@
-"""The base classes of stages: what a result depends on, its artefact, the checks before a run, and the work."""
+"""The base classes of stages: what a result depends on, its artefact, checks before a run, the work."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ class Stage(ABC, Generic[S]):
         return self.session.store.artefact(self.kind, settings, inputs, self.data(), self.version)
 
     def targets(self) -> dict[str, Any]:
-        """Section of the configuration -> its settings, whose `_target_`s are imported before anything else."""
+        """Path in the configuration -> settings whose `_target_`s are imported before anything else."""
         return {}
 
     def check(self) -> None:

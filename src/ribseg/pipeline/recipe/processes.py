@@ -55,8 +55,8 @@ class Processes(Group):
     def wait(self) -> None:
         """Waits until all connected processes are here.
 
-        A group of its own waits, by gloo: a barrier of NCCL gives up after 10 minutes and names nobody, and the
-        first process may well make masks for hours while the others wait.
+        A group of its own waits, by gloo: a barrier of NCCL gives up after 10 minutes and names nobody, and
+        the first process may well make masks for hours while the others wait.
 
         Raises:
             RibsegError: names those that have ended, or are later than `minutes`.
@@ -127,7 +127,7 @@ def _ended(minutes: float) -> list[int]:
 
 @contextmanager
 def fresh_process_group() -> Iterator[None]:
-    """Destroys the process group of a run at its end, and restores the environment, for the next run of a sweep."""
+    """Destroys a run's process group at its end and restores the environment, for the next run of a sweep."""
     before = {name: os.environ.get(name) for name in STATE}
     try:
         yield

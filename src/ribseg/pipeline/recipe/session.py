@@ -165,7 +165,7 @@ class Session:
         self.console.say(text, name, "yellow")
 
     def resolve(self, name: str, value: str) -> str:
-        """The file of packaged weights, and the CRF that "auto" takes, for digests; other values as they are."""
+        """For digests, the file of packaged weights and the CRF that "auto" takes; else the value."""
         if name == "backend" and value == "auto":
             return "torch" if find_spec("pydensecrf") is None else "pydensecrf"
         return str(resolve_weights(value)) if name == "weights" else value

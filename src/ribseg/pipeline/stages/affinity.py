@@ -289,8 +289,8 @@ class AffinityStage(RefinementStage):
         smallest = getattr(module, "smallest_crop", 1)
         if self.cfg.crop_size < smallest:
             raise ConfigError(
-                f"expected affinity.crop_size of at least {smallest // module.radius} * affinity.module.radius = "
-                f"{smallest} pixels, got {self.cfg.crop_size}"
+                f"expected affinity.crop_size of at least {smallest // module.radius} * "
+                f"affinity.module.radius = {smallest} pixels, got {self.cfg.crop_size}"
             )
         return module
 
@@ -313,7 +313,7 @@ class AffinityStage(RefinementStage):
         return facts
 
     def crops(self) -> CropDataModule:
-        """Augmented crops with confident labels for training; plain crops to measure the mean displacement."""
+        """Augmented crops with confident labels; for the validation plain ones, to measure displacements."""
         cfg, data, labels = self.cfg, self.session.data, self.labels.artefact.folder
         augmented = segmentation_train_transform(cfg.crop_size, cfg.scale, data.mean, data.std)
         middle = segmentation_eval_transform(cfg.crop_size, data.mean, data.std)

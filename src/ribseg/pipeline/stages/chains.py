@@ -40,7 +40,7 @@ class Chain:
         return kind if self.main else f"{kind}_{self.maps}"
 
     def variants(self, chosen: Sequence[str]) -> tuple[str, ...]:
-        """Those of the chosen variants of pseudo masks that it makes; the segmenter is trained on the last."""
+        """Those of the chosen variants that it makes; the segmenter is trained on the last one."""
         return tuple(chosen) if self.main else tuple(chosen)[-1:]
 
     def kinds(self, chosen: Sequence[str]) -> list[str]:

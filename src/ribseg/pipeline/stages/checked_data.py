@@ -56,7 +56,7 @@ class CheckedData:
                     session.warn(f"{len(broken)} images of {split}; reasons in {artefact.folder}", "skipped")
 
     def note(self) -> None:
-        """Gathers the data facts, as far as the masks have been decoded, and prints their notes if they are new.
+        """Gathers the data facts, as far as masks have been decoded, and prints their notes if they are new.
 
         Raises:
             DataError: the scores of the masks could not mean anything.

@@ -117,7 +117,8 @@ class ClassifierStage(Stage[Session]):
                 network = load_official_classifier(cfg.official_checkpoint)
                 if network.num_classes != number:
                     raise ConfigError(
-                        f"{cfg.official_checkpoint} knows {network.num_classes} classes, but the data has {number}"
+                        f"{cfg.official_checkpoint} knows {network.num_classes} classes, but the data has "
+                        f"{number}"
                     )
                 return network
             # Pretrained weights are loaded only if they will be needed; a network of one's own may have none.

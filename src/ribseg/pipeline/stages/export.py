@@ -68,7 +68,8 @@ class ExportStage(Stage[Session]):
         if self.cfg.split not in SERVER_SPLITS or self.cfg.source not in self.segmenters:
             raise ConfigError(
                 f"expected export.split out of {', '.join(SERVER_SPLITS)}, which VOC's server accepts, and "
-                f"export.source out of {', '.join(self.segmenters)}; got {self.cfg.split} and {self.cfg.source}"
+                f"export.source out of {', '.join(self.segmenters)}; got {self.cfg.split} and "
+                f"{self.cfg.source}"
             )
         return [self.segmenters[self.cfg.source]]
 

@@ -134,7 +134,8 @@ class MethodStage(MapStage):
         check_loss_views(entry, method, len(session.cfg.data.scales))
         if entry.references and not takes(method, "references"):
             raise ConfigError(
-                f"{entry.path}.references={entry.references} would have no effect: the method takes no references"
+                f"{entry.path}.references={entry.references} would have no effect: the method takes no "
+                "references"
             )
 
     def method(self, network: nn.Module | None, lr: float | None = None, inner: bool = False) -> Method:

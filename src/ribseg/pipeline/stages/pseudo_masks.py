@@ -52,7 +52,7 @@ def check_variants(name: str, variants: Sequence[str]) -> None:
 
 
 def check_segment_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Raises a ConfigError if the settings `refine.segments`, or those of its superpixels, are out of range."""
+    """Raises a ConfigError if settings in `refine.segments`, superpixels included, are out of range."""
     check_arguments(check_segments, name, settings)
     check_arguments(check_slic, f"{name}.slic", settings["slic"])
     check_arguments(check_felzenszwalb, f"{name}.felzenszwalb", settings["felzenszwalb"])
@@ -101,7 +101,7 @@ class Recipe(NamedTuple):
 
 
 class MaskJob(NamedTuple):
-    """The pseudo mask of one image, with the files that it is made from; None for those that it does without."""
+    """The pseudo mask of one image, with the files that it is made from; None for those not needed."""
 
     image_id: str
     maps: Path
@@ -207,8 +207,8 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         for variant, by_split in scores.items():
             if any(found["foreground"] == 0 for found in by_split.values()):
                 self.session.warn(
-                    f"the masks of {variant!r} hold only background; its score {thresholds[variant]:.2f} is too "
-                    "high, or the maps are empty",
+                    f"the masks of {variant!r} hold only background; its score {thresholds[variant]:.2f} is "
+                    "too high, or the maps are empty",
                     "  warning",
                 )
             by_split["threshold"] = thresholds[variant]
@@ -237,7 +237,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         )
 
     def jobs(self, target: Artefact, name: str, ids: Sequence[str]) -> list[MaskJob]:
-        """A job for each image. One without a class is all background and needs neither saliency nor segments."""
+        """A job for each image; one without a class is background and needs neither saliency nor segments."""
         variant = Variant.parse(name)
         source, found = self.refined[variant.refined].artefact.folder, []
         for i in ids:

@@ -147,8 +147,8 @@ class SegmenterStage(Stage[Session]):
         unknown = cfg.select not in ("last", "best")
         if unknown or (cfg.select == "best" and validation_folder(session) is None):
             raise ConfigError(
-                "expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits with "
-                f"masks; got {cfg.select} with validate={cfg.validate}"
+                "expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits "
+                f"with masks; got {cfg.select} with validate={cfg.validate}"
             )
         if self.source == FULL:
             self._check_full()
@@ -260,7 +260,7 @@ class SegmenterStage(Stage[Session]):
     def _checkpoints(self, target: Artefact, validates: bool) -> list[Callback]:
         """Callbacks for the last checkpoint, the best one with validation, and the moving average."""
         folder = target.folder / "checkpoints"
-        # With validation the last checkpoint is saved after it, so that a resumed training has the same state.
+        # With validation the last checkpoint is saved after it: a resumed training then has the same state.
         every = None if validates else self.cfg.check_every
         common: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
         callbacks: list[Callback] = []

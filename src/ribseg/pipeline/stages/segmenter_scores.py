@@ -111,7 +111,7 @@ class SegmenterTestStage(Stage[Session]):
         }
 
     def _learnt_masks(self) -> dict[str, Any] | None:
-        """The mIoU of the pseudo masks on the first evaluated split; None for ground truth or without scores."""
+        """MIoU of the pseudo masks on the first evaluated split; None for ground truth or without scores."""
         masks = self.segmenter.masks
         if masks is None or not (masks.artefact.folder / SCORES).is_file():
             return None
@@ -156,8 +156,8 @@ def write_masks(
     session.group.wait()
     if missing := missing_ids(place, folder.ids, ".png"):
         raise ConfigError(
-            f"{len(missing)} of {len(folder)} images still have no mask in {place}: does the Trainer stop early "
-            "(trainer.limit_predict_batches, trainer.fast_dev_run)?"
+            f"{len(missing)} of {len(folder)} images still have no mask in {place}: does the Trainer stop "
+            "early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
         )
 
 

@@ -34,8 +34,8 @@ def check_threshold(session: Session, name: str, setting: float | str) -> None:
     splits, needed = list(session.cfg.data.eval_splits or ()), CHOICES.get(str(setting), 0)
     if needed > len(splits):
         raise ConfigError(
-            f"refine.{name}={setting} needs {needed} of data.eval_splits with masks, got {splits}; give a number, "
-            "or unsupervised, which needs none"
+            f"refine.{name}={setting} needs {needed} of data.eval_splits with masks, got {splits}; give a "
+            "number, or unsupervised, which needs none"
         )
 
 
