@@ -25,7 +25,7 @@ from ribseg.files import missing_ids
 from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.methods.refine import check_confidence, check_walk, confident_labels
-from ribseg.models import Backbone, IRNet, PSANet, load_weights, read_state_dict
+from ribseg.models import Backbone, Classifier, IRNet, PSANet, load_weights, read_state_dict
 from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.recipe.build import build
@@ -213,6 +213,7 @@ class AffinityStage(RefinementStage):
     """
 
     kind = "affinity"
+    version = 2  # a network over the classifier's backbone starts from other random weights
 
     def __init__(self, session: Session, labels: AffinityLabelsStage, classifier: ClassifierStage) -> None:
         super().__init__(session, labels.chain, labels.maps)
@@ -251,25 +252,24 @@ class AffinityStage(RefinementStage):
         if self.session.run.computes(self):
             share_of(self.cfg.batch_size, self.session.processes, "affinity.batch_size")
             with within("affinity.network"):
-                network = self.network(self.classifier.checked.backbone if self.classifier else None)
+                network = self.network(self.classifier.checked if self.classifier else None)
             with within("affinity.module"):
                 module = self.training(network)
             with within("affinity.module.optimizer"):
                 check_optimizer(module, self.cfg.module)
 
-    def network(self, backbone: Backbone | None = None) -> IRNet | PSANet:
+    def network(self, classifier: Classifier | None = None) -> IRNet | PSANet:
         """The configured network. One of the user's own need not take a backbone.
 
         Args:
-            backbone: of the network; None for the configured one with its weights.
+            classifier: whose backbone is copied, if it is shared; None for the trained one.
         """
         if not takes(self.cfg.network, "backbone"):
             return build(self.cfg.network)
-        if backbone is None:
-            backbone = (
-                copy.deepcopy(self.classifier.trained.backbone) if self.classifier else self._backbone()
-            )
-        return build(self.cfg.network, backbone=backbone)
+        if self.classifier is None:
+            return build(self.cfg.network, backbone=self._backbone())
+        shared = self.classifier.trained if classifier is None else classifier
+        return build(self.cfg.network, backbone=copy.deepcopy(shared.backbone))
 
     def _backbone(self) -> Backbone:
         cfg = self.cfg.backbone
