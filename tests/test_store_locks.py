@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch.distributed as dist
-from quick_run import arguments, folder_run, make_learnable_tree, settings
-from ribseg.pipeline.recipe.context import Context
+from quick_run import arguments, make_learnable_tree, settings
 
 from ribseg.errors import RibsegError
+from ribseg.pipeline.plan import KINDS
+from ribseg.pipeline.recipe.processes import Processes
+from ribseg.pipeline.recipe.session import Session
 from ribseg.store import locks
 from ribseg.store.artefact import Artefact, Store
 from ribseg.store.locks import StoreLock, locked
@@ -219,7 +222,7 @@ def wait_as_rank(rank, folder, artefact):
     place = f"file://{folder / 'group'}"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
     note = (folder / f"waits-{rank}").write_text
-    with locked(artefact.folder, "rate", note, rank == 0, lambda held: Context.agree(None, held)):
+    with locked(artefact.folder, "rate", note, rank == 0, Processes(1).agree_to_wait):
         (folder / f"found-{rank}").write_text(str(artefact.finished))
     dist.destroy_process_group()
 
@@ -245,14 +248,16 @@ def test_processes_that_cannot_agree_do_not_wait(artefact, tmp_path, processes, 
     _, go = holder(processes, artefact)
     when_waiting(monkeypatch, go.set)
     two = () if launcher == "one process" else ("trainer.devices=2", "trainer.strategy=ddp")
-    context = Context(settings("rib_folder", tmp_path, "data.root=nowhere", *two), tmp_path / "out")
+    cfg = settings("rib_folder", tmp_path, "data.root=nowhere", *two)
+    group = Session(cfg, tmp_path / "out", KINDS).group
+    wait = partial(locked, artefact.folder, "rate", print, group.first, group.agree_to_wait)
     if launcher == "torchrun":
         for name, value in LAUNCHED.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(RibsegError, match="another run computes"), context.locked(artefact):
+        with pytest.raises(RibsegError, match="another run computes"), wait():
             fail()
     else:
-        with context.locked(artefact):
+        with wait():
             assert artefact.finished
 
 
@@ -262,41 +267,6 @@ def until(condition, seconds=120):
         assert time.monotonic() < end
         time.sleep(0.01)
     return found
-
-
-def during_the_wait(monkeypatch, stage, act):
-    """Calls `act` once, before a run takes the lock of a stage: what another run does meanwhile."""
-    acts, take = [act], Context.locked
-
-    def wait(context, artefact, part=False):
-        if artefact.stage == stage and acts:
-            acts.pop()()
-        return take(context, artefact, part)
-
-    monkeypatch.setattr(Context, "locked", wait)
-
-
-def test_a_stage_that_was_computed_during_the_wait_is_taken(tmp_path, tree, capsys, monkeypatch):
-    during_the_wait(monkeypatch, "cam", lambda: folder_run(tmp_path, tree, *RUN, output="other"))
-    ours = folder_run(tmp_path, tree, *RUN)
-    theirs = json.loads((tmp_path / "other" / "results.json").read_text())
-    assert ours["localization"] == theirs["localization"]
-    said = capsys.readouterr().out
-    assert [said.count(f"{name}: in the store") for name in ("classifier", "cam", "rib", "evaluate")] == [
-        1, 1, 1, 1,
-    ]  # fmt: skip
-    assert not list((tmp_path / "store").glob("*.lock"))
-
-
-def test_a_rerun_that_another_run_did_during_the_wait_is_taken(tmp_path, tree, monkeypatch):
-    folder_run(tmp_path, tree, *RUN)
-    again = (*RUN, "rerun=[rib]")
-    during_the_wait(monkeypatch, "rib", lambda: folder_run(tmp_path, tree, *again, output="other"))
-    results = folder_run(tmp_path, tree, *again)
-    for name, times in (("rib", 1), ("evaluate", 1)):
-        manifest = json.loads((tmp_path / "store" / results["store"][name] / "manifest.json").read_text())
-        assert manifest["reruns"] == times
-    assert not list((tmp_path / "store").glob("*.new"))
 
 
 @pytest.mark.nightly

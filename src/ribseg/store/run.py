@@ -46,6 +46,14 @@ class Group:
         """The value of the first process, in all of them."""
         return value
 
+    def agree_to_wait(self, held: bool) -> bool:
+        """Whether the first process holds a lock, in all of them; else they ask again.
+
+        Raises:
+            RibsegError: they cannot wait for it together.
+        """
+        return self.agree(held)
+
     def wait(self) -> None:
         """Waits until all processes are here."""
 
@@ -233,10 +241,13 @@ class Run:
 
     def _locked(self, stage: Stage[Any]) -> AbstractContextManager[None]:
         """A context in which no other run computes the artefact, or this run's shard of its images."""
-        folder, say, first, agree = stage.artefact.folder, self.say, self.group.first, self.group.agree
+        folder, how = (
+            stage.artefact.folder,
+            (stage.name, self.say, self.group.first, self.group.agree_to_wait),
+        )
         if self.shard is not None and isinstance(stage, ImageStage):
-            return locked_part(folder, self.shard.label, stage.name, say, first, agree)
-        return locked(folder, stage.name, say, first, agree)
+            return locked_part(folder, self.shard.label, *how)
+        return locked(folder, *how)
 
     def _drop_replaced(self, stage: Stage[Any]) -> None:
         """Takes a stage from those to be computed again if another run has replaced its result meanwhile."""

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -29,10 +29,11 @@ class Processes(Group):
 
     Args:
         minutes: that they wait for one that is late.
+        apart: tells whether a launcher has started them, before a Trainer connects them.
     """
 
-    def __init__(self, minutes: float) -> None:
-        self.minutes = minutes
+    def __init__(self, minutes: float, apart: Callable[[], bool] = lambda: False) -> None:
+        self.minutes, self.apart = minutes, apart
 
     @property
     def first(self) -> bool:
@@ -51,6 +52,19 @@ class Processes(Group):
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def agree_to_wait(self, held: bool) -> bool:
+        """Whether the first process holds a lock, in all of them; else they ask again.
+
+        Raises:
+            RibsegError: they cannot wait for it together, because nothing connects them yet.
+        """
+        if not held and not self.connected and self.apart():
+            raise RibsegError(
+                "another run computes this result, and the processes of this one, which a launcher has "
+                "started, cannot wait for it together yet. Start this run when the other one has ended"
+            )
+        return self.agree(held)
 
     def wait(self) -> None:
         """Waits until all connected processes are here.

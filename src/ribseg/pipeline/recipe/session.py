@@ -89,7 +89,7 @@ class Session:
         check_writable(output, "hydra.run.dir")
         self.settings = Settings({path: plain(cfg[path] if path else _top(cfg)) for path in kinds}, kinds)
         check_trainer(cfg.trainer)
-        self.group = Processes(cfg.process_timeout)
+        self.group = Processes(cfg.process_timeout, self._launched_apart)
         self.console = LoggedConsole(quiet=not self.group.first)
         self.shard = Shard.parse(cfg.get("shard"))
         self.record_prefix = "" if self.shard is None else f"{self.shard.label}-"
@@ -227,6 +227,12 @@ class Session:
         """A Trainer as configured, but for its precision: to ask for devices and processes."""
         with within("trainer"):
             return build(self.cfg.trainer, logger=False, precision="32-true")
+
+    def _launched_apart(self) -> bool:
+        """Whether other processes of this run exist before its first training connects them."""
+        environment = getattr(self.hardware.strategy, "cluster_environment", None)
+        external = getattr(environment, "creates_processes_externally", False)
+        return self.processes > 1 and (self.hardware.num_nodes > 1 or external)
 
     @property
     def processes(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import zip_longest
+from statistics import fmean
 from typing import Any, ClassVar, get_args
 
 import pytorch_lightning as pl
@@ -196,7 +197,7 @@ def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:
     """
     columns = zip_longest(*series)
     known = ([value for value in column if value is not None] for column in columns)
-    return [sum(values) / len(values) for values in known]
+    return [fmean(values) for values in known]  # exact, so that the order of shards does not matter
 
 
 def summarize(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
