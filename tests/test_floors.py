@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ribseg"
 # The longest name that fits tells a file's floor; numbers between are floors within a floor.
 FLOORS = {
     **dict.fromkeys(("functional", "kernels"), 0),
-    **dict.fromkeys(("types", "errors", "checks", "files", "lazy", "memory", "workers"), 0),
+    **dict.fromkeys(("types", "errors", "checks", "files", "lazy", "memory", "progress", "workers"), 0),
     "store": 0.5,
-    **dict.fromkeys(("models", "data", "metrics", "plot", "progress"), 1),
+    **dict.fromkeys(("models", "data", "metrics", "plot"), 1),
     **dict.fromkeys(("methods", "analysis", "interop"), 2),
     "modules": 3,
     "pipeline.recipe": 4.0,
@@ -38,24 +38,9 @@ OUTSIDE = {
     "PIL": 1,
     "safetensors": 1,
     "matplotlib": 1,
-    "rich": 0.5,
     "torchmetrics": 1,
 }
 FOREIGN_TO_STORE = {"torch", "pytorch_lightning", "hydra", "omegaconf"}  # it knows folders and settings alone
-
-# What is still to go: these lists may only shrink, and a line of them that is no longer true must be deleted.
-UPWARD = """
-ribseg.pipeline.report.check_data -> ribseg.pipeline.data_checks
-ribseg.store.digest -> ribseg.models.weights_file
-ribseg.store.shards -> ribseg.pipeline.recipe.context
-ribseg.store.stage -> ribseg.pipeline.recipe.context
-"""
-FOREIGN = """
-ribseg.store.digest (floor 0.5) imports omegaconf.OmegaConf
-"""
-CIRCLES = """
-ribseg.pipeline.recipe.context ribseg.pipeline.recipe.engines ribseg.store.shards ribseg.store.stage
-"""
 
 
 def module_name(path):
@@ -138,22 +123,13 @@ def circles(imports):
     return sorted(" ".join(sorted(group)) for group in groups if group)
 
 
-def compare(found, listed, title):
-    listed = listed.split("\n")[1:-1]
-    new = [line for line in found if line not in listed]
-    gone = [line for line in listed if line not in found]
-    parts = [f"new {title}: " + "; ".join(new)] * bool(new)
-    parts += [f"gone, delete from the list of {title}: " + "; ".join(gone)] * bool(gone)
-    assert not parts, "\n".join(parts)
-
-
 def test_imports_look_down():
-    compare(upward(graph()), UPWARD, "imports upward")
+    assert not upward(graph())
 
 
 def test_no_files_import_each_other():
     files = {module: names for module, names in graph().items() if FILES[module].name != "__init__.py"}
-    compare(circles(files), CIRCLES, "circles of files")
+    assert not circles(files)
 
 
 def test_packages_of_others_have_floors():
@@ -164,7 +140,7 @@ def test_packages_of_others_have_floors():
         if OUTSIDE.get(name.partition(".")[0], 0) > floor_of(module)
         or (module.startswith("ribseg.store.") and name.partition(".")[0] in FOREIGN_TO_STORE)
     ]
-    compare(sorted(set(wrong)), FOREIGN, "imports of packages")
+    assert not wrong
 
 
 def test_the_guard_sees_a_look_up(tmp_path):
@@ -204,6 +180,8 @@ def get(names, heavy):
 get("", "torch pytorch_lightning hydra omegaconf wandb timm")
 assert dir(ribseg) == sorted(ribseg.__all__), dir(ribseg)
 import ribseg.cli; ribseg.cli.parser()  # help, and complaints about arguments, come at once
+get("", "torch pytorch_lightning hydra omegaconf wandb timm")
+import ribseg.store.run
 get("", "torch pytorch_lightning hydra omegaconf wandb timm")
 get("RIB ThresholdSweep GNDRP cam merge_maps", "pytorch_lightning hydra omegaconf wandb timm")
 ribseg.controls.centre_prior, ribseg.evaluation.MapEvaluator, ribseg.errors.DataError
