@@ -4,18 +4,15 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import open_dict
 from PIL import Image
-from quick_run import settings
-from ribseg.pipeline.preflight import reads_data
+from quick_run import begun, chosen, settings
 
 from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError, DatasetNotFoundError
-from ribseg.pipeline.plan import chosen_stages, stages_of
-from ribseg.pipeline.run import run
+from ribseg.pipeline.run import reads_data, run
 from ribseg.pipeline.sweep import SweepTable
 
 ALONE = "run=[bottleneck]"
@@ -137,15 +134,15 @@ def test_the_wrong_class_is_adapted_as_a_control(tmp_path, one_seed):
 @pytest.mark.usefixtures("first")
 def test_no_stage_on_data_is_planned(tmp_path):
     cfg = settings("toy_bottleneck", tmp_path)
-    assert chosen_stages(cfg, ["bottleneck"]) == ["toy_networks", "bottleneck"]
-    assert chosen_stages(cfg, chosen_stages(cfg, ["bottleneck"])) == ["toy_networks", "bottleneck"]
+    for names in (["bottleneck"], ["toy_networks", "bottleneck"]):
+        assert chosen(cfg, tmp_path, names) == ["toy_networks", "bottleneck"]
     for names, needs in (
         (["bottleneck", "report"], False),
         (["report"], True),
         (["bottleneck", "cam"], True),
     ):
-        cfg.run = chosen_stages(cfg, names)
-        assert reads_data(SimpleNamespace(cfg=cfg), stages_of(cfg)) == needs
+        cfg.run = names
+        assert reads_data(begun(cfg, tmp_path / "out")) == needs
     results = toy_run(tmp_path, ALONE)
     assert set(results["store"]) == {"toy_networks", "bottleneck"}
     assert not (tmp_path / "out" / "report.html").exists()

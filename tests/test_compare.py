@@ -9,10 +9,10 @@ import pytest
 from quick_run import arguments, folder_run, make_learnable_tree, train
 
 from ribseg.cli import main
-from ribseg.commands.report import opened
 from ribseg.data.io.masks import read_mask, write_mask
 from ribseg.errors import ConfigError, DataError
 from ribseg.metrics import bootstrap_miou, interval
+from ribseg.pipeline.plan import reopened
 from ribseg.pipeline.report.compare import Comparison, sentences
 from ribseg.pipeline.report.compare_page import comparison_tables, map_tables, result_tables
 from ribseg.pipeline.report.compare_sweep import sweep_section, swept_numbers, swept_scores
@@ -218,7 +218,7 @@ def test_a_swept_number_has_a_figure(whole, runs, comparison):
 def test_which_settings_have_a_figure(tmp_path, runs, settings, title):
     some = Comparison(runs, 10)
     vars(some)["settings"] = {name: list(map(str, values)) for name, values in settings.items()}
-    sections = list(sweep_section(opened(runs[0], tmp_path), some))
+    sections = list(sweep_section(reopened(runs[0], tmp_path), some))
     assert [section.figures[0].title.partition(";")[0] for section in sections] == ([title] if title else [])
     assert (tmp_path / "sweep.png").is_file() == bool(title)
 

@@ -1,6 +1,7 @@
 """What names a stage's artefact: settings, files that they name, and the source of a user's code."""
 
 import copy
+import dataclasses
 import os
 import sys
 import textwrap
@@ -9,14 +10,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from quick_run import CONF, folder_run
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.plan import stages_of
+from ribseg.pipeline.plan import KINDS, stages_of
+from ribseg.pipeline.recipe import data, trainer
 from ribseg.pipeline.recipe.methods import SHOWN, SPEED
-from ribseg.pipeline.stages.evaluate import EvaluateStage
-from ribseg.pipeline.stages.maps import MethodStage
-from ribseg.store.digest import ALWAYS_NEUTRAL, NEUTRAL, NEUTRAL_PARTS, settings_of
+from ribseg.pipeline.recipe.session import RunSettings, Session
+from ribseg.store.digest import counting
 from ribseg.store.sources import source_digest
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
@@ -66,22 +68,54 @@ def linked(cfg):
     return cfg
 
 
-def digests(cfg, part=None):
-    """What each stage (that looks at a part) takes from a configuration; None where it refuses it."""
-    found = {}
-    part = {"rib": "methods", "pooling": "methods"}.get(part, part)
-    for stage in stages_of(cfg):
-        parts = (*stage.parts, "methods") if isinstance(stage, MethodStage | EvaluateStage) else stage.parts
-        if part is not None and part not in parts:
-            continue
-        try:
-            found[stage.name] = stage.settings(cfg)
-        except (ConfigError, AttributeError, OSError):  # e.g. imported.folder="something else"
-            found[stage.name] = None
-    return found
+def digests(cfg, place):
+    """What each stage takes from a configuration; None if it is refused."""
+    try:
+        session = Session(OmegaConf.create(cfg), place, KINDS)
+        return {stage.name: counted_by(stage) for stage in stages_of(session)}
+    except (ConfigError, AttributeError, KeyError, OSError, OmegaConfBaseException):
+        return None
 
 
-MAPS = ("refine", "maps")  # names an input; what else it changes are the names of stages
+def counted_by(stage):
+    """What a stage's digest covers; None where the setting that it needs is not there."""
+    try:
+        return counting(stage.settings(), stage.session.resolve)
+    except (ConfigError, OSError):  # e.g. imported.folder="something else"
+        return None
+
+
+def neutral_fields(kind, path):
+    """Paths of the neutral settings of a section."""
+    for each in dataclasses.fields(kind):
+        if each.metadata.get("neutral"):
+            yield f"{path}.{each.name}" if path else each.name
+        if each.metadata.get("kind"):
+            yield from neutral_fields(each.metadata["kind"], f"{path}.{each.name}")
+
+
+# Sections that select stages and images, or say where and how they are shown.
+SECTIONS = {"name", "run", "rerun", "shard", "objective", "engine", "store", "logger", "report", "prepare"}
+
+
+def neutral_in(path, kinds):
+    """Names of a section that are neutral for all that read them."""
+    counting_ones = {
+        f.name for kind in kinds for f in dataclasses.fields(kind) if not f.metadata.get("neutral")
+    }
+    found = {name for kind in kinds for name in neutral_fields(kind, path)}
+    return found - {f"{path}.{name}" for name in counting_ones}
+
+
+NEUTRAL = {
+    *SECTIONS,
+    *neutral_fields(RunSettings, ""),
+    *(name for path, kinds in KINDS.items() if path for name in neutral_in(path, kinds)),
+    *(f"data.{name}" for name in data.NEUTRAL),
+    *(f"trainer.{name}" for name in trainer.NEUTRAL),
+}
+# Names an input, or a folder whose content counts; what else the first changes are the names of stages.
+ELSEWHERE = {"refine.maps", "imported.folder", "refine.saliency", "refine.segments.folder"}
 # Without these some settings are not looked at.
 USED = (
     *("rib.lr=auto", "segmenter.select=best", "refine.labels.foreground=auto", "segmenter.validate=true"),
@@ -89,60 +123,58 @@ USED = (
 )
 
 
-def test_every_shipped_setting_counts_or_is_said_to_be_neutral():
+def test_every_shipped_setting_counts_or_is_said_to_be_neutral(tmp_path):
     seen, wrong = set(), []
     for choice in SHIPPED:
         cfg = composed(choice, *USED)
-        new = [path for path in leaves(cfg) if path not in {*seen, MAPS}]
+        new = [path for path in leaves(cfg) if path not in seen]
         seen.update(new)
-        before = {part: digests(cfg, part) for part in {path[0] for path in new}}
+        before = digests(cfg, tmp_path) if new else None
         for path in new:
-            name = ".".join(path)
             above = {".".join(path[:length]) for length in range(1, len(path) + 1)}
-            neutral = bool(above & {*NEUTRAL_PARTS, *NEUTRAL})
+            neutral = bool(above & NEUTRAL)
             neutral |= path[0] in ("rib", "methods") and path[-1] in {*SHOWN, *SPEED}
-            counts = digests(changed(cfg, path), path[0]) != before[path[0]]
-            if counts == neutral and name != "imported.folder":  # of which the content counts
-                wrong.append(f"{name} of {choice} counts: {counts}, is said to be neutral: {neutral}")
+            found = digests(changed(cfg, path), tmp_path)
+            if not above & ELSEWHERE and (found is not None or not neutral) and (found != before) == neutral:
+                wrong.append(f"{'.'.join(path)} of {choice} counts: {found != before}, neutral: {neutral}")
     assert not wrong
     assert len(seen) > 200
 
 
-def test_what_a_user_adds_counts():
+def test_what_a_user_adds_counts_or_is_refused(tmp_path):
     cfg = composed("experiment=rib_folder", "+data.my_aug=1", "+rib.mine=1", "+trainer.gradient_clip_val=1")
     for part, name in (("data", "my_aug"), ("rib", "mine"), ("trainer", "gradient_clip_val")):
-        one, two = digests(cfg), digests(changed(cfg, (part, name)))
+        one, two = digests(cfg, tmp_path), digests(changed(cfg, (part, name)), tmp_path)
         assert one["rib"] != two["rib"], name
     assert one["classifier"] != two["classifier"]
+    with pytest.raises(ConfigError, match=r"evaluate has no setting threshold; it has bootstrap, "):
+        Session(OmegaConf.create(composed("+evaluate.threshold=1")), tmp_path, KINDS)
 
 
 def test_under_a_users_class_nothing_but_the_place_and_the_workers_is_neutral(my_module):
     my_module("mine_a", "class Data: ...")
-    cfg = composed("experiment=rib_folder", "data._target_=mine_a.Data")
-    kept = settings_of(cfg, ("data",), neutral=("data.scales",))["data"]
-    assert {"scales", "train_split", "labels"} <= set(kept)
-    assert not {name.partition(".")[2] for name in ALWAYS_NEUTRAL} & set(kept)
+    node = composed("experiment=rib_folder", "data._target_=mine_a.Data")["data"]
+    assert set(data.counted_data(node)) == set(node) - set(data.ANYWHERE)
+    assert "devices" in trainer.counted_trainer({"_target_": "mine_a.Data", "devices": 2})
 
 
 def test_a_file_counts_by_its_content(tmp_path):
     file = tmp_path / "weights.pth"
     file.write_bytes(b"one")
-    cfg = {"classifier": {"model": {"weights": str(file)}}}
-    first = settings_of(cfg, ("classifier",))
+    first = counting({"classifier": {"model": {"weights": str(file)}}})
     moved = file.rename(tmp_path / "moved.pth")
-    assert settings_of({"classifier": {"model": {"weights": str(moved)}}}, ("classifier",)) == first
+    assert counting({"classifier": {"model": {"weights": str(moved)}}}) == first
     moved.write_bytes(b"two")
-    assert settings_of({"classifier": {"model": {"weights": str(moved)}}}, ("classifier",)) != first
+    assert counting({"classifier": {"model": {"weights": str(moved)}}}) != first
 
 
-def test_the_crf_that_is_taken_counts(monkeypatch):
+def test_the_crf_that_is_taken_counts(tmp_path, monkeypatch):
     cfg = composed("experiment=demo")
-    before = digests(cfg)
-    monkeypatch.setattr("ribseg.store.digest.find_spec", lambda name: None)
-    without = digests(cfg)
-    monkeypatch.setattr("ribseg.store.digest.find_spec", lambda name: object())
-    assert without["pseudo_masks"] != digests(cfg)["pseudo_masks"]
-    assert before["pseudo_masks"] in (without["pseudo_masks"], digests(cfg)["pseudo_masks"])
+    taken = []
+    for spec in (None, object()):
+        monkeypatch.setattr("ribseg.pipeline.recipe.session.find_spec", lambda name, spec=spec: spec)
+        taken.append(digests(cfg, tmp_path)["pseudo_masks"])
+    assert taken[0] != taken[1]
 
 
 @pytest.fixture
@@ -211,14 +243,14 @@ def test_a_circle_of_imports_ends(my_module):
 
 def test_a_target_that_is_nowhere_has_a_digest_that_it_will_not_keep(my_module):
     cfg = {"pooling": {"_target_": "mine_later.P"}}
-    before = settings_of(cfg, ("pooling",))
+    before = counting(cfg)
     my_module("mine_later", "class P: ...")
-    assert settings_of(cfg, ("pooling",)) != before
+    assert counting(cfg) != before
 
 
 @pytest.mark.parametrize("target", ["torch.optim.SGD", "datetime.timedelta", "ribseg.GAP", "numpy.float64"])
 def test_libraries_are_not_read(target):
-    assert "sources" not in settings_of({"pooling": {"_target_": target}}, ("pooling",))
+    assert "sources" not in counting({"pooling": {"_target_": target}})
 
 
 POOLING = """
@@ -265,9 +297,9 @@ CALLBACK = "from pytorch_lightning import Callback\nclass C(Callback):\n    numb
         (CALLBACK, "+classifier.callbacks.mine._target_=mine_c.C"),
     ],
 )
-def test_everything_of_a_user_counts_for_the_classifier(my_module, body, override):
+def test_everything_of_a_user_counts_for_the_classifier(my_module, tmp_path, body, override):
     found = []
     for number in (1, 2):
         my_module("mine_c", body.format(number=number))
-        found.append(digests(composed("experiment=rib_folder", override))["classifier"])
+        found.append(digests(composed("experiment=rib_folder", override), tmp_path)["classifier"])
     assert found[0] != found[1]

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
-from quick_run import composed
-from ribseg.pipeline.part_checks import check_settings
+from quick_run import begun, chosen, composed
 
 from ribseg.cli import parser
-from ribseg.pipeline.plan import chosen_stages
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,7 +51,7 @@ def first_job(words):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_compose_and_name_stages_that_there_are(page):
+def test_commands_compose_and_name_stages_that_there_are(page, tmp_path):
     for command in commands_of(page):
         words = shlex.split(command, comments=True)
         if any(PLUGINS.search(word) for word in words):
@@ -61,8 +59,7 @@ def test_commands_compose_and_name_stages_that_there_are(page):
         if command.startswith(TRAIN):
             cfg = composed(first_job(words[2:]))
             if not any(USER.search(word) for word in words):
-                cfg.run = chosen_stages(cfg, cfg.run)
-                check_settings(cfg)
+                begun(cfg, tmp_path)  # checks the settings and the names
         else:
             start, name = next((start, name) for start, name in OTHERS.items() if command.startswith(start))
             arguments = words[len(start.split()) :]
@@ -88,7 +85,7 @@ def test_commands_are_found():
     assert sum(command.startswith("ribseg convert") for command in commands_of(MIGRATION)) == 6
 
 
-def test_settings_and_stages_that_the_page_on_migration_names_exist():
+def test_settings_and_stages_that_the_page_on_migration_names_exist(tmp_path):
     """Every right column of its tables of commands: `rib.steps`, stage `rib`, `pooling=gap`."""
     cfg, absent = composed(["experiment=rib_voc", "data.root=PATH"]), object()
     page = MIGRATION.read_text()
@@ -98,7 +95,7 @@ def test_settings_and_stages_that_the_page_on_migration_names_exist():
     for name in roots:
         assert OmegaConf.select(cfg, name, default=absent) is not absent, name
     for line in re.findall(r"stages? (`\w+`(?:, `\w+`)*)", page):
-        assert chosen_stages(cfg, re.findall(r"\w+", line))
+        assert chosen(cfg, tmp_path, re.findall(r"\w+", line))
 
 
 def test_an_unknown_setting_is_found():

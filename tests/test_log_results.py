@@ -206,9 +206,9 @@ def test_a_logger_that_fails_ends_nothing(tmp_path, tree, capsys):
         def experiment(self):
             raise OSError("no network")
 
-    from ribseg.pipeline.recipe.context import Context
+    from quick_run import begun
 
-    context = Context(settings("rib_folder", tmp_path, f"data.root={tree}"), tmp_path / "out")
+    context = begun(settings("rib_folder", tmp_path, f"data.root={tree}"), tmp_path / "out")
     context.result_loggers = [Broken(tmp_path)]
     log_results(context, {"bottleneck": {"saturation": 0.5}})
     assert "did not take the numbers: OSError: no network" in " ".join(capsys.readouterr().out.split())

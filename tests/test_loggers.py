@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from quick_run import folder_run, settings
-from ribseg.pipeline.recipe.context import Context
+from quick_run import begun, folder_run, settings
 
 from ribseg.errors import ConfigError
 from ribseg.pipeline.recipe import loggers
@@ -85,7 +84,7 @@ def test_another_class_takes_the_place_of_a_named_one(tmp_path, tree):
     cfg = settings(
         "rib_folder", tmp_path, f"data.root={tree}", "logger=csv", f"logger._target_={TENSORBOARD}"
     )
-    (logger,) = Context(cfg, tmp_path / "out").loggers("classifier")
+    (logger,) = begun(cfg, tmp_path / "out").loggers("classifier")
     assert type(logger).__name__ == "TensorBoardLogger"
     assert Path(logger.log_dir) == tmp_path / "out" / "logs" / "classifier"
 
@@ -157,7 +156,7 @@ def test_what_is_no_logger_is_refused_by_its_place(tmp_path, tree, given, messag
     OmegaConf.set_struct(cfg, False)
     cfg.logger = given
     with pytest.raises(ConfigError, match=message):
-        Context(cfg, tmp_path / "out").loggers("classifier")
+        begun(cfg, tmp_path / "out").loggers("classifier")
 
 
 @pytest.mark.parametrize(

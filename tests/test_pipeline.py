@@ -12,14 +12,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
-from quick_run import CONF, folder_run, settings
-from ribseg.pipeline.part_checks import check_settings
-from ribseg.pipeline.recipe.context import Context
+from quick_run import CONF, begun, chosen, folder_run, settings
 from safetensors.torch import load_file
 
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError
-from ribseg.pipeline.plan import chosen_stages, stages_of
 from ribseg.pipeline.report.sweep_tables import sweep_tables
 from ribseg.pipeline.run import gather, run
 from ribseg.pipeline.stages.learning_rate import device_of
@@ -92,8 +89,8 @@ def test_published_settings_are_what_the_specification_says(experiment, tmp_path
         cfg = compose("config", [f"experiment={experiment}"])
     assert cfg.name == experiment
     # The dry runs replace some of these; as they stand they must fit together, too.
-    cfg.run = chosen_stages(cfg, [*cfg.run, "refine"])
-    check_settings(cfg)
+    cfg.run = [*cfg.run, "refine"]
+    assert begun(cfg, tmp_path / "out").run.chosen
     if experiment != "rib_voc":
         return
     assert (cfg.rib.steps, cfg.rib.lr, cfg.rib.references, cfg.rib.margin) == (10, 8e-6, 20, 600)
@@ -350,22 +347,20 @@ def test_devices_and_loggers_do_not_change_the_digest(tmp_path, tree):
     stores = []
     for overrides in ([], ["logger=csv", "data.num_workers=1", "progress=true"]):
         cfg = settings("rib_folder", tmp_path, f"data.root={tree}", *overrides)
-        context = Context(cfg, tmp_path / "out")
-        for stage in stages_of(cfg)[:5]:
-            context.artefacts[stage.name] = stage.artefact(context)
-        stores.append({name: artefact.digest for name, artefact in context.artefacts.items()})
+        session = begun(cfg, tmp_path / "out")
+        stores.append({stage.name: stage.artefact.digest for stage in session.run.stages[:5]})
     assert stores[0] == stores[1]
 
 
 def test_run_names(tmp_path):
     cfg = settings("rib_folder", tmp_path)
-    assert chosen_stages(cfg, ["methods"]) == ["cam", "rib"]
-    assert chosen_stages(cfg, ["controls", "report"]) == ["wrong_class", "feature_norm", "report"]
+    assert chosen(cfg, tmp_path, ["methods"]) == ["cam", "rib"]
+    assert chosen(cfg, tmp_path, ["controls", "report"]) == ["wrong_class", "feature_norm", "report"]
 
 
 def test_gather_tells_what_is_there(tmp_path, tree):
     cfg = settings("rib_folder", tmp_path, f"data.root={tree}")
-    results = gather(Context(cfg, tmp_path / "out"))
+    results = gather(begun(cfg, tmp_path / "out"), {})
     assert results["store"] == {}
     assert "localization" not in results
 

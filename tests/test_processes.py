@@ -14,7 +14,7 @@ from quick_run import TRAIN, arguments, make_learnable_tree, settings, train
 from started import SERVER, start_command, start_ranks, wait_for
 
 from ribseg.errors import ConfigError, RibsegError
-from ribseg.pipeline.recipe.processes import wait_for_all, waiting_group
+from ribseg.pipeline.recipe.processes import Processes, waiting_group
 from ribseg.pipeline.run import run
 
 IMAGES = 13  # no multiple of three
@@ -161,11 +161,12 @@ def test_a_process_that_dies_is_named_at_once(base, three):
 def late(folder, rank):
     """One of three processes, of which the last comes late; notes what it is told."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'group'}", rank=rank, world_size=3)
-    minutes = 0.05
-    waiting_group(minutes)
+    group = Processes(0.05)
+    group.running = "rib"
+    waiting_group(group.minutes)
     time.sleep(6 if rank == 2 else 0)
     try:
-        wait_for_all("rib", minutes)
+        group.wait()
     except RibsegError as error:
         (folder / f"told-{rank}").write_text(str(error))
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from quick_run import folder_run
-from ribseg.pipeline.settings import check_published
 
 from ribseg.checks import SettingError
 from ribseg.metrics.evaluation import by_object_size
 from ribseg.pipeline.report.answer import answers
 from ribseg.pipeline.report.gallery import fitting, picture_order, take_turns
 from ribseg.pipeline.report.records import records_of, select, series, splits_of
+from ribseg.pipeline.report.settings import check_published
 from ribseg.pipeline.report.table import Column, Declared, Sortable, TableData
 from ribseg.pipeline.report.tables import DETAILS, file_tables, shown_tables
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from quick_run import LIGHT, QUICK, folder_run, settings
+from quick_run import LIGHT, QUICK, begun, chosen, folder_run, settings
 from safetensors.torch import load_file
 
 import ribseg
@@ -18,7 +18,6 @@ from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 from ribseg.interop.voc_server import archive_folder, check_voc_archive, write_voc_archive
 from ribseg.modules.segmentation import SegmentationModule
-from ribseg.pipeline.plan import chosen_stages, stages_of
 from ribseg.pipeline.run import run
 
 WHOLE = "run=[classifier,cam,rib,refine,segmenter,report]"
@@ -87,7 +86,7 @@ def test_the_other_chain_is_what_a_run_over_its_maps_makes(tmp_path, tree):
 def run_names(tmp_path, names, sources, maps):
     """The stages of a run."""
     cfg = settings("rib_folder", tmp_path, f"segmenter.sources=[{sources}]", f"refine.maps={maps}")
-    return chosen_stages(cfg, names)
+    return chosen(cfg, tmp_path, names)
 
 
 def test_run_names(tmp_path):
@@ -106,7 +105,7 @@ def test_run_names(tmp_path):
         "pseudo_masks",
     ]
     assert "pseudo_masks_cam" not in run_names(tmp_path, ["refine", "segmenter"], "cam", "cam")
-    names = [stage.name for stage in stages_of(settings("rib_folder", tmp_path))]
+    names = [stage.name for stage in begun(settings("rib_folder", tmp_path), tmp_path).run.stages]
     assert len(set(names)) == len(names)
 
 

@@ -186,10 +186,9 @@ def test_the_best_state_survives_going_on(voc_tree, tmp_path):
             self.log("val/miou", torch.tensor(scores[self.trainer.global_step]))
 
     settings = SimpleNamespace(check_every=2, average=None)
-    context = SimpleNamespace(cfg=SimpleNamespace(segmenter=settings), callbacks=lambda part: {})
 
     def fit(resume=None, stop=None):
-        callbacks = training_callbacks(context, SimpleNamespace(folder=tmp_path), validates=True)
+        callbacks = training_callbacks(settings, tmp_path / "checkpoints", validates=True)
         run = trainer(
             tmp_path,
             6,

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 from pytorch_lightning import Callback
 from quick_run import arguments, folder_run, train
-from ribseg.pipeline.settings import DECIDED
 
 from ribseg.errors import ConfigError
+from ribseg.pipeline.recipe.trainer import DECIDED
 from ribseg.pipeline.run import objective
 
 SEEN = []

@@ -7,8 +7,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from quick_run import CONF, TRAIN, train
-from ribseg.pipeline.part_checks import check_settings
+from quick_run import CONF, TRAIN, begun, train
 
 import ribseg
 from ribseg.errors import ConfigError
@@ -101,18 +100,18 @@ def jobs_of(name):
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_sweep_has_the_jobs_that_it_says(name):
+def test_a_sweep_has_the_jobs_that_it_says(name, tmp_path):
     setting, swept = JOBS[name]
     assert jobs_of(name) == [[f"{setting}={value}"] for value in swept]
     if name != "pooling":
         cfg = composed("config", [*VOC, f"sweep={name}", f"{setting}={swept[-1]}"])
-        check_settings(cfg)
+        begun(cfg, tmp_path)
         assert f"{OmegaConf.select(cfg, setting):g}" == f"{float(swept[-1]):g}"
 
 
 @pytest.mark.parametrize("pooling", JOBS["pooling"][1])
-def test_the_poolings_of_a_sweep_can_be_set(pooling):
-    check_settings(composed("config", [*VOC, "sweep=pooling", f"pooling={pooling}"]))
+def test_the_poolings_of_a_sweep_can_be_set(pooling, tmp_path):
+    begun(composed("config", [*VOC, "sweep=pooling", f"pooling={pooling}"]), tmp_path)
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)

@@ -5,16 +5,16 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from quick_run import folder_run, settings
-from ribseg.pipeline.recipe.numerics import check_precision, slow_precision
+from quick_run import begun, folder_run, settings
 from safetensors.torch import load_file
 from torch import nn
 
 import ribseg
 from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
-from ribseg.pipeline.recipe import numerics
-from ribseg.pipeline.run import run
+from ribseg.pipeline.recipe import trainer as numerics
+from ribseg.pipeline.recipe.trainer import check_precision, slow_precision
+from ribseg.pipeline.run import check_trainer, run
 
 HERE = f"{__name__}."
 
@@ -231,26 +231,31 @@ PRECISIONS = {
 }
 
 
-@pytest.mark.parametrize("setting", ["trainer.precision", "segmenter.precision"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_precisions_that_cannot_work_are_refused(tmp_path, precision, setting):
-    cfg = settings("rib_folder", tmp_path, f"{setting}={precision}")
-    with pytest.raises(ConfigError, match=f"{setting}={precision} cannot work: .*{PRECISIONS[precision]}"):
-        check_precision(cfg)
+def test_precisions_that_cannot_work_are_refused(precision):
+    with pytest.raises(ConfigError, match=f"x={precision} cannot work: .*{PRECISIONS[precision]}"):
+        check_precision("x", precision, on_gpu=False)
+
+
+@pytest.mark.parametrize("setting", ["trainer.precision", "segmenter.precision"])
+def test_both_precisions_are_checked(tmp_path, setting):
+    session = begun(settings("rib_folder", tmp_path, f"{setting}=16-true"), tmp_path / "out")
+    with pytest.raises(ConfigError, match=f"{setting}=16-true cannot work"):
+        check_trainer(session)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "64", "32", "null", "bf16-mixed", "bf16"])
-def test_precisions_that_work(tmp_path, precision):
-    check_precision(settings("rib_folder", tmp_path, f"trainer.precision={precision}"))
+def test_precisions_that_work(precision):
+    check_precision("x", None if precision == "null" else precision, on_gpu=False)
 
 
-def test_half_precision_without_units_for_it_is_warned_of(tmp_path, monkeypatch):
-    cfg = settings("rib_folder", tmp_path, "trainer.precision=bf16-mixed")
+def test_half_precision_without_units_for_it_is_warned_of(monkeypatch):
+    half = ("trainer.precision", "bf16-mixed", False)
     monkeypatch.setattr(numerics, "has_bfloat16_units", lambda: False)
-    assert "trainer.precision=bf16-mixed on a processor without units" in slow_precision(cfg)
-    assert slow_precision(settings("rib_folder", tmp_path)) is None
+    assert "trainer.precision=bf16-mixed on a processor without units" in slow_precision(*half)
+    assert slow_precision("trainer.precision", "32-true", False) is None
     monkeypatch.setattr(numerics, "has_bfloat16_units", lambda: True)
-    assert slow_precision(cfg) is None
+    assert slow_precision(*half) is None
 
 
 def test_what_is_not_known_of_a_processor_is_not_warned_of(monkeypatch):

@@ -18,7 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from ribseg.data.io.masks import write_mask
-from ribseg.pipeline.run import run
+from ribseg.pipeline.plan import KINDS, selected, stages_of
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.run import begin, run
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 CONF = TRAIN.parent / "conf"
@@ -116,6 +118,19 @@ def _chosen(*words):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(words))
+
+
+def begun(cfg, output):
+    """A session whose run has its stages, before the checks."""
+    session = Session(cfg, Path(output), KINDS)
+    begin(session)
+    return session
+
+
+def chosen(cfg, output, names):
+    """The stages that names in `run` stand for."""
+    session = Session(cfg, Path(output), KINDS)
+    return selected(session, stages_of(session), names)
 
 
 def folder_run(tmp_path, tree, *overrides, output="out"):

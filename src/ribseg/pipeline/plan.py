@@ -183,7 +183,7 @@ def check_sources(session: Session) -> None:
     if not set(named) <= {*known, *(left_out(cfg) - used)}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "
-            f"{', '.join(named)}"
+            f"{', '.join(map(str, named))}"
         )
 
 

@@ -56,12 +56,30 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
 
 def run_stages(session: Session) -> dict[str, Any]:
     """Runs the stages that `run` selects and returns the content of `results.json`."""
+    reported: dict[str, Any] = {}
+    if begin(session):
+        session.group.on_first(lambda: reported.update(report_data(session)["data"]))
+        if not session.run.chosen:
+            return {}
+    facts = check(session, reported)
+    session.run.compute()
+    results = gather(session, facts)
+    if session.group.first:
+        publish(session, results)
+    return results
+
+
+def begin(session: Session) -> bool:
+    """Gives a session its run, of the stages that `run` and `rerun` select; returns if the data is reported.
+
+    Raises:
+        ConfigError: a name is unknown, or settings of the engine cannot work.
+    """
     stages = stages_of(session)
     chosen, again = selection(session, stages)
-    checks_data, chosen = CHECK_DATA in chosen, [name for name in chosen if name != CHECK_DATA]
     session.run = Run(
         stages,
-        chosen,
+        [name for name in chosen if name != CHECK_DATA],
         again,
         shard=session.shard,
         group=session.group,
@@ -70,17 +88,7 @@ def run_stages(session: Session) -> dict[str, Any]:
         usage=session.usage,
         close=finish_loggers,
     )
-    reported: dict[str, Any] = {}
-    if checks_data:
-        session.group.on_first(lambda: reported.update(report_data(session)["data"]))
-        if not chosen:
-            return {}
-    facts = check(session, reported)
-    session.run.compute()
-    results = gather(session, facts)
-    if session.group.first:
-        publish(session, results)
-    return results
+    return CHECK_DATA in chosen
 
 
 def check(session: Session, reported: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -99,11 +107,10 @@ def check(session: Session, reported: Mapping[str, Any]) -> Mapping[str, Any]:
     run, data = session.run, None
     reading = [stage for stage in run.stages if stage.reads_data]
     others = [stage for stage in run.stages if not stage.reads_data]
-    reads = not {*run.chosen} - {REPORT} <= {stage.name for stage in others} or run.chosen == [REPORT]
-    check_imports(session, reads)
+    check_imports(session)
     check_trainer(session)
     _ = session.result_loggers  # built now, so that a logger that cannot be built ends the run at once
-    if reads:
+    if reads_data(session):
         data = CheckedData(session, reported)
         # Skipped images change the digests of all results: then the files are checked first. Otherwise last,
         # because that takes long and a wrong setting should be reported at once.
@@ -121,9 +128,16 @@ def check(session: Session, reported: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if data is None else data.facts
 
 
-def check_imports(session: Session, reads_data: bool) -> None:
+def reads_data(session: Session) -> bool:
+    """Whether a chosen stage reads the data set; a run of the report alone counts as such."""
+    alone = {stage.name for stage in session.run.stages if not stage.reads_data}
+    chosen = set(session.run.chosen) - {REPORT}
+    return not chosen or bool(chosen - alone)
+
+
+def check_imports(session: Session) -> None:
     """Imports all that the chosen stages will build."""
-    sections = ["trainer", "pooling", "callbacks", *(["prepare", "data"] if reads_data else [])]
+    sections = ["trainer", "pooling", "callbacks", *(["prepare", "data"] if reads_data(session) else [])]
     named = {section: plain(session.cfg[section]) for section in sections}
     for stage in session.run.stages:
         if stage.name in session.run.chosen:

@@ -237,7 +237,7 @@ class SegmenterStage(Stage[Session]):
         trainer = session.trainer(
             target.stage,
             target.folder,
-            [*self._checkpoints(target, validates=data.val is not None), *own],
+            [*training_callbacks(cfg, target.folder / "checkpoints", data.val is not None), *own],
             max_steps=cfg.max_steps,
             max_epochs=-1,
             accumulate_grad_batches=cfg.accumulate,
@@ -257,20 +257,20 @@ class SegmenterStage(Stage[Session]):
             )
         return metrics
 
-    def _checkpoints(self, target: Artefact, validates: bool) -> list[Callback]:
-        """Callbacks for the last checkpoint, the best one with validation, and the moving average."""
-        folder = target.folder / "checkpoints"
-        # With validation the last checkpoint is saved after it: a resumed training then has the same state.
-        every = None if validates else self.cfg.check_every
-        common: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
-        callbacks: list[Callback] = []
-        if validates:
-            # Before the last checkpoint, which must contain the best score so far.
-            callbacks.append(ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", **common))
-        callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
-        if self.cfg.average is not None:
-            callbacks.append(MovingAverage(decay=self.cfg.average))
-        return callbacks
+
+def training_callbacks(cfg: SegmenterSettings, folder: Path, validates: bool) -> list[Callback]:
+    """Callbacks for the last checkpoint, the best one with validation, and the moving average."""
+    # With validation the last checkpoint is saved after it: a resumed training then has the same state.
+    every = None if validates else cfg.check_every
+    common: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
+    callbacks: list[Callback] = []
+    if validates:
+        # Before the last checkpoint, which must contain the best score so far.
+        callbacks.append(ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", **common))
+    callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
+    if cfg.average is not None:
+        callbacks.append(MovingAverage(decay=cfg.average))
+    return callbacks
 
 
 def tested_folders(session: Session) -> dict[str, BaseDataset]:
