@@ -115,6 +115,8 @@ def check_arguments(check: Callable[..., None], name: str, arguments: Mapping[st
     Traceback (most recent call last):
     ribseg.errors.ConfigError: walk: got an unexpected keyword argument 'stps'; it knows steps
     """
+    if not isinstance(arguments, Mapping | None):
+        raise SettingError(f"{name}: expected settings by name, got {_shown(arguments, quoted=True)}")
     given, known = dict(arguments or {}), inspect.signature(check)
     with within(name):
         try:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ribseg.checks import check_number, check_numbers, check_switch, within
+from ribseg.checks import SettingError, check_number, check_numbers, check_switch, within
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, read_image
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
@@ -165,6 +165,8 @@ def check_inference(
     check_numbers("scales", scales, above=0)
     check_switch("flip", flip)
     if crf is not None:
+        if not isinstance(crf, Mapping):
+            raise SettingError(f"crf: expected settings of the dense CRF, or null, got {crf!r}")
         with within("crf"):
             check_dense_crf(**crf)
     check_number("tile", tile, low=SMALLEST_TILE, whole=True, words=(None,))

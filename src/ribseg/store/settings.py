@@ -67,6 +67,8 @@ def read(kind: type[T], values: Mapping[str, Any]) -> T:
         ConfigError: a value is missing.
         SettingError: values are out of range.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"expected settings by name, got {values!r}")
     found: dict[str, Any] = {}
     wrong: list[str] = []
     for each in dataclasses.fields(cast(Any, kind)):
