@@ -6,10 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from omegaconf import OmegaConf
-from quick_run import folder_run, make_learnable_tree, settings
-from ribseg.pipeline.part_checks import check_settings
-from ribseg.pipeline.preflight import preflight
-from ribseg.pipeline.recipe.context import Context
+from quick_run import begun, folder_run, make_learnable_tree, settings
 
 import ribseg
 from ribseg.checks import SettingError, check_choice, check_number, check_numbers, check_switch
@@ -26,7 +23,9 @@ from ribseg.modules.irn import IRNModule
 from ribseg.modules.psa import PSAModule
 from ribseg.modules.toy import BottleneckModule, ToyModule
 from ribseg.modules.walk import RandomWalkModule
-from ribseg.pipeline.plan import chosen_stages, stages_of
+from ribseg.pipeline.plan import KINDS
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.run import check
 
 WHOLE_RUN = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
 NEVER = (math.nan, math.inf, -math.inf, "many", True, [1], {"a": 1})
@@ -207,18 +206,16 @@ def put(cfg, name, value):
 
 def checked(cfg, place, values=()):
     """Everything that comes before the first stage."""
-    cfg = changed(cfg, dict(values))
-    cfg.run = chosen_stages(cfg, cfg.run)
-    context = Context(cfg, place / "out")
-    preflight(context, stages_of(cfg))
-    return context
+    session = begun(changed(cfg, dict(values)), place / "out")
+    check(session, {})
+    return session
 
 
 def refused(cfg, place, values, message=""):
     with pytest.raises(ConfigError, match=message) as caught:
         checked(cfg, place, values)
     made = {path.name.rsplit("-", 1)[0] for path in (place / "store").glob("*")}
-    assert not made & {stage.kind for stage in stages_of(cfg)}
+    assert not made & {"classifier", "cam", "rib", "pseudo_masks", "affinity", "toy_networks"}
     return str(caught.value)
 
 
@@ -228,7 +225,7 @@ def test_settings_of_the_stages_are_refused_at_once(name, whole, place):
     for value in STAGE_SETTINGS[name]:
         put(cfg, name, value)
         with pytest.raises(ConfigError) as caught:
-            check_settings(cfg)
+            Session(cfg, place / "out", KINDS)
         said = str(caught.value)
         if isinstance(value, dict):
             continue  # a section where a number is expected; some are said by its first entry
