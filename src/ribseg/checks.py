@@ -104,7 +104,7 @@ def check_numbers(name: str, values: Any, *, number: int | None = None, **ranges
 
 
 def check_arguments(check: Callable[..., None], name: str, arguments: Mapping[str, Any] | None) -> None:
-    """Raises a ConfigError unless a function that checks arguments accepts those of a setting.
+    """Raises a SettingError unless a function that checks arguments accepts those of a setting.
 
     Args:
         check: raises a ConfigError; its signature names the arguments.
@@ -113,17 +113,20 @@ def check_arguments(check: Callable[..., None], name: str, arguments: Mapping[st
 
     >>> check_arguments(lambda steps=1: None, "walk", {"stps": 2})
     Traceback (most recent call last):
-    ribseg.errors.ConfigError: walk: got an unexpected keyword argument 'stps'; it knows steps
+    ribseg.checks.SettingError: walk: got an unexpected keyword argument 'stps'; it knows steps
     """
     if not isinstance(arguments, Mapping | None):
         raise SettingError(f"{name}: expected settings by name, got {_shown(arguments, quoted=True)}")
     given, known = dict(arguments or {}), inspect.signature(check)
-    with within(name):
-        try:
-            known.bind_partial(**given)
-        except TypeError as error:
-            raise ConfigError(f"{error}; it knows {', '.join(known.parameters)}") from error
-        check(**given)
+    try:
+        known.bind_partial(**given)
+    except TypeError as error:
+        raise SettingError(f"{name}: {error}; it knows {', '.join(known.parameters)}") from error
+    try:
+        with within(name):
+            check(**given)
+    except ConfigError as error:  # then more can be put before the name
+        raise error if isinstance(error, SettingError) else SettingError(str(error)) from error
 
 
 @contextmanager

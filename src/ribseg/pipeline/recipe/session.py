@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -297,5 +297,5 @@ class Session:
 
 
 def _top(cfg: DictConfig) -> dict[str, Any]:
-    """The values at the top of a configuration that are no sections."""
-    return {str(name): cfg[name] for name in cfg if not OmegaConf.is_config(cfg._get_node(name))}
+    """The settings at the top of a configuration that `RunSettings` reads."""
+    return {each.name: plain(cfg[each.name]) for each in fields(RunSettings) if each.name in cfg}

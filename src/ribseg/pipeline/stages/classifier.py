@@ -121,15 +121,16 @@ class ClassifierStage(Stage[Session]):
                         f"{number}"
                     )
                 return network
-            # Pretrained weights are loaded only if they will be needed; a network of one's own may have none.
-            others = {} if self._trains() else {"pretrained": False, "weights": None}
-            extra = {name: value for name, value in others.items() if name in cfg.model}
-            pl.seed_everything(self.session.cfg.seed, workers=True, verbose=False)
-            with within("model"):
-                network = build(cfg.model, num_classes=number, _convert_="all", **extra)
-            if cfg.checkpoint:
+        # Pretrained weights are loaded only if they will be needed; a network of one's own may have none.
+        others = {} if self._trains() else {"pretrained": False, "weights": None}
+        extra = {name: value for name, value in others.items() if name in cfg.model}
+        pl.seed_everything(self.session.cfg.seed, workers=True, verbose=False)
+        with within("classifier.model"):
+            network = build(cfg.model, num_classes=number, _convert_="all", **extra)
+        if cfg.checkpoint:
+            with within("classifier"):
                 self.left_out = load_classifier(network, cfg.checkpoint)
-            return network
+        return network
 
     def _trains(self) -> bool:
         return not self.cfg.given and self.session.run.computes(self)
