@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 from PIL import Image
 from quick_run import CONF, begun, chosen, folder_run, settings
 from safetensors.torch import load_file
@@ -19,7 +19,7 @@ from ribseg.data.io.masks import write_mask
 from ribseg.errors import ConfigError, DataError
 from ribseg.pipeline.report.sweep_tables import sweep_tables
 from ribseg.pipeline.run import gather, run
-from ribseg.pipeline.stages.learning_rate import device_of
+from ribseg.pipeline.stages import learning_rate
 from ribseg.pipeline.sweep import SweepTable, read_job
 from ribseg.store.artefact import Store
 
@@ -388,10 +388,19 @@ def test_sweep_table(tmp_path, tree, capsys):
 @pytest.mark.parametrize(
     ("devices", "expected"), [([3], "cuda:3"), ([2, 3], "cuda:2"), (2, "cuda:0"), ("auto", "cuda:0")]
 )
-def test_the_rate_is_searched_on_the_first_device_of_the_trainer(devices, expected, monkeypatch):
+def test_the_rate_is_searched_on_the_first_device_of_the_trainer(
+    devices, expected, tmp_path, tree, monkeypatch
+):
+    def find(adapt, *_):
+        found.append(adapt.args[-1])
+        return SimpleNamespace(lr=1e-3, trials=[])
+
+    found = []
+    monkeypatch.setattr(learning_rate, "find_rate", find)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    trainer = {"_target_": "pytorch_lightning.Trainer", "accelerator": "gpu", "devices": devices}
-    context = SimpleNamespace(cfg=OmegaConf.create({"trainer": trainer}))
-    assert device_of(context) == torch.device(expected)
+    cfg = settings("rib_folder", tmp_path, f"data.root={tree}", "trainer.accelerator=gpu")
+    cfg.trainer.devices = devices
+    learning_rate.search(begun(cfg, tmp_path / "out"), lambda lr: None)
+    assert found == [torch.device(expected)]

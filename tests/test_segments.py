@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from quick_run import folder_run, settings
+from quick_run import begun, folder_run, settings
 
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
@@ -16,7 +16,6 @@ from ribseg.functional import vote_segments
 from ribseg.interop import check_segment_file, read_segments
 from ribseg.interop.segments import runs_of
 from ribseg.methods import segments as superpixels
-from ribseg.pipeline.plan import stages_of
 
 codes = pytest.importorskip("pycocotools.mask", reason="pip install 'ribseg[coco]'")
 
@@ -270,10 +269,8 @@ def test_segments_that_cannot_work_end_the_run_before_the_first_stage(tmp_path, 
 def test_the_folder_counts_by_its_files_and_only_where_segments_are_used(tmp_path, tree, segments):
     def digest(*overrides):
         cfg = settings("rib_folder", tmp_path, f"data.root={tree}", "refine.maps=cam", *overrides)
-        stages = {stage.name: stage for stage in stages_of(cfg)}
-        return {
-            name: stages[name].settings(cfg) for name in ("pseudo_masks", "affinity_labels", "random_walk")
-        }
+        stages = {stage.name: stage for stage in begun(cfg, tmp_path / "out").run.stages}
+        return {name: stages[name].settings() for name in ("pseudo_masks", "affinity_labels", "random_walk")}
 
     files = ("refine.segments.source=png", f"refine.segments.folder={segments}")
     used = "refine.variants=[segments]"

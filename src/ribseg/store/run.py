@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from ribseg.errors import ConfigError, RibsegError
+from ribseg.errors import ConfigError
 from ribseg.store.artefact import MANIFEST, Artefact
 from ribseg.store.locks import locked, locked_part
 from ribseg.store.shards import Shard
@@ -285,7 +285,7 @@ class Run:
             self.engine.make(stage, target, missing)
             self.group.wait()
             if lost := stage.missing(target, missing):
-                raise RibsegError(
+                raise ConfigError(
                     f"{len(lost)} of {len(ids)} images still have no files in {target.folder}: does the "
                     "Trainer stop early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
                 )
