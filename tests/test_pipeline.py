@@ -33,7 +33,8 @@ def test_there_are_the_promised_experiments():
 
 
 @pytest.mark.parametrize("experiment", ON_DATA)
-def test_every_experiment_runs_dry(experiment, tmp_path, tree):
+def test_every_experiment_runs_dry(experiment, tmp_path, tree, request):
+    figures = None if experiment == "demo" else request.getfixturevalue("undrawn")
     whole = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
     # Two threads, as the demo has, wait for each other on a core that another test uses.
     data = (f"data.root={tree}", "data.labels=auto", "prepare=null", "maps.threads=1")
@@ -60,8 +61,8 @@ def test_every_experiment_runs_dry(experiment, tmp_path, tree):
     assert "mIoU by number of classes in the image, val" in page
     assert "Coverage of objects by distance from CAM&#39;s peak, val" in page
     assert len(results["localization"]["rib"]["split"]["val"]["coverage"]) == 10
-    assert Image.open(tmp_path / "out" / "coverage.png").size[0] > 100
-    assert Image.open(tmp_path / "out" / "grid.png").size[0] > 100
+    assert figures or Image.open(tmp_path / "out" / "coverage.png").size[0] > 100
+    assert figures or Image.open(tmp_path / "out" / "grid.png").size[0] > 100
 
 
 def check_pseudo_masks(results, tree):
