@@ -11,7 +11,7 @@ import ribseg
 from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import ConfigError
 from ribseg.models import Segmenter, load_classifier
-from ribseg.models.described import read_description
+from ribseg.models.weights_file import read_file
 
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": {"channels": (8, 8, 12, 16)}}
 
@@ -80,15 +80,16 @@ def test_weights_alone_say_how_to_use_them(tmp_path, classifier):
     with pytest.raises(ConfigError, match=r"weights alone.*load_classifier.*classifier\.checkpoint=PATH"):
         ribseg.load(tmp_path / "classifier.pt")
     save_file(classifier.state_dict(), tmp_path / "other.safetensors")
-    assert read_description(tmp_path / "other.safetensors") is None
+    assert "kind" not in read_file(tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match="weights alone"):
         ribseg.load(tmp_path / "other.safetensors")
 
 
 def rewritten(path, **changes):
     """The file with another header."""
-    description = read_description(path)
-    save_file(load_file(path), path, metadata={"ribseg": json.dumps(description | changes)})
+    description = read_file(path)
+    state = description.pop("state_dict")
+    save_file(state, path, metadata={"ribseg": json.dumps(description | changes)})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_damaged_files_are_refused(tmp_path, content):
     (tmp_path / "c.safetensors").write_bytes(content)
     with pytest.raises(ConfigError, match="not a readable safetensors file"):
         ribseg.load(tmp_path / "c.safetensors")
-    with pytest.raises(ConfigError, match="no file at"):
+    with pytest.raises(ConfigError, match="no file of weights at"):
         ribseg.load(tmp_path / "absent.safetensors")
 
 

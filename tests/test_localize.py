@@ -248,7 +248,7 @@ def test_the_command_writes_picture_maps_mask_and_strip(tmp_path, image, classif
     [
         (["--labels", "cow"], "is not a class"),
         (["--method", "none"], "expected a method"),
-        (["--classifier", "absent.safetensors"], "no file at"),
+        (["--classifier", "absent.safetensors"], "no file of weights at"),
         (["--device", "cuda:99"], "the device 'cuda:99' cannot be used here"),
         (["--set", "rib.nonsense=1"], "cannot be used as settings"),
         (["--out", "SAME"], "would replace the image itself"),

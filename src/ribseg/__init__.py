@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ribseg.models.deeplab import DeepLabV2 as DeepLabV2
     from ribseg.models.inference import predict as predict
     from ribseg.models.load import load as load
-    from ribseg.models.released.rib import load_official_classifier as load_official_classifier
-    from ribseg.models.segmenter import load_segmenter as load_segmenter
+    from ribseg.models.load import load_segmenter as load_segmenter
+    from ribseg.models.released import load_official_classifier as load_official_classifier
     from ribseg.pipeline.localize import localize as localize
     from ribseg.pipeline.train import train as train
     from ribseg.types import Adaptation as Adaptation

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from ribseg.data.io.masks import write_mask
     from ribseg.memory import usable_device
     from ribseg.models.inference import PUBLISHED_CRF, predict
-    from ribseg.models.segmenter import load_segmenter
+    from ribseg.models.load import load_segmenter
     from ribseg.progress import track
 
     targets = targets_of(options.images, options.out, ".png")

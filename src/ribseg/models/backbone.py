@@ -18,7 +18,7 @@ from ribseg.errors import ConfigError, reason
 from ribseg.models.chain import LARGE_TRIAL_SIDE, UNFIT, USABLE, Block, find_chain, stride_of, trial_images
 from ribseg.models.depthwise import replace_depthwise
 from ribseg.models.tokens import family_of, family_settings, token_stages
-from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights import load_fitting
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 STRIDED = (nn.Conv2d, *POOLS, BlurPool2d)
@@ -241,10 +241,9 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
 
     Args:
         backbone: changed in place.
-        path: of the file; or "demo" or "efficientnet_lite0", see `ribseg.models.weights.resolve_weights`.
+        path: of the file, or a name such as "demo", see `ribseg.models.weights_file.resolve_weights`.
 
     Raises:
         ConfigError: no such file, not a state dictionary, or weights that do not match.
     """
-    found = fitting(backbone.state_dict(), path, [timm_name], f"the backbone {backbone.name!r}")
-    load_fitting(backbone, found, path)
+    load_fitting(backbone, path, f"the backbone {backbone.name!r}", spellings=[timm_name])

@@ -12,7 +12,7 @@ from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, three
 from ribseg.errors import ConfigError
 from ribseg.functional.cam import class_maps
 from ribseg.models.backbone import Backbone, load_weights, timm_name
-from ribseg.models.described import write_described
+from ribseg.models.weights_file import write_described
 
 Freeze = Literal["published", "none"]
 

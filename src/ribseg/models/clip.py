@@ -13,7 +13,7 @@ from ribseg.checks import check_switch
 from ribseg.data.io.images import Channels, three
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import create_network
-from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights import load_fitting
 from ribseg.models.weights_file import read_state_dict
 
 # The weights of vit_base_patch16_clip_224.openai, with the activation that they were trained with.
@@ -62,7 +62,10 @@ class ClipTower(nn.Module):
         _check_kind(name, network)
         self.network = cast(Any, network)
         if weights is not None:
-            _load(self.network, name, weights)
+            content = read_state_dict(weights)
+            if OPEN_CLIP in content:
+                content = checkpoint_filter_fn(content, self.network)
+            load_fitting(self.network, weights, f"the image tower {name!r}", content)
         self.patch = int(self.network.patch_embed.patch_size[0])
         self.width = int(self.network.head.out_features)
         self.mean: Channels = three(self.network.pretrained_cfg["mean"])
@@ -126,12 +129,3 @@ def _check_kind(name: str, network: nn.Module) -> None:
         raise ConfigError(
             f"expected a ViT of CLIP out of timm.list_models('vit*clip*'), such as {OPENAI}, got {name!r}"
         )
-
-
-def _load(network: nn.Module, name: str, path: str | Path) -> None:
-    """Loads a file of weights with timm's or open_clip's names."""
-    content = read_state_dict(path)
-    if OPEN_CLIP in content:
-        content = checkpoint_filter_fn(content, cast(VisionTransformer, network))
-    match = fitting(network.state_dict(), path, [], f"the image tower {name!r}", content)
-    load_fitting(network, match, path)

@@ -8,11 +8,11 @@ from timm.data import ImageNetInfo
 
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import create_network
-from ribseg.models.checkpoint import load_classifier
 from ribseg.models.classifier import Classifier
+from ribseg.models.load import load_classifier
 from ribseg.models.packages import PACKAGED
 from ribseg.models.tokens import family_of, token_stride
-from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights import fitting, load_match
 
 CLASSES = 1000
 
@@ -50,10 +50,8 @@ def imagenet_classifier(name: str) -> Classifier:
     if known != CLASSES:
         raise ConfigError(f"expected weights with the {CLASSES} classes of ImageNet, {name} has {known}")
     what = f"the classifier over {name!r}"
-    found = fitting(
-        classifier.state_dict(), name, [classifier.timm_name], what, whole.state_dict(), ("head.bias",)
-    )
-    load_fitting(classifier, found, name)
+    found = fitting(classifier, name, what, whole.state_dict(), [classifier.timm_name], ("head.bias",))
+    load_match(classifier, found, name)
     if family_of(name):
         _check_head(name, classifier.eval(), whole.eval())
     return classifier.eval()

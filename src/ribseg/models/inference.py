@@ -20,7 +20,8 @@ from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.state import evaluating
 from ribseg.memory import memory_errors, usable_device
-from ribseg.models.segmenter import Segmenter, load_segmenter
+from ribseg.models.load import load_segmenter
+from ribseg.models.segmenter import Segmenter
 
 ImageLike = str | Path | np.ndarray
 # Published test settings, for `crf=`.

@@ -1,7 +1,6 @@
 """IRNet: class boundaries and displacements over a frozen CNN (Ahn, Cho, Kwak, CVPR 2019, section 4.2)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,9 +11,6 @@ from ribseg.errors import ConfigError
 from ribseg.functional.cam import strided_size
 from ribseg.models.backbone import Backbone, FrozenBackboneNetwork, pad_images
 from ribseg.models.chain import trial_images
-from ribseg.models.released.irn import irn_state
-from ribseg.models.weights import load_released
-from ribseg.models.weights_file import read_state_dict
 from ribseg.types import STRIDE
 
 BOUNDARY_WIDTH, BOUNDARY_GROUPS = 32, 4
@@ -190,17 +186,3 @@ def _find_levels(backbone: Backbone) -> list[int]:
     lengths = [len(list(stage.children())) for stage in backbone.stages]
     ends = [sum(lengths[:2]), sum(lengths)]
     return [fine - 1, fine, lengths[0], *ends]
-
-
-def load_official_irn(path: str | Path) -> IRNet:
-    """Builds the published ResNet-50 IRNet from a released checkpoint.
-
-    Args:
-        path: `res50_irn.pth`; read with `weights_only=True`.
-
-    Raises:
-        ConfigError: not such a checkpoint, incomplete, or two copies of a weight differ.
-    """
-    network = IRNet(Backbone("resnet50.tv_in1k", output_stride=16))
-    load_released(network, irn_state(read_state_dict(path), path), path, "the released ResNet-50 IRNet")
-    return network

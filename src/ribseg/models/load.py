@@ -1,25 +1,35 @@
-"""Loads classifiers and segmenters from self-describing files."""
+"""Loads trained classifiers and segmenters: from files that describe them, and weights into a network."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from torch import nn
 
 from ribseg.data.io.images import three
 from ribseg.data.voc import VOC_CLASSES
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, reason
 from ribseg.models.classifier import Classifier
-from ribseg.models.described import build_errors, check_architecture, read_described
+from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.recam import ReCAMClassifier
-from ribseg.models.released.rib import is_released, official_classifier_of
-from ribseg.models.segmenter import Segmenter, is_segmenter, segmenter_of
-from ribseg.models.weights import fitting, load_fitting
-from ribseg.models.weights_file import places_of, read_file
+from ribseg.models.released import classifier_state, official_classifier, released_classifier
+from ribseg.models.segmenter import KIND, Segmenter
+from ribseg.models.smp import SMPSegmenter
+from ribseg.models.weights import fitting, load_fitting, load_match
+from ribseg.models.weights_file import read_file
 
-ARCHITECTURES: dict[str, type[Classifier]] = {
+FORMER_KIND = "ribseg segmenter 1"  # in torch.save files of versions before 0.1.0
+CLASSIFIERS: dict[str, type[Classifier]] = {
     network.architecture: network for network in (Classifier, ReCAMClassifier)
 }
+SEGMENTERS: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
+    network.architecture: network for network in (DeepLabV2, SMPSegmenter)
+}
 NAMES = {len(VOC_CLASSES): VOC_CLASSES}  # number of classes of a released checkpoint -> class names
+Network = TypeVar("Network")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | Segmenter:
@@ -38,20 +48,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | S
     Raises:
         ConfigError: no such file, damaged, or weights without a description of their network.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"no file at {file}; check the path")
-    content = read_described(file) or read_file(file)
-    if is_segmenter(content):
-        return segmenter_of(content, file, device)
+    content = read_file(path)
+    if _is_segmenter(content):
+        return _segmenter(content, path, device)
     if isinstance(content, dict) and content.get("kind") == "classifier":
-        return _classifier(content, file).to(device).eval()
-    if any(is_released(place.tensors) for place in places_of(content, file)):
-        classifier = official_classifier_of(content, file)
+        return _classifier(content, path).to(device).eval()
+    if released_classifier(content, path) is not None:
+        classifier = official_classifier(content, path)
         classifier.classes = NAMES.get(classifier.num_classes)
         return classifier.to(device).eval()
     raise ConfigError(
-        f"{file} holds weights alone, without a description of their network. In Python: classifier = "
+        f"{path} holds weights alone, without a description of their network. In Python: classifier = "
         "ribseg.Classifier(BACKBONE, num_classes=C, classes=[...]); "
         "ribseg.models.load_classifier(classifier, PATH). On the command line: python train.py "
         "experiment=... classifier.checkpoint=PATH run=[classifier] writes a classifier.safetensors "
@@ -71,13 +78,114 @@ def load_described_classifier(path: str | Path, device: str | torch.device = "cp
     return found
 
 
-def _classifier(content: dict[str, Any], path: Path) -> Classifier:
-    architecture = content.get("architecture")
-    check_architecture(path, "classifier", architecture, list(ARCHITECTURES))
-    with build_errors(path, content.get("settings")):
+def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segmenter:
+    """Reads a file of `Segmenter.save`, without executing code from it.
+
+    Args:
+        path: of the file.
+        device: of the loaded model.
+
+    Returns:
+        The segmenter, with its model in evaluation mode.
+
+    Raises:
+        ConfigError: no such file, not a segmenter, or it needs a package that is not installed.
+    """
+    try:
+        content = read_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"expected a segmenter of ribseg, but {error}") from error
+    if not _is_segmenter(content):
+        raise ConfigError(
+            f"{path} is not a segmenter of ribseg. Expected the segmenter.safetensors in a folder "
+            "segmenter-*/ of the store; ribseg.models.Segmenter(model, classes, ...).save(PATH) writes one"
+        )
+    return _segmenter(content, path, device)
+
+
+def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
+    """Loads the backbone and head of a trained classifier; returns the ignored keys of the file.
+
+    Args:
+        classifier: a network of the same architecture and number of classes; changed in place.
+        path: a `classifier.safetensors` of the store, a Lightning checkpoint, a state dictionary of this
+            network or of timm's with its head, nested and prefixed in any way, or a released checkpoint
+            (`res50_cam.pth`). A bias of the head is ignored: class maps have none.
+
+    Returns:
+        Keys of the head's bias, if there is one.
+
+    Raises:
+        ConfigError: the file cannot be read safely, belongs to another network or other classes, or has
+            weights that are not finite.
+    """
+    content, what = read_file(path), "the configured classifier"
+    released = released_classifier(content, path)
+    if released is not None:
+        content = classifier_state(released, path)
+    if not isinstance(classifier, Classifier):
+        load_fitting(classifier, path, what, content)
+        return []
+    what += f" over {classifier.backbone.name!r}"
+    spellings = [classifier.timm_name, lambda key: key.removeprefix("backbone.")]
+    match = fitting(classifier, path, what, content, spellings, optional=("head.bias",))
+    known = len(match.tensors["head.weight"])
+    if known != classifier.num_classes:
+        raise ConfigError(
+            f"{path} knows {known} classes, but the data has {classifier.num_classes}. To train a new head "
+            f"over its backbone: classifier.checkpoint=null classifier.model.weights={path}"
+        )
+    load_match(classifier, match, path)
+    return match.left_out
+
+
+def _is_segmenter(content: Any) -> bool:
+    return isinstance(content, Mapping) and content.get("kind") in (KIND, FORMER_KIND)
+
+
+def _classifier(content: Mapping[str, Any], path: str | Path) -> Classifier:
+    with _described(content, path, "classifier", CLASSIFIERS) as network:
         mean, std = three(content["mean"]), three(content["std"])
-        network = ARCHITECTURES[str(architecture)]
         classifier = network(**content["settings"], classes=content["classes"], mean=mean, std=std)
-        found = fitting(classifier.state_dict(), path, [], "this classifier", content["state_dict"])
-        load_fitting(classifier, found, path)
+        load_fitting(classifier, path, "this classifier", content["state_dict"])
     return classifier
+
+
+def _segmenter(content: Mapping[str, Any], path: str | Path, device: str | torch.device) -> Segmenter:
+    with _described(content, path, "segmenter", SEGMENTERS) as network:
+        model = network(**content["settings"])
+        load_fitting(model, path, "this segmenter", content["state_dict"])
+        classes = tuple(str(name) for name in content["classes"])
+        mean, std = three(content["mean"]), three(content["std"])
+        palette, inference = _palette(content["palette"]), dict(content["inference"])
+    return Segmenter(model.to(device).eval(), classes, mean, std, palette, inference)
+
+
+@contextmanager
+def _described(
+    content: Mapping[str, Any], path: str | Path, kind: str, known: Mapping[str, Network]
+) -> Iterator[Network]:
+    """Yields the class of the network that a file describes; errors inside are those of its settings."""
+    architecture, settings = content.get("architecture"), content.get("settings")
+    if architecture not in list(known):  # it need not be hashable
+        raise ConfigError(
+            f"{path} holds a {kind} of the unknown architecture {architecture!r}; this version knows "
+            f"{', '.join(known)}"
+        )
+    try:
+        yield known[str(architecture)]
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+        raise ConfigError(
+            f"the weights in {path} do not fit their own settings {settings}; was the file written by "
+            f"another version? {reason(error)}"
+        ) from error
+
+
+def _palette(stored: str | torch.Tensor) -> np.ndarray:
+    """(256, 3) uint8 from a hexadecimal string, or from the tensor of files before 0.1.0."""
+    if isinstance(stored, str):
+        return np.frombuffer(bytes.fromhex(stored), np.uint8).reshape(256, 3).copy()
+    palette = stored.numpy()
+    if palette.shape != (256, 3) or palette.dtype != np.uint8:
+        raise ValueError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}")
+    return palette

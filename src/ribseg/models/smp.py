@@ -5,7 +5,6 @@ The package is maintained, supports all timm encoders, and adds no further depen
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from ribseg.checks import check_switch
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import pad_images
 from ribseg.models.deeplab import Norm, ParameterGroups, SegmenterNetwork, split_parameters
-from ribseg.models.weights import fitting, load_fitting
+from ribseg.models.weights import load_fitting
 
 
 class SMPSegmenter(SegmenterNetwork):
@@ -60,7 +59,7 @@ class SMPSegmenter(SegmenterNetwork):
         }  # fmt: skip
         self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
         if weights is not None:
-            _load_encoder(self.network.encoder, weights)
+            load_fitting(self.network.encoder, weights, "this encoder")
         self.freeze_batch_norm()
 
     def freezable(self) -> nn.Module:
@@ -77,9 +76,9 @@ class SMPSegmenter(SegmenterNetwork):
         return split_parameters(self.network.encoder, self.network.decoder, self.network.segmentation_head)
 
 
-def _package() -> ModuleType:
+def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: dict[str, Any]) -> Any:
     try:
-        import segmentation_models_pytorch
+        import segmentation_models_pytorch as package
     except ModuleNotFoundError as error:
         if error.name != "segmentation_models_pytorch":
             raise
@@ -87,13 +86,9 @@ def _package() -> ModuleType:
             "this segmenter needs the package segmentation-models-pytorch: pip install 'ribseg[smp]'; "
             "DeepLab-v2 (ribseg.models.DeepLabV2) works without it"
         ) from error
-    return segmentation_models_pytorch
-
-
-def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: dict[str, Any]) -> Any:
     weights = "imagenet" if pretrained else None
     try:
-        return _package().create_model(
+        return package.create_model(
             name, encoder_name=encoder, encoder_weights=weights, classes=num_classes, **extra
         )
     except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
@@ -102,7 +97,3 @@ def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: 
             f"segmentation-models-pytorch cannot build {name!r} over {encoder!r} (pretrained={pretrained}, "
             f"{extra}): {error}"
         ) from error
-
-
-def _load_encoder(encoder: nn.Module, path: str | Path) -> None:
-    load_fitting(encoder, fitting(encoder.state_dict(), path, [], "this encoder"), path)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ribseg.errors import ConfigError, reason
+from ribseg.errors import ConfigError
 from ribseg.models.weights_file import Place, listed, places_of, read_file
 
 COUNTER = "num_batches_tracked"  # of BatchNorm; unused, and missing in many files
@@ -46,44 +46,40 @@ class Match(NamedTuple):
         """Name in the network -> tensor."""
         return {name: self.place.tensors[key] for name, key in self.names.items()}
 
-    @property
-    def complete(self) -> bool:
-        """Whether the keys match the network's names."""
-        return not self.missing and not self.foreign
-
 
 def fitting(
-    wanted: Mapping[str, Tensor],
+    network: nn.Module,
     path: str | Path,
-    spellings: Sequence[Names],
     what: str,
     content: Any = None,
+    spellings: Sequence[Names] = (),
     optional: Sequence[str] = (),
 ) -> Match:
     """Finds the weights of a network in a file.
 
     Args:
-        wanted: the network's state dictionary.
+        network: whose weights are looked for.
         path: of the file, see `read_file`.
-        spellings: functions from the network's names to alternative names that the file may use.
         what: the network, for messages.
         content: of the file, if already read.
+        spellings: functions from the network's names to alternative names that the file may use.
         optional: names of weights that the file may have and the network ignores.
 
     Raises:
         ConfigError: the file cannot be read; or the network's weights are not in it, or are there several
             times with different values.
     """
+    wanted = network.state_dict()
     places = places_of(read_file(path) if content is None else content, path)
-    tried: tuple[Names, ...] = (str, *spellings)
+    tried: tuple[Names, ...] = (*spellings, str)
     matches = [
         match for place in places for spelled in tried for match in _matches(wanted, place, spelled, optional)
     ]
-    complete = [match for match in matches if match.complete]
+    complete = [match for match in matches if not match.missing and not match.foreign]
     if not complete:
-        raise ConfigError(_why_unfit(matches, places, wanted, path, spellings, what))
+        raise ConfigError(_why_unfit(matches, places, wanted, path, tried, what))
     match = complete[0]
-    others = [m for m in complete[1:] if not _equal(m, match)]
+    others = [m for m in complete[1:] if not _equal(m.tensors, match.tensors)]
     if others and "ema" not in re.split(r"[._]", match.place.where):
         spots = sorted({f"{m.place.where}: {m.prefix}*" for m in (match, *others)})
         raise ConfigError(
@@ -93,8 +89,8 @@ def fitting(
     return match
 
 
-def _equal(one: Match, other: Match) -> bool:
-    return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one.keys() & other.keys())
 
 
 def _matches(
@@ -129,13 +125,12 @@ def _why_unfit(
     places: Sequence[Place],
     wanted: Mapping[str, Tensor],
     path: str | Path,
-    spellings: Sequence[Names],
+    tried: Sequence[Names],
     what: str,
 ) -> str:
     best = max(matches, key=lambda match: len(match.names) - len(match.foreign), default=None)
     if best is None:
         largest = max(places, key=lambda place: len(place.tensors))
-        tried: tuple[Names, ...] = (*spellings, str)
         names = [spelled(key) for spelled in tried for key in itertools.islice(wanted, 2)]
         return (
             f"{path} has no weights of {what}: {largest}; expected keys such as {listed(names)}, with any "
@@ -149,13 +144,21 @@ def _why_unfit(
     )
 
 
-def load_fitting(module: nn.Module, match: Match, path: str | Path) -> None:
-    """Loads matched weights into a module; BatchNorm counters missing in the file keep their values.
+def load_fitting(
+    network: nn.Module, path: str | Path, what: str, content: Any = None, spellings: Sequence[Names] = ()
+) -> None:
+    """Loads what `fitting` finds; arguments and errors of `fitting` and `load_match`."""
+    load_match(network, fitting(network, path, what, content, spellings), path)
+
+
+def load_match(network: nn.Module, match: Match, path: str | Path) -> None:
+    """Loads the weights of a match; BatchNorm counters missing in the file keep their values.
 
     Raises:
         ConfigError: a weight has another shape or kind of dtype, or is not finite.
     """
-    state = module.state_dict()
+    state = network.state_dict()
+    broken = []
     for name, tensor in match.tensors.items():
         key, own = match.names[name], state[name]
         if _squeezed(tensor) != _squeezed(own):
@@ -165,9 +168,15 @@ def load_fitting(module: nn.Module, match: Match, path: str | Path) -> None:
             )
         if own.is_floating_point() != tensor.is_floating_point():
             raise ConfigError(f"{path} does not fit: expected {key!r} as {own.dtype}, found {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            broken.append(key)
         state[name] = tensor.reshape(own.shape)
-    check_finite(match.tensors, path, match.names)
-    module.load_state_dict(state)
+    if broken:
+        raise ConfigError(
+            f"{path} holds weights that are not finite (NaN or infinite): {listed(broken)}. The training "
+            "has diverged, or the file is damaged; use an earlier checkpoint"
+        )
+    network.load_state_dict(state)
 
 
 def _squeezed(tensor: Tensor) -> tuple[int, ...]:
@@ -176,67 +185,3 @@ def _squeezed(tensor: Tensor) -> tuple[int, ...]:
     while shape and shape[-1] == 1:
         shape.pop()
     return tuple(shape)
-
-
-def check_finite(
-    state: Mapping[str, Tensor], path: str | Path, names: Mapping[str, str] | None = None
-) -> None:
-    """Raises a ConfigError that lists weights that are not finite, if there are any."""
-    broken = [
-        (names or {}).get(name, name)
-        for name, tensor in state.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
-    if broken:
-        raise ConfigError(
-            f"{path} holds weights that are not finite (NaN or infinite): {listed(broken)}. The training "
-            "has diverged, or the file is damaged; use an earlier checkpoint"
-        )
-
-
-def renamed(state: Mapping[str, Tensor], rename: Names, path: str | Path) -> dict[str, Tensor]:
-    """The weights of a released checkpoint under other names, each once.
-
-    Args:
-        state: as read from the file; it may hold a weight under several names.
-        rename: name in the file -> new name, the same for all copies of a weight.
-        path: of the file, for messages.
-
-    Raises:
-        ConfigError: two copies of a weight differ.
-    """
-    weights: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = rename(key)
-        if name in weights and not torch.equal(weights[name], value):
-            raise ConfigError(
-                f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "
-                "writes equal copies. Save the checkpoint again from one model."
-            )
-        weights[name] = value
-    return weights
-
-
-def load_released(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, what: str) -> None:
-    """Loads the renamed weights of a released checkpoint; BatchNorm counters may be missing.
-
-    Args:
-        module: changed in place.
-        state: weights under the module's names.
-        path: of the file, for messages.
-        what: the expected network, for messages.
-
-    Raises:
-        ConfigError: weights are missing, unknown, of other shapes, or not finite.
-    """
-    check_finite(state, path)
-    try:
-        missing, unexpected = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ConfigError(f"{path} is not a checkpoint of {what}: {reason(error)}") from error
-    missing = [key for key in missing if not key.endswith(COUNTER)]
-    if missing or unexpected:
-        raise ConfigError(
-            f"{path} is not a checkpoint of {what}: {len(missing)} weights are missing {missing[:3]}, "
-            f"{len(unexpected)} are unknown {unexpected[:3]}"
-        )

@@ -1,12 +1,16 @@
-"""Reads files of weights: of any training program, without executing code from them.
+"""Reads and writes files of weights, without executing code from them.
 
 Training programs nest state dictionaries under "model", "state_dict", "model_ema" or other keys. Every
 dictionary of tensors in a file is found, not only those under known keys; `ribseg.models.weights` says which
 one fits a network.
+
+Our own files are safetensors with a JSON header that names one of our architectures with plain settings, to
+rebuild and use the network. Other programs can read them as any safetensors file.
 """
 
 import argparse
 import itertools
+import json
 import pickle
 import re
 import struct
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ribseg.errors import ConfigError, reason, shortened
+from ribseg.files import atomic_write
 from ribseg.models.packages import packaged_file, packaged_state
 
 # Errors of torch.load for truncated files and files that are not checkpoints.
@@ -27,6 +32,9 @@ BROKEN = (
 )  # fmt: skip
 DEPTH = 3  # of nested dictionaries
 SHOWN = 4  # names in a message
+SUFFIX = ".safetensors"
+HEADER = "ribseg"  # key of our entry in the file's metadata
+LAYOUT = 1  # version of the header's format
 
 
 class Place(NamedTuple):
@@ -61,13 +69,18 @@ def read_file(path: str | Path) -> Any:
     Args:
         path: of a .safetensors or torch file, or a name for `resolve_weights`.
 
+    Returns:
+        What `torch.save` wrote; of a safetensors file its tensors by name; of a file of `write_described` the
+        description, with the tensors under "state_dict".
+
     Raises:
-        ConfigError: no such file, damaged, or not readable without executing code.
+        ConfigError: no such file, damaged, not readable without executing code, or written by a later version
+            of ribseg.
     """
     file = resolve_weights(path)
     if not file.is_file():
         raise ConfigError(f"no file of weights at {file}; check the path")
-    if file.suffix == ".safetensors":
+    if file.suffix == SUFFIX:
         return _read_safetensors(file)
     try:
         # timm's training program saves its arguments with the weights; Namespace is a harmless class.
@@ -78,18 +91,56 @@ def read_file(path: str | Path) -> Any:
     return packaged_state(str(path), content)
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as opened:
+            description = json.loads((opened.metadata() or {}).get(HEADER, "null"))
+        tensors = load_file(file)
     except (SafetensorError, *BROKEN) as error:
         raise ConfigError(f"{file} is not a readable safetensors file: {reason(error)}") from error
+    if description is None:
+        return tensors
+    if not isinstance(description, dict) or description.get("layout") != LAYOUT:
+        raise ConfigError(
+            f"{file} has a description of unknown layout (expected {LAYOUT}); was it written by a later "
+            "version of ribseg?"
+        )
+    return {**description, "state_dict": tensors}
+
+
+def write_described(path: str | Path, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Writes weights with a description, atomically; equal input gives equal bytes.
+
+    Args:
+        path: must end in .safetensors.
+        description: JSON values; "kind" names what is described.
+        state: state dictionary of the network.
+
+    Raises:
+        ConfigError: another file extension, or a description that JSON cannot hold.
+        RibsegError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    if Path(path).suffix != SUFFIX:
+        raise ConfigError(f"expected a file name that ends in {SUFFIX}, got {path}")
+    try:
+        header = json.dumps({"layout": LAYOUT, **description}, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} would not be readable without executing code: settings and inference may hold only "
+            f"numbers, strings, lists and dictionaries, got {dict(description)} ({reason(error)})"
+        ) from error
+    # Copies: safetensors rejects tensors that share memory or are not contiguous.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    # A single entry: safetensors writes several in random order.
+    atomic_write(path, save(tensors, metadata={HEADER: header}))
 
 
 def _why_unreadable(file: Path, error: BaseException) -> str:
-    objects: list[str] = []
     try:
         objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except BROKEN:  # not a zip file of torch; use the message of the first error
@@ -99,27 +150,24 @@ def _why_unreadable(file: Path, error: BaseException) -> str:
             f"{file} is a TorchScript program, not a state dictionary; write one with "
             "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
         )
-    if not objects:
-        # torch's own message recommends to execute code from the file.
-        why = "" if "weights_only" in str(error) else f" ({reason(error)})"
+    if objects:
         return (
-            f"{file} is damaged, or not a file of torch.save{why}: it begins with {_beginning(file)}. "
-            "Expected .pth, .pt, .ckpt or .safetensors; copy or download it again"
+            f"{file} cannot be read safely (weights_only=True): it holds objects besides tensors "
+            f"({listed(objects)}), which cannot be loaded without executing code. Save only the weights: "
+            "torch.save(model.state_dict(), path). Or, if you trust the file's author, extract them from the "
+            "result of torch.load(path, weights_only=False)"
         )
-    return (
-        f"{file} cannot be read safely (weights_only=True): it holds objects besides tensors "
-        f"({listed(objects)}), which cannot be loaded without executing code. Save only the weights: "
-        "torch.save(model.state_dict(), path). Or, if you trust the file's author, extract them from the "
-        "result of torch.load(path, weights_only=False)"
-    )
-
-
-def _beginning(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            return repr(opened.read(16))
-    except OSError as error:
-        return reason(error)
+            beginning = repr(opened.read(16))
+    except OSError as failure:
+        beginning = reason(failure)
+    # torch's own message recommends to execute code from the file.
+    why = "" if "weights_only" in str(error) else f" ({reason(error)})"
+    return (
+        f"{file} is damaged, or not a file of torch.save{why}: it begins with {beginning}. "
+        "Expected .pth, .pt, .ckpt or .safetensors; copy or download it again"
+    )
 
 
 def listed(names: Sequence[str] | Mapping[str, Any], shown: int = SHOWN) -> str:

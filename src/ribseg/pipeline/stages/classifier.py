@@ -16,8 +16,8 @@ from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
 from ribseg.models import Classifier, load_classifier, load_official_classifier
 from ribseg.models.classifier import described
-from ribseg.models.described import write_described
 from ribseg.models.packages import PACKAGED, STATISTICS
+from ribseg.models.weights_file import write_described
 from ribseg.modules import ClassifierModule
 from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.data import CROPS, PIXELS

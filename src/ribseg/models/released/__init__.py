@@ -1,1 +1,0 @@
-"""Readers of checkpoints released by the authors of RIB and IRN."""
