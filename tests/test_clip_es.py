@@ -19,8 +19,7 @@ from ribseg.errors import ConfigError, DataError
 from ribseg.methods.cam import merge_maps
 from ribseg.methods.clip_es import ClipES
 from ribseg.models.clip import ClipTower
-from ribseg.models.prompts import BACKGROUNDS, embedded_names
-from ribseg.models.text import TextEmbeddings, read_text_embeddings
+from ribseg.models.text import BACKGROUNDS, TextEmbeddings, embedded_names, read_text_embeddings
 
 # Made by generate_cams_voc12.py of the authors' repository (commit 3893f81, MIT) on a CPU, in full precision
 # where it rounds position embedding and results to half: their VisionTransformer with 4 blocks of

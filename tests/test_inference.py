@@ -84,10 +84,11 @@ def test_tiles_give_what_the_whole_gives(size, tile):
 @pytest.mark.parametrize(("length", "tile", "margin"), [(100, 20, 4), (21, 20, 9), (5, 20, 0), (41, 20, 0)])
 def test_tiles_cover_an_image_once(length, tile, margin):
     covered = np.zeros((length, 3), int)
-    for seen, kept in tiles((length, 3), tile, margin):
-        covered[kept.place] += 1
-        assert seen.bottom - seen.top == min(tile, length)
-        for inner, outer, end in ((kept.top, seen.top, 0), (seen.bottom, kept.bottom, length)):
+    for part in tiles((length, 3), tile, margin):
+        covered[part.kept] += 1
+        seen, kept = part.seen[0], part.kept[0]
+        assert seen.stop - seen.start == min(tile, length)
+        for inner, outer, end in ((kept.start, seen.start, 0), (seen.stop, kept.stop, length)):
             assert inner - outer >= margin or outer == end or inner == end
     assert (covered == 1).all()
 
@@ -259,7 +260,8 @@ def test_an_image_beyond_the_memory_is_named_with_a_way_out(tmp_path, checkpoint
             raise torch.OutOfMemoryError("no memory")
 
     full = Segmenter(Full(), ("a",), inference={"flip": False})
-    monkeypatch.setattr("ribseg.models.segmenter.load_segmenter", lambda *_: full)
+    # Not by its path, whose `load` is the function.
+    monkeypatch.setattr(importlib.import_module("ribseg.models.load"), "load_segmenter", lambda *_: full)
     Image.fromarray(photo(4, 5)).save(tmp_path / "a.png")
     with pytest.raises(SystemExit, match=r"(?s)1 of 1 images.*a\.png: .*4 x 5 pixels.*--tile"):
         main(

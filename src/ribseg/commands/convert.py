@@ -67,9 +67,7 @@ def _labels(options: argparse.Namespace) -> int:
 
 def _maps(options: argparse.Namespace) -> int:
     from ribseg.data.voc import VOCFolder
-    from ribseg.interop.convert import convert_maps
-    from ribseg.interop.irn import convert_irn_maps, write_irn_maps
-    from ribseg.interop.psa import convert_psa_maps
+    from ribseg.interop.convert import convert_irn_maps, convert_maps, convert_psa_maps, write_irn_maps
 
     name, places, progress = options.formats, (options.source, options.target), not options.quiet
     if name == "ribseg-to-irn":

@@ -27,7 +27,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Embeds the names and writes the file."""
     from ribseg.data.voc import VOC_CLASSES
-    from ribseg.models.prompts import embedded_names
+    from ribseg.models.text import embedded_names
 
     target = Path(options.target)
     if target.suffix != ".npz":  # before the model is loaded

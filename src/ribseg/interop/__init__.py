@@ -3,11 +3,17 @@
 `python -m ribseg.interop --help` converts folders.
 """
 
-from ribseg.interop.convert import convert_maps, map_reader
+from ribseg.interop.convert import (
+    convert_irn_maps,
+    convert_maps,
+    convert_psa_maps,
+    map_reader,
+    write_irn_maps,
+)
 from ribseg.interop.folders import maps_from_pngs, masks_to_maps
-from ribseg.interop.irn import convert_irn_maps, read_irn_maps, write_irn_maps
+from ribseg.interop.irn import read_irn_maps
 from ribseg.interop.labels import convert_labels
-from ribseg.interop.psa import convert_psa_maps, read_psa_maps
+from ribseg.interop.psa import read_psa_maps
 from ribseg.interop.saliency import read_saliency, saliency_background
 from ribseg.interop.segments import check_segment_file, read_segments
 

@@ -1,25 +1,31 @@
-"""Reading maps and masks of other programs for the images of a data set."""
+"""Reads and converts folders of maps and masks of other programs.
 
-from collections.abc import Callable
+Files that exist already are kept, and all broken ones are listed at the end.
+"""
+
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.maps import LocalizationMaps, load_maps
+from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import read_mask
-from ribseg.errors import ConfigError, DataError, list_problems
+from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 from ribseg.files import scan_folder
-from ribseg.interop.batch import convert_to_npz
+from ribseg.functional.cam import strided_size
 from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
-from ribseg.interop.irn import read_irn_maps
+from ribseg.interop.irn import irn_dictionary, read_irn_maps, save_dictionary
 from ribseg.interop.psa import read_psa_maps
-from ribseg.methods.cam import STRIDE
+from ribseg.progress import track
+from ribseg.types import STRIDE
 
 Layout = Literal["npz", "irn", "amn", "psa", "png", "masks"]
 Reader = Callable[[str], LocalizationMaps]
+Content = TypeVar("Content")
 ENDINGS = {"npz": ".npz", "irn": ".npy", "amn": ".npy", "psa": ".npy", "masks": ".png"}
 
 
@@ -45,7 +51,71 @@ def convert_maps(
         DataError: lists the images whose files are broken, or of another size than their image.
         RibsegError: as `map_reader`.
     """
-    return convert_to_npz(dataset.ids, map_reader(source_dir, dataset, layout), target_dir, progress)
+    read = map_reader(source_dir, dataset, layout)
+    return _convert(dataset.ids, read, save_maps, target_dir, ".npz", progress)
+
+
+def convert_irn_maps(
+    source_dir: str | Path,
+    target_dir: str | Path,
+    num_classes: int,
+    progress: bool | str = False,
+    background_first: bool = False,
+) -> int:
+    """Converts IRN's `<image id>.npy` to `<image id>.npz`, which load without pickle; returns how many.
+
+    Existing files are kept.
+
+    Args:
+        source_dir: folder of the `.npy` files.
+        target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
+        num_classes: C, without background.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
+        background_first: see `read_irn_maps`.
+
+    Raises:
+        DatasetNotFoundError: there are no such files.
+        DataError: lists the files that are broken, do not match, or contain more than arrays.
+    """
+
+    def read(image_id: str) -> LocalizationMaps:
+        return read_irn_maps(Path(source_dir, f"{image_id}.npy"), num_classes, background_first)
+
+    return _convert(_files_in(source_dir, ".npy"), read, save_maps, target_dir, ".npz", progress)
+
+
+def convert_psa_maps(
+    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool | str = False
+) -> int:
+    """Converts PSA's `<image id>.npy` files to `<image id>.npz`, as `convert_irn_maps` does."""
+
+    def read(image_id: str) -> LocalizationMaps:
+        return read_psa_maps(Path(source_dir, f"{image_id}.npy"), num_classes)
+
+    return _convert(_files_in(source_dir, ".npy"), read, save_maps, target_dir, ".npz", progress)
+
+
+def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool | str = False) -> int:
+    """Converts `<image id>.npz` files to IRN's `<image id>.npy`; returns how many were written.
+
+    `np.load(path, allow_pickle=True).item()` reads them: `keys` int64, `cam` and `high_res` float32, all of
+    them numpy arrays. IRN's random walk calls `.cuda()` on `cam`: put `torch.from_numpy` around it there.
+    Maps kept only at stride 4 are enlarged. Existing files are kept.
+
+    Args:
+        source_dir: folder of the `.npz` files, e.g. `maps/` of a stage in the store.
+        target_dir: gets the `.npy` files.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
+
+    Raises:
+        DatasetNotFoundError: there are no such files.
+        DataError: lists the files that are broken.
+    """
+
+    def read(image_id: str) -> dict[str, np.ndarray]:
+        return irn_dictionary(Path(source_dir, f"{image_id}.npz"))
+
+    return _convert(_files_in(source_dir, ".npz"), read, save_dictionary, target_dir, ".npy", progress)
 
 
 def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> Reader:
@@ -95,7 +165,7 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
 def _fitting(dataset: BaseDataset, read: Reader, there: set[str], image_id: str) -> LocalizationMaps:
     """The maps of an image; raises a DataError unless they match its size and the data set's classes."""
     size = dataset.size(image_id)
-    strided = (-(-size[0] // STRIDE), -(-size[1] // STRIDE))
+    strided = strided_size(size)
     maps = read(image_id) if image_id in there else None
     if maps is None or len(maps.classes) == 0:
         none = torch.zeros(0, dtype=torch.int64)
@@ -112,3 +182,53 @@ def _fitting(dataset: BaseDataset, read: Reader, there: set[str], image_id: str)
             f"{dataset.num_classes}, counted from 0"
         )
     return LocalizationMaps(maps.classes, maps.strided, maps.full, size)
+
+
+def _convert(
+    ids: Iterable[str],
+    read: Callable[[str], Content],
+    write: Callable[[Path, Content], None],
+    target_dir: str | Path,
+    ending: str,
+    progress: bool | str,
+) -> int:
+    """Converts the images that have no file in the target folder yet; returns how many.
+
+    Args:
+        ids: of the images.
+        read: gives what is to be written for an image; if it raises a DataError, the others still follow.
+        write: writes it to a file, atomically.
+        target_dir: gets the files.
+        ending: of the files.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
+
+    Raises:
+        DataError: lists the images that could not be converted.
+    """
+    targets = {image_id: Path(target_dir, f"{image_id}{ending}") for image_id in ids}
+    todo = [image_id for image_id, target in targets.items() if not target.exists()]
+    problems = []
+    for image_id in track(todo, "Converting", show=progress, unit="file"):
+        try:
+            write(targets[image_id], read(image_id))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        headline = f"{len(problems)} of {len(todo)} images could not be converted"
+        advice = "Correct these and repeat the command: converted files are skipped."
+        raise DataError(list_problems(headline, {"broken": problems}, advice, show=len(problems)))
+    return len(todo)
+
+
+def _files_in(folder: str | Path, ending: str) -> list[str]:
+    """The sorted stems of all files with this extension.
+
+    Raises:
+        DatasetNotFoundError: if the folder cannot be listed or holds no such file.
+    """
+    ids = sorted(scan_folder(Path(folder), (ending,)))
+    if not ids:
+        raise DatasetNotFoundError(
+            f"expected files <image id>{ending} in {folder}, found none. Name the folder that holds them."
+        )
+    return ids

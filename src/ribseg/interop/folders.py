@@ -12,8 +12,8 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import IGNORE, mask_ids
 from ribseg.errors import DataError, list_problems
 from ribseg.files import scan_folder
-from ribseg.interop.gray import read_gray
-from ribseg.methods.cam import STRIDE
+from ribseg.functional.cam import strided_size
+from ribseg.interop.saliency import read_gray
 
 Found = dict[int, Path]  # class index -> PNG
 ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."
@@ -110,7 +110,7 @@ def read_pngs(found: Found) -> LocalizationMaps:
         DataError: if a file is broken, or sizes differ.
     """
     if not found:
-        return maps_of_full(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), known=False)
+        return no_maps()
     maps: list[np.ndarray] = []
     for path in found.values():
         maps.append(read_gray(path))
@@ -122,9 +122,13 @@ def read_pngs(found: Found) -> LocalizationMaps:
     return maps_of_full(torch.tensor(list(found)), torch.from_numpy(np.stack(maps)))
 
 
-def maps_of_full(classes: Tensor, full: Tensor, known: bool = True) -> LocalizationMaps:
-    """Maps with averages at stride 4 from full-size maps (K, H, W); `known`: (H, W) is the image's size."""
-    height, width = full.shape[1:]
-    strided = (-(-height // STRIDE), -(-width // STRIDE))
+def maps_of_full(classes: Tensor, full: Tensor) -> LocalizationMaps:
+    """Maps with averages at stride 4 from full-size maps (K, H, W)."""
+    strided = strided_size(full.shape[1:])
     small = F.adaptive_avg_pool2d(full, strided) if len(full) else full.new_zeros(0, *strided)
-    return LocalizationMaps(classes, small, full if known else None, (height, width) if known else None)
+    return LocalizationMaps(classes, small, full, (full.shape[1], full.shape[2]))
+
+
+def no_maps() -> LocalizationMaps:
+    """The maps of an image without a class, whose size is in no file."""
+    return LocalizationMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), None)

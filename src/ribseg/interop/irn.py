@@ -14,69 +14,13 @@ import torch
 from ribseg.data.io.maps import LocalizationMaps, load_maps
 from ribseg.errors import DataError
 from ribseg.files import atomic_write
-from ribseg.interop.batch import convert_missing, convert_to_npz, files_in
+from ribseg.functional.cam import strided_size
+from ribseg.interop.folders import no_maps
 from ribseg.interop.unpickle import read_pickled_arrays
-from ribseg.methods.cam import STRIDE
 from ribseg.metrics.evaluation import full_size
+from ribseg.types import STRIDE
 
 TOLERANCE = 1e-3  # above 1, for rounding errors
-
-
-def convert_irn_maps(
-    source_dir: str | Path,
-    target_dir: str | Path,
-    num_classes: int,
-    progress: bool | str = False,
-    background_first: bool = False,
-) -> int:
-    """Converts IRN's `<image id>.npy` to `<image id>.npz`, which load without pickle; returns how many.
-
-    Existing files are kept.
-
-    Args:
-        source_dir: folder of the `.npy` files.
-        target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
-        num_classes: C, without background.
-        progress: how progress is shown, see `ribseg.progress.check_progress`.
-        background_first: see `read_irn_maps`.
-
-    Raises:
-        DatasetNotFoundError: there are no such files.
-        DataError: lists the files that are broken, do not match, or contain more than arrays.
-    """
-    source = Path(source_dir)
-
-    def read(image_id: str) -> LocalizationMaps:
-        return read_irn_maps(source / f"{image_id}.npy", num_classes, background_first)
-
-    return convert_to_npz(files_in(source, ".npy"), read, target_dir, progress)
-
-
-def write_irn_maps(source_dir: str | Path, target_dir: str | Path, progress: bool | str = False) -> int:
-    """Converts `<image id>.npz` files to IRN's `<image id>.npy`; returns how many were written.
-
-    `np.load(path, allow_pickle=True).item()` reads them: `keys` int64, `cam` and `high_res` float32, all of
-    them numpy arrays. IRN's random walk calls `.cuda()` on `cam`: put `torch.from_numpy` around it there.
-    Maps kept only at stride 4 are enlarged. Existing files are kept.
-
-    Args:
-        source_dir: folder of the `.npz` files, e.g. `maps/` of a stage in the store.
-        target_dir: gets the `.npy` files.
-        progress: how progress is shown, see `ribseg.progress.check_progress`.
-
-    Raises:
-        DatasetNotFoundError: there are no such files.
-        DataError: lists the files that are broken.
-    """
-    source, target = Path(source_dir), Path(target_dir)
-
-    def convert(image_id: str) -> None:
-        path = source / f"{image_id}.npz"
-        buffer = io.BytesIO()
-        np.save(buffer, np.array(_irn_dictionary(load_maps(path), path), dtype=object))
-        atomic_write(target / f"{image_id}.npy", buffer.getvalue())
-
-    return convert_missing(files_in(source, ".npz"), lambda i: target / f"{i}.npy", convert, progress)
 
 
 def read_irn_maps(path: str | Path, num_classes: int, background_first: bool = False) -> LocalizationMaps:
@@ -96,8 +40,7 @@ def read_irn_maps(path: str | Path, num_classes: int, background_first: bool = F
         arrays = _without_background(arrays)
     keys = arrays.get("keys", np.zeros(0))
     if "keys" in arrays and keys.size == 0:
-        # The image's size is not in the file.
-        return LocalizationMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), None)
+        return no_maps()
     problem = _problem(arrays, num_classes)
     if problem and not background_first and not _problem(_without_background(arrays), num_classes):
         problem += "; with the background's map before those of the classes it is AMN's layout, amn"
@@ -129,7 +72,7 @@ def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
         return f"expected keys in 0..{num_classes - 1} (the first class is 0), found {keys.tolist()[:8]}"
     if cam.ndim != 3 or full.ndim != 3 or 0 in full.shape or not len(cam) == len(full) == len(keys):
         return f"expected {len(keys)} maps each, found cam {cam.shape} and high_res {full.shape}"
-    strided = tuple(-(-side // STRIDE) for side in full.shape[1:])
+    strided = strided_size(full.shape[1:])
     if cam.shape[1:] != strided:
         return f"expected cam at stride {STRIDE} of high_res, {strided}, found {cam.shape[1:]}"
     return problem_of_scores(cam, "cam") or problem_of_scores(full, "high_res")
@@ -146,7 +89,15 @@ def problem_of_scores(array: np.ndarray, name: str) -> str:
     )
 
 
-def _irn_dictionary(maps: LocalizationMaps, path: Path) -> dict[str, np.ndarray]:
+def irn_dictionary(path: str | Path) -> dict[str, np.ndarray]:
+    """IRN's dictionary for a `<image id>.npz`: `keys` int64, `cam` and `high_res` float32.
+
+    Maps kept only at stride 4 are enlarged.
+
+    Raises:
+        DataError: the file is broken, or the image's size is not in it.
+    """
+    maps = load_maps(path)
     keys = maps.classes.numpy().astype(np.int64)
     if len(keys) == 0:
         return {"keys": keys}
@@ -155,3 +106,10 @@ def _irn_dictionary(maps: LocalizationMaps, path: Path) -> dict[str, np.ndarray]
         raise DataError(f"{path} holds maps at stride 4 only, without the image's size. Compute them again.")
     full = full_size(maps, size).numpy()
     return {"keys": keys, "cam": maps.strided.numpy(), "high_res": full.astype(np.float32)}
+
+
+def save_dictionary(path: str | Path, content: dict[str, np.ndarray]) -> None:
+    """Writes a dictionary of arrays as IRN does, pickled in a `.npy` file, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(content, dtype=object))
+    atomic_write(path, buffer.getvalue())

@@ -11,22 +11,9 @@ import torch
 
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import DataError
-from ribseg.interop.batch import convert_to_npz, files_in
-from ribseg.interop.folders import maps_of_full
+from ribseg.interop.folders import maps_of_full, no_maps
 from ribseg.interop.irn import problem_of_scores
 from ribseg.interop.unpickle import read_pickled_arrays
-
-
-def convert_psa_maps(
-    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool | str = False
-) -> int:
-    """Converts PSA's `<image id>.npy` files to `<image id>.npz`, as `convert_irn_maps` does."""
-    source = Path(source_dir)
-
-    def read(image_id: str) -> LocalizationMaps:
-        return read_psa_maps(source / f"{image_id}.npy", num_classes)
-
-    return convert_to_npz(files_in(source, ".npy"), read, target_dir, progress)
 
 
 def read_psa_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
@@ -38,8 +25,8 @@ def read_psa_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
         DataError: if it is broken, not in PSA's format, or does not match the number of classes.
     """
     arrays = read_pickled_arrays(path)
-    if not arrays:  # the image's size is not in the file
-        return LocalizationMaps(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 1), None)
+    if not arrays:
+        return no_maps()
     problem = _problem(arrays, num_classes)
     if problem:
         raise DataError(f"{path} holds no maps of {num_classes} classes: {problem}.")

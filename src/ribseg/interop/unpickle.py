@@ -21,23 +21,12 @@ from torch import Tensor
 from ribseg.errors import DataError, reason
 
 NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")
-# Exceptions of the unpickler and the replacements for damaged or foreign pickles.
+# Exceptions of the unpickler and the replacements for damaged or foreign pickles. AssertionError is torch's,
+# for missing storages; TokenError is numpy's, which reads headers as Python.
 _BROKEN = (
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ImportError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,
-    AssertionError,  # from torch, for missing storages
-    tokenize.TokenError,  # numpy reads headers as Python
-)
+    pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError,
+    ImportError, RuntimeError, OverflowError, MemoryError, SyntaxError, AssertionError, tokenize.TokenError,
+)  # fmt: skip
 
 
 class _Dtype:

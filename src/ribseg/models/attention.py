@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,7 +27,8 @@ def attention_layers(network: nn.Module) -> list[nn.Module]:
         ConfigError: it has none, as a CNN or a Swin.
     """
     _trunk(network)
-    found = _layers(network)
+    # timm's interface of an attention whose matrix goes through a dropout
+    found = [m for m in network.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
     if not found:
         raise ConfigError(f"the blocks of {_name(network)} do not compute attention as a matrix; {ADVICE}")
     return found
@@ -87,9 +87,13 @@ def recorded_attention(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     Inside they compute it as a matrix, which the fused kernels never do, so results may differ by rounding.
     """
     recorded: list[Tensor] = []
+
+    def record(dropout: nn.Module, given: tuple[Tensor, ...]) -> None:
+        recorded.append(given[0].detach().float().mean(1))
+
     modules: list[Any] = list(layers)
     fused = [module.fused_attn for module in modules]
-    handles = [module.attn_drop.register_forward_pre_hook(partial(_record, recorded)) for module in modules]
+    handles = [module.attn_drop.register_forward_pre_hook(record) for module in modules]
     try:
         for module in modules:
             module.fused_attn = False
@@ -98,15 +102,6 @@ def recorded_attention(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         for module, flag, handle in zip(modules, fused, handles, strict=True):
             module.fused_attn = flag
             handle.remove()
-
-
-def _record(recorded: list[Tensor], module: nn.Module, given: tuple[Tensor, ...]) -> None:
-    recorded.append(given[0].detach().float().mean(1))
-
-
-def _layers(network: nn.Module) -> list[nn.Module]:
-    """The modules with timm's interface of an attention whose matrix goes through a dropout."""
-    return [m for m in network.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
 
 
 def _trunk(network: nn.Module) -> TokenTrunk:

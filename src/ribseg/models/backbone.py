@@ -2,20 +2,19 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 import torch.nn.functional as F
-from timm.layers import BlurPool2d
+from timm.layers import BlurPool2d, to_2tuple
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError, reason
-from ribseg.models.chain import LARGE_TRIAL_SIDE, UNFIT, USABLE, Block, find_chain, stride_of, trial_images
+from ribseg.models.chain import UNFIT, USABLE, find_chain, on_trial, stride_of
 from ribseg.models.depthwise import replace_depthwise
 from ribseg.models.tokens import family_of, family_settings, token_stages
 from ribseg.models.weights import load_fitting
@@ -84,19 +83,28 @@ class Backbone(nn.Module):
             self.stages = nn.ModuleList(token_stages(name, network, family, output_stride, atrous))
         self.num_features = int(cast(int, network.num_features))
         self.pretrained_cfg = dict(cast(Any, network).pretrained_cfg)
-        self.head_name = _head_name(self.pretrained_cfg)
+        # Of several heads, as for distillation, the first.
+        self.head_name = str(to_2tuple(self.pretrained_cfg.get("classifier"))[0])
 
     def _split_chain(self, network: nn.Module, output_stride: int, atrous: bool) -> None:
         """Sets the stages of a CNN."""
         _plain_pooling(network)
         blocks, ends = find_chain(self.name, network)
         cuts = [0, *ends[-TRAINED_STAGES - 1 : -1], len(blocks)]
-        self.stages = nn.ModuleList(_stage(blocks[start:end]) for start, end in pairwise(cuts))
+        named = [(block.name.replace(".", "_"), block.module) for block in blocks]
+        self.stages = nn.ModuleList(
+            nn.Sequential(OrderedDict(named[start:end])) for start, end in pairwise(cuts)
+        )
         coarse = [block.module for block in blocks if block.stride > output_stride and not atrous]
         for module in coarse:
             _remove_strides(module)
         replace_depthwise(self)
-        _check_stride(self.name, _stride(self) if coarse else blocks[-1].stride, output_stride)
+        stride = _stride(self) if coarse else blocks[-1].stride
+        if stride != output_stride:
+            raise ConfigError(
+                f"{self.name!r} cannot have output_stride={output_stride}: its features have a stride of "
+                f"{stride}; {USABLE}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D, h, w); for a transformer h = ceil(H / output_stride), w likewise."""
@@ -159,57 +167,26 @@ def create_network(
         raise ConfigError(f"timm cannot build {name!r} with {kwargs}: {reason(error)}{advice}") from error
 
 
-def _head_name(pretrained_cfg: Mapping[str, Any]) -> str:
-    """The name of the head in timm's network; of several, as for distillation, the first."""
-    names = pretrained_cfg.get("classifier")
-    return str(names[0] if isinstance(names, tuple | list) else names)
-
-
-def _stage(blocks: Sequence[Block]) -> nn.Sequential:
-    return nn.Sequential(OrderedDict((block.name.replace(".", "_"), block.module) for block in blocks))
-
-
-@torch.no_grad()
 def _stride(backbone: Backbone) -> int:
     """The measured stride of the features."""
-    training = backbone.training
-    backbone.eval()
     try:
-        try:
-            images = trial_images(backbone)
-            return stride_of(images, backbone(images))
-        except UNFIT:
-            images = trial_images(backbone, LARGE_TRIAL_SIDE)
-            return stride_of(images, backbone(images))
+        return on_trial(backbone, lambda images: stride_of(images, backbone(images)))
     except UNFIT as error:
         raise ConfigError(
             f"{backbone.name!r} does not work without the strides of its last stages: {reason(error)}; use "
             f"its own output_stride, or {USABLE}"
         ) from error
-    finally:
-        backbone.train(training)
-
-
-def _check_stride(name: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        raise ConfigError(
-            f"{name!r} cannot have output_stride={wanted}: its features have a stride of {found}; {USABLE}"
-        )
 
 
 def _plain_pooling(module: nn.Module) -> None:
     """Replaces timm's size-dependent pooling, which `torch.export` does not support, by an equal one."""
     for name, child in module.named_children():
         if isinstance(child, AvgPool2dSame) and child.stride in (1, (1, 1)):
-            rows, columns = (side - 1 for side in _pair(child.kernel_size))
+            rows, columns = (side - 1 for side in to_2tuple(child.kernel_size))
             padding = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
             setattr(module, name, nn.Sequential(padding, nn.AvgPool2d(child.kernel_size, 1)))
         else:
             _plain_pooling(child)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _remove_strides(module: nn.Module) -> None:

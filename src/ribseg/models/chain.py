@@ -1,15 +1,16 @@
 """Finds the chain of modules in the `forward_features` of a timm network by tracing a forward pass."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError, reason
+from ribseg.functional.state import evaluating
 
 TRIAL_SIDE = 64
 LARGE_TRIAL_SIDE = 256  # for networks without padding, such as Inception, which need larger images
@@ -20,6 +21,8 @@ USABLE = (
     "ConvNeXt, a transformer such as a ViT, DeiT, EVA-02 or Swin, or your own module with features(x) and "
     "weight (classifier.model._target_)"
 )
+
+Result = TypeVar("Result")
 
 
 class Block(NamedTuple):
@@ -73,7 +76,14 @@ def find_chain(name: str, network: nn.Module) -> Chain:
         ConfigError: the network is not such a chain, or its features are not (N, D, h, w).
     """
     info = [f["module"] for f in cast("list[dict[str, Any]]", getattr(network, "feature_info", []))]
-    root = _run(name, network, {parent for end in info for parent in _parents(end)})
+    opened = {parent for end in info for parent in _parents(end)}
+    try:
+        root = on_trial(network, lambda images: _recorded(network, opened, images))
+    except UNFIT as error:
+        raise ConfigError(
+            f"{name!r} fails for images of {TRIAL_SIDE} and {LARGE_TRIAL_SIDE} pixels ({reason(error)}), but "
+            f"localization needs images of any size; {USABLE}"
+        ) from error
     if root.result is None or root.result.shape[1] != getattr(network, "num_features", None):
         raise ConfigError(f"{name!r} does not give features of shape (N, D, h, w); {USABLE}")
     calls = _opened(root)
@@ -101,6 +111,21 @@ def trial_images(module: nn.Module, side: int = TRIAL_SIDE) -> Tensor:
     return next(module.parameters()).new_zeros(1, 3, side, side)
 
 
+@torch.no_grad()
+def on_trial(network: nn.Module, call: Callable[[Tensor], Result]) -> Result:
+    """What a call gives for a small image, or for a larger one if the network takes no small ones.
+
+    Args:
+        network: in evaluation mode meanwhile.
+        call: of an image; if it fails for both with one of `UNFIT`, so does this.
+    """
+    with evaluating(network):
+        try:
+            return call(trial_images(network))
+        except UNFIT:
+            return call(trial_images(network, LARGE_TRIAL_SIDE))
+
+
 def _parents(name: str) -> Iterable[str]:
     parts = name.split(".")
     return (".".join(parts[:length]) for length in range(1, len(parts)))
@@ -112,50 +137,30 @@ def _place(names: list[str], end: str) -> int | None:
     return matches[-1] + 1 if matches else None
 
 
-def _run(name: str, network: nn.Module, opened: set[str]) -> Call:
-    """Traces `forward_features` on a small image; `opened` are containers whose children are traced."""
-    flags = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        try:
-            return _recorded(network, trial_images(network), opened)
-        except UNFIT:
-            return _recorded(network, trial_images(network, LARGE_TRIAL_SIDE), opened)
-    except UNFIT as error:
-        raise ConfigError(
-            f"{name!r} fails for images of {TRIAL_SIDE} and {LARGE_TRIAL_SIDE} pixels ({reason(error)}), but "
-            f"localization needs images of any size; {USABLE}"
-        ) from error
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
-@torch.no_grad()
-def _recorded(network: nn.Module, images: Tensor, opened: set[str]) -> Call:
+def _recorded(network: nn.Module, opened: set[str], images: Tensor) -> Call:
+    """The call of `forward_features`; `opened` are containers whose children are traced."""
     root = Call("", network, images, None, [])
     stack, hooks = [root], []
+
+    def enter(path: str, module: nn.Module, given: tuple[Any, ...]) -> None:
+        call = Call(path, module, given[0] if given else None, None, [])
+        stack[-1].inside.append(call)
+        stack.append(call)
+
+    def leave(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
+        stack.pop().result = _maps(result)
+
     for path, module in network.named_modules():
         parent = path.rpartition(".")[0]
         if path and (not parent or parent in opened):
-            hooks.append(module.register_forward_pre_hook(partial(_entered, stack, path)))
-            hooks.append(module.register_forward_hook(partial(_left, stack)))
+            hooks.append(module.register_forward_pre_hook(partial(enter, path)))
+            hooks.append(module.register_forward_hook(leave))
     try:
         root.result = _maps(cast(Any, network).forward_features(images))
     finally:
         for hook in hooks:
             hook.remove()
     return root
-
-
-def _entered(stack: list[Call], path: str, module: nn.Module, given: tuple[Any, ...]) -> None:
-    call = Call(path, module, given[0] if given else None, None, [])
-    stack[-1].inside.append(call)
-    stack.append(call)
-
-
-def _left(stack: list[Call], module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
-    stack.pop().result = _maps(result)
 
 
 def _maps(result: Any) -> Tensor | None:

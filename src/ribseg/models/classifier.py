@@ -75,7 +75,9 @@ class Classifier(nn.Module):
         check_switch("pretrained", pretrained)
         check_switch("atrous", atrous)
         check_choice("freeze", freeze, get_args(Freeze))
-        self.classes = _class_names(classes, num_classes)
+        if classes is not None and len(classes) != num_classes:
+            raise ConfigError(f"expected {num_classes} names, one per class, got {len(classes)}")
+        self.classes = None if classes is None else tuple(map(str, classes))
         self.num_classes, self.freeze = num_classes, freeze
         self.settings: dict[str, Any] = {
             "num_classes": num_classes, "backbone": backbone, "output_stride": output_stride,
@@ -161,14 +163,6 @@ class Classifier(nn.Module):
         """The trainable parameters (backbone, head); the head has a higher learning rate."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         return backbone, list(self.head.parameters())
-
-
-def _class_names(classes: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    if classes is None:
-        return None
-    if len(classes) != num_classes:
-        raise ConfigError(f"expected {num_classes} names, one per class, got {len(classes)}")
-    return tuple(map(str, classes))
 
 
 def described(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,19 +37,16 @@ class ASPP(nn.Module):
         self, in_channels: int, num_classes: int, dilations: Sequence[int] = (6, 12, 18, 24)
     ) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(_branch(in_channels, num_classes, dilation) for dilation in dilations)
+        self.branches = nn.ModuleList()
+        for dilation in dilations:
+            branch = nn.Conv2d(in_channels, num_classes, 3, padding=dilation, dilation=dilation)
+            nn.init.normal_(branch.weight, std=HEAD_STD)
+            nn.init.zeros_(cast(Tensor, branch.bias))
+            self.branches.append(branch)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, D, h, w) -> (N, C+1, h, w)."""
         return torch.stack([branch(features) for branch in self.branches]).sum(0)
-
-
-def _branch(in_channels: int, num_classes: int, dilation: int) -> nn.Conv2d:
-    layer = nn.Conv2d(in_channels, num_classes, 3, padding=dilation, dilation=dilation)
-    nn.init.normal_(layer.weight, std=HEAD_STD)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 class SegmenterNetwork(nn.Module):

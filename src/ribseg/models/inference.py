@@ -5,6 +5,7 @@ The published test settings are in docs/method.md, section 6. All functions work
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,33 +35,18 @@ SMALLEST_TILE = 16
 SMALLER_TILES = "Cut the image into smaller tiles (tile=512, --tile 512)"
 
 
-class Box(NamedTuple):
-    """A rectangle in an image, in pixels, with exclusive ends."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        """Index of its rows and columns in the image."""
-        return slice(self.top, self.bottom), slice(self.left, self.right)
-
-
 class Tile(NamedTuple):
-    """The input rectangle of a tile, and the part of its output that is kept; the rest is context."""
+    """A part of an image that is predicted at once, as indices of rows and columns.
 
-    seen: Box
-    kept: Box
+    Attributes:
+        seen: what the network gets of the image.
+        kept: the part of the image that gets its labels; the rest is context.
+        inside: the same part within the tile's output.
+    """
 
-    @property
-    def inside(self) -> tuple[slice, slice]:
-        """Index of the kept rows and columns in the tile's output."""
-        top, left = self.seen.top, self.seen.left
-        return slice(self.kept.top - top, self.kept.bottom - top), slice(
-            self.kept.left - left, self.kept.right - left
-        )
+    seen: tuple[slice, slice]
+    kept: tuple[slice, slice]
+    inside: tuple[slice, slice]
 
 
 def predict(
@@ -89,16 +75,11 @@ def predict(
     """
     if not isinstance(checkpoint, Segmenter):
         checkpoint = load_segmenter(checkpoint, usable_device(device))
-    single = isinstance(images, str | Path | np.ndarray)
-    several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
-    chosen = {**checkpoint.inference, **settings}
-    masks = []
-    for item in several:
-        image = item if isinstance(item, np.ndarray) else read_image(item)
-        masks.append(
-            predict_labels(checkpoint.model, image, mean=checkpoint.mean, std=checkpoint.std, **chosen)
-        )
-    return masks[0] if single else masks
+    if isinstance(images, str | Path | np.ndarray):
+        return predict([images], checkpoint, **settings)[0]
+    settings = {"mean": checkpoint.mean, "std": checkpoint.std, **checkpoint.inference, **settings}
+    arrays = (item if isinstance(item, np.ndarray) else read_image(item) for item in images)
+    return [predict_labels(checkpoint.model, image, **settings) for image in arrays]
 
 
 def predict_labels(
@@ -136,14 +117,15 @@ def predict_labels(
         DataError: not an (H, W, 3) uint8 image.
         DeviceMemoryError: the image, or a tile, does not fit into the device's memory.
     """
-    check_image(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise DataError(f"expected an image (H, W, 3) of uint8, got {image.dtype} {image.shape}")
     labels = np.empty(image.shape[:2], np.uint8)
     for part in tiles((image.shape[0], image.shape[1]), tile, margin):
-        pixels = np.ascontiguousarray(image[part.seen.place])
+        pixels = np.ascontiguousarray(image[part.seen])
         work = f"{pixels.shape[0]} x {pixels.shape[1]} pixels at once"
         with memory_errors(next(model.parameters()).device, work, SMALLER_TILES):
             probabilities = class_probabilities(model, normalized(model, pixels, mean, std), scales, flip)
-            labels[part.kept.place] = most_probable(pixels, probabilities, crf)[part.inside]
+            labels[part.kept] = most_probable(pixels, probabilities, crf)[part.inside]
     return labels
 
 
@@ -243,17 +225,13 @@ def tiles(size: tuple[int, int], tile: int | None, margin: int | None = None) ->
     Raises:
         ConfigError: the margins leave nothing of a tile.
 
-    >>> [(t.seen[2:], t.kept[2:]) for t in tiles((4, 10), 6, 1)]
-    [((0, 6), (0, 5)), ((4, 10), (5, 10))]
+    >>> [(tile.seen[1], tile.kept[1]) for tile in tiles((4, 10), 6, 1)]
+    [(slice(0, 6, None), slice(0, 5, None)), (slice(4, 10, None), slice(5, 10, None))]
     """
-    if tile is None:
-        whole = Box(0, size[0], 0, size[1])
-        yield Tile(whole, whole)
-        return
-    margin = margin_of(tile, margin)
-    for top, bottom, above, below in _spans(size[0], tile, margin):
-        for left, right, first, last in _spans(size[1], tile, margin):
-            yield Tile(Box(top, bottom, left, right), Box(above, below, first, last))
+    margin = 0 if tile is None else margin_of(tile, margin)
+    rows, columns = (_spans(length, tile or length, margin) for length in size)
+    for down, across in product(rows, columns):
+        yield Tile(*zip(down, across, strict=True))
 
 
 def margin_of(tile: int, margin: int | None) -> int:
@@ -266,18 +244,12 @@ def margin_of(tile: int, margin: int | None) -> int:
     return margin
 
 
-def _spans(length: int, tile: int, margin: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yields (begin, end, first kept, last kept) of the tiles along one side; tiles have full length."""
+def _spans(length: int, tile: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yields `seen`, `kept` and `inside` of the tiles along one side; tiles have full length."""
     kept = 0
     while kept < length:
         begin = max(0, min(kept - margin, length - tile))
         end = min(begin + tile, length)
         keep_to = length if end == length else end - margin
-        yield begin, end, kept, keep_to
+        yield slice(begin, end), slice(kept, keep_to), slice(kept - begin, keep_to - begin)
         kept = keep_to
-
-
-def check_image(image: np.ndarray) -> None:
-    """Raises a DataError unless an array is an (H, W, 3) uint8 image."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise DataError(f"expected an image (H, W, 3) of uint8, got {image.dtype} {image.shape}")

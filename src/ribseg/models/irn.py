@@ -1,6 +1,7 @@
 """IRNet: class boundaries and displacements over a frozen CNN (Ahn, Cho, Kwak, CVPR 2019, section 4.2)."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -80,7 +81,8 @@ class IRNet(FrozenBackboneNetwork):
     def features(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> the five levels, (N, D_l, h_l, w_l) each; without gradients."""
         levels = []
-        for number, block in enumerate(_blocks(self.backbone), start=1):
+        blocks = chain.from_iterable(stage.children() for stage in self.backbone.stages)
+        for number, block in enumerate(blocks, start=1):
             images = block(images)
             if number in self._cuts:
                 levels.append(images)
@@ -158,10 +160,6 @@ def _fit(maps: Tensor, size: Sequence[int]) -> Tensor:
     if maps.shape[-2] < height or maps.shape[-1] < width or factor < 1:
         maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
     return maps[..., :height, :width]
-
-
-def _blocks(backbone: Backbone) -> list[nn.Module]:
-    return [block for stage in backbone.stages for block in stage.children()]
 
 
 @torch.no_grad()

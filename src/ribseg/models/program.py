@@ -52,24 +52,15 @@ def export_program(segmenter: Segmenter) -> ExportedProgram:
     shapes = ({0: Dim("batch", min=1, max=1024), 2: SMALLEST * rows, 3: SMALLEST * columns},)
     with torch.no_grad():
         program = torch.export.export(module, (torch.zeros(EXAMPLE),), dynamic_shapes=shapes)
-    difference = largest_difference(module, program)
+        run, generator = program.module(), torch.Generator().manual_seed(0)
+        trials = [torch.rand(shape, generator=generator) for shape in CHECKED]
+        difference = max(float((module(images) - run(images)).abs().max()) for images in trials)
     if difference > TOLERANCE:
         raise RibsegError(
             f"the exported program differs from the model by {difference:g} in a probability, expected at "
             f"most {TOLERANCE:g}; skip it with export.program=false"
         )
     return program
-
-
-def largest_difference(module: nn.Module, program: ExportedProgram) -> float:
-    """The largest difference between model and program, over random images of several shapes."""
-    generator, run = torch.Generator().manual_seed(0), program.module()
-    worst = 0.0
-    with torch.no_grad():
-        for shape in CHECKED:
-            images = torch.rand(shape, generator=generator)
-            worst = max(worst, float((module(images) - run(images)).abs().max()))
-    return worst
 
 
 def save_program(path: str | Path, program: ExportedProgram) -> None:

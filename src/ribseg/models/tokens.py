@@ -52,22 +52,22 @@ FAMILIES = {
 }
 
 
-class Rotation:
+class Rotation(NamedTuple):
     """The rotary position embedding of a block.
 
     Not a module, because its weights, if it has any, belong to the trunk, which computes the same embedding.
 
-    Args:
+    Attributes:
         rope: of timm's network.
         layer: number of the block, for an embedding per block; None if all have the same one.
     """
 
-    def __init__(self, rope: nn.Module, layer: int | None) -> None:
-        self.rope, self.layer = rope, layer
+    rope: Any
+    layer: int | None
 
-    def __call__(self, size: tuple[int, int]) -> Tensor:
+    def of(self, size: tuple[int, int]) -> Tensor:
         """The embedding of h x w patches, as the blocks take it."""
-        embedding = cast(Any, self.rope).get_embed(shape=size)
+        embedding = self.rope.get_embed(shape=size)
         return embedding if self.layer is None else embedding[self.layer]
 
 
@@ -111,7 +111,7 @@ class TokenStage(nn.Sequential):
         rows, width = -(-self.prefix // maps.shape[-1]), maps.shape[-1]
         block, *others = self
         tokens = tokens_of(maps, self.prefix)
-        given = {} if self.rotation is None else {"rope": self.rotation((maps.shape[-2] - rows, width))}
+        given = {} if self.rotation is None else {"rope": self.rotation.of((maps.shape[-2] - rows, width))}
         tokens = block(tokens, **given)
         for module in others:
             tokens = module(tokens)
@@ -221,8 +221,7 @@ def token_stages(
             "use a CNN such as a ResNet"
         )
     last = _without_last(name, network, family.blocks)
-    _check_patches(name, network)
-    _check_rotation(name, network)
+    _check_positions(name, network)
     stride = token_stride(network)
     split = _channels_last_stages if family.channels_last else _patch_stages
     stages = split(network, last, stride)
@@ -290,14 +289,12 @@ def _rotation(network: nn.Module, block: str) -> Rotation | None:
     return Rotation(rope, layer if getattr(network, "rope_mixed", False) else None)
 
 
-def _check_patches(name: str, network: nn.Module) -> None:
-    embedding = getattr(network, "patch_embed", None)
-    sides = (1, 1) if embedding is None else cast(Any, embedding).feat_ratio(as_scalar=False)
-    if sides[0] != sides[1]:
-        raise ConfigError(f"expected square patches of {name!r}, got {sides[0]} x {sides[1]} pixels")
-
-
-def _check_rotation(name: str, network: nn.Module) -> None:
+def _check_positions(name: str, network: Any) -> None:
+    """Raises a ConfigError unless patches are square and their positions fixed."""
+    if hasattr(network, "patch_embed"):
+        rows, columns = network.patch_embed.feat_ratio(as_scalar=False)
+        if rows != columns:
+            raise ConfigError(f"expected square patches of {name!r}, got {rows} x {columns} pixels")
     rope = getattr(network, "rope", None)
     drawn = [f"rope_{part}" for part in RANDOM_ROTATIONS if getattr(rope, part, None) is not None]
     if drawn:

@@ -114,12 +114,12 @@ class SegmentationModule(pl.LightningModule):
             sizes = [tuple(part.shape[-2:]) for part in (item.image, item.mask)]
             raise DataError(f"expected an image and a mask of one size, got {sizes[0]} and {sizes[1]}")
         for part in tiles((labels.shape[0], labels.shape[1]), self.tile, self.margin):
-            rows, columns = part.seen.place
+            rows, columns = part.seen
             pixels = item.image[None, :, rows, columns]
             logits = F.interpolate(
                 self(pixels).float(), pixels.shape[-2:], mode="bilinear", align_corners=False
             )
-            labels[part.kept.place] = logits[0].argmax(0)[part.inside].to(labels.dtype)
+            labels[part.kept] = logits[0].argmax(0)[part.inside].to(labels.dtype)
         if item.counts:
             self.val_confusion.update(labels, item.mask)
 
