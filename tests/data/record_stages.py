@@ -17,12 +17,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from quick_run import make_learnable_tree, settings
+from quick_run import begun, make_learnable_tree, settings
 
 import ribseg
 from ribseg.data.io.masks import read_mask
 from ribseg.models.weights_file import read_file
-from ribseg.pipeline.plan import stages_of
 from ribseg.pipeline.run import run
 
 RECORD = Path(__file__).with_name("stage_outputs.json")
@@ -59,7 +58,7 @@ def outputs(place):
     ):
         cfg = settings(experiment, place, *overrides)
         results = run(cfg, place / "out")
-        for stage in stages_of(cfg):
+        for stage in begun(cfg, place / "again").run.stages:
             if stage.name in results["store"]:
                 folder = Path(results["store"][stage.name])
                 manifest = json.loads((folder / "manifest.json").read_text())
@@ -86,7 +85,8 @@ def transformer(place):
 def kinds():
     """The kinds of all stages, of the segmenters those that are recorded."""
     with tempfile.TemporaryDirectory() as folder:
-        names = {stage.kind for stage in stages_of(settings("rib_folder", Path(folder)))}
+        place = Path(folder)
+        names = {stage.kind for stage in begun(settings("rib_folder", place), place / "out").run.stages}
     return {name for name in names if not name.startswith("segmenter") or name.endswith(("_rib", "_full"))}
 
 
