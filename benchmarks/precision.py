@@ -18,18 +18,15 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from measuring import show, write_json
-from ribseg.pipeline.recipe.context import Context
 from rich.progress import track
 
 import ribseg
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.methods.cam import merge_maps
 from ribseg.modules import LocalizationModule
-from ribseg.pipeline.recipe.methods import entries
-from ribseg.pipeline.run import run
-from ribseg.pipeline.stages.classifier import trained_classifier
-from ribseg.pipeline.stages.learning_rate import rate_artefact
-from ribseg.pipeline.stages.maps import localization_module, references_of
+from ribseg.pipeline.plan import KINDS
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.run import begin, run
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -67,19 +64,18 @@ def main() -> None:
             "config", [f"experiment={options.experiment}", "run=[classifier,rib]", *options.overrides]
         )
     run(cfg, "outputs/precision")
-    rows = measure(Context(cfg, Path("outputs/precision")), options)
+    rows = measure(Session(cfg, Path("outputs/precision"), KINDS), options)
     show(f"RIB on {options.experiment}", rows)
     write_json(options.json, {"rows": rows})
 
 
-def measure(context: Context, options: Any) -> list[dict[str, Any]]:
+def measure(session: Session, options: Any) -> list[dict[str, Any]]:
     """A row per precision."""
-    context.data.setup()
     device = torch.device(options.device)
-    folder = list(context.data.evals.values())[-1]
+    folder = list(session.data.evals.values())[-1]
     ids = list(folder.ids[: options.images])
-    items = context.data.predict_dataset(ids)
-    module = rib_module(context).to(device)
+    items = session.data.predict_dataset(ids)
+    module = rib_module(session).to(device)
     rows: list[dict[str, Any]] = []
     reference: list[LocalizationMaps] = []
     for name, tf32, autocast in precisions(device):
@@ -104,16 +100,12 @@ def measure(context: Context, options: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def rib_module(context: Context) -> LocalizationModule:
+def rib_module(session: Session) -> LocalizationModule:
     """The experiment's RIB with its trained classifier, and its searched rate."""
-    from ribseg.pipeline.plan import stages_of
-
-    for stage in stages_of(context.cfg):
-        if stage.name in ("classifier", "rib"):
-            context.artefacts[stage.name] = stage.artefact(context)
-    entry, classifier = entries(context.cfg)["rib"], trained_classifier(context)
-    rate = float(rate_artefact(context, entry).facts["lr"]) if entry.searches_rate else None
-    return localization_module(context, entry, classifier, references_of(context, entry, classifier), rate)
+    begin(session)
+    session.run.plan(session.run.stages)
+    module: LocalizationModule = session.run.planned["rib"].module
+    return module
 
 
 if __name__ == "__main__":
