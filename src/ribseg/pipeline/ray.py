@@ -20,6 +20,7 @@ from ribseg.pipeline.plan import KINDS, stages_of
 from ribseg.pipeline.recipe.console import quiet_lightning
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
+from ribseg.store.run import Run
 from ribseg.store.shards import Shard
 from ribseg.store.stage import ImageStage
 
@@ -118,9 +119,10 @@ class RayEngine:
     def _results(self, submit: Callable[[Shard], Any], shards: Sequence[Shard]) -> Iterator[int]:
         """The numbers of images of the shards, as they end; as many at a time as there are workers."""
         ray, waiting, left = _ray(), list[Any](), list(shards)
+        workers = self._number()
         try:
             while waiting or left:
-                while left and len(waiting) < self._number():
+                while left and len(waiting) < workers:
                     waiting.append(submit(left.pop(0)))
                 ended, waiting = ray.wait(waiting)
                 yield ray.get(ended[0])
@@ -217,14 +219,22 @@ def stage_of(task: Task) -> ImageStage[Session]:
         )
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(task.cfg.tf32)
-    session = Session(task.cfg, Path(tempfile.mkdtemp(prefix="ribseg-")), KINDS)
+    session = Session(task.cfg, Path(_scratch().name), KINDS)
     session.record_prefix = f"ray-{socket.gethostname()}-{os.getpid()}-"
     if any(task.skipped.values()):
         session.skip(task.skipped)
     stages = {stage.name: stage for stage in stages_of(session)}
+    session.run = Run(list(stages.values()), [])
     for name, artefact in task.artefacts.items():
         stages[name].artefact = artefact
+        session.run.planned[name] = stages[name]
     return cast(ImageStage[Session], stages[task.stage])
+
+
+@lru_cache(maxsize=1)
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    """For what a run writes beside its results; removed with the worker's process."""
+    return tempfile.TemporaryDirectory(prefix="ribseg-")
 
 
 def worker_settings(cfg: DictConfig) -> DictConfig:
