@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 import ribseg
 from ribseg.functional import gap, generalized_mean, global_max, gndrp, log_sum_exp, top_k
@@ -171,3 +173,9 @@ def test_a_pooling_is_what_its_settings_are(pooling):
     assert repr(pooling).startswith(f"{type(pooling).__name__}(")
     with pytest.raises(AttributeError):
         pooling.threshold = 1.0  # the settings are checked once
+
+
+def test_hydra_hands_a_pooling_on_as_it_is():
+    pooling = ribseg.GNDRP(0.3)
+    node = OmegaConf.create({"_target_": "builtins.dict"})
+    assert instantiate(node, pooling=pooling)["pooling"] is pooling

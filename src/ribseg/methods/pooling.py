@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +21,37 @@ from ribseg.functional.pooling import (
 
 
 class _Pooling(ABC):
-    """A pooling that is tried when it is built: its function knows the ranges of its settings."""
+    """A pooling that is tried when it is built: its function knows the ranges of its settings.
 
-    def __post_init__(self) -> None:
+    No dataclass, because Hydra makes a configuration of a dataclass object that is given to `instantiate`.
+
+    Args:
+        settings: become attributes; two poolings with equal settings are equal.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        vars(self).update(settings)
         self(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"the settings of {type(self).__name__} are checked once; build another one")
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     @abstractmethod
     def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
         """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C) logits."""
 
 
-@dataclass(frozen=True)
 class GAP(_Pooling):
     """Global average pooling; ignores the labels.
 
@@ -44,7 +64,6 @@ class GAP(_Pooling):
         return gap(maps)
 
 
-@dataclass(frozen=True)
 class GNDRP(_Pooling):
     """Global non-discriminative region pooling (RIB paper, section 4.2, equation 7).
 
@@ -61,17 +80,27 @@ class GNDRP(_Pooling):
     GNDRP(threshold=0.4, divisor='all', rule='official', num_masked_classes=None)
     """
 
-    threshold: float = 0.4
-    divisor: Divisor = "all"
-    rule: Rule = "official"
-    num_masked_classes: int | None = None
+    threshold: float
+    divisor: Divisor
+    rule: Rule
+    num_masked_classes: int | None
+
+    def __init__(
+        self,
+        threshold: float = 0.4,
+        divisor: Divisor = "all",
+        rule: Rule = "official",
+        num_masked_classes: int | None = None,
+    ) -> None:
+        super().__init__(
+            threshold=threshold, divisor=divisor, rule=rule, num_masked_classes=num_masked_classes
+        )
 
     def __call__(self, maps: Tensor, labels: Tensor) -> Tensor:
         """(N, C, h, w) class maps and (N, C) labels in {0, 1} -> (N, C) logits."""
         return gndrp(maps, labels, self.threshold, self.divisor, self.rule, self.num_masked_classes)
 
 
-@dataclass(frozen=True)
 class GlobalMax(_Pooling):
     """Global max pooling; see `ribseg.functional.global_max`."""
 
@@ -80,7 +109,6 @@ class GlobalMax(_Pooling):
         return global_max(maps)
 
 
-@dataclass(frozen=True)
 class LogSumExp(_Pooling):
     """Log-sum-exp pooling; see `ribseg.functional.log_sum_exp`.
 
@@ -91,14 +119,16 @@ class LogSumExp(_Pooling):
         ConfigError: it is out of range.
     """
 
-    sharpness: float = 5.0
+    sharpness: float
+
+    def __init__(self, sharpness: float = 5.0) -> None:
+        super().__init__(sharpness=sharpness)
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return log_sum_exp(maps, self.sharpness)
 
 
-@dataclass(frozen=True)
 class TopK(_Pooling):
     """The mean of the highest values; see `ribseg.functional.top_k`.
 
@@ -109,14 +139,16 @@ class TopK(_Pooling):
         ConfigError: it is out of range.
     """
 
-    share: float = 0.2
+    share: float
+
+    def __init__(self, share: float = 0.2) -> None:
+        super().__init__(share=share)
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
         return top_k(maps, self.share)
 
 
-@dataclass(frozen=True)
 class GeneralizedMean(_Pooling):
     """Generalized-mean pooling; see `ribseg.functional.generalized_mean`.
 
@@ -127,7 +159,10 @@ class GeneralizedMean(_Pooling):
         ConfigError: it is out of range.
     """
 
-    power: float = 3.0
+    power: float
+
+    def __init__(self, power: float = 3.0) -> None:
+        super().__init__(power=power)
 
     def __call__(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(N, C, h, w) class maps -> (N, C) logits."""
