@@ -179,7 +179,7 @@ class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
 
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Labels images in processes of the first process of the run."""
-        scores, source = self.confidence(), self.maps.artefact.folder
+        scores, source = self.confidence, self.maps.artefact.folder
         crf = self.cfg.crf if self.cfg.labels.crf else None
         work = partial(write_confident_labels, self.session.data.pseudo.image, scores, crf)
         jobs = [LabelJob(i, map_path(source, i), label_path(target.folder, i)) for i in ids]
@@ -188,8 +188,9 @@ class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
 
     def finish(self, target: Artefact) -> dict[str, Any]:
         """The background scores."""
-        return self.confidence()
+        return dict(self.confidence)
 
+    @cached_property
     def confidence(self) -> dict[str, float]:
         """The background scores, "foreground" and "background"."""
         labels = self.cfg.labels

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,7 +185,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
 
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Writes the missing masks of images in processes of the first process of the run."""
-        for name, threshold in self.thresholds().items():
+        for name, threshold in self.thresholds.items():
             missing = missing_ids(target.folder / name, ids, ".png")
             work = partial(write_pseudo_mask, self.session.data.folders, self.recipe(name, threshold))
             if self.session.group.first:
@@ -195,11 +195,12 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
 
     def finish(self, target: Artefact) -> dict[str, Any]:
         """Scores the masks of all images."""
-        thresholds = self.thresholds()
-        self.session.group.on_first(lambda: self._score(target, thresholds))
+        thresholds = self.thresholds  # in all processes, which choose them together
+        self.session.group.on_first(lambda: self._score(target))
         return {"variants": list(thresholds)}
 
-    def _score(self, target: Artefact, thresholds: Mapping[str, float]) -> None:
+    def _score(self, target: Artefact) -> None:
+        thresholds = self.thresholds
         scores: dict[str, dict[str, Any]] = {variant: {} for variant in thresholds}
         for split, folder in self.session.data.evals.items():
             for variant, found in score_split(self.session, target, folder, list(thresholds)).items():
@@ -214,15 +215,18 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
             by_split["threshold"] = thresholds[variant]
         write_json(target.folder / SCORES, scores)
 
+    @cached_property
     def thresholds(self) -> dict[str, float]:
-        """Variant -> background score; with saliency the saliency threshold."""
-        found = {}
-        for name, variant in self.variants.items():
-            found[name] = float(self.cfg.saliency_threshold)
-            if not variant.saliency:
-                given = getattr(self.cfg, THRESHOLDS[variant.refined])
-                found[name] = choose_threshold(self.session, self.refined[variant.refined], given)
-        return found
+        """Variant -> background score, chosen once per source; with saliency the saliency threshold."""
+        cut = dict.fromkeys(v.refined for v in self.variants.values() if not v.saliency)
+        scores = {
+            refined: choose_threshold(
+                self.session, self.refined[refined], getattr(self.cfg, THRESHOLDS[refined])
+            )
+            for refined in cut
+        }
+        salient = float(self.cfg.saliency_threshold)
+        return {name: salient if v.saliency else scores[v.refined] for name, v in self.variants.items()}
 
     def recipe(self, name: str, threshold: float) -> Recipe:
         """The settings of a variant."""
