@@ -14,7 +14,7 @@ from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
 from ribseg.pipeline.recipe import trainer as numerics
 from ribseg.pipeline.recipe.trainer import check_precision, slow_precision
-from ribseg.pipeline.run import check_trainer, run
+from ribseg.pipeline.run import check_precisions, run
 
 HERE = f"{__name__}."
 
@@ -241,7 +241,7 @@ def test_precisions_that_cannot_work_are_refused(precision):
 def test_both_precisions_are_checked(tmp_path, setting):
     session = begun(settings("rib_folder", tmp_path, f"{setting}=16-true"), tmp_path / "out")
     with pytest.raises(ConfigError, match=f"{setting}=16-true cannot work"):
-        check_trainer(session)
+        check_precisions(session)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "64", "32", "null", "bf16-mixed", "bf16"])

@@ -108,7 +108,7 @@ def check(session: Session, reported: Mapping[str, Any]) -> Mapping[str, Any]:
     reading = [stage for stage in run.stages if stage.reads_data]
     others = [stage for stage in run.stages if not stage.reads_data]
     check_imports(session)
-    check_trainer(session)
+    check_precisions(session)
     _ = session.result_loggers  # built now, so that a logger that cannot be built ends the run at once
     if reads_data(session):
         data = CheckedData(session, reported)
@@ -147,7 +147,7 @@ def check_imports(session: Session) -> None:
         check_targets(path, node)
 
 
-def check_trainer(session: Session) -> None:
+def check_precisions(session: Session) -> None:
     """Builds a Trainer; checks the precision of the trainings."""
     on_gpu = session.hardware.strategy.root_device.type == "cuda"
     for section in ("trainer", "segmenter"):

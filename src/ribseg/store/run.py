@@ -241,10 +241,8 @@ class Run:
 
     def _locked(self, stage: Stage[Any]) -> AbstractContextManager[None]:
         """A context in which no other run computes the artefact, or this run's shard of its images."""
-        folder, how = (
-            stage.artefact.folder,
-            (stage.name, self.say, self.group.first, self.group.agree_to_wait),
-        )
+        folder = stage.artefact.folder
+        how = (stage.name, self.say, self.group.first, self.group.agree_to_wait)
         if self.shard is not None and isinstance(stage, ImageStage):
             return locked_part(folder, self.shard.label, *how)
         return locked(folder, *how)
@@ -284,9 +282,14 @@ class Run:
             target.folder.mkdir(parents=True, exist_ok=True)
             self.engine.make(stage, target, missing)
             self.group.wait()
-            if lost := stage.missing(target, missing):
-                raise ConfigError(
-                    f"{len(lost)} of {len(ids)} images still have no files in {target.folder}: does the "
-                    "Trainer stop early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
-                )
+            check_made(stage.missing(target, missing), len(ids), f"files in {target.folder}")
         return stage.finish(target) if self.shard is None else {}
+
+
+def check_made(missing: Sequence[str], images: int, what: str) -> None:
+    """Raises a ConfigError if some of the images still lack what a stage was to make of them."""
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} of {images} images still have no {what}: does the Trainer stop early "
+            "(trainer.limit_predict_batches, trainer.fast_dev_run)?"
+        )

@@ -73,7 +73,8 @@ class BottleneckStage(ToyStage):
 
     def check(self) -> None:
         """Builds what it measures with."""
-        self.networks.check()
+        if self.networks.name not in self.session.run.chosen:  # else the run does so
+            self.networks.check()
         split_digits(self.digits(), self.cfg.split)
         with within("pooling"):
             build(self.session.cfg.pooling)

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from ribseg.data.base import BaseDataset
 from ribseg.data.feed.views import WholeImages, only_item
 from ribseg.data.io.masks import read_mask
-from ribseg.errors import ConfigError
 from ribseg.files import missing_ids, write_json
 from ribseg.metrics import confusion_matrix, counts_of
 from ribseg.metrics.masks import mask_scores
@@ -28,6 +27,7 @@ from ribseg.pipeline.stages.maps import MapsSettings
 from ribseg.pipeline.stages.scored_masks import SCORES
 from ribseg.pipeline.stages.segmenter import WEIGHTS, SegmenterSettings, SegmenterStage, tested_folders
 from ribseg.store.artefact import Artefact
+from ribseg.store.run import check_made
 from ribseg.store.settings import counted
 from ribseg.store.stage import Stage
 from ribseg.workers import cores, ordered_map
@@ -75,8 +75,9 @@ class SegmenterTestStage(Stage[Session]):
         )
 
     def check(self) -> None:
-        """Checks the segmenter."""
-        self.segmenter.check()
+        """Checks the segmenter, unless the run does so anyway."""
+        if self.segmenter.name not in self.session.run.chosen:
+            self.segmenter.check()
 
     def work(self, target: Artefact) -> dict[str, Any]:
         """Segments the missing images, then scores the files."""
@@ -154,11 +155,7 @@ def write_masks(
     trainer = session.trainer(target.stage, target.folder, [writer, threads])
     trainer.predict(module, image_loader(session, missing, folder), return_predictions=False)
     session.group.wait()
-    if missing := missing_ids(place, folder.ids, ".png"):
-        raise ConfigError(
-            f"{len(missing)} of {len(folder)} images still have no mask in {place}: does the Trainer stop "
-            "early (trainer.limit_predict_batches, trainer.fast_dev_run)?"
-        )
+    check_made(missing_ids(place, folder.ids, ".png"), len(folder), f"mask in {place}")
 
 
 def image_loader(session: Session, ids: Sequence[str], folder: BaseDataset) -> DataLoader:
