@@ -1,13 +1,11 @@
 """Settings of stages as dataclasses: building one checks it, and a field says if it counts for a digest.
 
-@dataclass(frozen=True)
-class EvaluateSettings:
-thresholds: int = setting(partial(check_number, low=2, whole=True))
-workers: int = setting(COUNT, neutral="changes the speed")
+A field with a range, and a neutral one:
 
-def __post_init__(self) -> None:
+    thresholds: int = setting(partial(check_number, low=2, whole=True))
+    workers: int = setting(COUNT, neutral="changes the speed")
 
-    check_fields(self)
+The dataclass calls `check_fields(self)` in its `__post_init__`.
 """
 
 import dataclasses
