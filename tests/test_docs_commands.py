@@ -30,7 +30,7 @@ PLACEHOLDER = re.compile(
     r"\b(PATH|FILE|FOLDER|DATA|my_data|MSRC)\b|^data\.root=/data/|\.(pth|npy|safetensors|jpg)\b|=/abs/"
 )
 WITHOUT_DATA = ("experiment=demo", "experiment=toy_bottleneck")
-PLUGINS = re.compile(r"^sweep=optuna$|^hydra/(launcher|sweeper)=")  # of Hydra, installed apart
+PLUGINS = re.compile(r"^sweep=optuna$|^hydra/(launcher|sweeper)=|^engine=ray$")  # installed apart
 USER = re.compile(r"_target_|^data=own$")  # of what a reader brings
 
 
