@@ -2,12 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,13 +13,13 @@ from ribseg.functional.irn import AffinityLosses, check_radius
 from ribseg.functional.psa import FeatureAffinityLosses
 from ribseg.models.irn import IRNet
 from ribseg.models.psa import PSANet
-from ribseg.modules.classification import check_rates, with_polynomial_decay
+from ribseg.modules.decay import DecayingModule, Groups, check_rates
 from ribseg.types import MaskSample
 
 Network = TypeVar("Network", IRNet, PSANet)
 
 
-class AffinityModule(pl.LightningModule, Generic[Network]):
+class AffinityModule(DecayingModule, Generic[Network]):
     """Base class for training affinity networks on confident labels; see `IRNModule` for the arguments."""
 
     def __init__(
@@ -31,7 +29,7 @@ class AffinityModule(pl.LightningModule, Generic[Network]):
         lr: float,
         power: float,
         ignore_index: int,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        optimizer: Callable[[Groups], Optimizer],
     ) -> None:
         super().__init__()
         check_radius(radius)
@@ -45,10 +43,6 @@ class AffinityModule(pl.LightningModule, Generic[Network]):
     def losses(self, batch: MaskSample) -> AffinityLosses | FeatureAffinityLosses:
         """The losses of a batch."""
 
-    @abstractmethod
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The trained parameters, each group with its `lr`."""
-
     def training_step(self, batch: MaskSample, batch_idx: int) -> Tensor:
         """Returns the weighted sum of the losses, and logs each of them."""
         losses = self.losses(batch)
@@ -56,14 +50,6 @@ class AffinityModule(pl.LightningModule, Generic[Network]):
         self.log_dict(named, batch_size=len(batch.mask))
         self.log("train/loss", losses.total, prog_bar=True, batch_size=len(batch.mask))
         return losses.total
-
-    def new_optimizer(self) -> Optimizer:
-        """The optimizer over `parameter_groups`."""
-        return self.optimizer(self.parameter_groups())
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimizer and polynomial decay per step."""
-        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)
 
 
 def strided_labels(mask: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

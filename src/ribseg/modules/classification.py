@@ -3,43 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import PolynomialLR
+from torch.optim import Optimizer
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from ribseg.checks import check_number
 from ribseg.functional.losses import Loss, check_loss, cross_entropy
 from ribseg.models.classifier import Classifier
+from ribseg.modules.decay import DecayingModule, Groups, check_rates, published_sgd
 from ribseg.types import Sample
-
-
-def published_sgd(groups: list[dict[str, Any]]) -> Optimizer:
-    """SGD of the published recipe.
-
-    The released program passes its weight decay in the place of the momentum, hence momentum=1e-4.
-    """
-    return SGD(groups, momentum=1e-4, weight_decay=1e-4)
-
-
-def check_rates(**values: float) -> None:
-    """Raises a ConfigError unless all values (learning rates, multipliers, powers) are numbers >= 0."""
-    for name, value in values.items():
-        check_number(name, value, low=0)
-
-
-def with_polynomial_decay(
-    trainer: pl.Trainer, optimizer: Optimizer, power: float
-) -> OptimizerLRSchedulerConfig:
-    """Adds the decay `(1 - step / steps)^power` per step, as in all published recipes."""
-    steps = int(trainer.estimated_stepping_batches)
-    schedule = PolynomialLR(optimizer, total_iters=max(steps, 1), power=power)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class MeanAveragePrecision(Metric):
@@ -77,7 +51,7 @@ class MeanAveragePrecision(Metric):
         return torch.stack(values).mean() if values else scores.new_tensor(torch.nan)
 
 
-class ClassifierModule(pl.LightningModule):
+class ClassifierModule(DecayingModule):
     """Multi-label classification with two learning rates and polynomial decay per step.
 
     Args:
@@ -99,7 +73,7 @@ class ClassifierModule(pl.LightningModule):
         lr: float = 0.1,
         head_lr_factor: float = 10.0,
         power: float = 0.9,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+        optimizer: Callable[[Groups], Optimizer] = published_sgd,
         loss: Loss | None = None,
     ) -> None:
         super().__init__()
@@ -135,15 +109,7 @@ class ClassifierModule(pl.LightningModule):
             self.log("val/mAP", value, prog_bar=True)
         self.val_map.reset()
 
-    def new_optimizer(self) -> Optimizer:
-        """The optimizer with two parameter groups."""
+    def parameter_groups(self) -> Groups:
+        """Backbone and head."""
         backbone, head = self.classifier.parameter_groups()
-        groups = [
-            {"params": backbone, "lr": self.lr},
-            {"params": head, "lr": self.lr * self.head_lr_factor},
-        ]
-        return self.optimizer(groups)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimizer and polynomial decay per step."""
-        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)
+        return [{"params": backbone, "lr": self.lr}, {"params": head, "lr": self.lr * self.head_lr_factor}]

@@ -1,7 +1,6 @@
 """Training of IRNet on confident labels (docs/method.md, section 5.2)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -11,7 +10,7 @@ from torchmetrics.aggregation import MeanMetric
 from ribseg.functional.irn import AffinityLosses, affinity_losses
 from ribseg.models.irn import IRNet
 from ribseg.modules.affinity import AffinityModule, strided_labels
-from ribseg.modules.classification import check_rates, published_sgd
+from ribseg.modules.decay import Groups, check_rates, published_sgd
 from ribseg.types import MaskSample
 
 
@@ -46,7 +45,7 @@ class IRNModule(AffinityModule[IRNet]):
         displacement_lr_factor: float = 10.0,
         power: float = 0.9,
         ignore_index: int = 255,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+        optimizer: Callable[[Groups], Optimizer] = published_sgd,
     ) -> None:
         super().__init__(network, radius, lr, power, ignore_index, optimizer)
         check_rates(displacement_lr_factor=displacement_lr_factor)
@@ -62,7 +61,7 @@ class IRNModule(AffinityModule[IRNet]):
         displacement = output.displacement.float()
         return affinity_losses(boundary, displacement, labels, self.radius, self.ignore_index)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> Groups:
         """The parameters of the two branches, each with its own learning rate."""
         boundary, displacement = self.network.boundary, self.network.displacement
         return [

@@ -1,14 +1,13 @@
 """Training of PSA's affinity network on confident labels (docs/method.md, section 5.5)."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch.optim import Optimizer
 
 from ribseg.functional.psa import FeatureAffinityLosses, feature_affinity_losses
 from ribseg.models.psa import PSANet
 from ribseg.modules.affinity import AffinityModule, strided_labels
-from ribseg.modules.classification import published_sgd
+from ribseg.modules.decay import Groups, published_sgd
 from ribseg.types import MaskSample
 
 
@@ -40,7 +39,7 @@ class PSAModule(AffinityModule[PSANet]):
         lr: float = 1.0,
         power: float = 0.9,
         ignore_index: int = 255,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_sgd,
+        optimizer: Callable[[Groups], Optimizer] = published_sgd,
     ) -> None:
         super().__init__(network, radius, lr, power, ignore_index, optimizer)
 
@@ -50,7 +49,7 @@ class PSAModule(AffinityModule[PSANet]):
         labels = strided_labels(batch.mask, features.shape[-2:])
         return feature_affinity_losses(features, labels, self.radius, self.ignore_index)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> Groups:
         """All parameters outside the frozen backbone, with one learning rate."""
         return [{"params": [p for p in self.network.parameters() if p.requires_grad], "lr": self.lr}]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ribseg.checks import check_number
@@ -14,6 +13,7 @@ from ribseg.errors import ConfigError
 from ribseg.functional.recam import single_class_loss
 from ribseg.models.recam import ReCAMClassifier
 from ribseg.modules.classification import ClassifierModule
+from ribseg.modules.decay import Groups, per_step
 from ribseg.types import Sample
 
 
@@ -78,15 +78,10 @@ class ReCAMModule(ClassifierModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=number)
         return loss
 
-    def new_optimizer(self) -> Optimizer:
-        """The optimizer with three parameter groups: backbone, first head, second head."""
-        backbone, head = self.classifier.parameter_groups()
-        groups = [
-            {"params": backbone, "lr": self.lr},
-            {"params": head, "lr": self.lr * self.head_lr_factor},
-            {"params": list(self.classifier.second.parameters()), "lr": self.second_lr},
-        ]
-        return self.optimizer(groups)
+    def parameter_groups(self) -> Groups:
+        """Backbone, first head and second head."""
+        second = {"params": list(self.classifier.second.parameters()), "lr": self.second_lr}
+        return [*super().parameter_groups(), second]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and the rates of both trainings, step by step."""
@@ -102,4 +97,4 @@ class ReCAMModule(ClassifierModule):
 
         factors = [partial(factor, before=before, after=after) for before, after in pairs]
         schedule = LambdaLR(optimizer, list[Callable[[int], float]](factors))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return per_step(optimizer, schedule)

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -15,16 +13,16 @@ from ribseg.errors import DataError
 from ribseg.functional.losses import Place, segmentation_loss
 from ribseg.metrics import MaskConfusion
 from ribseg.models.inference import margin_of, tiles
-from ribseg.modules.classification import check_rates, with_polynomial_decay
+from ribseg.modules.decay import DecayingModule, Groups, check_rates
 from ribseg.types import MaskSample
 
 
-def published_segmenter_sgd(groups: list[dict[str, Any]]) -> Optimizer:
+def published_segmenter_sgd(groups: Groups) -> Optimizer:
     """SGD of the published DeepLab-v2 recipe."""
     return SGD(groups, momentum=0.9, weight_decay=5e-4)
 
 
-class SegmentationModule(pl.LightningModule):
+class SegmentationModule(DecayingModule):
     """Per-pixel classification with three learning rates and polynomial decay per iteration.
 
     The Trainer's `max_steps` is the length of the decay. Training batches have `image` (N, 3, S, S) and
@@ -64,7 +62,7 @@ class SegmentationModule(pl.LightningModule):
         loss_at: Place = "logits",
         balanced: bool = False,
         class_weights: Sequence[float] | None = None,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = published_segmenter_sgd,
+        optimizer: Callable[[Groups], Optimizer] = published_segmenter_sgd,
         tile: int | None = None,
         margin: int | None = None,
     ) -> None:
@@ -128,24 +126,14 @@ class SegmentationModule(pl.LightningModule):
         self.log("val/miou", self.val_confusion.compute().miou.float(), prog_bar=True)
         self.val_confusion.reset()
 
-    def new_optimizer(self) -> Optimizer:
-        """The optimizer with three parameter groups."""
-        groups = self.model.parameter_groups()
-        return self.optimizer(
-            [
-                {"params": groups.backbone, "lr": self.lr},
-                {"params": groups.head_weights, "lr": self.lr * self.head_lr_factor},
-                {
-                    "params": groups.head_biases,
-                    "lr": self.lr * self.head_bias_lr_factor,
-                    "weight_decay": 0.0,
-                },
-            ]
-        )
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimizer and polynomial decay per optimizer step."""
-        return with_polynomial_decay(self.trainer, self.new_optimizer(), self.power)
+    def parameter_groups(self) -> Groups:
+        """Backbone, weights of the head, and its biases."""
+        groups, biases_lr = self.model.parameter_groups(), self.lr * self.head_bias_lr_factor
+        return [
+            {"params": groups.backbone, "lr": self.lr},
+            {"params": groups.head_weights, "lr": self.lr * self.head_lr_factor},
+            {"params": groups.head_biases, "lr": biases_lr, "weight_decay": 0.0},
+        ]
 
 
 def multi_scale_logits(model: nn.Module, images: Tensor, scales: Sequence[float]) -> list[Tensor]:

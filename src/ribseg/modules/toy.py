@@ -18,6 +18,7 @@ from ribseg.functional.activations import Activation
 from ribseg.functional.losses import cross_entropy
 from ribseg.methods.rib import RIB
 from ribseg.models.toy import ToyNet
+from ribseg.modules.decay import per_step
 
 
 class ToyModule(pl.LightningModule):
@@ -54,7 +55,7 @@ class ToyModule(pl.LightningModule):
         optimizer = self.new_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = OneCycleLR(optimizer, self.lr, total_steps=max(steps, 2))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return per_step(optimizer, schedule)
 
 
 class Measured(NamedTuple):
