@@ -21,8 +21,8 @@ from ribseg.models.inference import check_inference, predict_labels
 from ribseg.modules import ClassifierModule, SegmentationModule
 from ribseg.modules.irn import IRNModule
 from ribseg.modules.psa import PSAModule
+from ribseg.modules.refining import RandomWalkModule
 from ribseg.modules.toy import BottleneckModule, ToyModule
-from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.plan import KINDS
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.run import check

@@ -3,12 +3,19 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+from torch import Tensor, nn
 
+from ribseg.checks import check_number
 from ribseg.data.io.maps import LocalizationMaps
+from ribseg.functional.attention import check_attention
 from ribseg.functional.cam import resize, strided_size
+from ribseg.methods.refine import check_walk, maps_by_attention, walk_maps, walk_maps_by_features
+from ribseg.models.attention import check_blocks, patch_attention, patch_side
+from ribseg.models.irn import IRNet, IRNPrediction
+from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
 from ribseg.types import PredictItem
 
@@ -58,3 +65,74 @@ class RefiningModule(pl.LightningModule, ABC):
             )
         found = self.refined(maps, views, view_size)
         return found if view_size == size else resize(found, size)
+
+
+class RandomWalkModule(RefiningModule):
+    """Refines localization maps by a random walk over affinities that a network predicts, image by image.
+
+    See docs/method.md, section 5.3.
+
+    Args:
+        network: IRNet or PSA's network.
+        read_maps: image id -> its localization maps.
+        crop_size: of the network's training, see `IRNet.predict`.
+        kwargs: power, radius, beta, steps and per_class of `ribseg.methods.refine.walk_maps`, or of
+            `walk_maps_by_features`.
+
+    Raises:
+        ConfigError: a number is out of range.
+        TypeError: an unknown argument.
+    """
+
+    def __init__(
+        self,
+        network: IRNet | PSANet,
+        read_maps: Callable[[str], LocalizationMaps],
+        crop_size: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(read_maps)
+        check_number("crop_size", crop_size, low=1, whole=True)
+        check_walk(**kwargs)
+        self.network, self.crop_size, self.walk = network, crop_size, kwargs
+
+    def refined(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
+        """The maps after the walk; see `RefiningModule.refined`."""
+        prediction = self.network.predict(views, self.crop_size)
+        if isinstance(prediction, IRNPrediction):
+            return walk_maps(maps, prediction.boundary, size, **self.walk)
+        return walk_maps_by_features(maps, prediction, size, **self.walk)
+
+
+class AttentionModule(RefiningModule):
+    """Refines localization maps by the attention of a transformer to the image, image by image.
+
+    See docs/method.md, section 5.6.
+
+    Args:
+        network: a classifier over a ViT, see `ribseg.models.attention.attention_layers`.
+        read_maps: image id -> its localization maps.
+        blocks: number of last blocks whose attention is averaged.
+        kwargs: rounds, power, box_threshold and short_boxes of `ribseg.methods.refine.maps_by_attention`.
+
+    Raises:
+        ConfigError: the network has no attention between patches, or fewer blocks; a number is out of range.
+        TypeError: an unknown argument.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        read_maps: Callable[[str], LocalizationMaps],
+        blocks: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(read_maps)
+        check_attention(blocks, **kwargs)
+        check_blocks(network, blocks)
+        self.network, self.blocks, self.settings = network, blocks, kwargs
+
+    def refined(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
+        """The maps after the product with the affinity; see `RefiningModule.refined`."""
+        attention = patch_attention(self.network, views[:1], self.blocks)[0]
+        return maps_by_attention(maps, attention, size, patch_side(self.network), **self.settings)

@@ -26,8 +26,8 @@ from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.methods.refine import check_confidence, check_walk, confident_labels
 from ribseg.models import Backbone, Classifier, IRNet, PSANet, load_weights, read_state_dict
+from ribseg.modules.refining import RandomWalkModule
 from ribseg.modules.segmentation_data import CropDataModule
-from ribseg.modules.walk import RandomWalkModule
 from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.data import PIXELS
 from ribseg.pipeline.recipe.parts import check_optimizer, takes

@@ -11,7 +11,7 @@ from ribseg.checks import check_arguments, within
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.functional.attention import check_attention
 from ribseg.models.attention import check_blocks
-from ribseg.modules.attention import AttentionModule
+from ribseg.modules.refining import AttentionModule
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.chains import ATTENTION, Chain, RefinementStage
 from ribseg.pipeline.stages.classifier import ClassifierStage
