@@ -109,7 +109,7 @@ def with_statistics(network):
 def test_features_are_those_of_timm(name, tmp_path):
     torch.manual_seed(0)
     network = with_statistics(timm.create_model(name))
-    stride = find_chain(name, network).blocks[-1].stride
+    stride = find_chain(name, network)[0][-1].stride
     torch.save(network.state_dict(), tmp_path / "timm.pth")
     backbone = Backbone(name, output_stride=min(stride, 32)).eval()
     load_weights(backbone, tmp_path / "timm.pth")

@@ -34,13 +34,16 @@ def without_classes(views: Sequence[Tensor]) -> Adaptation:
 
 
 @torch.no_grad()
-def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
+def cam(
+    classifier: nn.Module, views: Sequence[Tensor], labels: Tensor, weight: Tensor | None = None
+) -> Adaptation:
     """Class activation maps of the present classes, without adaptation.
 
     Args:
         classifier: any module with `features(x)` and `weight` (C, D) or (C, D, 1, 1).
         views: (2, 3, h_s, w_s) tensors: the image at several scales, each with its mirror image second.
         labels: (C,) in {0, 1}.
+        weight: in the place of the classifier's own, of the same shape.
 
     Returns:
         The result type of `ribseg.RIB`, with `steps` 0. The classifier is not changed.
@@ -48,7 +51,8 @@ def cam(classifier: nn.Module, views: Sequence[Tensor], labels: Tensor) -> Adapt
     Raises:
         ValueError: wrong shapes of views or labels.
     """
-    weight, features = head_of(classifier), features_of(classifier)
+    head, features = head_of(classifier), features_of(classifier)
+    weight = head if weight is None else weight
     present = checked(views, labels, len(weight))
     if not len(present):
         return without_classes(views)

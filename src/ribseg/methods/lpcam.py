@@ -3,7 +3,7 @@
 Chen, Sun: *Extracting Class Activation Maps from Non-Discriminative Features as well*, CVPR 2023, section 3.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -132,13 +132,9 @@ class LPCAM:
         self, number: int, images: TrainingImages, generator: np.random.Generator
     ) -> tuple[Tensor, tuple[int, int]]:
         """The (D,) direction of a class, and its numbers of prototypes and contexts."""
-        chosen = images.labels[:, number].nonzero().flatten().cpu().numpy()
-        inside, outside = self._sampled(
-            number, images, generator.permutation(chosen)[: self.images], generator
-        )
         prototypes, contexts = (
             cosine_kmeans(points, self.prototypes, generator, self.iterations) if len(points) else points
-            for points in (inside, outside)
+            for points in self._sampled(number, images, generator)
         )
         if len(prototypes):
             share = self._probabilities(prototypes)[:, number]
@@ -154,14 +150,14 @@ class LPCAM:
         return direction.float(), (len(prototypes), len(contexts))
 
     def _sampled(
-        self, number: int, images: TrainingImages, chosen: Iterable[int], generator: np.random.Generator
+        self, number: int, images: TrainingImages, generator: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """(N, D) features of some images where the CAM of a class is strong, and (M, D) where it is weak."""
         sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for index in chosen:
+        labels = F.one_hot(torch.tensor(number), len(self.head))
+        chosen = images.labels[:, number].nonzero().flatten().cpu().numpy()
+        for index in generator.permutation(chosen)[: self.images]:
             views = images.views(int(index))
-            labels = torch.zeros(len(self.head))
-            labels[number] = 1
             with evaluating(self.classifier):
                 features = self.features(views[0][:1].to(self.head.device)).float()[0]
             size = (features.shape[1], features.shape[2])

@@ -6,14 +6,11 @@ Chen, Wang, Wu, Hua, Zhang, Sun: *Class Re-Activation Maps for Weakly-Supervised
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ribseg.errors import ConfigError
-from ribseg.functional.cam import class_maps, merge_mirrored
-from ribseg.functional.state import evaluating
-from ribseg.methods.cam import checked, features_of, head_of, without_classes
-from ribseg.types import Adaptation, ViewMaps
+from ribseg.methods.cam import cam, head_of
+from ribseg.types import Adaptation
 
 
 class ReCAM:
@@ -28,7 +25,7 @@ class ReCAM:
     """
 
     def __init__(self, classifier: nn.Module) -> None:
-        self.classifier, self.head, self.features = classifier, head_of(classifier), features_of(classifier)
+        self.classifier, self.head = classifier, head_of(classifier)
         second = getattr(getattr(classifier, "second", None), "weight", None)
         if second is None or second.shape != self.head.shape:
             raise ConfigError(
@@ -37,18 +34,10 @@ class ReCAM:
             )
         self.second: Tensor = second
 
-    @torch.no_grad()
     def __call__(self, *, views: Sequence[Tensor], labels: Tensor) -> Adaptation:
         """The maps of one image; see `ribseg.methods.base.Method`.
 
         Raises:
             ValueError: wrong shapes of views or labels.
         """
-        present, rows, maps = checked(views, labels, len(self.head)), self.head * self.second, []
-        if not len(present):
-            return without_classes(views)
-        with evaluating(self.classifier):
-            for view in views:
-                class_map = class_maps(self.features(view.to(rows.device)), rows)
-                maps.append(merge_mirrored(class_map[:, present.to(rows.device)]).float())
-        return Adaptation(ViewMaps(maps, present), present, 0, None)
+        return cam(self.classifier, views, labels, self.head * self.second)

@@ -1,7 +1,7 @@
 """Finds the chain of modules in the `forward_features` of a timm network by tracing a forward pass."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
@@ -39,18 +39,6 @@ class Block(NamedTuple):
     stride: int
 
 
-class Chain(NamedTuple):
-    """`forward_features` as a sequence of blocks.
-
-    Attributes:
-        blocks: in order.
-        ends: number of blocks up to each feature level of timm, ascending; the last is `len(blocks)`.
-    """
-
-    blocks: list[Block]
-    ends: list[int]
-
-
 @dataclass(eq=False)
 class Call:
     """One traced call of a module: its input, its output, and the calls inside it."""
@@ -62,7 +50,7 @@ class Call:
     inside: list["Call"]
 
 
-def find_chain(name: str, network: nn.Module) -> Chain:
+def find_chain(name: str, network: nn.Module) -> tuple[list[Block], list[int]]:
     """The blocks of a timm network whose composition is its `forward_features`.
 
     A traced forward pass verifies that the input of each block is the output of the previous one. Containers
@@ -72,13 +60,16 @@ def find_chain(name: str, network: nn.Module) -> Chain:
         name: of the network, for messages.
         network: from `timm.create_model`; not changed.
 
+    Returns:
+        The blocks in order; and the number of blocks up to each feature level of timm, ascending, the last of
+        which is that of all.
+
     Raises:
         ConfigError: the network is not such a chain, or its features are not (N, D, h, w).
     """
     info = [f["module"] for f in cast("list[dict[str, Any]]", getattr(network, "feature_info", []))]
-    opened = {parent for end in info for parent in _parents(end)}
     try:
-        root = on_trial(network, lambda images: _recorded(network, opened, images))
+        root = on_trial(network, lambda images: _recorded(network, info, images))
     except UNFIT as error:
         raise ConfigError(
             f"{name!r} fails for images of {TRIAL_SIDE} and {LARGE_TRIAL_SIDE} pixels ({reason(error)}), but "
@@ -98,7 +89,7 @@ def find_chain(name: str, network: nn.Module) -> Chain:
     # VGG's last level is only a pooling layer: a stage needs parameters.
     while len(ends) > 2 and not any(list(block.module.parameters()) for block in blocks[ends[-1] :]):
         ends.pop()
-    return Chain(blocks, [*ends, len(blocks)])
+    return blocks, [*ends, len(blocks)]
 
 
 def stride_of(images: Tensor, maps: Tensor) -> int:
@@ -126,19 +117,14 @@ def on_trial(network: nn.Module, call: Callable[[Tensor], Result]) -> Result:
             return call(trial_images(network, LARGE_TRIAL_SIDE))
 
 
-def _parents(name: str) -> Iterable[str]:
-    parts = name.split(".")
-    return (".".join(parts[:length]) for length in range(1, len(parts)))
-
-
 def _place(names: list[str], end: str) -> int | None:
     """Number of blocks up to the one with the end of a feature level; None if no block has it."""
     matches = [index for index, name in enumerate(names) if end == name or end.startswith(f"{name}.")]
     return matches[-1] + 1 if matches else None
 
 
-def _recorded(network: nn.Module, opened: set[str], images: Tensor) -> Call:
-    """The call of `forward_features`; `opened` are containers whose children are traced."""
+def _recorded(network: nn.Module, ends: list[str], images: Tensor) -> Call:
+    """The call of `forward_features`, with those of its children and of the children of parents of ends."""
     root = Call("", network, images, None, [])
     stack, hooks = [root], []
 
@@ -152,7 +138,7 @@ def _recorded(network: nn.Module, opened: set[str], images: Tensor) -> Call:
 
     for path, module in network.named_modules():
         parent = path.rpartition(".")[0]
-        if path and (not parent or parent in opened):
+        if path and (not parent or any(end.startswith(f"{parent}.") for end in ends)):
             hooks.append(module.register_forward_pre_hook(partial(enter, path)))
             hooks.append(module.register_forward_hook(leave))
     try:

@@ -12,7 +12,7 @@ from ribseg.models.classifier import Classifier
 from ribseg.models.load import load_classifier
 from ribseg.models.packages import PACKAGED
 from ribseg.models.tokens import family_of, token_stride
-from ribseg.models.weights import fitting, load_match
+from ribseg.models.weights import load_fitting
 
 CLASSES = 1000
 
@@ -49,9 +49,8 @@ def imagenet_classifier(name: str) -> Classifier:
     known = getattr(whole, "num_classes", None)
     if known != CLASSES:
         raise ConfigError(f"expected weights with the {CLASSES} classes of ImageNet, {name} has {known}")
-    what = f"the classifier over {name!r}"
-    found = fitting(classifier, name, what, whole.state_dict(), [classifier.timm_name], ("head.bias",))
-    load_match(classifier, found, name)
+    state, what = whole.state_dict(), f"the classifier over {name!r}"
+    load_fitting(classifier, name, what, state, [classifier.timm_name], ("head.bias",))
     if family_of(name):
         _check_head(name, classifier.eval(), whole.eval())
     return classifier.eval()

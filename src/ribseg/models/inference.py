@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ribseg.checks import SettingError, check_number, check_numbers, check_switch, within
+from ribseg.checks import check_arguments, check_number, check_numbers, check_switch
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, read_image
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
@@ -141,17 +141,13 @@ def check_inference(
     Args:
         scales: see `predict_labels`.
         flip: see `predict_labels`.
-        crf: see `predict_labels`; an unknown setting raises a TypeError.
+        crf: see `predict_labels`.
         tile: see `predict_labels`; at least 16 pixels.
         margin: see `predict_labels`.
     """
     check_numbers("scales", scales, above=0)
     check_switch("flip", flip)
-    if crf is not None:
-        if not isinstance(crf, Mapping):
-            raise SettingError(f"crf: expected settings of the dense CRF, or null, got {crf!r}")
-        with within("crf"):
-            check_dense_crf(**crf)
+    check_arguments(check_dense_crf, "crf", crf)
     check_number("tile", tile, low=SMALLEST_TILE, whole=True, words=(None,))
     check_number("margin", margin, low=0, whole=True, words=(None,))
     if tile is not None:

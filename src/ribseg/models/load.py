@@ -15,7 +15,7 @@ from ribseg.errors import ConfigError, reason
 from ribseg.models.classifier import Classifier
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.recam import ReCAMClassifier
-from ribseg.models.released import classifier_state, official_classifier, released_classifier
+from ribseg.models.released import official_classifier, released_state
 from ribseg.models.segmenter import KIND, Segmenter
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.weights import fitting, load_fitting, load_match
@@ -53,7 +53,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | S
         return _segmenter(content, path, device)
     if isinstance(content, dict) and content.get("kind") == "classifier":
         return _classifier(content, path).to(device).eval()
-    if released_classifier(content, path) is not None:
+    if released_state(content, path) is not None:
         classifier = official_classifier(content, path)
         classifier.classes = NAMES.get(classifier.num_classes)
         return classifier.to(device).eval()
@@ -120,9 +120,7 @@ def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
             weights that are not finite.
     """
     content, what = read_file(path), "the configured classifier"
-    released = released_classifier(content, path)
-    if released is not None:
-        content = classifier_state(released, path)
+    content = released_state(content, path) or content
     if not isinstance(classifier, Classifier):
         load_fitting(classifier, path, what, content)
         return []

@@ -1,7 +1,5 @@
 """PSA's affinity network over a frozen CNN (Ahn, Kwak, CVPR 2018, section 3.2)."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,14 +62,12 @@ class PSANet(FrozenBackboneNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 448, ceil(H/8), ceil(W/8))."""
-        return self.mix(torch.cat(self._reduced(self.levels(images)), 1)).relu()
-
-    def _reduced(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        size = levels[0].shape[-2:]
-        return [
-            F.interpolate(F.elu(layer(level)), size, mode="bilinear", align_corners=False)
+        levels = self.levels(images)
+        reduced = [
+            F.interpolate(F.elu(layer(level)), levels[0].shape[-2:], mode="bilinear", align_corners=False)
             for layer, level in zip(self.reduce, levels, strict=True)
         ]
+        return self.mix(torch.cat(reduced, 1)).relu()
 
     @torch.no_grad()
     def predict(self, views: Tensor, crop_size: int = 448) -> Tensor:

@@ -96,34 +96,30 @@ def official_classifier(content: Any, path: str | Path) -> Classifier:
         content: of the file, as `read_file` gives it.
         path: of the file, for messages.
     """
-    released = released_classifier(content, path)
-    if released is None:
+    state = released_state(content, path)
+    if state is None:
         raise ConfigError(
             f"{path} has no classifier.weight (C, D, 1, 1) and layers of a ResNet: it is not a checkpoint "
             f"of the released classifier, but {_kind(content, path)}"
         )
-    state = classifier_state(released, path)
     classifier = Classifier("resnet50.tv_in1k", num_classes=len(state["head.weight"]))
     _load(classifier, state, path, "the released ResNet-50 classifier")
     return classifier
 
 
-def released_classifier(content: Any, path: str | Path) -> dict[str, Tensor] | None:
-    """The tensors of a released classifier, known by its head's and layers' names; None in other files."""
-    for place in places_of(content, path):
-        heads = [value for key, value in place.tensors.items() if key.removeprefix("module.") in HEADS]
-        if any(map(LAYER.match, place.tensors)) and any(head.ndim == 4 and len(head) for head in heads):
-            return place.tensors
-    return None
+def released_state(content: Any, path: str | Path) -> dict[str, Tensor] | None:
+    """The weights of a released classifier under the names of `Classifier`; None in other files.
 
-
-def classifier_state(state: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The weights of a released checkpoint under the names of `Classifier`.
+    The file is known by the names of its head and layers.
 
     Raises:
         ConfigError: two copies of a weight differ.
     """
-    return _renamed(state, CLASSIFIER, path)
+    for place in places_of(content, path):
+        heads = [value for key, value in place.tensors.items() if key.removeprefix("module.") in HEADS]
+        if any(map(LAYER.match, place.tensors)) and any(head.ndim == 4 and len(head) for head in heads):
+            return _renamed(place.tensors, CLASSIFIER, path)
+    return None
 
 
 def _renamed(state: Mapping[str, Tensor], tables: Sequence[Table], path: str | Path) -> dict[str, Tensor]:

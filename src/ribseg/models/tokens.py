@@ -182,17 +182,12 @@ def family_settings(name: str, family: Family, given: Mapping[str, Any]) -> dict
     Raises:
         ConfigError: a given one contradicts these.
     """
-    for key, value in family.settings.items():
+    for key, value in {**family.settings, "patch_drop_rate": 0}.items():
         if given.get(key, value) != value:
             raise ConfigError(
-                f"expected {key}={value} for {name!r}, because localization needs images of any size, got "
-                f"{given[key]}; leave it out"
+                f"expected {key}={value} for {name!r}, because localization needs every patch of images of "
+                f"any size, got {given[key]}; leave it out"
             )
-    if given.get("patch_drop_rate"):
-        raise ConfigError(
-            f"expected patch_drop_rate=0 for {name!r}, because a feature map has every patch, got "
-            f"{given['patch_drop_rate']}"
-        )
     return {**given, **family.settings}
 
 
@@ -223,8 +218,7 @@ def token_stages(
     last = _without_last(name, network, family.blocks)
     _check_positions(name, network)
     stride = token_stride(network)
-    split = _channels_last_stages if family.channels_last else _patch_stages
-    stages = split(network, last, stride)
+    stages = _stages(network, family, last, stride)
     _check_size(name, stages, stride)
     if stride != output_stride:
         raise ConfigError(
@@ -251,27 +245,19 @@ def _without_last(name: str, network: nn.Module, attribute: str) -> dict[str, nn
     return {f"{attribute}_{first + n}": block for n, block in enumerate(blocks[first:])}
 
 
-def _patch_stages(network: Any, last: Mapping[str, nn.Module], stride: int) -> list[nn.Module]:
-    prefix = int(network.num_prefix_tokens)
-    norm = _final_norm(network)
+def _stages(network: Any, family: Family, last: Mapping[str, nn.Module], stride: int) -> list[nn.Module]:
     (first, block), (name, end) = last.items()
-    stages = [
-        TokenStage({first: block}, prefix, _rotation(network, first), last=False),
-        TokenStage({name: end, **norm}, prefix, _rotation(network, name), last=True),
+    parts = OrderedDict({first: block}), OrderedDict({name: end, **_final_norm(network)})
+    if family.channels_last:
+        # A stem of convolutions takes any size; patches, windows and their merging take multiples.
+        multiple = stride if hasattr(network, "patch_embed") else 1
+        return [ChannelsLastTrunk(_without_head(network), multiple), *map(ChannelsLastStage, parts)]
+    prefix = int(network.num_prefix_tokens)
+    return [
+        TokenTrunk(_without_head(network), prefix, stride),
+        TokenStage(parts[0], prefix, _rotation(network, first), last=False),
+        TokenStage(parts[1], prefix, _rotation(network, name), last=True),
     ]
-    return [TokenTrunk(_without_head(network), prefix, stride), *stages]
-
-
-def _channels_last_stages(network: Any, last: Mapping[str, nn.Module], stride: int) -> list[nn.Module]:
-    norm = _final_norm(network)
-    (first, stage), (name, end) = last.items()
-    stages = [
-        ChannelsLastStage(OrderedDict({first: stage})),
-        ChannelsLastStage(OrderedDict({name: end, **norm})),
-    ]
-    # A stem of convolutions takes any size; patches, windows and their merging take multiples.
-    multiple = stride if hasattr(network, "patch_embed") else 1
-    return [ChannelsLastTrunk(_without_head(network), multiple), *stages]
 
 
 def _final_norm(network: nn.Module) -> dict[str, nn.Module]:

@@ -145,10 +145,15 @@ def _why_unfit(
 
 
 def load_fitting(
-    network: nn.Module, path: str | Path, what: str, content: Any = None, spellings: Sequence[Names] = ()
+    network: nn.Module,
+    path: str | Path,
+    what: str,
+    content: Any = None,
+    spellings: Sequence[Names] = (),
+    optional: Sequence[str] = (),
 ) -> None:
     """Loads what `fitting` finds; arguments and errors of `fitting` and `load_match`."""
-    load_match(network, fitting(network, path, what, content, spellings), path)
+    load_match(network, fitting(network, path, what, content, spellings, optional), path)
 
 
 def load_match(network: nn.Module, match: Match, path: str | Path) -> None:
