@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from ribseg.checks import check_number, within
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels
 from ribseg.errors import ConfigError
-from ribseg.functional.attention import (
-    attention_affinity,
-    check_attention,
-    from_0_to_1,
-    refine_by_attention,
-)
+from ribseg.functional.attention import attention_affinity, check_attention, from_0_to_1, refine_by_attention
 from ribseg.methods.cam import checked, starting_at, without_classes
 from ribseg.models.attention import mean_attention, recorded_attention
 from ribseg.models.clip import OPENAI, ClipTower
@@ -88,8 +83,12 @@ class ClipES:
         self.box_threshold, self.short_boxes = box_threshold, short_boxes
         if not pretrained and weights is None:
             raise ConfigError("expected pretrained=true or weights=FILE: nothing here trains the tower")
+        if text is None:
+            raise ConfigError(f"expected text=FILE, embeddings of the class names: {MAKE}")
+        texts = text if isinstance(text, TextEmbeddings) else read_text_embeddings(text)
         # Before the tower, which may be a download.
-        self.texts, self.backgrounds = _embeddings(text, classes)
+        self.texts = texts.classes if classes is None else texts.of(classes)
+        self.backgrounds = texts.background
         with within("tower"):
             self.network = ClipTower(tower, pretrained, weights, tower_kwargs)
         if len(self.network.attentions) < blocks:
@@ -161,13 +160,3 @@ class ClipES:
         texts = torch.cat([self.texts[classes], self.backgrounds]).to(embedding)
         cosines = F.normalize(embedding) @ F.normalize(texts).T
         return (self.logit_scale * cosines[0]).softmax(0)[: len(classes)]
-
-
-def _embeddings(
-    text: str | Path | TextEmbeddings | None, classes: Sequence[str] | None
-) -> tuple[Tensor, Tensor]:
-    """The (C, E) embeddings of the classes and the (B, E) ones of the backgrounds."""
-    if text is None:
-        raise ConfigError(f"expected text=FILE, embeddings of the class names: {MAKE}")
-    found = text if isinstance(text, TextEmbeddings) else read_text_embeddings(text)
-    return found.classes if classes is None else found.of(classes), found.background

@@ -40,11 +40,7 @@ Adapt = Callable[[float], Sequence[Adaptation]]
 
 
 def find_rate(
-    adapt: Adapt,
-    low: float = 1e-6,
-    high: float = 1.0,
-    completed: float = 0.5,
-    growth: float | None = None,
+    adapt: Adapt, low: float = 1e-6, high: float = 1.0, completed: float = 0.5, growth: float | None = None
 ) -> RateSearch:
     """Searches RIB's learning rate on a few images, without ground truth.
 

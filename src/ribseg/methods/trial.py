@@ -52,7 +52,14 @@ def check_network(
     for size in SIZES:
         images = torch.randn(BATCH, 3, *size, generator=generator).to(weight.device, weight.dtype)
         with evaluating(classifier), torch.set_grad_enabled(bool(learning)):
-            _check_features(classifier, name, images, learning)
+            features = _output(name, "features", features_of(classifier), images)
+            if problem := _problem(features, weight):
+                raise ConfigError(
+                    f"{name}.features gives {_described(features)} for images {tuple(images.shape)}: "
+                    f"{problem}. {CONTRACT}"
+                )
+            if learning:
+                _check_gradients(name, features, weight, learning)
         learning = []  # one backward pass is enough
     if trains:
         _check_training(classifier, name, num_classes)
@@ -85,21 +92,6 @@ def _check_training(classifier: Any, name: str, num_classes: int) -> None:
         raise ConfigError(
             f"expected logits (N, C) = ({BATCH}, {num_classes}) from {name}, got {_described(logits)}"
         )
-
-
-def _check_features(
-    classifier: nn.Module, name: str, images: Tensor, learning: Sequence[nn.Parameter]
-) -> None:
-    features = _output(name, "features", features_of(classifier), images)
-    weight = head_of(classifier)
-    problem = _problem(features, weight)
-    if problem:
-        raise ConfigError(
-            f"{name}.features gives {_described(features)} for images {tuple(images.shape)}: {problem}. "
-            f"{CONTRACT}"
-        )
-    if learning:
-        _check_gradients(name, features, weight, learning)
 
 
 def _problem(features: Any, weight: Tensor) -> str:

@@ -155,9 +155,9 @@ class Classifier(nn.Module):
 
     def timm_name(self, key: str) -> str:
         """The name of a weight in timm's own network, with its head."""
-        return (
-            key.replace("head.", f"{self.backbone.head_name}.") if key.startswith("head.") else timm_name(key)
-        )
+        if key.startswith("head."):
+            return key.replace("head", self.backbone.head_name, 1)
+        return timm_name(key)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trainable parameters (backbone, head); the head has a higher learning rate."""

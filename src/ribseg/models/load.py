@@ -1,9 +1,8 @@
 """Loads trained classifiers and segmenters: from files that describe them, and weights into a network."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +21,9 @@ from ribseg.models.weights import fitting, load_fitting, load_match
 from ribseg.models.weights_file import read_file
 
 FORMER_KIND = "ribseg segmenter 1"  # in torch.save files of versions before 0.1.0
-CLASSIFIERS: dict[str, type[Classifier]] = {
-    network.architecture: network for network in (Classifier, ReCAMClassifier)
-}
-SEGMENTERS: dict[str, type[DeepLabV2] | type[SMPSegmenter]] = {
-    network.architecture: network for network in (DeepLabV2, SMPSegmenter)
-}
+CLASSIFIERS: dict[str, Any] = {network.architecture: network for network in (Classifier, ReCAMClassifier)}
+SEGMENTERS: dict[str, Any] = {network.architecture: network for network in (DeepLabV2, SMPSegmenter)}
 NAMES = {len(VOC_CLASSES): VOC_CLASSES}  # number of classes of a released checkpoint -> class names
-Network = TypeVar("Network")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | Segmenter:
@@ -49,10 +43,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | S
         ConfigError: no such file, damaged, or weights without a description of their network.
     """
     content = read_file(path)
-    if _is_segmenter(content):
-        return _segmenter(content, path, device)
-    if isinstance(content, dict) and content.get("kind") == "classifier":
-        return _classifier(content, path).to(device).eval()
+    if _is_segmenter(content) or (isinstance(content, dict) and content.get("kind") == "classifier"):
+        return _described(content, path, device)
     if released_state(content, path) is not None:
         classifier = official_classifier(content, path)
         classifier.classes = NAMES.get(classifier.num_classes)
@@ -100,7 +92,8 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
             f"{path} is not a segmenter of ribseg. Expected the segmenter.safetensors in a folder "
             "segmenter-*/ of the store; ribseg.models.Segmenter(model, classes, ...).save(PATH) writes one"
         )
-    return _segmenter(content, path, device)
+    segmenter: Segmenter = _described(content, path, device)
+    return segmenter
 
 
 def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
@@ -141,29 +134,9 @@ def _is_segmenter(content: Any) -> bool:
     return isinstance(content, Mapping) and content.get("kind") in (KIND, FORMER_KIND)
 
 
-def _classifier(content: Mapping[str, Any], path: str | Path) -> Classifier:
-    with _described(content, path, "classifier", CLASSIFIERS) as network:
-        mean, std = three(content["mean"]), three(content["std"])
-        classifier = network(**content["settings"], classes=content["classes"], mean=mean, std=std)
-        load_fitting(classifier, path, "this classifier", content["state_dict"])
-    return classifier
-
-
-def _segmenter(content: Mapping[str, Any], path: str | Path, device: str | torch.device) -> Segmenter:
-    with _described(content, path, "segmenter", SEGMENTERS) as network:
-        model = network(**content["settings"])
-        load_fitting(model, path, "this segmenter", content["state_dict"])
-        classes = tuple(str(name) for name in content["classes"])
-        mean, std = three(content["mean"]), three(content["std"])
-        palette, inference = _palette(content["palette"]), dict(content["inference"])
-    return Segmenter(model.to(device).eval(), classes, mean, std, palette, inference)
-
-
-@contextmanager
-def _described(
-    content: Mapping[str, Any], path: str | Path, kind: str, known: Mapping[str, Network]
-) -> Iterator[Network]:
-    """Yields the class of the network that a file describes; errors inside are those of its settings."""
+def _described(content: Mapping[str, Any], path: str | Path, device: str | torch.device) -> Any:
+    """The classifier or segmenter that a file describes, in evaluation mode."""
+    kind, known = ("segmenter", SEGMENTERS) if _is_segmenter(content) else ("classifier", CLASSIFIERS)
     architecture, settings = content.get("architecture"), content.get("settings")
     if architecture not in list(known):  # it need not be hashable
         raise ConfigError(
@@ -171,12 +144,21 @@ def _described(
             f"{', '.join(known)}"
         )
     try:
-        yield known[str(architecture)]
+        classes, mean, std = content["classes"], three(content["mean"]), three(content["std"])
+        about = {"classes": classes, "mean": mean, "std": std} if kind == "classifier" else {}
+        network = known[architecture](**content["settings"], **about)
+        load_fitting(network, path, f"this {kind}", content["state_dict"])
+        result = network
+        if kind == "segmenter":
+            palette, inference = _palette(content["palette"]), dict(content["inference"])
+            result = Segmenter(network, tuple(map(str, classes)), mean, std, palette, inference)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         raise ConfigError(
             f"the weights in {path} do not fit their own settings {settings}; was the file written by "
             f"another version? {reason(error)}"
         ) from error
+    network.to(device).eval()
+    return result
 
 
 def _palette(stored: str | torch.Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.utils.data import DataLoader
 
-from ribseg.checks import check_choice, check_number
+from ribseg.checks import check_choice, check_number, check_numbers
 from ribseg.data.adapted import AdaptedDataset
 from ribseg.data.augment.transforms import eval_transform, train_transform
 from ribseg.data.base import BaseDataset, ImageDataset
@@ -18,7 +18,7 @@ from ribseg.data.check.dataset import CheckReport, OnError, check_dataset
 from ribseg.data.feed.image_pool import ImagePool
 from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
 from ribseg.data.feed.views import SCALES, ViewsDataset, check_scales, only_item
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, three
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
 from ribseg.modules.epoch_data import EpochDataModule, rank_of
@@ -99,9 +99,12 @@ class WSSSDataModule(EpochDataModule):
         self.eval_splits = (eval_splits,) if isinstance(eval_splits, str) else tuple(eval_splits)
         self.held_out = _checked_share(held_out, self.eval_splits)
         check_scales(scales)
-        self.scales, self.mean, self.std = tuple(scales), _channels(mean, "mean"), _channels(std, "std")
+        check_numbers("mean", mean, number=3)
+        check_numbers("std", std, number=3, above=0)
+        check_number("num_workers", num_workers, low=0, whole=True, words=("auto",))
+        self.scales, self.mean, self.std = tuple(scales), three(mean), three(std)
         self.batch_size, self.seed = batch_size, seed
-        self.num_workers = _workers(num_workers)
+        self.num_workers = min(8, cores()) if num_workers == "auto" else num_workers
         self.train_transform = train_transform(crop_size, resize_long, self.mean, self.std)
         self.eval_transform = eval_transform(crop_size, eval_resize_long, self.mean, self.std)
         self._own = _checked_source(root, dataset)
@@ -238,10 +241,7 @@ class WSSSDataModule(EpochDataModule):
         return ViewsDataset(self.folders, chosen, scales or self.scales, self.mean, self.std, self.max_side)
 
     def prediction_loader(
-        self,
-        ids: Sequence[str] | None = None,
-        scales: Sequence[float] | None = None,
-        processes: int = 1,
+        self, ids: Sequence[str] | None = None, scales: Sequence[float] | None = None, processes: int = 1
     ) -> DataLoader:
         """Items of `predict_dataset` one by one, not stacked, for `Trainer.predict`.
 
@@ -271,23 +271,18 @@ class WSSSDataModule(EpochDataModule):
         _, processes = rank_of(self.trainer)
         return self.prediction_loader(processes=processes)
 
-    def references(
-        self,
-        batch_size: int = 20,
-        threads: int | None = None,
-        pool: ImagePool | None = None,
-    ) -> ReferenceBatches:
+    def references(self, batch_size: int = 20, pool: ImagePool | None = None) -> ReferenceBatches:
         """Reference images for RIB from train_split, augmented as in training.
 
         Args:
             batch_size: B, per step.
-            threads: see `ReferenceBatches`; None for num_workers.
             pool: see `ReferenceBatches`.
         """
         sampler = ReferenceSampler(self.train.ids, self.train.labels, self.seed)
-        threads = self.num_workers if threads is None else threads
-        pin = torch.cuda.is_available()
-        return ReferenceBatches(self.train, sampler, self.train_transform, batch_size, threads, pool, pin)
+        return ReferenceBatches(
+            self.train, sampler, self.train_transform, batch_size,
+            threads=self.num_workers, pool=pool, pin=torch.cuda.is_available(),
+        )  # fmt: skip
 
     def _splits(self, *names: str) -> list[BaseDataset]:
         return [self._split(name) for name in dict.fromkeys(names)]
@@ -354,17 +349,3 @@ def _checked_source(
             "set data.dataset._partial_=true"
         )
     return dataset
-
-
-def _channels(values: Sequence[float], name: str) -> Channels:
-    if len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise ConfigError(f"expected {name} as three numbers, for std above 0, got {tuple(values)}")
-    return float(values[0]), float(values[1]), float(values[2])
-
-
-def _workers(number: int | str) -> int:
-    if number == "auto":
-        return min(8, cores())
-    if not isinstance(number, int) or number < 0:
-        raise ConfigError(f"expected num_workers = auto or an integer >= 0, got {number!r}")
-    return number

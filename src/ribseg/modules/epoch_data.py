@@ -6,13 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from ribseg.data.augment.seeding import (
-    TrainingBatches,
-    ValidationBatches,
-    batch_loader,
-    is_seeded,
-    share_of,
-)
+from ribseg.data.augment.seeding import TrainingBatches, ValidationBatches, batch_loader, is_seeded, share_of
 from ribseg.workers import process_count, rank
 
 

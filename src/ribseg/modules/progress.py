@@ -52,8 +52,7 @@ class TrainerProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Says how far the validation is, which may take longer than a minute."""
-        batches = trainer.num_val_batches
-        total = batches[dataloader_idx] if isinstance(batches, list) else batches
+        total = trainer.num_val_batches[dataloader_idx]
         if self.tracker is not None:
             self._update(self.tracker.done, f"validating {batch_idx + 1}/{total}")
 
@@ -66,8 +65,7 @@ class TrainerProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Counts an image in each process; they take turns over the images."""
-        done = (batch_idx + 1) * trainer.world_size
-        total = self.tracker.total if self.tracker is not None else None
+        done, total = (batch_idx + 1) * trainer.world_size, images_of(trainer)
         self._update(done if total is None else min(done, total), "")
 
     def end(self, *args: Any, **kwargs: Any) -> None:

@@ -47,13 +47,8 @@ class RefiningModule(pl.LightningModule, ABC):
         maps, size = self.read_maps(item.id), item.size
         full = self._refined(maps, item.views[0].to(self.device), size)
         strided = resize(full, strided_size(size))
-        record = {
-            "id": item.id,
-            "classes": len(maps.classes),
-            "steps": 0,
-            "stopped": None,
-            "seconds": round(time.perf_counter() - start, 4),
-        }
+        record: dict[str, Any] = {"id": item.id, "classes": len(maps.classes), "steps": 0, "stopped": None}
+        record["seconds"] = round(time.perf_counter() - start, 4)
         return Prediction(item.id, LocalizationMaps(maps.classes, strided, full, size), record)
 
     def _refined(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
@@ -121,11 +116,7 @@ class AttentionModule(RefiningModule):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        read_maps: Callable[[str], LocalizationMaps],
-        blocks: int = 8,
-        **kwargs: Any,
+        self, network: nn.Module, read_maps: Callable[[str], LocalizationMaps], blocks: int = 8, **kwargs: Any
     ) -> None:
         super().__init__(read_maps)
         check_attention(blocks, **kwargs)

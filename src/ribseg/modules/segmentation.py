@@ -68,8 +68,8 @@ class SegmentationModule(DecayingModule):
     ) -> None:
         super().__init__()
         labels = int(model.num_classes)  # type: ignore[arg-type] # see Args
-        rates = {"lr": lr, "head_lr_factor": head_lr_factor, "head_bias_lr_factor": head_bias_lr_factor}
-        check_rates(**rates, power=power)
+        check_rates(lr=lr, head_lr_factor=head_lr_factor, power=power)
+        check_rates(head_bias_lr_factor=head_bias_lr_factor)
         check_numbers("loss_scales", loss_scales, above=0)
         check_choice("loss_at", loss_at, get_args(Place))
         check_switch("balanced", balanced)
