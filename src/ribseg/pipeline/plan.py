@@ -73,11 +73,11 @@ def stages_of(session: Session) -> list[Stage[Session]]:
     by_name = {stage.name: stage for stage in maps}
     refinement: list[RefinementStage] = []
     masks: dict[str, PseudoMasksStage] = {}
-    for chain in chains(session.cfg):
+    for chain in chains(session):
         stages = refinement_stages(session, chain, by_name[chain.maps], classifier)
         masks[chain.maps] = stages[-1]
         refinement += stages
-    sources = segmenter_sources(session.cfg)
+    sources = segmenter_sources(session)
     segmenters = {
         source: SegmenterStage(session, source, masks.get(source), classifier) for source in sources
     }
@@ -118,7 +118,7 @@ def groups_of(session: Session, chosen: Iterable[str]) -> dict[str, list[str]]:
     sources = list(session.settings[SegmenterSettings].sources)
     variants = session.settings[MaskSettings].variants
     learnt = sources if "segmenter" in set(chosen) else []
-    refined = [chain for chain in chains(session.cfg) if chain.main or chain.maps in learnt]
+    refined = [chain for chain in chains(session) if chain.main or chain.maps in learnt]
     return {
         "methods": [entry.name for entry in makers if not entry.control],
         "controls": [entry.name for entry in makers if entry.control],
@@ -179,8 +179,8 @@ def check_sources(session: Session) -> None:
     by_group = {"segmenter": list(cfg.segmenter.sources), "export": [cfg.export.source]}
     named = [name for group in by_group.values() for name in group]
     used = {name for group, names in by_group.items() if group in run for name in names}
-    known = segmenter_sources(cfg)
-    if not set(named) <= {*known, *(left_out(cfg) - used)}:
+    known = segmenter_sources(session)
+    if not set(named) <= {*known, *(left_out(session) - used)}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "
             f"{', '.join(map(str, named))}"

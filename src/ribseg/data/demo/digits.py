@@ -7,6 +7,7 @@ mark and rest are exact.
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class ToyImages(NamedTuple):
         return self.regions[:, 1].any(-1).any(-1)
 
 
+@lru_cache(maxsize=1)
 def read_digits(mnist_root: str | Path | None = None) -> Digits:
     """The 2s and 8s of scikit-learn's bundled digits (8x8 pixels, 351 of them), or of MNIST.
 

@@ -150,7 +150,11 @@ def entries(cfg: Mapping[str, Any]) -> dict[str, Entry]:
     methods = cfg["methods"]
     raw: Any = OmegaConf.to_container(methods, resolve=False) if OmegaConf.is_config(methods) else methods
     found: dict[str, Entry] = {}
-    for name, node in _nodes(cfg).items():
+    for name in methods:
+        if not (node := methods[name]):
+            continue
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"methods.{name}: expected a _target_ and its settings, got {node!r}")
         reference = REFERENCE.fullmatch(raw[name]) if isinstance(raw[name], str) else None
         found[name] = Entry(name, plain(node), reference[1] if reference else f"methods.{name}")
     makers = [name for name, entry in found.items() if entry.maps_of is None]
@@ -163,15 +167,6 @@ def entries(cfg: Mapping[str, Any]) -> dict[str, Entry]:
             check_number("references", entry.inner.get("references", 0), low=0, whole=True)
             if entry.maps_of is not None:
                 check_choice("maps_of", entry.maps_of, makers)
-    return found
-
-
-def _nodes(cfg: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Name -> settings of a method, without those set to null; raises a ConfigError if one is no section."""
-    found = {name: node for name in cfg["methods"] if (node := cfg["methods"][name])}
-    for name, node in found.items():
-        if not isinstance(node, Mapping):
-            raise ConfigError(f"methods.{name}: expected a _target_ and its settings, got {node!r}")
     return found
 
 
@@ -210,7 +205,6 @@ def map_sources(known: Mapping[str, Entry]) -> dict[str, MapSource]:
     return {source.name: source for source in ordered}
 
 
-def refinable(cfg: Mapping[str, Any]) -> list[str]:
+def refinable(known: Mapping[str, Entry]) -> list[str]:
     """Names of the stages whose maps can be refined: of methods, controls and imported maps."""
-    # Not of `entries`, which resolves every setting of every method.
-    return [name for name, node in _nodes(cfg).items() if node.get("maps_of") is None] + [IMPORTED]
+    return [name for name, entry in known.items() if entry.maps_of is None] + [IMPORTED]

@@ -7,9 +7,8 @@ as pseudo_masks_cam.
 """
 
 from abc import ABC
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ribseg.errors import ConfigError
 from ribseg.pipeline.recipe.methods import refinable
@@ -75,7 +74,7 @@ def names_of(setting: Iterable[str] | str | None) -> list[str]:
     return [setting] if isinstance(setting, str) else list(setting or ())
 
 
-def chains(cfg: Mapping[str, Any]) -> list[Chain]:
+def chains(session: Session) -> list[Chain]:
     """The main chain, and one for every other stage that makes maps.
 
     There is no main chain if `refine.maps` is a method that has been left out, and the run refines nothing.
@@ -83,22 +82,21 @@ def chains(cfg: Mapping[str, Any]) -> list[Chain]:
     Raises:
         ConfigError: `refine.maps` is not such a stage.
     """
-    known, main = refinable(cfg), cfg["refine"]["maps"]
-    refines = not {"refine", *REFINEMENT}.isdisjoint(names_of(cfg["run"]))
-    if main not in known and (refines or main not in left_out(cfg)):
+    known, main = refinable(session.entries), session.cfg.refine.maps
+    refines = not {"refine", *REFINEMENT}.isdisjoint(names_of(session.cfg.run))
+    if main not in known and (refines or main not in left_out(session)):
         raise ConfigError(f"expected refine.maps out of {', '.join(known)}, got {main!r}")
     return [Chain(name, name == main) for name in sorted(known, key=lambda name: name != main)]
 
 
-def left_out(cfg: Mapping[str, Any]) -> set[str]:
+def left_out(session: Session) -> set[str]:
     """Names of methods that are set to null; and RIB, which settings name by default, if it is not there."""
-    methods = cfg["methods"]
-    return {name for name in {RIB, *methods} if not methods.get(name)}
+    return {RIB, *session.cfg.methods} - set(session.entries)
 
 
-def segmenter_sources(cfg: Mapping[str, Any]) -> list[str]:
+def segmenter_sources(session: Session) -> list[str]:
     """All sources of segmenters: the stages that make maps (for pseudo masks), and "full" (ground truth)."""
-    return [*refinable(cfg), FULL]
+    return [*refinable(session.entries), FULL]
 
 
 def segmenter_name(source: str) -> str:
@@ -114,6 +112,6 @@ def segmenter_test_name(source: str) -> str:
 def active_sources(session: Session) -> set[str]:
     """Sources of the configured segmenters, and of those that the run selects or exports."""
     cfg, run = session.cfg, set(session.run.chosen)
-    sources = segmenter_sources(cfg)
+    sources = segmenter_sources(session)
     named = {s for s in sources if {segmenter_name(s), segmenter_test_name(s)} & run}
     return {*cfg.segmenter.sources, *named, *({cfg.export.source} if "export" in run else ())}
