@@ -20,10 +20,9 @@ from ribseg.errors import DataError, DatasetNotFoundError
 from ribseg.functional.cam import argmax_labels
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.interop import (
-    convert_irn_maps,
+    convert_arrays,
     convert_labels,
     convert_maps,
-    maps_from_pngs,
     masks_to_maps,
     read_irn_maps,
     read_psa_maps,
@@ -31,6 +30,7 @@ from ribseg.interop import (
     saliency_background,
     write_irn_maps,
 )
+from ribseg.interop.folders import find_pngs, read_pngs
 from ribseg.metrics.evaluation import MapEvaluator
 
 
@@ -99,7 +99,7 @@ def test_irn_dictionaries_of_tensors_and_arrays(tmp_path, protocol, as_numpy):
         content = {name: np.asarray(value) for name, value in content.items()}
     save_irn(tmp_path / "irn" / "2007_000032.npy", content, protocol)
     save_irn(tmp_path / "irn" / "none.npy", {"keys": content["keys"][:0]}, protocol)
-    assert convert_irn_maps(tmp_path / "irn", tmp_path / "maps", 20) == 2
+    assert convert_arrays(tmp_path / "irn", tmp_path / "maps", 20) == 2
     maps = load_maps(tmp_path / "maps" / "2007_000032.npz")
     assert maps.classes.tolist() == [2, 5]
     assert maps.size == (10, 13)
@@ -129,7 +129,7 @@ def test_a_malicious_file_is_refused_by_name(tmp_path, protocol, hide):
     save_irn(tmp_path / "irn" / "evil.npy", irn_dictionary() | {"cam": hide(Malicious(harm))}, protocol)
     save_irn(tmp_path / "irn" / "good.npy", irn_dictionary())
     with pytest.raises(DataError, match=r"1 of 2 images[\s\S]*evil\.npy[\s\S]*posix\.mkdir"):
-        convert_irn_maps(tmp_path / "irn", tmp_path / "maps", 20)
+        convert_arrays(tmp_path / "irn", tmp_path / "maps", 20)
     assert not harm.exists()
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["good.npz"]
     # The file is one that would do harm.
@@ -205,7 +205,7 @@ def test_there_and_back_again_is_the_same_file(tmp_path):
         "high_res": ("float32", (2, 10, 13)),
     }
     assert list(np.load(tmp_path / "irn" / "b.npy", allow_pickle=True).item()) == ["keys"]
-    assert convert_irn_maps(tmp_path / "irn", tmp_path / "again", 20) == 2
+    assert convert_arrays(tmp_path / "irn", tmp_path / "again", 20) == 2
     assert (tmp_path / "again" / "a.npz").read_bytes() == (tmp_path / "maps" / "a.npz").read_bytes()
 
 
@@ -226,29 +226,29 @@ def test_pngs_in_both_layouts(tmp_path):
     save_gray(tmp_path / "b_dog.png", dog)
     save_gray(tmp_path / "b_aero_plane.png", plane)
     (tmp_path / "empty").mkdir()
-    read = dict(maps_from_pngs(tmp_path, ["b", "a", "empty"], ["cat", "dog", "aero_plane"]))
-    assert list(read) == ["b", "a", "empty"]
+    found, problems = find_pngs(tmp_path, ["b", "a", "empty"], ["cat", "dog", "aero_plane"])
+    assert not problems
+    assert list(found) == ["b", "a", "empty"]
+    assert not found["empty"]
     for image_id in ("a", "b"):
-        maps = read[image_id]
+        maps = read_pngs(found[image_id])
         assert maps.classes.tolist() == [1, 2]
         assert maps.size == (10, 13)
         assert maps.strided.shape == (2, 3, 4)
         assert np.array_equal(maps.full[0], dog / np.float32(255))
         assert (maps.full[1] == 1).all()
-    assert len(read["empty"].classes) == 0
 
 
 def test_pngs_that_cannot_be_right(tmp_path):
     save_gray(tmp_path / "a" / "dgo.png", np.zeros((4, 4), np.uint8))
-    with pytest.raises(DataError, match=r"not the name of a class: 1[\s\S]*dgo[\s\S]*without a map: 1\s+b"):
-        maps_from_pngs(tmp_path, ["a", "b"], ["dog"])
+    problems = {"not the name of a class": [str(tmp_path / "a" / "dgo.png")]}
+    assert find_pngs(tmp_path, ["a", "b"], ["dog"]) == ({"a": {}, "b": {}}, problems)
     save_gray(tmp_path / "x_y_z.png", np.zeros((4, 4), np.uint8))
-    with pytest.raises(DataError, match=r"fits two images"):
-        maps_from_pngs(tmp_path, ["x", "x_y"], ["y_z", "z"])
+    assert list(find_pngs(tmp_path, ["x", "x_y"], ["y_z", "z"])[1]) == ["fits two images; use folders <id>/"]
     save_gray(tmp_path / "c" / "dog.png", np.zeros((4, 4), np.uint8))
     save_gray(tmp_path / "c" / "cat.png", np.zeros((4, 5), np.uint8))
     with pytest.raises(DataError, match=r"cat\.png has .* \(4, 5\), expected \(4, 4\)"):
-        list(maps_from_pngs(tmp_path, ["c"], ["dog", "cat"]))
+        read_pngs(find_pngs(tmp_path, ["c"], ["dog", "cat"])[0]["c"])
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from quick_run import begun, folder_run, settings
 
+from ribseg.data.coco.instances import runs_of
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.functional import vote_segments
 from ribseg.interop import check_segment_file, read_segments
-from ribseg.interop.segments import runs_of
 from ribseg.methods import segments as superpixels
 
 codes = pytest.importorskip("pycocotools.mask", reason="pip install 'ribseg[coco]'")

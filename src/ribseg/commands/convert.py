@@ -67,14 +67,12 @@ def _labels(options: argparse.Namespace) -> int:
 
 def _maps(options: argparse.Namespace) -> int:
     from ribseg.data.voc import VOCFolder
-    from ribseg.interop.convert import convert_irn_maps, convert_maps, convert_psa_maps, write_irn_maps
+    from ribseg.interop.convert import convert_arrays, convert_maps, write_irn_maps
 
     name, places, progress = options.formats, (options.source, options.target), not options.quiet
     if name == "ribseg-to-irn":
         return write_irn_maps(*places, progress)
-    if name == "psa-to-ribseg":
-        return convert_psa_maps(*places, options.classes, progress)
     if name in ARRAYS:
-        return convert_irn_maps(*places, options.classes, progress, name == "amn-to-ribseg")
+        return convert_arrays(*places, options.classes, name.removesuffix("-to-ribseg"), progress)
     images = VOCFolder(options.root, options.split)
     return convert_maps(*places, images, "png" if name == "pngs-to-ribseg" else "masks", progress)

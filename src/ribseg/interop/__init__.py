@@ -3,14 +3,8 @@
 `python -m ribseg.interop --help` converts folders.
 """
 
-from ribseg.interop.convert import (
-    convert_irn_maps,
-    convert_maps,
-    convert_psa_maps,
-    map_reader,
-    write_irn_maps,
-)
-from ribseg.interop.folders import maps_from_pngs, masks_to_maps
+from ribseg.interop.convert import convert_arrays, convert_maps, map_reader, write_irn_maps
+from ribseg.interop.folders import masks_to_maps
 from ribseg.interop.irn import read_irn_maps
 from ribseg.interop.labels import convert_labels
 from ribseg.interop.psa import read_psa_maps
@@ -19,12 +13,10 @@ from ribseg.interop.segments import check_segment_file, read_segments
 
 __all__ = [
     "check_segment_file",
-    "convert_irn_maps",
+    "convert_arrays",
     "convert_labels",
     "convert_maps",
-    "convert_psa_maps",
     "map_reader",
-    "maps_from_pngs",
     "masks_to_maps",
     "read_irn_maps",
     "read_psa_maps",

@@ -17,7 +17,7 @@ from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
 from ribseg.files import scan_folder
 from ribseg.functional.cam import strided_size
-from ribseg.interop.folders import ADVICE, find_pngs, masks_to_maps, read_pngs
+from ribseg.interop.folders import find_pngs, maps_of_full, masks_to_maps, read_pngs
 from ribseg.interop.irn import irn_dictionary, read_irn_maps, save_dictionary
 from ribseg.interop.psa import read_psa_maps
 from ribseg.progress import track
@@ -27,6 +27,12 @@ Layout = Literal["npz", "irn", "amn", "psa", "png", "masks"]
 Reader = Callable[[str], LocalizationMaps]
 Content = TypeVar("Content")
 ENDINGS = {"npz": ".npz", "irn": ".npy", "amn": ".npy", "psa": ".npy", "masks": ".png"}
+ARRAYS: dict[str, Callable[[Path, int], LocalizationMaps]] = {
+    "irn": read_irn_maps,
+    "amn": partial(read_irn_maps, background_first=True),
+    "psa": read_psa_maps,
+}
+ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."
 
 
 def convert_maps(
@@ -55,14 +61,14 @@ def convert_maps(
     return _convert(dataset.ids, read, save_maps, target_dir, ".npz", progress)
 
 
-def convert_irn_maps(
+def convert_arrays(
     source_dir: str | Path,
     target_dir: str | Path,
     num_classes: int,
+    layout: Layout = "irn",
     progress: bool | str = False,
-    background_first: bool = False,
 ) -> int:
-    """Converts IRN's `<image id>.npy` to `<image id>.npz`, which load without pickle; returns how many.
+    """Converts pickled `<image id>.npy` to `<image id>.npz`, which load without pickle; returns how many.
 
     Existing files are kept.
 
@@ -70,8 +76,8 @@ def convert_irn_maps(
         source_dir: folder of the `.npy` files.
         target_dir: gets the `.npz` files; `ribseg.data.load_maps` reads them.
         num_classes: C, without background.
+        layout: "irn", "amn" or "psa", see `map_reader`.
         progress: how progress is shown, see `ribseg.progress.check_progress`.
-        background_first: see `read_irn_maps`.
 
     Raises:
         DatasetNotFoundError: there are no such files.
@@ -79,18 +85,7 @@ def convert_irn_maps(
     """
 
     def read(image_id: str) -> LocalizationMaps:
-        return read_irn_maps(Path(source_dir, f"{image_id}.npy"), num_classes, background_first)
-
-    return _convert(_files_in(source_dir, ".npy"), read, save_maps, target_dir, ".npz", progress)
-
-
-def convert_psa_maps(
-    source_dir: str | Path, target_dir: str | Path, num_classes: int, progress: bool | str = False
-) -> int:
-    """Converts PSA's `<image id>.npy` files to `<image id>.npz`, as `convert_irn_maps` does."""
-
-    def read(image_id: str) -> LocalizationMaps:
-        return read_psa_maps(Path(source_dir, f"{image_id}.npy"), num_classes)
+        return ARRAYS[layout](Path(source_dir, f"{image_id}.npy"), num_classes)
 
     return _convert(_files_in(source_dir, ".npy"), read, save_maps, target_dir, ".npz", progress)
 
@@ -128,7 +123,7 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
         dataset: gives the image ids, sizes and classes.
         layout: "npz": `<id>.npz` of ribseg; "irn": pickled `<id>.npy` of IRN, see `read_irn_maps`; "amn":
             the same with the background's map first; "psa": those of PSA, see `read_psa_maps`; "png": gray
-            PNGs, see `maps_from_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with class
+            PNGs, see `find_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with class
             ids, see `masks_to_maps`.
 
     Returns:
@@ -153,12 +148,11 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
         raise DataError(list_problems(f"the maps in {source} cannot be used", problems, advice))
     readers: dict[str, Reader] = {
         "npz": lambda i: load_maps(source / f"{i}.npz"),
-        "irn": lambda i: read_irn_maps(source / f"{i}.npy", dataset.num_classes),
-        "amn": lambda i: read_irn_maps(source / f"{i}.npy", dataset.num_classes, background_first=True),
-        "psa": lambda i: read_psa_maps(source / f"{i}.npy", dataset.num_classes),
-        "png": lambda i: read_pngs(pngs[i] or {}),
+        "png": lambda i: read_pngs(pngs[i]),
         "masks": lambda i: masks_to_maps(read_mask(source / f"{i}.png", dataset.num_classes)),
     }
+    if layout in ARRAYS:
+        readers[layout] = lambda i: ARRAYS[layout](source / f"{i}.npy", dataset.num_classes)
     return partial(_fitting, dataset, readers[layout], there)
 
 
@@ -168,8 +162,7 @@ def _fitting(dataset: BaseDataset, read: Reader, there: set[str], image_id: str)
     strided = strided_size(size)
     maps = read(image_id) if image_id in there else None
     if maps is None or len(maps.classes) == 0:
-        none = torch.zeros(0, dtype=torch.int64)
-        return LocalizationMaps(none, torch.zeros(0, *strided), torch.zeros(0, *size), size)
+        return maps_of_full(torch.zeros(0, dtype=torch.int64), torch.zeros(0, *size))
     found = maps.size if maps.full is None else tuple(maps.full.shape[1:])
     if found not in (None, size) or tuple(maps.strided.shape[1:]) != strided:
         raise DataError(

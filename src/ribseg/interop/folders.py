@@ -1,6 +1,6 @@
 """Maps and masks of other programs as folders of PNGs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,42 +10,12 @@ from torch import Tensor
 
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import IGNORE, mask_ids
-from ribseg.errors import DataError, list_problems
+from ribseg.errors import DataError
 from ribseg.files import scan_folder
 from ribseg.functional.cam import strided_size
 from ribseg.interop.saliency import read_gray
 
 Found = dict[int, Path]  # class index -> PNG
-ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."
-
-
-def maps_from_pngs(
-    folder: str | Path, ids: Sequence[str], classes: Sequence[str]
-) -> Iterator[tuple[str, LocalizationMaps]]:
-    """Yields localization maps from gray PNGs, one file per image and class.
-
-    The files are `<id>/<class name>.png` or `<id>_<class name>.png` below the folder; black is 0, white is 1.
-    The classes of an image are those that have a file; an empty folder `<id>/` means that it has none. Maps
-    at stride 4 are averages over the pixels.
-
-    Args:
-        folder: with either layout, or both.
-        ids: N image ids.
-        classes: C names, without background.
-
-    Yields:
-        Image id and maps, in the order of ids, with `full` and `size`.
-
-    Raises:
-        DataError: at once if files are missing, unexpected or ambiguous; while reading if one is broken.
-    """
-    found, problems = find_pngs(Path(folder), ids, classes)
-    absent = [image_id for image_id in ids if found[image_id] is None]
-    if absent:
-        problems["images without a map"] = absent
-    if problems:
-        raise DataError(list_problems(f"the maps in {folder} cannot be used", problems, ADVICE))
-    return ((image_id, read_pngs(found[image_id] or {})) for image_id in ids)
 
 
 def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
@@ -65,12 +35,8 @@ def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
     tensor([[[0., 1.]]])
     """
     array = np.asarray(mask)
-    if (
-        array.ndim != 2
-        or array.dtype.kind not in "iu"
-        or array.size == 0
-        or not 0 <= array.min() <= array.max() < 256
-    ):
+    is_mask = array.ndim == 2 and array.dtype.kind in "iu" and array.size > 0
+    if not is_mask or array.min() < 0 or array.max() > 255:
         raise ValueError(f"expected a mask (H, W) of integers in 0..255, got {array.dtype} {array.shape}")
     ids = [int(i) for i in mask_ids(array.astype(np.uint8)) if i not in (0, IGNORE)]
     ones = np.stack([array == i for i in ids]) if ids else np.zeros((0, *array.shape), bool)
@@ -79,10 +45,14 @@ def masks_to_maps(mask: np.ndarray | Tensor) -> LocalizationMaps:
 
 def find_pngs(
     folder: Path, ids: Sequence[str], classes: Sequence[str]
-) -> tuple[dict[str, Found | None], dict[str, list[str]]]:
-    """Image id -> its PNGs, see `maps_from_pngs`, None without files and folder; and kind -> problems."""
+) -> tuple[dict[str, Found], dict[str, list[str]]]:
+    """Image id -> its gray PNGs, one per class; and kind -> files that are unexpected or ambiguous.
+
+    The files are `<id>/<class name>.png` or `<id>_<class name>.png` below the folder, in either layout, or
+    both. The classes of an image are those that have a file.
+    """
     flat = scan_folder(folder, (".png",))
-    found: dict[str, Found | None] = {}
+    found: dict[str, Found] = {}
     owners: dict[Path, str] = {}
     problems: dict[str, list[str]] = {}
     for image_id in ids:
@@ -95,22 +65,19 @@ def find_pngs(
             found[image_id] = {c: inside / files[name] for c, name in enumerate(classes) if name in files}
             continue
         names = {c: f"{image_id}_{name}" for c, name in enumerate(classes)}
-        own = {c: folder / flat[name] for c, name in names.items() if name in flat}
-        for path in own.values():
+        found[image_id] = {c: folder / flat[name] for c, name in names.items() if name in flat}
+        for path in found[image_id].values():
             if owners.setdefault(path, image_id) != image_id:
                 problems.setdefault("fits two images; use folders <id>/", []).append(str(path))
-        found[image_id] = own or None
     return found, problems
 
 
 def read_pngs(found: Found) -> LocalizationMaps:
-    """The maps of one image from its PNGs.
+    """The maps of one image from its PNGs; black is 0, white is 1, and maps at stride 4 are averages.
 
     Raises:
         DataError: if a file is broken, or sizes differ.
     """
-    if not found:
-        return no_maps()
     maps: list[np.ndarray] = []
     for path in found.values():
         maps.append(read_gray(path))

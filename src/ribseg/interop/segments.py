@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ribseg.data.coco.instances import runs_of
 from ribseg.data.io.images import load_pixels, open_image
 from ribseg.errors import DataError, reason
 
-LARGEST, MORE, NEGATIVE = 64, 32, 16  # of a character of a compressed run-length code
 DEEP = ("I;16", "I;16B", "I")  # modes of a PNG with 16 bit, by version of Pillow
 FORMS = (
     "a list of masks with `segmentation`: {size: [height, width], counts: run-length code}, as SAM's "
@@ -65,13 +65,11 @@ def check_segment_file(path: str | Path, size: tuple[int, int]) -> None:
 
 
 def _check_mode(image: Image.Image, path: Path) -> None:
-    tiles = getattr(image, "tile", [])
-    raw = tiles[0][3] if tiles else image.mode
     # Pillow scales gray of 2 and 4 bit to 0..255; the numbers then differ, but stay distinct.
     if image.format != "PNG" or image.mode not in ("P", "L", "1", *DEEP):
         raise DataError(
-            f"{path} is a {image.format} of mode {raw}; expected a label image: a gray PNG of 8 or 16 bit or "
-            "a palette PNG, with a number for each segment and 0 for none"
+            f"{path} is a {image.format} of mode {image.mode}; expected a label image: a gray PNG of 8 or 16 "
+            "bit or a palette PNG, with a number for each segment and 0 for none"
         )
 
 
@@ -118,30 +116,3 @@ def _decoded(path: Path, size: tuple[int, int]) -> Tensor:
         flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         masks.append(flat.reshape(width, height).T[None])
     return torch.from_numpy(np.concatenate(masks))
-
-
-def runs_of(code: str) -> list[int] | None:
-    """The lengths of the runs of one of COCO's compressed codes; None if it is broken.
-
-    Each character has five bits of a number and one that says whether more follow; from the fourth run on,
-    the number is the difference from the run before the last. Not read by pycocotools, which does not check
-    codes: where one is cut off, it returns a mask with whatever the memory holds.
-
-    >>> runs_of("52203")
-    [5, 2, 2, 2, 5]
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for sign in code:
-        bits = ord(sign) - ord("0")
-        if not 0 <= bits < LARGEST:
-            return None
-        value |= (bits & MORE - 1) << shift
-        shift += 5
-        if bits & MORE:
-            continue
-        if bits & NEGATIVE:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return None if shift else runs

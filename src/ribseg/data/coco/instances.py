@@ -11,6 +11,7 @@ from ribseg.files import is_plain_id
 
 Problems = dict[str, list[str]]
 LARGEST_SIDE = 65_500  # of a JPEG
+LARGEST, MORE, NEGATIVE = 64, 32, 16  # of a character of a compressed run-length code
 
 
 class ImageRecord(NamedTuple):
@@ -159,8 +160,8 @@ def _is_polygon(values: Any, reach: int) -> bool:
     """Whether these are coordinates of a polygon; pycocotools would allocate memory up to distant points."""
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         return False
-    # False for NaN, too.
-    return all(_is_number(value) and -reach <= value <= reach for value in values)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return numbers and all(-reach <= value <= reach for value in values)  # False for NaN, too
 
 
 def _is_code(code: Any, record: ImageRecord) -> bool:
@@ -169,34 +170,37 @@ def _is_code(code: Any, record: ImageRecord) -> bool:
     if size != [record.height, record.width] or not all(_is_int(side) for side in size):
         return False
     counts = code.get("counts")
-    if isinstance(counts, list):
-        return (
-            all(_is_int(run) and run >= 0 for run in counts) and sum(counts) == record.height * record.width
-        )
-    return isinstance(counts, str) and _length(counts) == record.height * record.width
+    runs = runs_of(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(_is_int(run) and run >= 0 for run in runs):
+        return False
+    return sum(runs) == record.height * record.width
 
 
-def _length(text: str) -> int:
-    """The sum of the runs in a compressed run-length encoding (6 bits per character); -1 if it is invalid."""
+def runs_of(code: str) -> list[int] | None:
+    """The lengths of the runs of one of COCO's compressed codes; None if it is broken.
+
+    Each character has five bits of a number and one that says whether more follow; from the fourth run on,
+    the number is the difference from the run before the last. Not read by pycocotools, which does not check
+    codes: where one is cut off, it returns a mask with whatever the memory holds.
+
+    >>> runs_of("52203")
+    [5, 2, 2, 2, 5]
+    """
     runs: list[int] = []
     value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 30:
-            return -1
-        value |= (bits & 0x1F) << shift
+    for sign in code:
+        bits = ord(sign) - ord("0")
+        if not 0 <= bits < LARGEST or shift > 30:
+            return None
+        value |= (bits & MORE - 1) << shift
         shift += 5
-        if bits & 0x20:
+        if bits & MORE:
             continue
-        if bits & 0x10:
-            value |= -1 << shift  # negative
-        if len(runs) > 2:
-            value += runs[-2]  # stored as the difference to the previous run of the same kind
-        if value < 0:
-            return -1
-        runs.append(value)
+        if bits & NEGATIVE:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
-    return -1 if shift else sum(runs)
+    return None if shift else runs
 
 
 def _is_size(sides: list[Any]) -> bool:
@@ -208,10 +212,6 @@ def _is_size(sides: list[Any]) -> bool:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _name(item: Any, number: int) -> str:
