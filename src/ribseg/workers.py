@@ -62,6 +62,11 @@ def cores() -> int:
     return max(1, found // _jobs)
 
 
+def io_threads() -> int:
+    """The number of threads for decoding files, which releases Python's lock: one per core, up to 8."""
+    return min(8, cores())
+
+
 def worker_count(setting: int | str) -> int:
     """The number of workers of a setting: a number, or "auto" for one per core."""
     return cores() if setting == "auto" else int(setting)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ribseg.data.io.images import check_pixels, read_header
+from ribseg.data.io.images import ImageHeader, check_pixels, read_header
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError, DataError
 from ribseg.types import Sample
@@ -168,13 +168,17 @@ class BaseDataset(Dataset[Sample]):
             raise DataError(f"image {image_id!r} is not in the split {self.split!r} of {self.origin}.")
         return row
 
-    def size(self, image_id: str) -> tuple[int, int]:
-        """(height, width) in pixels; for a file read from its header."""
+    def header(self, image_id: str) -> ImageHeader:
+        """The size of an image, for a file read from its header."""
         path = self.image_path(image_id)
         if path is not None:
-            return read_header(path).size
+            return read_header(path)
         height, width, _ = check_pixels(self.image(image_id), f"image {image_id}").shape
-        return height, width
+        return ImageHeader((height, width), (height, width))
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """(height, width) in pixels; for a file read from its header."""
+        return self.header(image_id).size
 
     def plot(self, sample: Sample) -> "Figure":
         """A figure of an item with its class names, and its mask if there is one.

@@ -10,7 +10,7 @@ import numpy as np
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.mask_notes import mask_notes
-from ribseg.data.check.note import Note, names_and_counts
+from ribseg.data.check.note import Note, first_of, names_and_counts
 from ribseg.data.feed.references import ReferenceSampler
 
 FEW = 20  # masks that are read for a message
@@ -110,11 +110,11 @@ def class_notes(data: Splits, trained: bool) -> Iterator[Note]:
     if trained:
         yield from _untrained_class_notes(data, train, others)
     anywhere = train + sum(others.values(), np.zeros_like(train))
-    absent = {int(c): 0 for c in np.flatnonzero(anywhere == 0)}
+    absent = [repr(name) for name, images in zip(classes, anywhere, strict=True) if not images]
     if absent:
         yield Note(
             "class_without_image",
-            f"no image of any split has {names_and_counts(classes, absent, counted=False)}",
+            f"no image of any split has {first_of(absent)}",
             "The classifier only learns to deny the class; it has no IoU and is in no mean, unless a "
             "segmenter predicts it somewhere.",
             "If images show it, compare the spelling in labels and classes.txt; else take it out of "

@@ -1,9 +1,7 @@
 """Checking all files of a data set at once, so that problems do not occur in the middle of a run."""
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -11,11 +9,12 @@ from typing import Literal
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_content, mask_facts
 from ribseg.data.check.near_misses import near_misses, with_reason
-from ribseg.data.io.images import ImageHeader, check_pixels, read_header
+from ribseg.data.io.images import check_pixels
 from ribseg.data.io.masks import mask_colours, mask_size
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, list_problems, reason
 from ribseg.progress import track
+from ribseg.workers import io_threads, ordered_map
 
 Finding = tuple[str, str]  # kind, what
 OnError = Literal["raise", "skip"]
@@ -63,11 +62,10 @@ def check_dataset(
         DataError: lists the problems by kind, with counts and the first few; with "skip" only if no image is
             good.
     """
-    inspect = partial(_inspect, dataset, masks, full)
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        results: Iterable[tuple[list[Finding], MaskContent | None]] = pool.map(inspect, dataset.ids)
-        shown = track(results, f"Checking {dataset.split}", len(dataset), progress)
-        findings, looks = zip(*shown, strict=True)
+    inspect = partial(inspect_files, dataset, masks, full)
+    results = ordered_map(inspect, dataset.ids, workers or io_threads(), threads=True)
+    shown = track(results, f"Checking {dataset.split}", len(dataset), progress)
+    findings, looks = zip(*shown, strict=True)
     found = {image_id: items for image_id, items in zip(dataset.ids, findings, strict=True) if items}
     if found and (on_error == "raise" or len(found) == len(dataset)):
         raise DataError(_listed(dataset, found, on_error))
@@ -109,17 +107,18 @@ def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None
             problems[kind] = [with_reason(image_id, near.get(image_id)) for image_id in problems[kind]]
 
 
-def _inspect(
+def inspect_files(
     dataset: BaseDataset, masks: bool, full: bool, image_id: str
 ) -> tuple[list[Finding], MaskContent | None]:
-    findings = list(image_findings(dataset, full, image_id))
+    """The problems of an image, and of its mask if asked for; the mask's content if it was decoded."""
+    findings = list(_image_findings(dataset, full, image_id))
     if not masks:
         return findings, None
-    wrong, look = inspect_mask(dataset, full, image_id)
+    wrong, look = _inspect_mask(dataset, full, image_id)
     return findings + wrong, look
 
 
-def image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[Finding]:
+def _image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[Finding]:
     """The problems of an image; `full` decodes it."""
     if not dataset.has_image(image_id):
         yield "absent images", image_id
@@ -133,7 +132,9 @@ def image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[
         yield "unreadable images", _message(error, image_id)
 
 
-def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[Finding], MaskContent | None]:
+def _inspect_mask(
+    dataset: BaseDataset, full: bool, image_id: str
+) -> tuple[list[Finding], MaskContent | None]:
     """The problems of an image's mask, and its content if it is usable; `full` decodes it."""
     if not dataset.has_mask(image_id):
         return [("absent masks", image_id)], None
@@ -146,25 +147,15 @@ def inspect_mask(dataset: BaseDataset, full: bool, image_id: str) -> tuple[list[
     except UNREADABLE as error:
         return [("unusable masks", _message(error, image_id))], None
     try:
-        header = header_of(dataset, image_id)
+        header = dataset.header(image_id)
     except UNREADABLE:
         return [], look  # reported for the image
     if size == header.size:
         return [], look
-    hint = ""
+    what = f"{path or image_id}: {_text(size)}, image {_text(header.size)}"
     if size == header.stored:
-        hint = " (it fits the image before its EXIF rotation: rotate the mask or drop the EXIF tag)"
-    what = f"{path or image_id}: {_text(size)}, image {_text(header.size)}{hint}"
+        what += " (it fits the image before its EXIF rotation: rotate the mask or drop the EXIF tag)"
     return [("masks of another size than their image", what)], None
-
-
-def header_of(dataset: BaseDataset, image_id: str) -> ImageHeader:
-    """The size of an image, for a file read from its header."""
-    path = dataset.image_path(image_id)
-    if path is not None:
-        return read_header(path)
-    size = dataset.size(image_id)
-    return ImageHeader(size, size)
 
 
 def _message(error: Exception, image_id: str) -> str:

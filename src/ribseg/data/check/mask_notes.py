@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from ribseg.data.check.mask_facts import MaskFacts
-from ribseg.data.check.note import SHOWN, Note
+from ribseg.data.check.note import Note, first_of
 from ribseg.data.io.masks import IGNORE
 
 MANY = 0.1  # share of images with differing labels and masks above which it is noted; VOC has fewer
@@ -51,7 +51,7 @@ def mask_notes(split: str, facts: MaskFacts, classes: Sequence[str]) -> Iterator
     yield from _against_labels(split, facts, classes)
     yield from _background_notes(split, facts)
     if facts.colours:
-        several = ", ".join(f"{i} ({n} colours)" for i, n in facts.colours[:SHOWN])
+        several = first_of([f"{i} ({n} colours)" for i, n in facts.colours])
         yield Note(
             "mask_colours",
             f"ids of the masks of {split} have other colours in other files: {several}",
@@ -121,6 +121,4 @@ def _against_labels(split: str, facts: MaskFacts, classes: Sequence[str]) -> Ite
 
 
 def _moved(facts: MaskFacts, classes: Sequence[str]) -> str:
-    parts = [f"{classes[c]!r} is {found}, not {c + 1}" for c, found in facts.renumbered[:SHOWN]]
-    more = len(facts.renumbered) - SHOWN
-    return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
+    return first_of([f"{classes[c]!r} is {found}, not {c + 1}" for c, found in facts.renumbered])

@@ -42,22 +42,17 @@ def without_ending(name: str) -> str:
     return stem if ending.lower() in ENDINGS else name
 
 
-def _without_folder(name: str) -> str:
-    return name.replace("\\", "/").rsplit("/", 1)[-1]
-
-
-def _without_zeros(name: str) -> str:
-    return name.lstrip("0") or "0" if name.isdigit() else name
-
-
 # Normalization steps in the order of their application, each with the difference that it removes.
 STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("Unicode form, which looks the same (NFC, NFD)", lambda name: unicodedata.normalize("NFC", name)),
-    ("folder in front", _without_folder),
+    ("folder in front", lambda name: name.replace("\\", "/").rsplit("/", 1)[-1]),
     ("quotation marks", lambda name: name.strip("'\"")),
     ("spaces", lambda name: "_".join(name.split())),
     ("file ending", without_ending),
-    ("zeros in front, which spreadsheets drop", _without_zeros),
+    (
+        "zeros in front, which spreadsheets drop",
+        lambda name: (name.lstrip("0") or "0") if name.isdigit() else name,
+    ),
     ("upper and lower case", str.casefold),
 )
 
@@ -72,11 +67,7 @@ def _differences(name: str, other: str) -> Iterable[str]:
     """The differences between two names: those of the steps that make them more similar."""
     for what, step in STEPS:
         changed = step(name), step(other)
-        if (name == other) < (changed[0] == changed[1]) or _unequal_change((name, other), changed):
+        only_one = (name == changed[0]) != (other == changed[1])
+        if only_one or (name != other and changed[0] == changed[1]):
             yield what
         name, other = changed
-
-
-def _unequal_change(before: tuple[str, str], after: tuple[str, str]) -> bool:
-    """Whether a step changed only one of two names."""
-    return (before[0] == after[0]) != (before[1] == after[1])

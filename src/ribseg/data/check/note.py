@@ -26,17 +26,24 @@ class Note:
         return f"{self.found[0].upper()}{self.found[1:]}. {self.means} {self.helps}"
 
 
-def names_and_counts(classes: Sequence[str], counts: Mapping[int, int], counted: bool = True) -> str:
+def first_of(texts: Sequence[str]) -> str:
+    """The first few texts, and how many more there are.
+
+    >>> first_of("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    more = len(texts) - SHOWN
+    return ", ".join(texts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def names_and_counts(classes: Sequence[str], counts: Mapping[int, int]) -> str:
     """A text with classes and their numbers of images.
 
     >>> names_and_counts(["cat", "dog"], {1: 3})
     "the class 'dog' has 3 images"
     """
-    parts = [f"{classes[c]!r}" + (f" ({n})" if counted else "") for c, n in list(counts.items())[:SHOWN]]
-    parts += [f"{len(counts) - SHOWN} more"] if len(counts) > SHOWN else []
-    if not counted:
-        return ", ".join(parts)
     if len(counts) == 1:
         ((c, n),) = counts.items()
         return f"the class {classes[c]!r} has {n} image{'' if n == 1 else 's'}"
-    return f"{len(counts)} classes have images ({', '.join(parts)})"
+    listed = first_of([f"{classes[c]!r} ({n})" for c, n in counts.items()])
+    return f"{len(counts)} classes have images ({listed})"

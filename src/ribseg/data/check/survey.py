@@ -1,10 +1,8 @@
 """A survey of a data set: counts, sizes, problems, oddities, and leaks between splits."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -13,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.check.dataset import Finding, explain_absent, header_of, image_findings, inspect_mask
+from ribseg.data.check.dataset import Finding, explain_absent, inspect_files
 from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_facts
 from ribseg.data.io.images import open_image
 from ribseg.data.io.labels import labels_from_xml
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError, DatasetNotFoundError
 from ribseg.progress import track
+from ribseg.workers import io_threads, ordered_map
 
 FEW, MANY = 20, 50  # a class is rare with fewer images, or if the most frequent has this many times as many
 TINY, LONG = 64, 4.0  # odd sizes: shorter side in pixels, ratio of the sides
@@ -74,21 +73,16 @@ class Survey:
     digests: dict[str, list[str]] = field(default_factory=dict)
 
 
-def survey(
-    dataset: BaseDataset, masks: bool, workers: int | None = None, progress: bool | str = False
-) -> Survey:
+def survey(dataset: BaseDataset, masks: bool, progress: bool | str = False) -> Survey:
     """Surveys all files of a split; problems are collected, not raised.
 
     Args:
         dataset: the split.
         masks: whether each image needs a mask; existing masks are checked in any case.
-        workers: threads; None for one per core, at most 8.
         progress: how progress is shown, see `ribseg.progress.check_progress`.
     """
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        work = pool.map(partial(_look, dataset, masks), dataset.ids)
-        title = f"Looking at {dataset.split}"
-        facts = list(track(work, title, total=len(dataset), show=progress))
+    work = ordered_map(partial(_look, dataset, masks), dataset.ids, io_threads(), threads=True)
+    facts = list(track(work, f"Looking at {dataset.split}", total=len(dataset), show=progress))
     counts = dataset.labels.sum(0)
     result = Survey(
         split=dataset.split,
@@ -150,14 +144,10 @@ def overlaps(lists: Mapping[str, Collection[str]]) -> tuple[dict[str, list[str]]
 
 
 def _look(dataset: BaseDataset, masks: bool, image_id: str) -> ImageFacts:
-    findings = list(image_findings(dataset, True, image_id))
-    mask = None
-    if masks or dataset.has_mask(image_id):
-        wrong, mask = inspect_mask(dataset, True, image_id)
-        findings += wrong
+    findings, mask = inspect_files(dataset, masks or dataset.has_mask(image_id), True, image_id)
     if any(kind in ("absent images", "unreadable images") for kind, _ in findings):
         return ImageFacts(findings, mask=mask)
-    header, path = header_of(dataset, image_id), dataset.image_path(image_id)
+    header, path = dataset.header(image_id), dataset.image_path(image_id)
     if path is None:
         pixels = hashlib.sha256(f"{header.size}".encode() + dataset.image(image_id).tobytes())
         return ImageFacts(findings, header.size, "array", pixels.hexdigest(), mask)

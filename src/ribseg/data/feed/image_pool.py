@@ -3,9 +3,7 @@
 import io
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from ribseg.data.base import BaseDataset
 from ribseg.errors import DataError, RibsegError
 from ribseg.files import atomic_write
 from ribseg.progress import track
+from ribseg.workers import ordered_map
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
 CHANNELS = 3
@@ -98,7 +97,7 @@ def build_pool(
     """
     folder = Path(folder)
     temporary = folder / f".{PIXELS}.{uuid.uuid4().hex}.tmp"
-    images = _decoded(dataset, sizes, threads)
+    images = ordered_map(partial(_pixels, dataset, sizes), range(len(dataset)), threads, threads=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
@@ -127,18 +126,11 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _decoded(dataset: BaseDataset, sizes: np.ndarray, threads: int) -> Iterator[bytes]:
-    numbers = iter(range(len(dataset)))
-    with ThreadPoolExecutor(threads, thread_name_prefix="pool") as workers:
-        while batch := list(islice(numbers, 4 * threads)):
-            yield from workers.map(lambda number: _pixels(dataset, number, sizes[number]), batch)
-
-
-def _pixels(dataset: BaseDataset, number: int, size: Iterable[int]) -> bytes:
-    image = dataset.image(dataset.ids[number])
+def _pixels(dataset: BaseDataset, sizes: np.ndarray, number: int) -> bytes:
+    image, size = dataset.image(dataset.ids[number]), tuple(sizes[number])
     if image.shape != (*size, CHANNELS):
         raise DataError(
-            f"the image {dataset.ids[number]} has the shape {image.shape}, its header said {tuple(size)}; "
+            f"the image {dataset.ids[number]} has the shape {image.shape}, its header said {size}; "
             "was it changed since the run began?"
         )
     return image.tobytes()

@@ -2,11 +2,9 @@
 
 import csv
 import io
-import os
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +15,7 @@ from ribseg.data.check.near_misses import near_misses, with_reason
 from ribseg.data.io.masks import IGNORE, mask_ids, read_mask
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import atomic_write, scan_folder
+from ribseg.workers import io_threads, ordered_map
 
 Problems = dict[str, list[str]]
 TWICE = "images with two rows (expected one an image, with all its classes separated by spaces)"
@@ -149,8 +148,7 @@ def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) 
         labels[found[(found > 0) & (found < IGNORE)] - 1] = True
         return labels
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(row, ids))
+    rows = list(ordered_map(row, ids, io_threads(), threads=True))
     bad = [item for item in rows if isinstance(item, str)]
     if bad:
         headline = (
