@@ -10,6 +10,7 @@ from typing import Any
 
 from ribseg.errors import DataError, DatasetNotFoundError, RibsegError, list_problems
 
+LONGEST_ID = 200  # bytes; file systems allow 255, including extension and temporary names
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -41,18 +42,14 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     atomic_write(path, json.dumps(value, indent=indent).encode())
 
 
-def is_plain_id(text: str, longest: int = 200) -> bool:
+def is_plain_id(text: str) -> bool:
     """Whether a text can be an image id: a file name without extension and folder, without spaces.
-
-    Args:
-        text: the id.
-        longest: in bytes; file systems allow 255, including extension and temporary names.
 
     >>> is_plain_id("2007_000032"), is_plain_id("../a"), is_plain_id("two words"), is_plain_id("")
     (True, False, False, False)
     """
     plain = text.isprintable() and not any(sign in text for sign in "/\\:")
-    return plain and text not in (".", "..") and text.split() == [text] and len(text.encode()) <= longest
+    return plain and text not in (".", "..") and text.split() == [text] and len(text.encode()) <= LONGEST_ID
 
 
 def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:

@@ -54,10 +54,17 @@ def read_split(folder: Path, split: str, images: Container[str]) -> tuple[tuple[
     ids = [sys.intern(line.split()[0]) for line in lines]
     if not ids:
         raise DataError(f"the split {split!r} is empty: {path} names no image. Expected one image id a line.")
-    problems = _problems_of_list(lines, ids, images)
+    problems: dict[str, list[str]] = {}
+    for number, (line, image_id) in enumerate(zip(lines, ids, strict=True), 1):
+        if kind := _problem_of_line(line, image_id, images):
+            problems.setdefault(kind, []).append(f"entry {number}: {line!r}")
+    first = dict(zip(reversed(ids), reversed(range(len(ids))), strict=True))
+    repeated = [row for row, image_id in enumerate(ids) if first[image_id] < row]
+    if repeated and SPACES not in problems:  # ids with spaces may share their first word
+        problems["named twice"] = [f"entry {row + 1}: {lines[row]}" for row in repeated]
     if problems:
         advice = "An id is the image's file name without ending and without folder; name each once."
-        if SPACES in problems or any(len(lines[row].split()) > 1 for row in _repeated(ids)):
+        if SPACES in problems or any(len(lines[row].split()) > 1 for row in repeated):
             advice += (
                 " Lists in VOC layout separate columns by spaces, so only the first word of a line is the "
                 "id: if file names hold spaces, rename the files (underscores, for example) and the ids in "
@@ -65,21 +72,6 @@ def read_split(folder: Path, split: str, images: Container[str]) -> tuple[tuple[
             )
         raise DataError(list_problems(f"{path} cannot be used", problems, advice))
     return splits, ids
-
-
-def _problems_of_list(
-    lines: Sequence[str], ids: Sequence[str], images: Container[str]
-) -> dict[str, list[str]]:
-    """Kind of problem -> the lines that have it."""
-    problems: dict[str, list[str]] = {}
-    for number, (line, image_id) in enumerate(zip(lines, ids, strict=True), 1):
-        kind = _problem_of_line(line, image_id, images)
-        if kind:
-            problems.setdefault(kind, []).append(f"entry {number}: {line!r}")
-    repeated = _repeated(ids) if SPACES not in problems else []  # ids with spaces may share their first word
-    if repeated:
-        problems["named twice"] = [f"entry {row + 1}: {lines[row]}" for row in repeated]
-    return problems
 
 
 def _problem_of_line(line: str, image_id: str, images: Container[str]) -> str | None:
@@ -92,17 +84,6 @@ def _problem_of_line(line: str, image_id: str, images: Container[str]) -> str | 
     if stem != image_id and stem in images and image_id not in images:
         return "ids with an ending (write x, not x.jpg)"
     return None
-
-
-def _repeated(ids: Sequence[str]) -> list[int]:
-    """Indices of ids that occur earlier in the list."""
-    seen: set[str] = set()
-    rows = []
-    for row, image_id in enumerate(ids):
-        if image_id in seen:
-            rows.append(row)
-        seen.add(image_id)
-    return rows
 
 
 def class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tuple[str, ...]:

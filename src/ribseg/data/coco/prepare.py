@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ribseg.data.coco.instances import Instances, read_instances
 from ribseg.data.coco.masks import Job, write_semantic_mask
@@ -19,6 +19,7 @@ from ribseg.workers import ordered_map, worker_count
 
 FOLDER = Path("outputs/coco")
 MANIFEST = "coco.json"
+Listing = dict[str, list[int]]  # image id -> its labels in 1..C, ascending
 MASKS, LISTS = "SegmentationClass", "ImageSets/Segmentation"
 # Images in the official files of 2014, all and with at least one instance.
 OFFICIAL = {"train2014": (82_783, 82_081), "val2014": (40_504, 40_137)}
@@ -35,18 +36,6 @@ class Prepared(dict[str, Any]):
     def __init__(self, arguments: Mapping[str, Any], facts: dict[str, Any]) -> None:
         super().__init__(arguments)
         self.facts = facts
-
-
-class Listing(NamedTuple):
-    """The list of a split.
-
-    Attributes:
-        ids: of the images.
-        labels: of each image, in 1..C, ascending.
-    """
-
-    ids: list[str]
-    labels: list[list[int]]
 
 
 def prepare_coco(
@@ -97,32 +86,25 @@ def prepare_coco(
         # From here on the folder belongs to these annotations and this policy.
         write_json(target / MANIFEST, stamp)
         for split, listing in listings.items():
-            draw_masks(_annotations(root, split), set(listing.ids), target / MASKS, chosen, workers, progress)
+            draw_masks(_annotations(root, split), set(listing), target / MASKS, chosen, workers, progress)
         _write_tables(target, names, listings)
-        write_json(target / MANIFEST, stamp | {"preset": name, "counts": _counts(listings)})
-    return _prepared(root, target, splits, {"policy": name, **asdict(chosen), "target": str(target)})
-
-
-def _prepared(root: Path, target: Path, splits: Sequence[str], facts: dict[str, Any]) -> Prepared:
+        counts = {
+            split: {"images": len(listing), "labelled": sum(map(bool, listing.values()))}
+            for split, listing in listings.items()
+        }
+        write_json(target / MANIFEST, stamp | {"preset": name, "counts": counts})
+    made = target.absolute()
     return Prepared(
         {
             "root": str(root),
             "images_dir": list(splits),
-            "masks_dir": str((target / MASKS).absolute()),
-            "lists_dir": str((target / LISTS).absolute()),
-            "classes": str((target / "classes.txt").absolute()),
-            "labels": str((target / "image_labels.csv").absolute()),
+            "masks_dir": str(made / MASKS),
+            "lists_dir": str(made / LISTS),
+            "classes": str(made / "classes.txt"),
+            "labels": str(made / "image_labels.csv"),
         },
-        facts,
+        {"policy": name, **asdict(chosen), "target": str(target)},
     )
-
-
-def _counts(listings: Mapping[str, Listing]) -> dict[str, dict[str, int]]:
-    """Split -> its number of images, and of those with a label."""
-    return {
-        split: {"images": len(listing.ids), "labelled": sum(map(bool, listing.labels))}
-        for split, listing in listings.items()
-    }
 
 
 def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:
@@ -156,15 +138,15 @@ def check_counts(split: str, instances: Instances) -> None:
 
 def listed(instances: Instances, policy: Policy) -> Listing:
     """The listed images of a split, with their labels."""
-    ids, labels = [], []
-    for record, objects in zip(instances.images, instances.objects, strict=True):
-        own = sorted({item.label for item in objects if policy.crowd != "exclude" or not item.crowd})
-        if own or policy.unannotated == "keep":
-            ids.append(record.id)
-            labels.append(own)
-    if not ids:
+    listing = {
+        record.id: sorted({item.label for item in objects if policy.crowd != "exclude" or not item.crowd})
+        for record, objects in zip(instances.images, instances.objects, strict=True)
+    }
+    if policy.unannotated == "drop":
+        listing = {image_id: labels for image_id, labels in listing.items() if labels}
+    if not listing:
         raise DataError("no image has an instance; with unannotated=drop nothing is left")
-    return Listing(ids, labels)
+    return listing
 
 
 def draw_masks(
@@ -247,9 +229,8 @@ def _is_ready(target: Path, stamp: dict[str, Any]) -> bool:
 
 def _write_tables(target: Path, names: Sequence[str], splits: dict[str, Listing]) -> None:
     rows: dict[str, list[str]] = {}
-    for name, split in splits.items():
-        labelled = zip(split.ids, split.labels, strict=True)
-        rows |= {image_id: [names[label - 1] for label in labels] for image_id, labels in labelled}
-        atomic_write(target / LISTS / f"{name}.txt", "\n".join(split.ids).encode())
+    for split, listing in splits.items():
+        rows |= {image_id: [names[label - 1] for label in labels] for image_id, labels in listing.items()}
+        atomic_write(target / LISTS / f"{split}.txt", "\n".join(listing).encode())
     atomic_write(target / "classes.txt", "\n".join(names).encode())
     write_label_csv(target / "image_labels.csv", rows)

@@ -82,11 +82,11 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
             "in classes.txt (underscores, for example), or take the labels from the masks (labels=mask)."
         )
     problems: Problems = defaultdict(list)
-    others: set[str] = set()
-    rows = _csv_rows(path, set(ids), problems, others)
+    listed = set(ids)
+    rows = _csv_rows(path, problems, listed)
     absent = [image_id for image_id in ids if image_id not in rows]
     if absent:
-        near = near_misses(absent, others)
+        near = near_misses(absent, (image_id for image_id in rows if image_id not in listed))
         problems["images without a row"] += [with_reason(image_id, near.get(image_id)) for image_id in absent]
     return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
 
@@ -99,7 +99,7 @@ def read_label_csv(path: str | Path) -> dict[str, list[str]]:
         DataError: lists malformed and repeated rows.
     """
     problems: Problems = defaultdict(list)
-    rows = _csv_rows(Path(path), None, problems)
+    rows = _csv_rows(Path(path), problems)
     if problems:
         raise DataError(list_problems(f"{path} cannot be used", problems, "Correct these rows."))
     return rows
@@ -167,21 +167,17 @@ def _xml_names(path: Path) -> list[str]:
     return [(item.findtext("name") or "").strip() for item in root.iter("object")]
 
 
-def _csv_rows(
-    path: Path, wanted: set[str] | None, problems: Problems, others: set[str] | None = None
-) -> dict[str, list[str]]:
-    """Image id -> names, of the wanted images; adds the ids of all other rows to `others`."""
+def _csv_rows(path: Path, problems: Problems, listed: set[str] | None = None) -> dict[str, list[str]]:
+    """Image id -> names; images that are not listed may have several rows, as they are not used."""
     rows: dict[str, list[str]] = {}
     for number, row in _csv_lines(path):
         image_id = (row["image"] or "").strip()
         if None in row or row["classes"] is None or not image_id:
             problems["malformed rows"].append(f"line {number}: {list(row.values())}"[:120])
-        elif image_id in rows:
+        elif image_id in rows and (listed is None or image_id in listed):
             problems[TWICE].append(f"line {number}: {image_id}")
-        elif wanted is None or image_id in wanted:
+        else:
             rows[image_id] = row["classes"].split()
-        elif others is not None:
-            others.add(image_id)
     return rows
 
 
