@@ -1,6 +1,7 @@
 """The built-in demo data set and the asset of its backbone."""
 
 import hashlib
+import runpy
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 from ribseg.models import Backbone, load_weights
 
+TOOL = Path(__file__).parents[1] / "tools" / "pretrain_demo_backbone.py"
 ASSET = Path(ribseg.__file__).parent / "assets" / "demo_backbone.safetensors"
 
 
@@ -116,7 +118,8 @@ def test_textures_have_contrast(texture):
 
 
 def test_pretraining_crops_say_what_they_show():
-    crops = [world.pretraining_crop(np.random.default_rng(i)) for i in range(200)]
+    pretraining_crop = runpy.run_path(str(TOOL))["pretraining_crop"]
+    crops = [pretraining_crop(np.random.default_rng(i)) for i in range(200)]
     for name, values in (("mark", world.MARKS), ("texture", world.TEXTURES), ("shape", world.SHAPES)):
         seen = [getattr(crop, name) for crop in crops if getattr(crop, name) >= 0]
         assert 60 < len(seen) < 200

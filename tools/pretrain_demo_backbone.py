@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ribseg.data import IMAGENET_MEAN, IMAGENET_STD, world
+from ribseg.data import IMAGENET_MEAN, IMAGENET_STD
+from ribseg.data.demo import world
 from ribseg.models import Backbone
 
 NAME, KWARGS, OUTPUT_STRIDE = "resnet10t", {"channels": (32, 64, 128, 192), "stem_width": 16}, 8
@@ -35,7 +37,40 @@ ATTRIBUTES = {
 }
 MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255
 STD = torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255
+SHOWN = ("whole", "body", "head")  # in a crop
 OUT = Path(__file__).parents[1] / "src" / "ribseg" / "assets" / "demo_backbone.safetensors"
+
+
+class Crop(NamedTuple):
+    """A pretraining crop: (S, S, 3) uint8, and its attributes (-1 where the crop does not show one)."""
+
+    image: world.Image
+    mark: int
+    texture: int
+    shape: int
+    hue: int
+
+
+def pretraining_crop(rng: np.random.Generator, size: int = 64) -> Crop:
+    """A random crop: a whole creature (half of the crops), a part of a body, or a head."""
+    looks = world.random_looks(rng)
+    kind = SHOWN[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
+    length, angle = rng.uniform(15, 34), rng.uniform(0, 2 * np.pi)
+    # The point of the creature, from the body's centre towards the head, that is at the crop's centre.
+    reach = {"whole": 0.4, "body": rng.uniform(-1.6, -0.9), "head": rng.uniform(1.2, 2.2)}[kind]
+    shift = rng.uniform(-0.12, 0.12, 2) * size
+    x, y = size / 2 + shift - reach * length * np.array([np.cos(angle), np.sin(angle)])
+    canvas = world.background(size, rng)
+    parts = world.paint(canvas, looks, world.Pose(float(x), float(y), length, angle), rng)
+    head_seen = np.count_nonzero(parts == world.HEAD) > 0.8 * np.pi * (0.42 * length) ** 2
+    body_seen = np.count_nonzero(parts == world.BODY) > 90
+    return Crop(
+        world.develop(canvas, rng),
+        mark=looks.mark if head_seen else -1,
+        texture=looks.texture if body_seen else -1,
+        shape=looks.shape if kind == "whole" else -1,
+        hue=looks.hue if body_seen else -1,
+    )
 
 
 class Crops(Dataset):
@@ -48,7 +83,7 @@ class Crops(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        sample = world.pretraining_crop(np.random.default_rng((self.seed, index)))
+        sample = pretraining_crop(np.random.default_rng((self.seed, index)))
         attributes = torch.tensor([getattr(sample, name) for name in ATTRIBUTES])
         return torch.from_numpy(sample.image), attributes
 

@@ -1,7 +1,19 @@
 """Exceptions of ribseg. Messages say what was expected, what was found, and what to do."""
 
+import lzma
+import pickle
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 
+# What readers raise for damaged or foreign files: Pillow's decoders, numpy, unpicklers, archives.
+DAMAGED = (
+    OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError,
+    MemoryError, SyntaxError, ImportError, AssertionError, struct.error, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, pickle.PickleError, tokenize.TokenError,
+)  # fmt: skip
 LONGEST = 500  # characters per problem: a broken file can have a "name" of megabytes
 
 

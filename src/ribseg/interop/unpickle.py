@@ -8,7 +8,6 @@ arguments, because numpy's own functions would accept a forged element type.
 import io
 import pickle
 import re
-import tokenize
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ribseg.errors import DataError, reason
+from ribseg.errors import DAMAGED, DataError, reason
 
 NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")
-# Exceptions of the unpickler and the replacements for damaged or foreign pickles. AssertionError is torch's,
-# for missing storages; TokenError is numpy's, which reads headers as Python.
-_BROKEN = (
-    pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError,
-    ImportError, RuntimeError, OverflowError, MemoryError, SyntaxError, AssertionError, tokenize.TokenError,
-)  # fmt: skip
 
 
 class _Dtype:
@@ -145,7 +138,7 @@ def read_pickled_arrays(path: str | Path) -> dict[str | int, np.ndarray]:
         return {_key(name): _plain(value) for name, value in content.value.items()}
     except DataError:
         raise
-    except _BROKEN as error:
+    except DAMAGED as error:
         raise DataError(
             f"{path} cannot be read: {reason(error)}. Expected a dictionary of arrays as np.save writes it; "
             "make the file again."

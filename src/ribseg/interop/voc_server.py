@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ribseg.data.io.images import BROKEN
 from ribseg.data.io.masks import mask_ids, voc_palette
-from ribseg.errors import DataError, list_problems, reason
+from ribseg.errors import DAMAGED, DataError, list_problems, reason
 from ribseg.files import atomic_write
 
 
@@ -97,7 +96,7 @@ def _complaint(data: bytes, size: tuple[int, int], palette: bytes, num_classes: 
             values = mask_ids(np.asarray(image)).tolist() if image.mode == "P" else [0]
             colours = bytes(image.getpalette("RGB") or ())
             found = image.height, image.width
-    except BROKEN as error:
+    except DAMAGED as error:
         return f"cannot be read: {reason(error)}"
     if stored != "P" or interlaced:
         return f"is not indexed with 8 bit: {stored}{', interlaced' if interlaced else ''}"

@@ -7,7 +7,6 @@ bodies: the problem that RIB addresses.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,7 +119,12 @@ def make_demo_dataset(
         _write(temporary, seed, {"train": train, "val": val}, size)
         (temporary / "demo.txt").write_text(stamp)
         temporary.chmod(0o755)  # mkdtemp creates it with 0o700
-        _publish(temporary, root, stamp)
+        try:
+            temporary.replace(root)  # atomic, and replaces an empty folder
+        except OSError:
+            if not root.is_dir():
+                raise
+            _check_stamp(root, stamp)  # another process was faster; its result must be the same
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root
@@ -136,34 +140,20 @@ def _check_stamp(root: Path, stamp: str) -> None:
         )
 
 
-def _publish(temporary: Path, root: Path, stamp: str) -> None:
-    try:
-        temporary.replace(root)  # atomic, and replaces an empty folder
-    except OSError:
-        # Another process was faster; its result must be the same.
-        if not root.is_dir():
-            raise
-        _check_stamp(root, stamp)
-
-
 def _write(root: Path, seed: int, splits: dict[str, int], size: int) -> None:
     for folder in ("JPEGImages", "SegmentationClass", PARTS_DIR, "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     rows = ["image,classes"]
-    for split, name, sample in _draw(seed, splits, size):
-        PILImage.fromarray(sample.image).save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
-        write_mask(root / "SegmentationClass" / f"{name}.png", sample.mask)
-        write_mask(root / PARTS_DIR / f"{name}.png", sample.parts)
-        rows.append(f"{name},{' '.join(CLASSES[c] for c in sample.classes)}")
-        with (root / "ImageSets" / "Segmentation" / f"{split}.txt").open("a") as file:
-            file.write(f"{name}\n")
+    for number, (split, count) in enumerate(splits.items()):
+        names = [f"{split}_{index:05d}" for index in range(count)]
+        for index, name in enumerate(names):
+            sample = demo_image(np.random.default_rng((seed, number, index)), size)
+            image = PILImage.fromarray(sample.image)
+            image.save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+            write_mask(root / "SegmentationClass" / f"{name}.png", sample.mask)
+            write_mask(root / PARTS_DIR / f"{name}.png", sample.parts)
+            rows.append(f"{name},{' '.join(CLASSES[c] for c in sample.classes)}")
+        if names:
+            (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
     (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     (root / "image_labels.csv").write_text("\n".join(rows) + "\n")
-
-
-def _draw(seed: int, splits: dict[str, int], size: int) -> Iterator[tuple[str, str, DemoImage]]:
-    """Yields (split, image id, image)."""
-    for number, (split, count) in enumerate(splits.items()):
-        for index in range(count):
-            rng = np.random.default_rng((seed, number, index))
-            yield split, f"{split}_{index:05d}", demo_image(rng, size)

@@ -4,11 +4,12 @@ docs/method.md, section 3.3.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -125,38 +126,18 @@ class PerThread(threading.local):
         self.transform = deepcopy(transform)
 
 
-class PendingBatch(NamedTuple):
-    """A batch in preparation.
-
-    Attributes:
-        images: (B, 3, S, S) float32, whose rows are being written.
-        labels: (B, C) float32; B is 0 if there is no reference image.
-        rows: yields an item when a row has been written, or raises its error.
-    """
-
-    images: Tensor
-    labels: Tensor
-    rows: Iterator[None]
-
-    def finished(self) -> Batch:
-        """Waits for all rows and returns the batch."""
-        for _ in self.rows:
-            pass
-        return (self.images, self.labels) if len(self.labels) else (None, None)
-
-
 class PrefetchedBatches(Iterator[Batch]):
     """An iterator over batches that threads prepare one step ahead of the consumer.
 
     The threads end with the iterator, also if it is deleted before its end; pending rows are cancelled.
 
     Args:
-        begin: step and a map function -> the batch in preparation.
+        begin: step and a map function -> a function that waits for the batch and returns it.
         steps: number of batches, at least one.
         threads: number of threads for the rows of a batch.
     """
 
-    def __init__(self, begin: Callable[..., PendingBatch], steps: int, threads: int) -> None:
+    def __init__(self, begin: Callable[..., Callable[[], Batch]], steps: int, threads: int) -> None:
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="references")
         self._begin = partial(begin, apply=self._workers.map)
         self._step, self._steps = 0, steps
@@ -168,7 +149,7 @@ class PrefetchedBatches(Iterator[Batch]):
         current, self._step = self._pending, self._step + 1
         if self._step < self._steps:
             self._pending = self._begin(self._step)
-        return current.finished()
+        return current()
 
     def close(self) -> None:
         """Ends the threads after their current images."""
@@ -226,16 +207,19 @@ class ReferenceBatches:
         begin = partial(self._begin, image_id, torch.as_tensor(labels).cpu(), PerThread(self.transform))
         if self.threads and steps:
             return PrefetchedBatches(begin, steps, self.threads)
-        return (begin(step).finished() for step in range(steps))
+        return (begin(step)() for step in range(steps))
 
     def batch(self, image_id: str, labels: np.ndarray | Tensor, step: int) -> Batch:
         """The batch of one step; see `__call__`."""
-        return self._begin(image_id, torch.as_tensor(labels), PerThread(self.transform), step).finished()
+        return self._begin(image_id, torch.as_tensor(labels), PerThread(self.transform), step)()
 
     def _begin(
         self, image_id: str, labels: Tensor, own: PerThread, step: int, apply: Callable[..., Any] = map
-    ) -> PendingBatch:
-        """Draws the images of a step; `apply` maps the function that writes a crop over the rows."""
+    ) -> Callable[[], Batch]:
+        """Draws the images of a step; the returned function waits for the batch.
+
+        `apply` maps the function that writes a crop over the rows.
+        """
         chosen = self.sampler.indices(image_id, labels, step, self.batch_size)
         images = torch.empty(len(chosen), *self._shape, pin_memory=self.pin and len(chosen) > 0)
 
@@ -246,5 +230,12 @@ class ReferenceBatches:
             # numpy copies without torch's thread pool, for which several threads would compete.
             images[row].numpy()[...] = crop.numpy()
 
-        labels_of_chosen = torch.from_numpy(self.dataset.labels[chosen]).float()
-        return PendingBatch(images, labels_of_chosen, apply(write, range(len(chosen))))
+        rows = apply(write, range(len(chosen)))
+
+        def finished() -> Batch:
+            deque(rows, maxlen=0)  # waits for all rows, or raises the error of one
+            if len(chosen) == 0:
+                return None, None
+            return images, torch.from_numpy(self.dataset.labels[chosen]).float()
+
+        return finished

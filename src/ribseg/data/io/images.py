@@ -1,7 +1,5 @@
 """Reading images of any format and mode as upright 8-bit RGB arrays."""
 
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ribseg.errors import DataError, reason
+from ribseg.errors import DAMAGED, DataError, reason
 
 Channels = tuple[float, float, float]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,11 +25,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Exceptions that Pillow's decoders and its reader of EXIF data may raise for damaged files.
-BROKEN = (
-    OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError,
-    MemoryError, RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -70,7 +63,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         ) from error
     except FileNotFoundError as error:
         raise DataError(f"{path} is absent. Fetch it, or take it off the list.") from error
-    except BROKEN as error:
+    except DAMAGED as error:
         raise DataError(
             f"{path} cannot be read as an image: {reason(error)}. Expected a complete JPEG"
             " or PNG; fetch it again."

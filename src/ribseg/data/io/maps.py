@@ -2,21 +2,17 @@
 
 import io
 import json
-import lzma
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ribseg.errors import DataError, reason
+from ribseg.errors import DAMAGED, DataError, reason
 from ribseg.files import atomic_write
 from ribseg.functional.cam import argmax_labels
 from ribseg.types import STRIDE
@@ -24,15 +20,20 @@ from ribseg.types import STRIDE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("classes", "strided", "full", "size", "names", "steps")
+# Array in a file -> its shape, K for that of classes, and the beginning of its type.
+ARRAYS: dict[str, tuple[tuple[str | int, ...], str]] = {
+    "classes": (("K",), "i"),
+    "strided": (("K", "height", "width"), "f"),
+    "full": (("K", "height", "width"), "f"),
+    "size": ((2,), "i"),
+    "names": (("K",), "U"),
+    "steps": (("steps", "K", "height", "width"), "u1"),
+}
+KINDS = {"i": "integers", "f": "floats", "U": "texts", "u1": "uint8"}
 LARGEST_LABEL = 254  # in an 8-bit mask; 255 is "ignore"
 LARGEST = 2**31  # bytes of one file's arrays, unpacked: 20 classes of a photograph of 50 megapixels
 # In Python 3.11.4 to 3.11.7 parsing literals, as numpy does for headers, is not thread-safe.
 HEADERS = Lock()
-_BROKEN = (
-    OSError, ValueError, TypeError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError,
-    SyntaxError, TokenError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
 
 
 @dataclass(
@@ -147,7 +148,7 @@ def load_maps(path: str | Path) -> LocalizationMaps:
         raise DataError(
             f"the localization maps {path} are absent. Run the stage that makes them again."
         ) from error
-    except _BROKEN as error:
+    except DAMAGED as error:
         raise DataError(
             f"{path} cannot be read: {reason(error)}. Delete it and run the stage that makes it again."
         ) from error
@@ -166,7 +167,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays of maps, as float32 and int64, and the names of all arrays in the file."""
     with zipfile.ZipFile(path) as archive:
         members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-        wanted = {name: members[name] for name in NAMES if name in members}
+        wanted = {name: members[name] for name in ARRAYS if name in members}
         if sum(entry.file_size for entry in wanted.values()) > LARGEST:
             raise ValueError(f"it unpacks to more than {LARGEST >> 30} GiB")
         arrays = {name: _array(archive.read(entry)) for name, entry in wanted.items()}
@@ -204,36 +205,26 @@ def _problem(arrays: dict[str, np.ndarray], found: list[str] | None = None) -> s
     if not {"classes", "strided"} <= set(arrays):
         return f"expected `classes` and `strided`, found {found}"
     classes = arrays["classes"]
-    if classes.ndim != 1 or classes.dtype.kind != "i":
-        return f"expected `classes` (K,) of integers, found {classes.dtype} {classes.shape}"
+    for name, array in arrays.items():
+        sides, kind = ARRAYS[name]
+        shape = tuple(classes.size if side == "K" else side for side in sides)
+        fits = len(shape) == array.ndim and all(
+            found == side for found, side in zip(array.shape, shape, strict=True) if isinstance(side, int)
+        )
+        if not fits or not array.dtype.str[1:].startswith(kind):
+            text = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+            return f"expected `{name}` {text} of {KINDS[kind]}, found {array.dtype} {array.shape}"
+        if kind == "f" and not np.isfinite(array).all():
+            return f"`{name}` holds NaN or infinity"
     if (classes < 0).any() or (np.diff(classes) <= 0).any():
         return f"expected `classes` ascending from 0 on, found {classes[:8].tolist()}"
-    for name in {"strided", "full"} & set(arrays):
-        array, count = arrays[name], len(classes)
-        if array.ndim != 3 or len(array) != count or array.dtype.kind != "f":
-            return f"expected `{name}` ({count}, height, width) of floats, found {array.dtype} {array.shape}"
-        if not np.isfinite(array).all():
-            return f"`{name}` holds NaN or infinity"
-    steps = arrays.get("steps")
-    if steps is not None and (steps.ndim != 4 or steps.shape[1] != len(classes) or steps.dtype != np.uint8):
-        shape = f"(steps, {len(classes)}, height, width)"
-        return f"expected `steps` {shape} of uint8, found {steps.dtype} {steps.shape}"
-    names = arrays.get("names")
-    if names is not None and (names.shape != classes.shape or names.dtype.kind != "U"):
-        return f"expected `names` ({len(classes)},) of texts, found {names.dtype} {names.shape}"
-    return _size_problem(arrays) if "size" in arrays else ""
-
-
-def _size_problem(arrays: dict[str, np.ndarray]) -> str:
-    """The problem with the image size of a map file; "" if there is none."""
-    size = arrays["size"]
-    if size.shape != (2,) or size.dtype.kind != "i":
-        return f"expected `size` (2,) of integers, found {size.dtype} {size.shape}"
-    strided = [-(-side // STRIDE) for side in size.tolist()]
-    fits = list(arrays["strided"].shape[1:]) == strided and min(strided) > 0
-    if not fits or ("full" in arrays and list(arrays["full"].shape[1:]) != size.tolist()):
-        shapes = {name: arrays[name].shape for name in ("strided", "full") if name in arrays}
-        return f"the maps {shapes} do not belong to an image of {size.tolist()} pixels (height, width)"
+    if "size" not in arrays:
+        return ""
+    size = arrays["size"].tolist()
+    expected = {"strided": [-(-side // STRIDE) for side in size], "full": size}
+    shapes = {name: arrays[name].shape for name in expected if name in arrays}
+    if min(size) < 1 or any(list(shape[1:]) != expected[name] for name, shape in shapes.items()):
+        return f"the maps {shapes} do not belong to an image of {size} pixels (height, width)"
     return ""
 
 
