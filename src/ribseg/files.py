@@ -4,9 +4,10 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ribseg.errors import DataError, DatasetNotFoundError, RibsegError, list_problems
 
@@ -14,27 +15,35 @@ LONGEST_ID = 200  # bytes; file systems allow 255, including extension and tempo
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
-def atomic_write(path: str | Path, data: bytes) -> None:
-    """Writes a file under a temporary name in the same folder and renames it; creates the folder.
+@contextmanager
+def atomic_file(
+    path: str | Path, advice: str = "Choose a writable folder with free space."
+) -> Iterator[BinaryIO]:
+    """A file to write to, under a temporary name in the same folder, renamed at the end; creates the folder.
 
     A reader, or a run resumed after a kill, sees the complete file or none.
 
     Raises:
-        RibsegError: if the folder cannot be written to.
+        RibsegError: if the folder cannot be written to; ends with the advice.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as file:
+                yield file
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise RibsegError(
-            f"cannot write {path}: {error.strerror or error}. Choose a writable folder with free space."
-        ) from error
+        raise RibsegError(f"cannot write {path}: {error.strerror or error}. {advice}") from error
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Writes a file as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:

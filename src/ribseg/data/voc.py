@@ -134,7 +134,10 @@ class VOCFolder(BaseDataset):
         digest.update(_sizes(self._images, self.ids))
         if masks:
             digest.update(b"masks" + _sizes(self._masks, self.ids))
-            digest.update(_ends(self._masks, self.ids))
+            for image_id in filter(self.has_mask, self.ids):
+                with self.mask_path(image_id).open("rb") as file:
+                    file.seek(max(file.seek(0, os.SEEK_END) - PNG_END, 0))
+                    digest.update(file.read())
         return digest.hexdigest()
 
     def _read_labels(self, source: str | Path) -> np.ndarray:
@@ -196,15 +199,3 @@ def _sizes(files: Files, ids: Iterable[str]) -> bytes:
         for image_id, place in places
     ]
     return np.asarray(sizes, dtype="<i8").tobytes()
-
-
-def _ends(files: Files, ids: Iterable[str]) -> bytes:
-    """The last bytes of all existing files."""
-    ends = []
-    for image_id in ids:
-        if image_id in files:
-            with Path(files[image_id][0], image_id + files[image_id][1]).open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(file.tell() - PNG_END, 0))
-                ends.append(file.read())
-    return b"".join(ends)

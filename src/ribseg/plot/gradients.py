@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ribseg.plot.scores import Values
+from ribseg.plot.scores import Values, new_figure
 from ribseg.plot.style import COLOURS, line_style
 
 if TYPE_CHECKING:
@@ -25,12 +25,8 @@ def gradient_figure(images: Any, gradients: Any, labels: Sequence[str] = ()) -> 
         gradients: (N, L, H, W), at least 0, as `ribseg.analysis.gradient_map` gives them for L layers.
         labels: of the N rows.
     """
-    from matplotlib.figure import Figure
-
     shown, layers = np.asarray(images), np.asarray(gradients)
-    figure = Figure(
-        figsize=(INCHES * (layers.shape[1] + 1), INCHES * len(layers) + 0.3), layout="constrained"
-    )
+    figure = new_figure(INCHES * (layers.shape[1] + 1), INCHES * len(layers) + 0.3)
     draw_gradients(figure, shown, layers, labels)
     return figure
 
@@ -60,9 +56,7 @@ def ratio_figure(ratios: Ratios, deviations: Ratios | None = None) -> "Figure":
             `ribseg.analysis.high_gradient_ratio`; None for a missing one.
         deviations: the same of standard deviations, drawn as bars.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * len(ratios), 3.2), layout="constrained")
+    figure = new_figure(4.6 * len(ratios), 3.2)
     draw_ratios(figure, ratios, deviations)
     return figure
 

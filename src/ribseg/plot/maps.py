@@ -10,6 +10,7 @@ from ribseg.data.io.images import as_image
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import DataError
 from ribseg.functional.cam import argmax_labels
+from ribseg.plot.scores import new_figure
 from ribseg.plot.style import MAPS
 
 if TYPE_CHECKING:
@@ -148,8 +149,6 @@ def _names(maps: Maps) -> Sequence[str]:
 
 def _grid(rows: int, columns: int, pixels: np.ndarray) -> "tuple[Figure, np.ndarray]":
     """A figure with axes (rows, columns), each `INCHES` wide, with the image's aspect ratio."""
-    from matplotlib.figure import Figure
-
     height = INCHES * pixels.shape[0] / pixels.shape[1]
-    figure = Figure(figsize=(INCHES * columns, rows * (min(height, 3 * INCHES) + 0.3)), layout="constrained")
+    figure = new_figure(INCHES * columns, rows * (min(height, 3 * INCHES) + 0.3))
     return figure, figure.subplots(rows, columns, squeeze=False)

@@ -143,14 +143,8 @@ def segmentation_eval_transform(
     Raises:
         ConfigError: if the size is not positive.
     """
-    return A.Compose(
-        [
-            A.Normalize(mean=tuple(mean), std=tuple(std)),
-            pad_to(crop_size, "top_left"),
-            A.Crop(x_min=0, y_min=0, x_max=crop_size, y_max=crop_size),
-            ToTensorV2(),
-        ]
-    )
+    normalize, pad = A.Normalize(mean=tuple(mean), std=tuple(std)), pad_to(crop_size, "top_left")
+    return A.Compose([normalize, pad, A.Crop(x_max=crop_size, y_max=crop_size), ToTensorV2()])
 
 
 def whole_image_transform(mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD) -> A.Compose:

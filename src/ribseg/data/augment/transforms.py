@@ -75,16 +75,9 @@ def eval_transform(
     Raises:
         ConfigError: if a size is not positive.
     """
-    pad = pad_to(crop_size, "top_left")
+    pad, normalize = pad_to(crop_size, "top_left"), A.Normalize(mean=tuple(mean), std=tuple(std))
     _range((resize_long, resize_long))
-    return A.Compose(
-        [
-            LongestSide(max_size=min(resize_long, crop_size)),
-            A.Normalize(mean=tuple(mean), std=tuple(std)),
-            pad,
-            ToTensorV2(),
-        ]
-    )
+    return A.Compose([LongestSide(max_size=min(resize_long, crop_size)), normalize, pad, ToTensorV2()])
 
 
 def random_crops(
@@ -104,16 +97,9 @@ def random_crops(
     """
     if not 0 <= flip <= 1:
         raise ConfigError(f"expected flip in [0, 1], found {flip}.")
-    return A.Compose(
-        [
-            resize,
-            A.HorizontalFlip(p=flip),
-            A.Normalize(mean=tuple(mean), std=tuple(std)),
-            pad_to(size, "random"),
-            A.RandomCrop(height=size, width=size),
-            ToTensorV2(),
-        ]
-    )
+    normalize = A.Normalize(mean=tuple(mean), std=tuple(std))
+    pad, crop = pad_to(size, "random"), A.RandomCrop(height=size, width=size)
+    return A.Compose([resize, A.HorizontalFlip(p=flip), normalize, pad, crop, ToTensorV2()])
 
 
 def pad_to(size: int, position: str) -> A.PadIfNeeded:
@@ -128,14 +114,8 @@ def pad_to(size: int, position: str) -> A.PadIfNeeded:
     """
     if size < 1:
         raise ConfigError(f"expected a positive crop_size, found {size}.")
-    return A.PadIfNeeded(
-        min_height=size,
-        min_width=size,
-        position=position,
-        border_mode=cv2.BORDER_CONSTANT,
-        fill=0,
-        fill_mask=IGNORE,
-    )
+    constant = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE}
+    return A.PadIfNeeded(min_height=size, min_width=size, position=position, **constant)
 
 
 def seeded(transform: T, seed: int) -> T:

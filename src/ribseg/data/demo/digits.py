@@ -20,18 +20,16 @@ from ribseg.errors import ConfigError, DatasetNotFoundError
 from ribseg.functional.random import rng
 
 CLASSES = ("2", "8")
+# Names of the region masks, in their order: digit, mark, rest.
 REGIONS = ("discriminative", "non_discriminative", "irrelevant")
-"""Names of the region masks, in their order: digit, mark, rest."""
+# The range of the digits that each split draws from; the splits share no digit.
 SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
-"""The range of the digits that each split draws from; the splits share no digit."""
-SIZE = 64
-"""Edge length of the images in pixels."""
+SIZE = 64  # edge length of the images in pixels
+# Edge lengths of the boxes of digit and mark in pixels, both ends included.
 DIGIT_SIZES, MARK_SIZES = (26, 32), (11, 14)
-"""Edge lengths of the boxes of digit and mark in pixels, both ends included."""
-MARK_WIDTH = 2
-"""Line width of the mark in pixels, like the strokes of a digit."""
+MARK_WIDTH = 2  # line width of the mark in pixels, like the strokes of a digit
+# Contrast factor for upscaled digits, around 0.5; grey value from which a pixel belongs to the digit.
 CONTRAST, INK = 3.0, 0.25
-"""Contrast factor for upscaled digits, around 0.5; grey value from which a pixel belongs to the digit."""
 
 
 class Digits(NamedTuple):

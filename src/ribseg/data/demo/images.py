@@ -18,14 +18,13 @@ from ribseg.data.demo import world
 from ribseg.data.io.masks import write_mask
 from ribseg.errors import DataError
 
+# The classes, named by the mark on the head; class i + 1 in the masks.
 CLASSES = ("plus", "ring", "triangle", "star", "bar", "pair", "chevron", "comb")
-"""The classes, named by the mark on the head; class i + 1 in the masks."""
+# The texture that belongs to each class.
 CLASS_TEXTURES = ("stripes", "dots", "checker", "rings", "zigzag", "grid", "speckle", "bricks")
-"""The texture that belongs to each class."""
+# Share of images with two objects (of different classes), and of bodies with the class's texture.
 TWO_OBJECTS, OWN_TEXTURE = 1 / 3, 0.5
-"""Share of images with two objects (of different classes), and of bodies with the class's texture."""
-PARTS_DIR = "Parts"
-"""Folder of the parts masks: `world.BACKGROUND`, `world.HEAD`, `world.BODY`."""
+PARTS_DIR = "Parts"  # folder of the parts masks: `world.BACKGROUND`, `world.HEAD`, `world.BODY`
 
 
 class DemoImage(NamedTuple):

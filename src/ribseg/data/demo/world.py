@@ -11,10 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
-"""(H, W, 3) uint8 RGB."""
-Field = NDArray[np.float32]
-"""(H, W) or (H, W, 3) float32 in [0, 1]."""
+Image = NDArray[np.uint8]  # (H, W, 3) uint8 RGB
+Field = NDArray[np.float32]  # (H, W) or (H, W, 3) float32 in [0, 1]
 Reals = NDArray[np.floating[Any]]
 
 TEXTURES = (
@@ -26,10 +24,8 @@ MARKS = (
     "pair", "crescent", "chevron", "hourglass", "tee", "half", "target", "comb",
 )  # fmt: skip
 SHAPES = ("ellipse", "box", "wedge", "hexagon", "gear", "fish", "bone", "drop")
-HUES = 12
-"""Number of hues; hue i stands for the angle 360 i / 12 degrees."""
-BACKGROUND, HEAD, BODY = 0, 1, 2
-"""Values of a parts mask."""
+HUES = 12  # number of hues; hue i stands for the angle 360 i / 12 degrees
+BACKGROUND, HEAD, BODY = 0, 1, 2  # values of a parts mask
 
 _SHIFT = 4  # Fractional bits of the coordinates that are handed to OpenCV.
 

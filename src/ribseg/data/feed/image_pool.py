@@ -1,23 +1,20 @@
 """A pool of decoded images in one memory-mapped file: each is decoded once, not once per draw."""
 
-import io
 import time
-import uuid
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ribseg.data.base import BaseDataset
-from ribseg.errors import DataError, RibsegError
-from ribseg.files import atomic_write
+from ribseg.errors import DataError
+from ribseg.files import atomic_file
 from ribseg.progress import track
 from ribseg.workers import ordered_map
 
 PIXELS, INDEX = "pixels.bin", "index.npz"
 CHANNELS = 3
 IDLE = 600  # seconds
-ADVICE = "Choose another folder, or use no pool (maps.pool_gib=0)."
 
 
 class ImagePool:
@@ -37,16 +34,12 @@ class ImagePool:
                 self._sizes = index["sizes"]
             self._ends = np.cumsum(_bytes_of(self._sizes))
             self._pixels = np.memmap(self.folder / PIXELS, np.uint8, mode="r")
-            whole = len(self._pixels) == self._ends[-1]
+            if len(self._pixels) != self._ends[-1]:
+                raise ValueError(f"it should have {self._ends[-1]} bytes and has {len(self._pixels)}")
         except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
             raise DataError(
                 f"{self.folder} is no pool of decoded images ({error}); delete it and run again"
             ) from error
-        if not whole:
-            raise DataError(
-                f"the pool of decoded images {self.folder} should have {self._ends[-1]} bytes and has "
-                f"{len(self._pixels)}; delete it and run again"
-            )
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -96,34 +89,18 @@ def build_pool(
         RibsegError: the folder cannot be written to.
     """
     folder = Path(folder)
-    temporary = folder / f".{PIXELS}.{uuid.uuid4().hex}.tmp"
     images = ordered_map(partial(_pixels, dataset, sizes), range(len(dataset)), threads, threads=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        try:
-            with temporary.open("wb") as file:
-                for image in track(images, "Decoding", len(dataset), show=progress):
-                    file.write(image)
-            temporary.replace(folder / PIXELS)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RibsegError(
-            f"cannot write {pool_bytes(sizes)} bytes of decoded images to {folder}: "
-            f"{error.strerror or error}. {ADVICE}"
-        ) from error
-    buffer = io.BytesIO()
-    np.savez(buffer, sizes=sizes)
-    atomic_write(folder / INDEX, buffer.getvalue())
-    return ImagePool(folder)
-
-
-def _remove_leftovers(folder: Path) -> None:
     # Files of killed processes: a running one modifies its file all the time.
-    for path in folder.glob(f".{PIXELS}.*.tmp"):
-        if time.time() - path.stat().st_mtime > IDLE:
-            path.unlink(missing_ok=True)
+    for left in folder.glob(f".{PIXELS}.*.tmp"):
+        if time.time() - left.stat().st_mtime > IDLE:
+            left.unlink(missing_ok=True)
+    advice = f"Choose a folder with {pool_bytes(sizes)} free bytes, or use no pool (maps.pool_gib=0)."
+    with atomic_file(folder / PIXELS, advice) as file:
+        for image in track(images, "Decoding", len(dataset), show=progress):
+            file.write(image)
+    with atomic_file(folder / INDEX) as file:
+        np.savez(file, sizes=sizes)
+    return ImagePool(folder)
 
 
 def _pixels(dataset: BaseDataset, sizes: np.ndarray, number: int) -> bytes:

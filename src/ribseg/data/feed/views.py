@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, capped, rescale
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, capped, check_pixels, rescale
 from ribseg.errors import ConfigError, DataError
 from ribseg.types import ImageItem, PredictItem
 
@@ -44,8 +44,7 @@ def multi_scale_views(
     [(2, 3, 5, 8), (2, 3, 2, 4)]
     """
     check_scales(scales)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DataError(f"expected an image (H, W, 3) of uint8, found {image.dtype} {image.shape}.")
+    check_pixels(image, "the image")
     table = _normalisation(tuple(mean), tuple(std))
     return [_with_mirror(rescale(image, scale), table) for scale in scales]
 
