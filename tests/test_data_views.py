@@ -63,7 +63,7 @@ def test_wrong_scales(image, scales):
 
 def test_wrong_images(image):
     for wrong in (image[..., 0], image / 255, image.transpose(2, 0, 1)):
-        with pytest.raises(DataError, match=r"expected an image \(H, W, 3\) of uint8"):
+        with pytest.raises(DataError, match=r"expected an array \(H, W, 3\) of uint8"):
             multi_scale_views(wrong)
 
 

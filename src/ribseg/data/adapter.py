@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ribseg.data.io.images import upright_rgb
+from ribseg.data.io.images import check_pixels, upright_rgb
 from ribseg.data.io.labels import read_label_csv, write_label_csv
 from ribseg.data.io.masks import IGNORE, write_mask
 from ribseg.errors import DataError
@@ -93,11 +93,7 @@ def _indices(labels: Any, classes: Sequence[str], number: int) -> list[int]:
 def _write_image(path: Path, image: Any, number: int) -> tuple[int, ...]:
     pil = isinstance(image, Image.Image)
     array = upright_rgb(image, f"sample {number}") if pil else np.asarray(image)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or array.size == 0:
-        raise DataError(
-            f"sample {number}: expected a PIL image or (H, W, 3) uint8, got {array.dtype} {array.shape}; "
-            "take the data set without a transform"
-        )
+    check_pixels(array, f"sample {number}, taken without a transform")
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")  # lossless
     atomic_write(path, buffer.getvalue())

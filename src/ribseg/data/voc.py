@@ -162,10 +162,9 @@ def _scan_images(folders: Sequence[Path]) -> Files:
     found: Files = {}
     clashes = []
     for folder in folders:
-        for image_id, place in _scan(folder, IMAGE_ENDINGS).items():
-            if image_id in found:
-                clashes.append(f"image {image_id} is in {found[image_id][0]} and in {folder}")
-            found[image_id] = place
+        files = _scan(folder, IMAGE_ENDINGS)
+        clashes += [f"image {i} is in {found[i][0]} and in {folder}" for i in files.keys() & found.keys()]
+        found |= files
     if clashes:
         headline = "the folders of the images cannot be used"
         advice = "An id means one image: rename or remove one of each."

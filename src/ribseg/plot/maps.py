@@ -34,18 +34,17 @@ class Maps(Protocol):
     names: tuple[str, ...]
 
 
-def overlay(image: np.ndarray, strength: np.ndarray, opacity: float = OPACITY) -> np.ndarray:
+def overlay(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """Blends a map over an image; returns (H, W, 3) float in [0, 1].
 
     Args:
         image: (H, W, 3) uint8.
         strength: (H, W) map in [0, 1].
-        opacity: of the map, in [0, 1].
     """
     from matplotlib import colormaps
 
     colours = colormaps[MAPS](strength)[..., :3]
-    return (1 - opacity) * image / 255 + opacity * colours
+    return (1 - OPACITY) * image / 255 + OPACITY * colours
 
 
 def overlay_mask(
@@ -96,16 +95,13 @@ def localization_figure(image: Any, maps: Maps, threshold: float | None = None) 
     return figure
 
 
-def steps_figure(
-    image: Any, series: Sequence[Maps], threshold: float | None = None, steps: Sequence[int] | None = None
-) -> "Figure":
+def steps_figure(image: Any, series: Sequence[Maps], threshold: float | None = None) -> "Figure":
     """A figure of the maps over the steps of a method: one row per class, one column per step.
 
     Args:
         image: of any type accepted by `as_image`.
-        series: the maps after each step, from a method's `trace`.
+        series: the maps after the steps k = 0, 1, .., from a method's `trace`.
         threshold: see `localization_figure`.
-        steps: the number k of each of the maps; None for 0, 1, ..
 
     Raises:
         DataError: see `localization_figure`; or no steps.
@@ -115,9 +111,8 @@ def steps_figure(
         raise DataError("expected the maps of at least one step and one class")
     names = _names(series[0])
     figure, axes = _grid(len(names), len(series), pixels)
-    numbers = range(len(series)) if steps is None else steps
-    for column, (k, maps) in enumerate(zip(numbers, series, strict=True)):
-        _draw_maps(axes[:, column], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
+    for k, maps in enumerate(series):
+        _draw_maps(axes[:, k], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
     return figure
 
 

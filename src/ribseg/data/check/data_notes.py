@@ -105,10 +105,18 @@ def reference_notes(data: Splits, counts: Mapping[str, Any], searched: bool) -> 
 
 def class_notes(data: Splits, trained: bool) -> Iterator[Note]:
     """Notes on classes that no image has, or that a classifier cannot learn from these images."""
-    train, classes = data.train.labels.sum(0), data.train.classes
-    others = {s: folder.labels.sum(0) for s, folder in data.evals.items() if s != data.train.split}
-    if trained:
-        yield from _untrained_class_notes(data, train, others)
+    train, classes, learnt = data.train.labels.sum(0), data.train.classes, data.train.split
+    others = {split: folder.labels.sum(0) for split, folder in data.evals.items() if split != learnt}
+    for split, counts in others.items() if trained else ():
+        only = {int(c): int(counts[c]) for c in np.flatnonzero((train == 0) & (counts > 0))}
+        if only:
+            yield Note(
+                "class_without_training_image",
+                f"{names_and_counts(classes, only)} of {split}, but no image of {learnt}",
+                "The class is never learnt, its maps are accidental (a segmenter never finds it), and its "
+                f"IoU counts in the mIoU of {split}.",
+                f"Put images of it into {learnt}, or take it out of classes.txt, labels and masks.",
+            )
     anywhere = train + sum(others.values(), np.zeros_like(train))
     absent = [repr(name) for name, images in zip(classes, anywhere, strict=True) if not images]
     if absent:
@@ -124,27 +132,10 @@ def class_notes(data: Splits, trained: bool) -> Iterator[Note]:
     if always and trained:
         yield Note(
             "class_in_every_image",
-            f"{names_and_counts(classes, always)}: every image of {data.train.split}",
+            f"{names_and_counts(classes, always)}: every image of {learnt}",
             "The classifier can answer yes without looking, so that its maps need not lie on the class.",
-            f"Add images without the class to {data.train.split}; they may be without any label.",
+            f"Add images without the class to {learnt}; they may be without any label.",
         )
-
-
-def _untrained_class_notes(
-    data: Splits, train: np.ndarray, others: Mapping[str, np.ndarray]
-) -> Iterator[Note]:
-    """Notes on classes of evaluated splits that no training image has; arrays: (C,) images per class."""
-    classes, learnt = data.train.classes, data.train.split
-    for split, counts in others.items():
-        only = {int(c): int(counts[c]) for c in np.flatnonzero((train == 0) & (counts > 0))}
-        if only:
-            yield Note(
-                "class_without_training_image",
-                f"{names_and_counts(classes, only)} of {split}, but no image of {learnt}",
-                "The class is never learnt, its maps are accidental (a segmenter never finds it), and its "
-                f"IoU counts in the mIoU of {split}.",
-                f"Put images of it into {learnt}, or take it out of classes.txt, labels and masks.",
-            )
 
 
 def split_notes(data: Splits) -> Iterator[Note]:

@@ -1,6 +1,7 @@
 """Statistics of the ids in the masks of a split, and of their agreement with the labels."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,11 +100,14 @@ def mask_facts(looks: Sequence[MaskContent | None], labels: np.ndarray) -> MaskF
     rows = [row for row, look in enumerate(looks) if look is not None]
     known_looks = [look for look in looks if look is not None]
     present, pixels, border = np.zeros((len(rows), 256), bool), np.zeros(256, int), np.zeros(256, int)
+    colours: dict[int, set[int]] = defaultdict(set)
     for row, look in enumerate(known_looks):
         ids = list(look.ids)
         present[row, ids] = True
         pixels[ids] += look.pixels
         border[ids] += look.border
+        for number, colour in zip(ids, look.colours, strict=False):  # a gray mask has none
+            colours[number].add(colour)
     labels = labels[rows]
     classes, known = present[:, 1 : labels.shape[1] + 1], labels.any(1)
     moved, misfits, judged = renumbered(labels[known], present[known])
@@ -118,17 +122,8 @@ def mask_facts(looks: Sequence[MaskContent | None], labels: np.ndarray) -> MaskF
         misfits=misfits,
         renumbered=moved,
         judged=judged,
-        colours=_several_colours(known_looks),
+        colours=[[i, len(colours[i])] for i in sorted(colours) if 0 < i < IGNORE and len(colours[i]) > 1],
     )
-
-
-def _several_colours(looks: Iterable[MaskContent]) -> list[list[int]]:
-    """Rows of (id, number of colours), of the class ids with several colours in the palettes."""
-    colours: dict[int, set[int]] = {}
-    for look in looks:
-        for number, colour in zip(look.ids, look.colours, strict=False):  # a gray mask has none
-            colours.setdefault(number, set()).add(colour)
-    return [[i, len(colours[i])] for i in sorted(colours) if 0 < i < IGNORE and len(colours[i]) > 1]
 
 
 def renumbered(labels: np.ndarray, present: np.ndarray) -> tuple[list[list[int]], int, int]:

@@ -201,10 +201,8 @@ def _difference(
 ) -> Iterable[Finding]:
     if (labels == other).all():
         return
-    more, less = (
-        [dataset.classes[c] for c in np.flatnonzero(which)] for which in (labels & ~other, other & ~labels)
-    )
-    parts = [f"+{name}" for name in more] + [f"-{name}" for name in less]
+    signs = zip(dataset.classes, labels, other, strict=True)
+    parts = [f"{'+' if mine else '-'}{name}" for name, mine, its in signs if mine != its]
     yield (
         f"labels differ from the {source} (+ only in the labels, - only there)",
         f"{image_id}: {' '.join(parts)}",

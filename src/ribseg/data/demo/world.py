@@ -4,6 +4,7 @@ It is the source of the built-in demo data set and of the pretraining images of 
 randomness comes from the generators that are passed in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,39 +93,33 @@ def texture_field(kind: str, size: int, rng: np.random.Generator) -> Field:
         small = rng.standard_normal((max(2, int(size / period * 2)),) * 2).astype(np.float32)
         wave = cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC)
     else:
-        wave = _wave(kind, u, v)
+        wave = _WAVES[kind](u, v)
     return np.asarray(np.clip(0.5 + 1.5 * wave, 0, 1), dtype=np.float32)
-
-
-def _wave(kind: str, u: Reals, v: Reals) -> Reals:
-    """The signed pattern over coordinates counted in periods."""
-    row = np.floor(v)
-    if kind in ("stripes", "diagonal"):
-        return np.sin(2 * np.pi * v)
-    if kind == "checker":
-        return 2 * np.sin(np.pi * u) * np.sin(np.pi * v)
-    if kind == "dots":
-        return 2.5 * (0.34 - np.hypot(_saw(u), _saw(v)))
-    if kind == "rings":
-        return np.cos(4 * np.pi * np.hypot(_saw(u / 2), _saw(v / 2)) * 1.5)
-    if kind == "grid":
-        return 3 * (np.maximum(np.abs(_saw(u)), np.abs(_saw(v))) - 0.36)
-    if kind == "bricks":
-        return 3 * (0.38 - np.maximum(np.abs(_saw(u / 2 + row / 2)) * 2 - 0.5, np.abs(_saw(v))))
-    if kind == "zigzag":
-        return np.sin(2 * np.pi * (v + 1.2 * np.abs(_saw(u / 1.6))))
-    if kind == "waves":
-        return np.sin(2 * np.pi * (v + 0.25 * np.sin(2 * np.pi * u / 1.8)))
-    if kind == "scales":
-        return 3 * (0.42 - np.hypot(_saw(u + row / 2), v - row - 0.1) * 0.62)
-    if kind == "weave":
-        return np.where((np.floor(u) + row) % 2 == 0, np.sin(4 * np.pi * u), np.sin(4 * np.pi * v))
-    raise ValueError(f"expected a texture of {TEXTURES}, got {kind!r}")
 
 
 def _saw(t: Reals) -> Reals:
     """Signed distance to the nearest integer + 1/2, in [-1/2, 1/2)."""
     return t - np.floor(t) - 0.5
+
+
+# Texture -> its signed pattern over coordinates u, v counted in periods.
+_WAVES: dict[str, Callable[[Reals, Reals], Reals]] = {
+    "stripes": lambda u, v: np.sin(2 * np.pi * v),
+    "diagonal": lambda u, v: np.sin(2 * np.pi * v),
+    "checker": lambda u, v: 2 * np.sin(np.pi * u) * np.sin(np.pi * v),
+    "dots": lambda u, v: 2.5 * (0.34 - np.hypot(_saw(u), _saw(v))),
+    "rings": lambda u, v: np.cos(4 * np.pi * np.hypot(_saw(u / 2), _saw(v / 2)) * 1.5),
+    "grid": lambda u, v: 3 * (np.maximum(np.abs(_saw(u)), np.abs(_saw(v))) - 0.36),
+    "bricks": lambda u, v: (
+        3 * (0.38 - np.maximum(np.abs(_saw(u / 2 + np.floor(v) / 2)) * 2 - 0.5, np.abs(_saw(v))))
+    ),
+    "zigzag": lambda u, v: np.sin(2 * np.pi * (v + 1.2 * np.abs(_saw(u / 1.6)))),
+    "waves": lambda u, v: np.sin(2 * np.pi * (v + 0.25 * np.sin(2 * np.pi * u / 1.8))),
+    "scales": lambda u, v: 3 * (0.42 - np.hypot(_saw(u + np.floor(v) / 2), v - np.floor(v) - 0.1) * 0.62),
+    "weave": lambda u, v: np.where(
+        (np.floor(u) + np.floor(v)) % 2 == 0, np.sin(4 * np.pi * u), np.sin(4 * np.pi * v)
+    ),
+}
 
 
 def _rgb(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
