@@ -5,9 +5,8 @@
 
 from ribseg.interop.convert import convert_arrays, convert_maps, map_reader, write_irn_maps
 from ribseg.interop.folders import masks_to_maps
-from ribseg.interop.irn import read_irn_maps
 from ribseg.interop.labels import convert_labels
-from ribseg.interop.psa import read_psa_maps
+from ribseg.interop.pickled import read_irn_maps, read_psa_maps
 from ribseg.interop.saliency import read_saliency, saliency_background
 from ribseg.interop.segments import check_segment_file, read_segments
 

@@ -18,8 +18,7 @@ from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_pro
 from ribseg.files import scan_folder
 from ribseg.functional.cam import strided_size
 from ribseg.interop.folders import find_pngs, maps_of_full, masks_to_maps, read_pngs
-from ribseg.interop.irn import irn_dictionary, read_irn_maps, save_dictionary
-from ribseg.interop.psa import read_psa_maps
+from ribseg.interop.pickled import irn_dictionary, read_irn_maps, read_psa_maps, save_dictionary
 from ribseg.progress import track
 from ribseg.types import STRIDE
 

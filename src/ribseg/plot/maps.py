@@ -34,17 +34,18 @@ class Maps(Protocol):
     names: tuple[str, ...]
 
 
-def overlay(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, strength: np.ndarray, opacity: float = OPACITY) -> np.ndarray:
     """Blends a map over an image; returns (H, W, 3) float in [0, 1].
 
     Args:
         image: (H, W, 3) uint8.
         strength: (H, W) map in [0, 1].
+        opacity: of the map, in [0, 1].
     """
     from matplotlib import colormaps
 
     colours = colormaps[MAPS](strength)[..., :3]
-    return (1 - OPACITY) * image / 255 + OPACITY * colours
+    return (1 - opacity) * image / 255 + opacity * colours
 
 
 def overlay_mask(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_content, mask_facts
-from ribseg.data.check.near_misses import near_misses, with_reason
+from ribseg.data.check.near_misses import explained
 from ribseg.data.io.images import check_pixels
 from ribseg.data.io.masks import mask_colours, mask_size
 from ribseg.data.voc import VOCFolder
@@ -103,8 +103,7 @@ def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None
         return
     for kind, known in (("absent images", dataset.image_ids), ("absent masks", dataset.mask_ids)):
         if kind in problems:
-            near = near_misses(problems[kind], known)
-            problems[kind] = [with_reason(image_id, near.get(image_id)) for image_id in problems[kind]]
+            problems[kind] = explained(problems[kind], known)
 
 
 def inspect_files(

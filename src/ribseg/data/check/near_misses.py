@@ -1,7 +1,7 @@
 """Hints for names that are not found but similar to a known one: extension, case, Unicode, lost zeros."""
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os.path import splitext
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".xml", ".bmp", ".tif", ".tiff", ".npy", ".npz", ".txt")
@@ -25,6 +25,12 @@ def near_misses(absent: Iterable[str], known: Iterable[str]) -> dict[str, str]:
         for name, other in found.items()
         if other is not None and other != name
     }
+
+
+def explained(absent: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The missing names, each with its hint if there is one."""
+    near = near_misses(absent, known)
+    return [with_reason(name, near.get(name)) for name in absent]
 
 
 def with_reason(what: str, why: str | None) -> str:

@@ -52,12 +52,7 @@ class Pose(NamedTuple):
 
 def random_looks(rng: np.random.Generator) -> Looks:
     """Random attributes, uniform and independent."""
-    return Looks(
-        mark=int(rng.integers(len(MARKS))),
-        texture=int(rng.integers(len(TEXTURES))),
-        shape=int(rng.integers(len(SHAPES))),
-        hue=int(rng.integers(HUES)),
-    )
+    return Looks(*(int(rng.integers(n)) for n in (len(MARKS), len(TEXTURES), len(SHAPES), HUES)))
 
 
 # --- backgrounds and textures -------------------------------------------------------------------------
@@ -235,19 +230,7 @@ def paint(canvas: Field, looks: Looks, pose: Pose, rng: np.random.Generator) -> 
     field = texture_field(TEXTURES[looks.texture], size, rng)[..., None]
     body, head = parts == BODY, parts == HEAD
     canvas[body] = (dark + (light - dark) * field)[body]
-    canvas[head] = _head(looks, pose, size, light, dark, rng)[head]
-    return parts
-
-
-def _head(
-    looks: Looks,
-    pose: Pose,
-    size: int,
-    light: NDArray[np.float32],
-    dark: NDArray[np.float32],
-    rng: np.random.Generator,
-) -> Field:
-    """(size, size, 3): the head's colour with the mark in ink, pale on dark or dark on pale."""
+    # The mark in ink, pale on dark or dark on pale.
     ink = np.zeros((size, size), np.uint8)
     tilt, radius, centre = rng.uniform(-0.2, 0.2), 0.9 * head_radius(pose), np.array(head_centre(pose))
     for outline, paints in _MARKS[MARKS[looks.mark]]:
@@ -255,7 +238,8 @@ def _head(
     pale, black = 0.35 * light + 0.65, 0.3 * dark
     ground, mark = (pale, black) if rng.random() < 0.5 else (black, pale)
     blend = (cv2.GaussianBlur(ink, (3, 3), 0.6) / np.float32(255))[..., None]
-    return np.asarray(ground + (mark - ground) * blend, dtype=np.float32)
+    canvas[head] = (ground + (mark - ground) * blend)[head]
+    return parts
 
 
 def develop(canvas: Field, rng: np.random.Generator) -> Image:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ribseg.data.check.near_misses import near_misses, with_reason
+from ribseg.data.check.near_misses import explained, near_misses, with_reason
 from ribseg.data.io.masks import IGNORE, mask_ids, read_mask
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import atomic_write, scan_folder
@@ -44,12 +44,11 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
         )
     present = scan_folder(folder, (".xml",))
     problems: Problems = defaultdict(list)
-    near = near_misses((image_id for image_id in ids if image_id not in present), present)
+    absent = [image_id for image_id in ids if image_id not in present]
+    if absent:
+        problems["images without an XML file"] = explained(absent, present)
     rows: dict[str, list[str]] = {}
-    for image_id in ids:
-        if image_id not in present:
-            problems["images without an XML file"].append(with_reason(f"{image_id}.xml", near.get(image_id)))
-            continue
+    for image_id in (image_id for image_id in ids if image_id in present):
         try:
             rows[image_id] = _xml_names(folder / present[image_id])
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
@@ -86,8 +85,8 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
     rows = _csv_rows(path, problems, listed)
     absent = [image_id for image_id in ids if image_id not in rows]
     if absent:
-        near = near_misses(absent, (image_id for image_id in rows if image_id not in listed))
-        problems["images without a row"] += [with_reason(image_id, near.get(image_id)) for image_id in absent]
+        others = (image_id for image_id in rows if image_id not in listed)
+        problems["images without a row"] = explained(absent, others)
     return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
 
 

@@ -1,8 +1,11 @@
-"""Localization maps in the format of IRN, RIB and similar programs: one pickled `<image id>.npy` per image.
+"""Localization maps as other programs pickle them: one `<image id>.npy` per image, `np.save` of a dictionary.
 
-A file is `np.save` of a dictionary: `keys` (K,) class indices from 0 without background, `cam`
+IRN, RIB and similar programs: `keys` (K,) class indices from 0 without background, `cam`
 (K, ceil(H/4), ceil(W/4)), `high_res` (K, H, W), as arrays or torch tensors. Images without a class have empty
 keys and nothing else. AMN's files have the background's map before those of the classes.
+
+PSA, ACR and S2C: class index from 0 without background -> map (H, W). Images without a class have an empty
+dictionary.
 """
 
 import io
@@ -15,7 +18,7 @@ from ribseg.data.io.maps import LocalizationMaps, load_maps
 from ribseg.errors import DataError
 from ribseg.files import atomic_write
 from ribseg.functional.cam import strided_size
-from ribseg.interop.folders import no_maps
+from ribseg.interop.folders import maps_of_full, no_maps
 from ribseg.interop.unpickle import read_pickled_arrays
 from ribseg.metrics.evaluation import full_size
 from ribseg.types import STRIDE
@@ -41,8 +44,8 @@ def read_irn_maps(path: str | Path, num_classes: int, background_first: bool = F
     keys = arrays.get("keys", np.zeros(0))
     if "keys" in arrays and keys.size == 0:
         return no_maps()
-    problem = _problem(arrays, num_classes)
-    if problem and not background_first and not _problem(_without_background(arrays), num_classes):
+    problem = _irn_problem(arrays, num_classes)
+    if problem and not background_first and not _irn_problem(_without_background(arrays), num_classes):
         problem += "; with the background's map before those of the classes it is AMN's layout, amn"
     if problem:
         raise DataError(f"{path} holds no maps of {num_classes} classes: {problem}.")
@@ -60,7 +63,7 @@ def _without_background(arrays: dict[str | int, np.ndarray]) -> dict[str | int, 
     return arrays | {name: array[1:] for name, array in maps.items() if array.ndim == 3}
 
 
-def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
+def _irn_problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
     """The problem with a dictionary of maps; "" if there is none."""
     if not {"keys", "cam", "high_res"} <= set(arrays):
         hint = "; a map for each class index is PSA's layout, psa" if set(map(type, arrays)) == {int} else ""
@@ -75,10 +78,10 @@ def _problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
     strided = strided_size(full.shape[1:])
     if cam.shape[1:] != strided:
         return f"expected cam at stride {STRIDE} of high_res, {strided}, found {cam.shape[1:]}"
-    return problem_of_scores(cam, "cam") or problem_of_scores(full, "high_res")
+    return _problem_of_scores(cam, "cam") or _problem_of_scores(full, "high_res")
 
 
-def problem_of_scores(array: np.ndarray, name: str) -> str:
+def _problem_of_scores(array: np.ndarray, name: str) -> str:
     """The problem with the values of maps; "" if there is none."""
     # The comparison is false for NaN, too.
     if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1 + TOLERANCE:
@@ -87,6 +90,39 @@ def problem_of_scores(array: np.ndarray, name: str) -> str:
         f"expected {name} from 0 to 1, found {array.dtype} from {array.min()} to {array.max()}; "
         "divide each map by its maximum"
     )
+
+
+def read_psa_maps(path: str | Path, num_classes: int) -> LocalizationMaps:
+    """The maps in one of PSA's files; `ribseg.interop.unpickle` reads it safely.
+
+    Maps at stride 4 are averages over the pixels.
+
+    Raises:
+        DataError: if it is broken, not in PSA's format, or does not match the number of classes.
+    """
+    arrays = read_pickled_arrays(path)
+    if not arrays:
+        return no_maps()
+    problem = _psa_problem(arrays, num_classes)
+    if problem:
+        raise DataError(f"{path} holds no maps of {num_classes} classes: {problem}.")
+    classes = sorted(int(c) for c in arrays)
+    full = np.stack([arrays[c] for c in classes]).astype(np.float32)
+    return maps_of_full(torch.tensor(classes), torch.from_numpy(full).clamp(max=1))
+
+
+def _psa_problem(arrays: dict[str | int, np.ndarray], num_classes: int) -> str:
+    """The problem with a dictionary of maps; "" if there is none."""
+    classes = [name for name in arrays if isinstance(name, int)]
+    if len(classes) < len(arrays):
+        hint = "; keys, cam and high_res are IRN's layout, irn" if "high_res" in arrays else ""
+        return f"expected class indices, found {sorted(arrays, key=str)[:8]}{hint}"
+    if not 0 <= min(classes) <= max(classes) < num_classes:
+        return f"expected indices in 0..{num_classes - 1} (the first class is 0), found {sorted(classes)[:8]}"
+    shapes = {array.shape for array in arrays.values()}
+    if len(shapes) > 1 or len(min(shapes)) != 2 or 0 in min(shapes):
+        return f"expected maps (height, width) of one size, found {sorted(shapes)}"
+    return _problem_of_scores(np.stack(list(arrays.values())), "maps")
 
 
 def irn_dictionary(path: str | Path) -> dict[str, np.ndarray]:
