@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 Stop = Literal["margin", "area", "not_finite"]
@@ -41,18 +40,6 @@ class MaskSample(NamedTuple):
     image: Any
     mask: Any
     counts: bool = True
-
-
-class ImageItem(NamedTuple):
-    """An image with its original size.
-
-    Attributes:
-        id: of the image.
-        image: (H, W, 3) uint8.
-    """
-
-    id: str
-    image: np.ndarray
 
 
 class PredictItem(NamedTuple):

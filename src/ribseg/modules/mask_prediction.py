@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 
 from ribseg.models.inference import class_probabilities, normalized, predict_labels
 from ribseg.models.segmenter import Segmenter
-from ribseg.types import ImageItem
+from ribseg.types import Sample
 
 
 class MaskPrediction(NamedTuple):
@@ -41,7 +41,7 @@ class MaskPredictionModule(pl.LightningModule):
         super().__init__()
         self.model, self.segmenter, self.defer_crf = segmenter.model, segmenter, defer_crf
 
-    def predict_step(self, item: ImageItem, batch_idx: int) -> MaskPrediction:
+    def predict_step(self, item: Sample, batch_idx: int) -> MaskPrediction:
         """Returns the mask of an image, or the probabilities for the CRF."""
         image, settings, segmenter = item.image, dict(self.segmenter.inference), self.segmenter
         tile = settings.get("tile")

@@ -1,6 +1,6 @@
-"""What predictions read: images, or their views at several scales, each with its mirror image."""
+"""What predictions read: the views of images at several scales, each with its mirror image."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, capped, check_pixels, rescale
 from ribseg.errors import ConfigError, DataError
-from ribseg.types import ImageItem, PredictItem
+from ribseg.types import PredictItem
 
 T = TypeVar("T")
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -108,24 +108,6 @@ class ViewsDataset(Dataset[PredictItem]):
         views = multi_scale_views(capped(image, self.max_side), self.scales, self.mean, self.std)
         labels = torch.from_numpy(folder.labels[folder.index(image_id)]).float()
         return PredictItem(image_id, views, labels, (image.shape[0], image.shape[1]))
-
-
-class WholeImages(Dataset[ImageItem]):
-    """A data set of untransformed images.
-
-    Args:
-        ids: of the images.
-        image: image id -> (H, W, 3) uint8.
-    """
-
-    def __init__(self, ids: Iterable[str], image: Callable[[str], np.ndarray]) -> None:
-        self.ids, self.image = list(ids), image
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> ImageItem:
-        return ImageItem(self.ids[index], self.image(self.ids[index]))
 
 
 def only_item(items: list[T]) -> T:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.feed.views import WholeImages, only_item
+from ribseg.data.feed.views import only_item
 from ribseg.data.io.masks import read_mask
 from ribseg.files import missing_ids, write_json
 from ribseg.metrics import confusion_matrix, counts_of
@@ -161,7 +161,7 @@ def write_masks(
 def image_loader(session: Session, ids: Sequence[str], folder: BaseDataset) -> DataLoader:
     """Batches of one image; with fewer images than processes some repeat, as no process may be idle."""
     number = max(len(ids), session.processes)
-    dataset = WholeImages(islice(cycle(ids), number), folder.image)
+    dataset = Subset(folder, [folder.index(image_id) for image_id in islice(cycle(ids), number)])
     return DataLoader(dataset, batch_size=1, collate_fn=only_item, num_workers=session.data.num_workers)
 
 
