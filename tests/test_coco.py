@@ -159,7 +159,7 @@ def test_settings_come_before_the_preset_and_are_named(tree, tmp_path, monkeypat
     # The same masks under another name: nothing is made again.
     again = prepare_coco(tree, policy="rib", unannotated="drop", progress=False)
     assert again.facts == facts | {"policy": "rib with unannotated=drop"}
-    with pytest.raises(ConfigError, match="expected policy out of rib, recam, coco2voc; got 'irn'"):
+    with pytest.raises(ConfigError, match=r"policy: expected rib \| recam \| coco2voc, got 'irn'"):
         prepare_coco(tree, policy="irn")
 
 
@@ -260,7 +260,7 @@ def test_broken_files_are_named(tree, tmp_path):
     path.unlink()
     with pytest.raises(DatasetNotFoundError, match=r"annotations/instances_val2014\.json"):
         prepared(tree, tmp_path)
-    with pytest.raises(ConfigError, match="expected crowd out of exclude, include, ignore255"):
+    with pytest.raises(ConfigError, match=r"crowd: expected exclude \| include \| ignore255"):
         Policy(crowd="some")
 
 

@@ -127,7 +127,7 @@ def test_changed_files_are_imported_anew(tmp_path, tree):
         (["imported.folder={tree}/nowhere"], "no files in .*nowhere"),
         (["imported.folder={tree}/JPEGImages"], r"without a map: 6"),
         (["imported.folder={tree}/SegmentationClass", "imported.layout=irn"], r"without a map: 6"),
-        (["imported.folder={tree}/SegmentationClass", "imported.layout=pgn"], "expected a layout out of"),
+        (["imported.folder={tree}/SegmentationClass", "imported.layout=pgn"], r"layout: expected npz \| irn"),
         (["imported.folder={tree}/SegmentationClass", "refine.maps=imports"], r"refine\.maps out of cam"),
     ],
 )

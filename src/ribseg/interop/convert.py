@@ -11,10 +11,11 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 import torch
 
+from ribseg.checks import check_choice
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import read_mask
-from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems
+from ribseg.errors import DataError, DatasetNotFoundError, list_problems
 from ribseg.files import scan_folder
 from ribseg.functional.cam import strided_size
 from ribseg.interop.folders import find_pngs, maps_of_full, masks_to_maps, read_pngs
@@ -134,8 +135,7 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
         DataError: lists the images with a label but without a file.
     """
     source = Path(source_dir)
-    if layout not in get_args(Layout):
-        raise ConfigError(f"expected a layout out of {', '.join(get_args(Layout))}, got {layout!r}")
+    check_choice("layout", layout, get_args(Layout))
     pngs, problems = find_pngs(source, dataset.ids, dataset.classes) if layout == "png" else ({}, {})
     there = {i for i, files in pngs.items() if files} or set(scan_folder(source, (ENDINGS.get(layout, ""),)))
     labelled = [i for i, labels in zip(dataset.ids, dataset.labels, strict=True) if labels.any()]

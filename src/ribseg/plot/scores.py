@@ -26,7 +26,7 @@ def threshold_figure(curves: Mapping[str, Mapping[str, Values]]) -> "Figure":
             axis.plot(curve["thresholds"], percents(curve[score]), label=name, **line_style(number))
         _label(axis, "background score (threshold)", "mIoU" if score == "miou" else score)
         axis.set_xlim(0, 1)
-    draw_legend(figure, len(curves))
+    draw_legend(figure)
     return figure
 
 
@@ -52,7 +52,7 @@ def class_figure(columns: Mapping[str, Values], classes: Sequence[str]) -> "Figu
     axis.set_xlim(0, 100)
     axis.set_xlabel("IoU, percent")
     axis.grid(axis="x", alpha=0.3)
-    draw_legend(figure, len(columns))
+    draw_legend(figure)
     return figure
 
 
@@ -71,7 +71,7 @@ def group_figure(groups: Mapping[str, Mapping[str, Values]], names: Mapping[str,
         axis.set_xticks(range(len(names[grouping])), names[grouping])
         axis.margins(x=0.15)
         _label(axis, grouping, "mIoU")
-    draw_legend(figure, max((len(columns) for columns in groups.values()), default=1))
+    draw_legend(figure)
     return figure
 
 
@@ -88,7 +88,7 @@ def coverage_figure(curves: Mapping[str, Values]) -> "Figure":
         axis.plot(places, percents(curve), marker="o", markersize=3, label=name, **line_style(number))
     _label(axis, "pixels of the object, from CAM's peak to the farthest, percent", "found")
     axis.set_xlim(0, 100)
-    draw_legend(figure, len(curves))
+    draw_legend(figure)
     return figure
 
 
@@ -109,7 +109,7 @@ def adaptation_figure(methods: Mapping[str, Mapping[str, Any]]) -> "Figure":
     left.grid(alpha=0.3)
     for axis in (left, right):
         axis.xaxis.get_major_locator().set_params(integer=True)
-    draw_legend(figure, len(methods))
+    draw_legend(figure)
     return figure
 
 
@@ -130,11 +130,10 @@ def _label(axis: Any, below: str, beside: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def draw_legend(figure: "Figure", number: int) -> None:
-    """Draws one legend of the first panel's lines above all panels; `number` is that of the lines."""
+def draw_legend(figure: "Figure") -> None:
+    """Draws one legend of the first panel's lines above all panels."""
     handles, names = figure.axes[0].get_legend_handles_labels()
-    legend = figure.legend(
-        handles, names, loc="outside upper center", ncols=min(number, 5), frameon=False, fontsize="small"
-    )
+    look = {"ncols": max(1, min(len(names), 5)), "frameon": False, "fontsize": "small"}
+    legend = figure.legend(handles, names, loc="outside upper center", **look)
     for text in legend.get_texts():
         text.set_parse_math(False)  # names may hold dollar signs

@@ -35,7 +35,7 @@ def sweep_figure(lines: Mapping[str, Line], setting: str) -> "Figure":
     axis.set_xlabel(setting, parse_math=False)
     axis.set_ylabel("mIoU, percent")
     axis.grid(alpha=0.3)
-    draw_legend(figure, len(lines))
+    draw_legend(figure)
     return figure
 
 

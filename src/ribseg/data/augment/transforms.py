@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from albumentations.pytorch import ToTensorV2
 
+from ribseg.checks import check_number
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, rescale
 from ribseg.data.io.masks import IGNORE
 from ribseg.errors import ConfigError
@@ -95,8 +96,7 @@ def random_crops(
     Raises:
         ConfigError: if the size is not positive, or `flip` is not a probability.
     """
-    if not 0 <= flip <= 1:
-        raise ConfigError(f"expected flip in [0, 1], found {flip}.")
+    check_number("flip", flip, low=0, high=1)
     normalize = A.Normalize(mean=tuple(mean), std=tuple(std))
     pad, crop = pad_to(size, "random"), A.RandomCrop(height=size, width=size)
     return A.Compose([resize, A.HorizontalFlip(p=flip), normalize, pad, crop, ToTensorV2()])
@@ -112,8 +112,7 @@ def pad_to(size: int, position: str) -> A.PadIfNeeded:
     Raises:
         ConfigError: if the size is not positive.
     """
-    if size < 1:
-        raise ConfigError(f"expected a positive crop_size, found {size}.")
+    check_number("crop_size", size, low=1, whole=True)
     constant = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": IGNORE}
     return A.PadIfNeeded(min_height=size, min_width=size, position=position, **constant)
 

@@ -16,7 +16,7 @@ are settings, and recorded with every result. `PRESETS` are named after public c
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from ribseg.errors import ConfigError
+from ribseg.checks import check_choice
 
 Crowd = Literal["exclude", "include", "ignore255", "label_only"]
 Overlap = Literal["last", "smallest_on_top"]
@@ -46,10 +46,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name, kind in (("crowd", Crowd), ("overlap", Overlap), ("unannotated", Unannotated)):
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(
-                    f"expected {name} out of {', '.join(get_args(kind))}; got {getattr(self, name)!r}"
-                )
+            check_choice(name, getattr(self, name), get_args(kind))
 
     @property
     def folder(self) -> str:
@@ -77,8 +74,7 @@ def chosen_policy(preset: str, **settings: str | None) -> tuple[Policy, str]:
     >>> chosen_policy("recam", crowd="exclude", overlap=None)[1], chosen_policy("recam", overlap="last")[1]
     ('recam with crowd=exclude', 'recam')
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"expected policy out of {', '.join(PRESETS)}; got {preset!r}")
+    check_choice("policy", preset, list(PRESETS))
     values: dict[str, Any] = asdict(PRESETS[preset])
     changed = {name: value for name, value in settings.items() if value not in (None, values[name])}
     named = ", ".join(f"{name}={value}" for name, value in changed.items())

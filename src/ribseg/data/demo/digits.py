@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.checks import check_choice
 from ribseg.errors import ConfigError, DatasetNotFoundError
 from ribseg.functional.random import rng
 
@@ -100,8 +101,7 @@ def split_digits(digits: Digits, split: str) -> Digits:
     Raises:
         ConfigError: unknown split, or too few digits for it.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"expected split {' | '.join(SPLITS)}, got {split!r}")
+    check_choice("split", split, list(SPLITS))
     start, end = (round(share * len(digits.labels)) for share in SPLITS[split])
     # Not shuffled: neighbours in the files have the same writer, so that few writers are in two splits.
     part = Digits(digits.images[start:end], digits.labels[start:end])
@@ -192,7 +192,7 @@ def _place(
     if mark is None:
         return
     place = _corner(draw, len(mark))
-    while _overlap(box, len(digit), place, len(mark)):
+    while all(a < b + len(mark) and b < a + len(digit) for a, b in zip(box, place, strict=True)):
         place = _corner(draw, len(mark))
     _paste(image, mark.float(), place)
     _paste(regions[1], mark, place)
@@ -205,7 +205,3 @@ def _corner(draw: np.random.Generator, side: int) -> tuple[int, int]:
 
 def _paste(canvas: Tensor, patch: Tensor, corner: tuple[int, int]) -> None:
     canvas[corner[0] : corner[0] + len(patch), corner[1] : corner[1] + len(patch)] = patch
-
-
-def _overlap(first: tuple[int, int], first_side: int, second: tuple[int, int], second_side: int) -> bool:
-    return all(a < b + second_side and b < a + first_side for a, b in zip(first, second, strict=True))

@@ -127,8 +127,7 @@ def _rgb(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
 
 
 def _circle(radius: float = 1.0, x: float = 0.0, y: float = 0.0) -> NDArray[np.float64]:
-    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    return np.stack([x + radius * np.cos(turn), y + radius * np.sin(turn)], axis=1)
+    return _polar(np.full(24, radius), 0.0) + np.array([x, y])
 
 
 def _box(width: float, height: float, x: float = 0.0, y: float = 0.0) -> NDArray[np.float64]:
