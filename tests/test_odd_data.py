@@ -298,7 +298,7 @@ def test_near_misses():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (ids(_1=255, _2=255), r"0 \(in 6\), 255 \(in 6\)[\s\S]*If 255 marks objects"),
+        (ids(_1=255, _2=255), r"0 \(in 6\), 255 \(in 6\)[\s\S]*255 is left out"),
         (ids(_1=0, _2=0, _255=0), r"ids found: 0 \(in 6\)\. Only background"),
         (lambda mask: np.full_like(mask, 255), "ids found: 255"),
         (ids(_0=255, _1=0, _2=1), "'a' is 0, not 1, 'b' is 1, not 2"),

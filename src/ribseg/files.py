@@ -87,9 +87,8 @@ def scan_folder(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
         advice = "An id is a file name without ending: keep one file of each, or rename one."
         if ".png" in endings and len(endings) > 1:
             advice += " Masks belong into a folder of their own (data.masks_dir)."
-        raise DataError(
-            list_problems(f"the folder {folder} cannot be used", {"files of one id": pairs}, advice)
-        )
+        problems = {"files of one id": pairs}
+        raise DataError(list_problems(f"the folder {folder} cannot be used", problems, advice))
     return found
 
 
@@ -109,9 +108,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
-        ) from error
+        raise DataError(f"{path}: {error.reason} at byte {error.start}. Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
     if "\0" in text:

@@ -95,7 +95,5 @@ class AdaptedDataset(BaseDataset):
             found = getattr(labels, "dtype", type(labels).__name__), getattr(labels, "shape", "")
             problems["labels"] = [f"expected an array {shape} of bool, found {found[0]} {found[1]}"]
         if problems:
-            advice = "ribseg.data.ImageDataset says what is expected."
-            raise DataError(
-                list_problems(f"the split {self.split!r} of {self.origin} cannot be used", problems, advice)
-            )
+            headline = f"the split {self.split!r} of {self.origin} cannot be used"
+            raise DataError(list_problems(headline, problems, "See ribseg.data.ImageDataset."))

@@ -84,9 +84,7 @@ def _indices(labels: Any, classes: Sequence[str], number: int) -> list[int]:
     found = {classes.index(v) if isinstance(v, str) and v in classes else v for v in values}
     wrong = [v for v in found if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < len(classes)]
     if wrong:
-        raise DataError(
-            f"sample {number}: expected indices 0..{len(classes) - 1} or names of classes, got {wrong[:5]}"
-        )
+        raise DataError(f"sample {number}: expected indices 0..{len(classes) - 1} or names, got {wrong[:5]}")
     return sorted(found)
 
 

@@ -210,9 +210,7 @@ def check_classes(names: Sequence[str], source: str) -> None:
     """Raises a DataError unless these are 1 to 254 different names."""
     if not 1 <= len(names) <= 254 or len(set(names)) < len(names):
         double = sorted({name for name in names if names.count(name) > 1})
-        raise DataError(
-            f"{source}: expected 1 to 254 different names, found {len(names)}; named twice: {double[:5]}."
-        )
+        raise DataError(f"{source}: expected 1 to 254 names, found {len(names)}; named twice: {double[:5]}.")
 
 
 def _bytes_of(array: np.ndarray) -> bytes:

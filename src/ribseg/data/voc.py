@@ -151,9 +151,7 @@ class VOCFolder(BaseDataset):
         if source == "none":
             return np.zeros((len(self.ids), self.num_classes), dtype=bool)
         if Path(source).suffix.lower() != ".csv":
-            raise ConfigError(
-                f"expected labels = auto, xml, mask, none or the path of a .csv file, found {str(source)!r}."
-            )
+            raise ConfigError(f"expected labels = auto, xml, mask, none or a .csv file, got {str(source)!r}.")
         path = Path(source)
         return labels_from_csv(path if path.is_file() else self.root / path, self.ids, self.classes)
 

@@ -168,11 +168,9 @@ def _fitting(dataset: BaseDataset, read: Reader, there: set[str], image_id: str)
             f"the maps of {image_id} are of (height, width) {found}, {tuple(maps.strided.shape[1:])} at "
             f"stride {STRIDE}; expected {size} and {strided} as its image has"
         )
-    if not 0 <= int(maps.classes.min()) <= int(maps.classes.max()) < dataset.num_classes:
-        raise DataError(
-            f"the maps of {image_id} are of classes {maps.classes.tolist()}, but the data set has "
-            f"{dataset.num_classes}, counted from 0"
-        )
+    classes, last = maps.classes.tolist(), dataset.num_classes - 1
+    if min(classes) < 0 or max(classes) > last:
+        raise DataError(f"the maps of {image_id} are of classes {classes}, expected 0..{last}")
     return LocalizationMaps(maps.classes, maps.strided, maps.full, size)
 
 
@@ -220,7 +218,5 @@ def _files_in(folder: str | Path, ending: str) -> list[str]:
     """
     ids = sorted(scan_folder(Path(folder), (ending,)))
     if not ids:
-        raise DatasetNotFoundError(
-            f"expected files <image id>{ending} in {folder}, found none. Name the folder that holds them."
-        )
+        raise DatasetNotFoundError(f"expected <image id>{ending} in {folder}, found none. Name their folder.")
     return ids

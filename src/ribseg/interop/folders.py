@@ -82,10 +82,7 @@ def read_pngs(found: Found) -> LocalizationMaps:
     for path in found.values():
         maps.append(read_gray(path))
         if maps[-1].shape != maps[0].shape:
-            raise DataError(
-                f"{path} has (height, width) {maps[-1].shape}, expected {maps[0].shape} as the image's "
-                "other maps"
-            )
+            raise DataError(f"{path} is of {maps[-1].shape}, expected {maps[0].shape} as its other maps are")
     return maps_of_full(torch.tensor(list(found)), torch.from_numpy(np.stack(maps)))
 
 

@@ -133,9 +133,7 @@ def _full(maps: Maps, pixels: np.ndarray) -> torch.Tensor:
     if maps.full is None:
         raise DataError("these maps have no full size, which figures need; use maps.full=true")
     if tuple(maps.full.shape[1:]) != pixels.shape[:2]:
-        raise DataError(
-            f"maps of {tuple(maps.full.shape[1:])} pixels are not of an image of {pixels.shape[:2]} pixels"
-        )
+        raise DataError(f"maps of {tuple(maps.full.shape[1:])} are not of an image of {pixels.shape[:2]}")
     return maps.full.cpu().float()
 
 

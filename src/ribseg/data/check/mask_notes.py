@@ -21,15 +21,11 @@ def unusable_masks(split: str, facts: MaskFacts, classes: Sequence[str]) -> str 
     """
     if facts.masks and not facts.foreground:
         found = ", ".join(f"{number} (in {masks})" for number, masks, *_ in facts.ids)
-        marked = (
-            f"If {IGNORE} marks objects, write the class's id instead: {IGNORE} is left out of all scores. "
-            if facts.pixels(IGNORE, IGNORE)
-            else ""
-        )
         return (
             f"no pixel of the {facts.masks} masks of {split} belongs to a class; ids found: {found}. Only "
-            f"background could be scored. Expected 1 for the first name in classes.txt ({classes[0]!r}) and "
-            f"so on. {marked}Correct the masks, set data.masks_dir, or take {split} out of data.eval_splits"
+            f"background could be scored; {IGNORE} is left out. Expected 1 for the first name in classes.txt "
+            f"({classes[0]!r}) and so on. Correct the masks, set data.masks_dir, or take {split} out of "
+            "data.eval_splits"
         )
     if facts.judged > 1 and facts.misfits == facts.judged and facts.renumbered:
         return (

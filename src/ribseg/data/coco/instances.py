@@ -85,16 +85,12 @@ def _load(path: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise DatasetNotFoundError(
-            f"no annotations {path}; expected COCO's annotations/instances_<split>.json"
-        ) from error
+        raise DatasetNotFoundError(f"no {path}; expected annotations/instances_<split>.json") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {reason(error)}. Fetch it again.") from error
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
-        raise DataError(
-            f"{path} holds no COCO instances: expected an object with the lists {', '.join(keys)}"
-        )
+        raise DataError(f"{path}: expected an object with COCO's lists {', '.join(keys)}")
     return content
 
 

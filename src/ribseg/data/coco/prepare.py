@@ -172,9 +172,8 @@ def draw_masks(
     bar = track(drawn, f"Masks of {annotations.stem}", len(jobs), show=progress, unit="mask")
     broken = [problem for problem in bar if problem]
     if broken:
-        raise DataError(
-            list_problems(f"masks of {annotations}", {"cannot be drawn": broken}, "Correct the annotations.")
-        )
+        problems = {"masks that cannot be drawn": broken}
+        raise DataError(list_problems(f"{annotations} cannot be used", problems, "Correct it."))
 
 
 def _annotations(root: Path, split: str) -> Path:

@@ -37,9 +37,7 @@ class ImagePool:
             if len(self._pixels) != self._ends[-1]:
                 raise ValueError(f"it should have {self._ends[-1]} bytes and has {len(self._pixels)}")
         except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
-            raise DataError(
-                f"{self.folder} is no pool of decoded images ({error}); delete it and run again"
-            ) from error
+            raise DataError(f"{self.folder}: no pool of images ({error}); delete it and run again") from error
 
     def __len__(self) -> int:
         return len(self._sizes)

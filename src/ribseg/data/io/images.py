@@ -48,9 +48,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError(
-                    f"{image.width} x {image.height} pixels, the limit is {limit}"
-                )
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, limit {limit}")
             if image.format == "EPS":
                 raise ValueError("it is EPS, a program that another one would have to run")
             yield image
@@ -224,7 +222,5 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_8_bit(gray: np.ndarray, path: str | Path) -> np.ndarray:
     if gray.min() < 0 or gray.max() > 65535:
-        raise DataError(
-            f"{path} holds values from {gray.min()} to {gray.max()}; expected 16 bit. Convert it to 8 bit."
-        )
+        raise DataError(f"{path} holds {gray.min()} to {gray.max()}, expected 16 bit. Convert it to 8 bit.")
     return np.round(gray / 257).astype(np.uint8)

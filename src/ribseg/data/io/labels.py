@@ -194,9 +194,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
             for row in reader:
                 yield reader.line_num, row
     except FileNotFoundError as error:
-        raise DatasetNotFoundError(
-            f"the label file {path} is absent. Expected a CSV with `image,classes`."
-        ) from error
+        raise DatasetNotFoundError(f"label file {path} is absent: a CSV with `image,classes`") from error
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it again.") from error
 

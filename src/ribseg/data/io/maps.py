@@ -145,13 +145,9 @@ def load_maps(path: str | Path) -> LocalizationMaps:
     try:
         arrays, others = _read(Path(path))
     except FileNotFoundError as error:
-        raise DataError(
-            f"the localization maps {path} are absent. Run the stage that makes them again."
-        ) from error
+        raise DataError(f"{path} is absent. Run the stage that makes these maps again.") from error
     except DAMAGED as error:
-        raise DataError(
-            f"{path} cannot be read: {reason(error)}. Delete it and run the stage that makes it again."
-        ) from error
+        raise DataError(f"{path} cannot be read: {reason(error)}. Delete it, run its stage again.") from error
     problem = _problem(arrays, others)
     if problem:
         raise DataError(f"{path} holds no localization maps: {problem}. Delete it and run its stage again.")
