@@ -6,7 +6,6 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ribseg.data.coco.instances import runs_of
@@ -50,26 +49,21 @@ def check_segment_file(path: str | Path, size: tuple[int, int]) -> None:
     path = Path(path)
     if path.suffix.lower() == ".png":
         with open_image(path) as image:
-            _check_mode(image, path)
+            # Pillow scales gray of 2 and 4 bit to 0..255; the numbers then differ, but stay distinct.
+            if image.format != "PNG" or image.mode not in ("P", "L", "1", *DEEP):
+                raise DataError(
+                    f"{path} is a {image.format} of mode {image.mode}; expected a label image: a gray PNG of "
+                    "8 or 16 bit or a palette PNG, with a number for each segment and 0 for none"
+                )
             found = {(image.height, image.width)}
     else:
-        codes = _codes(path)
-        found = {(int(code["size"][0]), int(code["size"][1])) for code in codes}
+        found = {(code["size"][0], code["size"][1]) for code in _codes(path)}
     if wrong := found - {tuple(size)}:
         height, width = sorted(wrong)[0]
         raise DataError(
             f"{path} holds segments of {height} x {width} pixels (height x width), but its image has "
             f"{size[0]} x {size[1]}; make the segments from the images as they are, or resize them with "
             "nearest neighbours"
-        )
-
-
-def _check_mode(image: Image.Image, path: Path) -> None:
-    # Pillow scales gray of 2 and 4 bit to 0..255; the numbers then differ, but stay distinct.
-    if image.format != "PNG" or image.mode not in ("P", "L", "1", *DEEP):
-        raise DataError(
-            f"{path} is a {image.format} of mode {image.mode}; expected a label image: a gray PNG of 8 or 16 "
-            "bit or a palette PNG, with a number for each segment and 0 for none"
         )
 
 

@@ -88,10 +88,7 @@ def reference_notes(data: Splits, counts: Mapping[str, Any], searched: bool) -> 
         return
     search, labelled = "", int(data.train.labels.any(1).sum())
     if searched and counts["train"]:
-        search = (
-            f" So does the search of rib.lr=auto: of the {labelled} training images that it draws from, "
-            f"{counts['train']} have none."
-        )
+        search = f" So does the search of rib.lr=auto: {counts['train']} of its {labelled} images have none."
     by_split = ", ".join(f"{split} {number}" for split, number in counts["splits"].items() if number)
     yield Note(
         "no_reference_image",
@@ -167,10 +164,7 @@ def split_notes(data: Splits) -> Iterator[Note]:
 
 def nothing_to_learn(folder: BaseDataset, labels: str) -> str:
     """The error message for training images without any class; for labels from masks, with their ids."""
-    text = (
-        f"no image of {folder.split} has a class: there is nothing to learn; check the class names and "
-        f"data.labels={labels}"
-    )
+    text = f"no image of {folder.split} has a class, nothing to learn; check classes and data.labels={labels}"
     masks = [image_id for image_id in folder.ids if folder.has_mask(image_id)][:FEW]
     if labels not in ("auto", "mask") or not masks:
         return text

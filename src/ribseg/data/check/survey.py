@@ -203,10 +203,8 @@ def _difference(
         return
     signs = zip(dataset.classes, labels, other, strict=True)
     parts = [f"{'+' if mine else '-'}{name}" for name, mine, its in signs if mine != its]
-    yield (
-        f"labels differ from the {source} (+ only in the labels, - only there)",
-        f"{image_id}: {' '.join(parts)}",
-    )
+    kind = f"labels differ from the {source} (+ only in the labels, - only there)"
+    yield kind, f"{image_id}: {' '.join(parts)}"
 
 
 def _odd_classes(result: Survey) -> Iterable[Finding]:

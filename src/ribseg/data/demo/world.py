@@ -20,11 +20,6 @@ TEXTURES = (
     "stripes", "diagonal", "checker", "dots", "rings", "grid",
     "bricks", "zigzag", "waves", "speckle", "scales", "weave",
 )  # fmt: skip
-MARKS = (
-    "plus", "saltire", "ring", "dot", "triangle", "square", "star", "bar",
-    "pair", "crescent", "chevron", "hourglass", "tee", "half", "target", "comb",
-)  # fmt: skip
-SHAPES = ("ellipse", "box", "wedge", "hexagon", "gear", "fish", "bone", "drop")
 HUES = 12  # number of hues; hue i stands for the angle 360 i / 12 degrees
 BACKGROUND, HEAD, BODY = 0, 1, 2  # values of a parts mask
 
@@ -178,6 +173,7 @@ _MARKS: dict[str, tuple[tuple[NDArray[np.float64], bool], ...]] = {
     "target": ((_circle(0.8), True), (_circle(0.56), False), (_circle(0.3), True)),
     "comb": tuple((_box(0.7, 0.14, 0, y), True) for y in (-0.5, 0.0, 0.5)),
 }
+MARKS, SHAPES = tuple(_MARKS), tuple(_BODIES)
 
 
 def _fill(canvas: NDArray[np.uint8], polygon: NDArray[np.float64], value: int) -> None:
