@@ -30,14 +30,11 @@ def find_root(root: str | Path, images_dirs: Sequence[str], lists_dir: str) -> P
         if all((candidate / folder).is_dir() for folder in needed):
             return candidate
     expected = [f"{folder}/" for folder in needed]
-    tried = {
-        "looked in": [
-            f"{folder}: " + ("no such folder" if not folder.is_dir() else f"no {' or no '.join(expected)}")
-            for folder in candidates
-        ]
-    }
+    lacking = f"no {' or no '.join(expected)}"
+    tried = [f"{folder}: {lacking if folder.is_dir() else 'no such folder'}" for folder in candidates]
     headline = f"no data set in VOC layout at {root}: expected the folders {' and '.join(expected)}"
-    raise DatasetNotFoundError(list_problems(headline, tried, "Set data.root to the folder that holds them."))
+    advice = "Set data.root to the folder that holds them."
+    raise DatasetNotFoundError(list_problems(headline, {"looked in": tried}, advice))
 
 
 def read_split(folder: Path, split: str, images: Container[str]) -> tuple[tuple[str, ...], list[str]]:

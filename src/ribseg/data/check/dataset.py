@@ -1,7 +1,6 @@
 """Checking all files of a data set at once, so that problems do not occur in the middle of a run."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -69,11 +68,8 @@ def check_dataset(
     found = {image_id: items for image_id, items in zip(dataset.ids, findings, strict=True) if items}
     if found and (on_error == "raise" or len(found) == len(dataset)):
         raise DataError(_listed(dataset, found, on_error))
-    unlabelled = tuple(
-        image_id
-        for image_id, row in zip(dataset.ids, dataset.labels, strict=True)
-        if not row.any() and image_id not in found
-    )
+    labelled = zip(dataset.ids, dataset.labels.any(1), strict=True)
+    unlabelled = tuple(image_id for image_id, known in labelled if not known and image_id not in found)
     good = len(dataset) - len(found)
     skipped = {image_id: "; ".join(map(": ".join, items)) for image_id, items in found.items()}
     good_looks = [None if items else look for items, look in zip(findings, looks, strict=True)]
@@ -109,26 +105,21 @@ def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None
 def inspect_files(
     dataset: BaseDataset, masks: bool, full: bool, image_id: str
 ) -> tuple[list[Finding], MaskContent | None]:
-    """The problems of an image, and of its mask if asked for; the mask's content if it was decoded."""
-    findings = list(_image_findings(dataset, full, image_id))
-    if not masks:
-        return findings, None
-    wrong, look = _inspect_mask(dataset, full, image_id)
-    return findings + wrong, look
-
-
-def _image_findings(dataset: BaseDataset, full: bool, image_id: str) -> Iterator[Finding]:
-    """The problems of an image; `full` decodes it."""
-    if not dataset.has_image(image_id):
-        yield "absent images", image_id
-        return
+    """The problems of an image, and of its mask if asked for, with its content; `full` decodes both."""
+    findings: list[Finding] = []
     try:
-        if full:
+        if not dataset.has_image(image_id):
+            findings.append(("absent images", image_id))
+        elif full:
             check_pixels(dataset.image(image_id), image_id)
         else:
             dataset.size(image_id)
     except UNREADABLE as error:
-        yield "unreadable images", _message(error, image_id)
+        findings.append(("unreadable images", _message(error, image_id)))
+    if not masks:
+        return findings, None
+    wrong, look = _inspect_mask(dataset, full, image_id)
+    return findings + wrong, look
 
 
 def _inspect_mask(

@@ -31,14 +31,12 @@ def semantic_mask(
         for instance in objects:
             if instance.crowd:
                 mask[_region(instance, record)] = IGNORE
-    drawn = [instance for instance in objects if crowd == "include" or not instance.crowd]
-    regions = [_region(instance, record) for instance in drawn]
-    order = list(range(len(drawn)))
+    drawn = [(_region(item, record), item.label) for item in objects if crowd == "include" or not item.crowd]
     if overlap == "smallest_on_top":
         # A stable sort: of equal areas the last one in the file is on top.
-        order.sort(key=lambda number: -int(regions[number].sum()))
-    for number in order:
-        mask[regions[number]] = drawn[number].label
+        drawn.sort(key=lambda pair: -int(pair[0].sum()))
+    for region, label in drawn:
+        mask[region] = label
     return mask
 
 

@@ -136,7 +136,6 @@ def _check_mode(image: Image.Image, path: str | Path) -> None:
     if spread or image.format != "PNG" or image.mode not in ("P", "L", "1"):
         raise DataError(
             f"{path} is a {image.format} of mode {raw if spread else image.mode}; expected a palette PNG or"
-            " a gray PNG of 8 bit that holds class ids. Convert it"
-            + (", each colour to its id" if image.mode.startswith("RGB") else "")
-            + "; ribseg.data.write_mask writes such."
+            " a gray PNG of 8 bit that holds class ids. Convert it, each colour to its id;"
+            " ribseg.data.write_mask writes such."
         )
