@@ -98,7 +98,7 @@ def test_data_of_one_class_have_no_references(tmp_path, tree, capsys):
     printed = capsys.readouterr().out
     said = "10 of 10 images with a class have no reference image (train 6, val 4)"
     assert printed.index(said) < printed.index("classifier:")
-    assert "of the 6 training images that it draws from, 6 have none" in printed
+    assert "6 of its 6 images have none" in printed
     assert said in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"] == results["data"]
     folder_run(tmp_path, tree, "rib.lr=auto", "run=[check_data]")
