@@ -68,8 +68,8 @@ def check_dataset(
     found = {image_id: items for image_id, items in zip(dataset.ids, findings, strict=True) if items}
     if found and (on_error == "raise" or len(found) == len(dataset)):
         raise DataError(_listed(dataset, found, on_error))
-    labelled = zip(dataset.ids, dataset.labels.any(1), strict=True)
-    unlabelled = tuple(image_id for image_id, known in labelled if not known and image_id not in found)
+    rows = zip(dataset.ids, dataset.labels, strict=True)
+    unlabelled = tuple(image_id for image_id, row in rows if not row.any() and image_id not in found)
     good = len(dataset) - len(found)
     skipped = {image_id: "; ".join(map(": ".join, items)) for image_id, items in found.items()}
     good_looks = [None if items else look for items, look in zip(findings, looks, strict=True)]
