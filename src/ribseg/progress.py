@@ -159,15 +159,13 @@ class Tracker:
 
         As "Predicting rib: 120/550 images, 6.5 images/s, about 1:06 left".
         """
-        return f"{self.title}: {self._count()}{''.join(f', {fact}' for fact in self.facts())}"
+        return ", ".join([f"{self.title}: {self._count()}", *self.facts()])
 
     def last_line(self) -> str:
         """What was done in all, and in which time."""
         ended = self.total is None or self.done >= self.total
         rate = speed(self.done - self.before, self._seconds(), self.unit)
-        end = (
-            f"in {duration(self._seconds())}" if ended else f"done, stopped after {duration(self._seconds())}"
-        )
+        end = f"{'in' if ended else 'done, stopped after'} {duration(self._seconds())}"
         return f"{self.title}: {self._count()} {end}{rate and f', {rate}'}"
 
     def facts(self) -> list[str]:

@@ -66,14 +66,11 @@ def bind(factory: Callable[..., Any], classifier: Any, classes: Sequence[str] | 
         classifier: a module with `features(x)` and `weight`; None for a method that needs none.
         classes: their names, for a method with an argument `classes` that has not been given.
     """
-    target = factory.func if isinstance(factory, partial) else factory
+    target, known = (factory.func, factory.keywords) if isinstance(factory, partial) else (factory, {})
     given: dict[str, Any] = {"classifier": classifier}
-    known = factory.keywords if isinstance(factory, partial) else {}
     if classes is not None and "classes" not in known and "classes" in _named(target):
         given["classes"] = tuple(classes)
-    if isinstance(target, type):
-        return cast(Method, factory(**given))
-    return cast(Method, partial(factory, **given))
+    return cast(Method, factory(**given) if isinstance(target, type) else partial(factory, **given))
 
 
 def _named(function: Callable[..., Any]) -> Collection[str]:

@@ -13,7 +13,7 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import IGNORE
 from ribseg.errors import ConfigError
 from ribseg.functional import argmax_labels, dense_crf, feature_random_walk, random_walk
-from ribseg.functional.attention import attention_affinity, check_attention, refine_by_attention
+from ribseg.functional.attention import attention_affinity, refine_by_attention
 from ribseg.functional.random_walk import check_walk_arguments
 from ribseg.metrics.evaluation import full_size
 from ribseg.types import STRIDE
@@ -172,7 +172,6 @@ def maps_by_attention(
     Raises:
         ValueError: the maps are of another size, or the attention of another number of patches.
     """
-    check_attention(1, rounds, power, box_threshold, short_boxes)
     if not len(maps.classes):
         return torch.zeros(0, *size)
     full = full_size(maps, size).to(attention)

@@ -2,7 +2,7 @@
 
 from ribseg.models.attention import patch_attention
 from ribseg.models.backbone import Backbone, load_weights
-from ribseg.models.classifier import Classifier, set_batch_norm_eval
+from ribseg.models.classifier import Classifier
 from ribseg.models.clip import ClipTower
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet
@@ -37,5 +37,4 @@ __all__ = [
     "patch_attention",
     "read_state_dict",
     "read_text_embeddings",
-    "set_batch_norm_eval",
 ]

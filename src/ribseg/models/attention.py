@@ -17,35 +17,30 @@ ADVICE = (
 )
 
 
-def attention_layers(network: nn.Module) -> list[nn.Module]:
+def attention_layers(network: nn.Module, blocks: int | None = None) -> list[nn.Module]:
     """The modules of a transformer that attend from every patch to every other one, first block first.
 
     Args:
         network: a `ribseg.Classifier` or another module over a ViT's `ribseg.models.tokens.TokenTrunk`.
+        blocks: number of last ones; None for all.
 
     Raises:
-        ConfigError: it has none, as a CNN or a Swin.
+        ConfigError: it has none, as a CNN or a Swin, or fewer than these.
     """
     _trunk(network)
     # timm's interface of an attention whose matrix goes through a dropout
     found = [m for m in network.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
     if not found:
         raise ConfigError(f"the blocks of {_name(network)} do not compute attention as a matrix; {ADVICE}")
-    return found
+    if blocks is not None and blocks > len(found):
+        number = f"{len(found)}, the number of blocks of {_name(network)}"
+        raise ConfigError(f"expected blocks <= {number}, got {blocks}")
+    return found[-blocks:] if blocks else found
 
 
 def patch_side(network: nn.Module) -> int:
     """Side in pixels of a patch of a transformer; raises a ConfigError as `attention_layers`."""
     return _trunk(network).patch
-
-
-def check_blocks(network: nn.Module, blocks: int) -> None:
-    """Raises a ConfigError unless a network has at least this many blocks with attention."""
-    number = len(attention_layers(network))
-    if blocks > number:
-        raise ConfigError(
-            f"expected blocks <= {number}, the number of blocks of {_name(network)}, got {blocks}"
-        )
 
 
 @torch.no_grad()
@@ -65,11 +60,9 @@ def patch_attention(network: nn.Module, images: Tensor, blocks: int = 8) -> Tens
     Raises:
         ConfigError: the network has no attention between patches, or fewer blocks.
     """
-    check_blocks(network, blocks)
-    prefix = _trunk(network).prefix
-    with evaluating(network), recorded_attention(attention_layers(network)[-blocks:]) as recorded:
+    with evaluating(network), recorded_attention(attention_layers(network, blocks)) as recorded:
         cast(Any, network).features(images)
-    return mean_attention(recorded, prefix)
+    return mean_attention(recorded, _trunk(network).prefix)
 
 
 def mean_attention(recorded: Sequence[Tensor], prefix: int) -> Tensor:

@@ -12,7 +12,7 @@ from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, three
 from ribseg.errors import ConfigError
 from ribseg.functional.cam import class_maps
 from ribseg.models.backbone import Backbone, load_weights, timm_name
-from ribseg.models.weights_file import write_described
+from ribseg.models.weights_file import described, write_described
 
 Freeze = Literal["published", "none"]
 
@@ -105,7 +105,8 @@ class Classifier(nn.Module):
             ConfigError: another file extension.
             RibsegError: the file cannot be written.
         """
-        write_described(path, described(self), self.state_dict())
+        about = described("classifier", self, self.classes, self.mean, self.std)
+        write_described(path, about, self.state_dict())
 
     @property
     def weight(self) -> Tensor:
@@ -150,7 +151,9 @@ class Classifier(nn.Module):
         """As `nn.Module.train`, but frozen BatchNorm statistics stay frozen."""
         super().train(mode)
         if self.freeze == "published":
-            set_batch_norm_eval(self)
+            for layer in self.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
         return self
 
     def timm_name(self, key: str) -> str:
@@ -163,28 +166,3 @@ class Classifier(nn.Module):
         """The trainable parameters (backbone, head); the head has a higher learning rate."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         return backbone, list(self.head.parameters())
-
-
-def described(
-    classifier: Classifier,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """The description of a classifier for its file; class names and normalization can be overridden."""
-    names = classes or classifier.classes
-    return {
-        "kind": "classifier",
-        "architecture": classifier.architecture,
-        "settings": classifier.settings,
-        "classes": None if names is None else list(names),
-        "mean": list(mean or classifier.mean),
-        "std": list(std or classifier.std),
-    }
-
-
-def set_batch_norm_eval(module: nn.Module) -> None:
-    """Makes every BatchNorm layer use its running statistics."""
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.eval()

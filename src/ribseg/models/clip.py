@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -91,7 +91,9 @@ class ClipTower(nn.Module):
         """
         network = self.network
         patches = network.patch_embed.proj(images)
-        position = self._position((patches.shape[2], patches.shape[3]))
+        position = resample_abs_pos_embed(
+            network.pos_embed, list(patches.shape[2:]), interpolation="bilinear", antialias=False
+        )
         start = network.cls_token.expand(len(images), -1, -1)
         tokens = network.norm_pre(torch.cat([start, patches.flatten(2).transpose(1, 2)], 1) + position)
         for block in network.blocks[:-1]:
@@ -103,14 +105,6 @@ class ClipTower(nn.Module):
         network = self.network
         patches = network.norm(network.blocks[-1](tokens))[:, 1:]
         return cast(Tensor, network.head(patches.mean(1)))
-
-    def _position(self, size: tuple[int, int]) -> Tensor:
-        """The (1, 1 + h * w, D) position embedding of h x w patches."""
-        first, grid = self.network.pos_embed[:, :1], self.network.pos_embed[:, 1:]
-        side = round(grid.shape[1] ** 0.5)
-        maps = grid.transpose(1, 2).unflatten(2, (side, side))
-        resized = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-        return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
 
 
 def _check_kind(name: str, network: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """DeepLab-v2, the segmenter of the published recipes (Chen et al., TPAMI 2018; docs/method.md, section 6)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
@@ -10,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ribseg.checks import check_choice, check_number, check_numbers, check_switch
 from ribseg.models.backbone import Backbone, load_weights
-from ribseg.models.classifier import set_batch_norm_eval
 
 Norm = Literal["frozen", "train"]
 HEAD_STD = 0.01  # of the head's initial weights, as published
@@ -33,9 +33,7 @@ class ASPP(nn.Module):
         dilations: of the parallel convolutions.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, dilations: Sequence[int] = (6, 12, 18, 24)
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, dilations: Sequence[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleList()
         for dilation in dilations:
@@ -49,7 +47,7 @@ class ASPP(nn.Module):
         return torch.stack([branch(features) for branch in self.branches]).sum(0)
 
 
-class SegmenterNetwork(nn.Module):
+class SegmenterNetwork(nn.Module, ABC):
     """Base class of segmenters whose BatchNorm layers can be frozen; see `DeepLabV2` for the arguments."""
 
     settings: dict[str, Any]
@@ -60,24 +58,28 @@ class SegmenterNetwork(nn.Module):
         check_choice("norm", norm, get_args(Norm))
         self.num_classes, self.norm = num_classes, norm
 
-    def freezable(self) -> nn.Module:
-        """The part whose BatchNorm layers are frozen with norm="frozen"."""
-        return self
-
-    def freeze_batch_norm(self) -> None:
-        """With norm="frozen", stops the BatchNorm layers from learning; call it when the network is built."""
-        if self.norm == "frozen":
-            set_batch_norm_eval(self.freezable())
-            for layer in self.freezable().modules():
-                if isinstance(layer, _BatchNorm):
-                    layer.requires_grad_(False)
+    @abstractmethod
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The pretrained part, whose BatchNorm layers are frozen with norm="frozen", and the new ones."""
 
     def train(self, mode: bool = True) -> "SegmenterNetwork":
-        """As `nn.Module.train`, but frozen BatchNorm layers stay in evaluation mode."""
+        """As `nn.Module.train`, but frozen BatchNorm layers stay in evaluation mode, and do not learn."""
         super().train(mode)
         if self.norm == "frozen":
-            set_batch_norm_eval(self.freezable())
+            for layer in self.parts()[0].modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval().requires_grad_(False)
         return self
+
+    def parameter_groups(self) -> ParameterGroups:
+        """The trainable parameters: pretrained ones; weights and biases of the new parts."""
+        backbone, *heads = self.parts()
+        named = [(name, p) for head in heads for name, p in head.named_parameters() if p.requires_grad]
+        return ParameterGroups(
+            [parameter for parameter in backbone.parameters() if parameter.requires_grad],
+            [parameter for name, parameter in named if not name.endswith("bias")],
+            [parameter for name, parameter in named if name.endswith("bias")],
+        )
 
 
 class DeepLabV2(SegmenterNetwork):
@@ -133,22 +135,12 @@ class DeepLabV2(SegmenterNetwork):
         if weights is not None:
             load_weights(self.backbone, weights)
         self.head = ASPP(self.backbone.num_features, num_classes, dilations)
-        self.freeze_batch_norm()
+        self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, h, w) logits at the output stride."""
         return self.head(self.backbone(images))
 
-    def parameter_groups(self) -> ParameterGroups:
-        """The trainable parameters: backbone; weights and biases of the head."""
-        return split_parameters(self.backbone, self.head)
-
-
-def split_parameters(backbone: nn.Module, *heads: nn.Module) -> ParameterGroups:
-    """The trainable parameters: backbone; weights and biases of the heads."""
-    named = [(name, p) for head in heads for name, p in head.named_parameters() if p.requires_grad]
-    return ParameterGroups(
-        [parameter for parameter in backbone.parameters() if parameter.requires_grad],
-        [parameter for name, parameter in named if not name.endswith("bias")],
-        [parameter for name, parameter in named if name.endswith("bias")],
-    )
+    def parts(self) -> tuple[nn.Module, ...]:
+        """Backbone and head."""
+        return self.backbone, self.head

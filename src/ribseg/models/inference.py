@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ribseg.checks import check_arguments, check_number, check_numbers, check_switch
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, read_image
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
+from ribseg.functional.cam import resize
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.state import evaluating
 from ribseg.memory import memory_errors, usable_device
@@ -186,15 +186,11 @@ def class_probabilities(
     total: Tensor | None = None
     with evaluating(model):
         for scale in scales:
-            small = [max(1, round(side * scale)) for side in size]
-            view = image[None]
-            if tuple(small) != size:
-                view = F.interpolate(view, small, mode="bilinear", align_corners=False)
+            small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+            view = (image if small == size else resize(image, small))[None]
             for mirrored in (False, True) if flip else (False,):
-                logits = model(view.flip(-1) if mirrored else view).float()
-                logits = logits.flip(-1) if mirrored else logits
-                large = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
-                part = large.softmax(0)
+                logits = model(view.flip(-1) if mirrored else view)[0].float()
+                part = resize(logits.flip(-1) if mirrored else logits, size).softmax(0)
                 total = part if total is None else total.add_(part)
     assert total is not None  # there is a scale
     return total / (len(scales) * (1 + flip))

@@ -1,7 +1,7 @@
 """Readers of the checkpoints that RIB's and IRN's authors released: `res50_cam.pth` and `res50_irn.pth`.
 
 The released networks register each layer up to three times: in the ResNet, in its stage, and in a list of
-stages or layers. Tables of regular expressions say how each copy is called here; the first match counts.
+stages or layers. Tables of regular expressions, used one after the other, say how each copy is called here.
 """
 
 import re
@@ -19,41 +19,36 @@ from ribseg.models.irn import IRNet
 from ribseg.models.weights import load_fitting
 from ribseg.models.weights_file import listed, places_of, read_file, read_state_dict
 
-Table = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+Table = Sequence[Rule]
 LAYER = re.compile(r"^(module\.)?(resnet50|stage[1-4]|backbone\.[0-3])\.")
 HEADS = ("classifier.weight", "newly_added.0.weight")
 STAGE_OF = {"layer3": 1, "layer4": 2}  # all other layers of the ResNet are in the trunk, stage 0
 IN_STAGE1 = {"0": "conv1", "1": "bn1", "4": "layer1"}  # index of a module in the classifier's first stage
-OURS: Table = ((r"^resnet50\.(\w+)\.", lambda m: f"backbone.stages.{STAGE_OF.get(m[1], 0)}.{m[1]}."),)
+OURS: Rule = (r"^resnet50\.(\w+)\.", lambda m: f"backbone.stages.{STAGE_OF.get(m[1], 0)}.{m[1]}.")
 # stage2 of the classifier is layer2; in its list of stages, counted from zero, it is entry 1.
-CLASSIFIER: Sequence[Table] = (
-    (
-        (r"^(?:backbone\.0|stage1)\.([014])\.", lambda m: f"resnet50.{IN_STAGE1[m[1]]}."),
-        (r"^backbone\.([123])\.0\.", lambda m: f"resnet50.layer{int(m[1]) + 1}."),
-        (r"^stage([234])\.0\.", r"resnet50.layer\1."),
-        (r"^(?:newly_added\.0|classifier)\.", "head."),
-    ),
+CLASSIFIER: Table = (
+    (r"^(?:backbone\.0|stage1)\.([014])\.", lambda m: f"resnet50.{IN_STAGE1[m[1]]}."),
+    (r"^backbone\.([123])\.0\.", lambda m: f"resnet50.layer{int(m[1]) + 1}."),
+    (r"^stage([234])\.0\.", r"resnet50.layer\1."),
+    (r"^(?:newly_added\.0|classifier)\.", "head."),
     OURS,
 )
 # The mean displacement lies under its own name and as the last layer of the displacement branch.
-IRN: Sequence[Table] = (
-    (
-        (r"^edge_layers\.(\d)\.", lambda m: f"fc_edge{int(m[1]) + 1}."),
-        (r"^dp_layers\.(\d)\.", lambda m: f"fc_dp{int(m[1]) + 1}."),
-        (r"^(?:backbone\.0|stage1)\.([01])\.", lambda m: f"resnet50.{IN_STAGE1[m[1]]}."),
-        (r"^backbone\.([1-4])\.0\.", r"resnet50.layer\1."),
-        (r"^stage([2-5])\.0\.", lambda m: f"resnet50.layer{int(m[1]) - 1}."),
-    ),
-    (
-        (r"^fc_edge([1-5])\.", lambda m: f"boundary.levels.{int(m[1]) - 1}."),
-        (r"^fc_edge6\.", "boundary.final."),
-        (r"^fc_dp([1-5])\.", lambda m: f"displacement.levels.{int(m[1]) - 1}."),
-        (r"^fc_dp6\.", "displacement.deep."),
-        (r"^fc_dp7\.(?=[01]\.)", "displacement.merge."),
-        (r"^fc_dp7\.3\.", "displacement.final."),
-        (r"^(?:mean_shift|fc_dp7\.4)\.running_mean$", "displacement_mean"),
-        *OURS,
-    ),
+IRN: Table = (
+    (r"^edge_layers\.(\d)\.", lambda m: f"fc_edge{int(m[1]) + 1}."),
+    (r"^dp_layers\.(\d)\.", lambda m: f"fc_dp{int(m[1]) + 1}."),
+    (r"^(?:backbone\.0|stage1)\.([01])\.", lambda m: f"resnet50.{IN_STAGE1[m[1]]}."),
+    (r"^backbone\.([1-4])\.0\.", r"resnet50.layer\1."),
+    (r"^stage([2-5])\.0\.", lambda m: f"resnet50.layer{int(m[1]) - 1}."),
+    (r"^fc_edge([1-5])\.", lambda m: f"boundary.levels.{int(m[1]) - 1}."),
+    (r"^fc_edge6\.", "boundary.final."),
+    (r"^fc_dp([1-5])\.", lambda m: f"displacement.levels.{int(m[1]) - 1}."),
+    (r"^fc_dp6\.", "displacement.deep."),
+    (r"^fc_dp7\.(?=[01]\.)", "displacement.merge."),
+    (r"^fc_dp7\.3\.", "displacement.final."),
+    (r"^(?:mean_shift|fc_dp7\.4)\.running_mean$", "displacement_mean"),
+    OURS,
 )
 # The ResNet's unused ImageNet head, and constant buffers of IRN's training program.
 LEFT_OUT = re.compile(r"^(?:module\.)?((resnet50\.)?fc\.|path_indices\d+$|disp_target$)")
@@ -122,18 +117,15 @@ def released_state(content: Any, path: str | Path) -> dict[str, Tensor] | None:
     return None
 
 
-def _renamed(state: Mapping[str, Tensor], tables: Sequence[Table], path: str | Path) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], table: Table, path: str | Path) -> dict[str, Tensor]:
     """The weights under our names, each once."""
     weights: dict[str, Tensor] = {}
     for key, value in state.items():
         if LEFT_OUT.match(key):
             continue
         name = key.removeprefix("module.")
-        for table in tables:
-            for pattern, ours in table:
-                name, found = re.subn(pattern, ours, name)
-                if found:
-                    break
+        for pattern, ours in table:
+            name = re.sub(pattern, ours, name)
         if name in weights and not torch.equal(weights[name], value):
             raise ConfigError(
                 f"{path} holds {name!r} twice with different values (again as {key!r}); the released program "

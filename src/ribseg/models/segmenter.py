@@ -11,7 +11,7 @@ from torch import nn
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError
-from ribseg.models.weights_file import write_described
+from ribseg.models.weights_file import described, write_described
 
 KIND = "segmenter"
 
@@ -47,19 +47,11 @@ class Segmenter:
                 `architecture` and `settings`, as `DeepLabV2` and `SMPSegmenter` have them.
             RibsegError: the file cannot be written.
         """
-        description = {
-            "kind": KIND,
-            "architecture": getattr(self.model, "architecture", None),
-            "settings": getattr(self.model, "settings", None),
-            "classes": list(self.classes),
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "palette": self.palette.tobytes().hex(),
-            "inference": dict(self.inference),
-        }
-        if None in description.values():
+        about = described(KIND, self.model, self.classes, self.mean, self.std)
+        if None in about.values():
             raise ConfigError(
                 f"{type(self.model).__name__} cannot be described in a file: it needs `architecture` (a "
                 "string) and `settings` (a dictionary), as DeepLabV2 and SMPSegmenter have them"
             )
-        write_described(path, description, self.model.state_dict())
+        about |= {"palette": self.palette.tobytes().hex(), "inference": dict(self.inference)}
+        write_described(path, about, self.model.state_dict())

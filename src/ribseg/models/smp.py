@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ribseg.checks import check_switch
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import pad_images
-from ribseg.models.deeplab import Norm, ParameterGroups, SegmenterNetwork, split_parameters
+from ribseg.models.deeplab import Norm, SegmenterNetwork
 from ribseg.models.weights import load_fitting
 
 
@@ -60,20 +60,16 @@ class SMPSegmenter(SegmenterNetwork):
         self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
         if weights is not None:
             load_fitting(self.network.encoder, weights, "this encoder")
-        self.freeze_batch_norm()
-
-    def freezable(self) -> nn.Module:
-        """The encoder: the decoder has no pretrained statistics, so its BatchNorm always learns."""
-        return self.network.encoder
+        self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""
         height, width = images.shape[-2:]
         return self.network(pad_images(images))[..., :height, :width]
 
-    def parameter_groups(self) -> ParameterGroups:
-        """The trainable parameters: encoder; weights and biases of decoder and head."""
-        return split_parameters(self.network.encoder, self.network.decoder, self.network.segmentation_head)
+    def parts(self) -> tuple[nn.Module, ...]:
+        """Encoder, decoder and head; BatchNorm of the decoder, which is not pretrained, always learns."""
+        return self.network.encoder, self.network.decoder, self.network.segmentation_head
 
 
 def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: dict[str, Any]) -> Any:

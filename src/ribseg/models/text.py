@@ -120,15 +120,12 @@ def read_text_embeddings(path: str | Path) -> TextEmbeddings:
     Raises:
         ConfigError: no such file, damaged, or with other arrays.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no file of text embeddings at {path}; check the path, or {MAKE}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names, classes, background_names, background = (arrays[name] for name in ARRAYS)
     except BROKEN as error:
         raise ConfigError(
-            f"{path} is no file of text embeddings ({reason(error)}): expected an .npz file with the arrays "
+            f"no file of text embeddings at {path} ({reason(error)}): expected an .npz file with the arrays "
             f"{', '.join(ARRAYS)}; {MAKE}"
         ) from error
     if not all(np.issubdtype(rows.dtype, np.floating) for rows in (classes, background)):

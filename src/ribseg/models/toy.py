@@ -5,8 +5,6 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ribseg.functional.cam import class_maps
-
 CHANNELS = (16, 32, 32, 64, 64)
 STRIDES = (1, 2, 1, 2, 1)
 
@@ -57,10 +55,6 @@ class ToyNet(nn.Module):
         for layer in self.layers:
             features = layer(features)
         return features
-
-    def class_maps(self, images: Tensor) -> Tensor:
-        """(N, 1 or 3, H, W) -> (N, C, h, w): `w_c . f(x)`, neither rectified nor normalised."""
-        return class_maps(self.features(images), self.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) -> (N, C) logits."""

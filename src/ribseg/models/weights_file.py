@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ribseg.data.io.images import Channels
 from ribseg.errors import ConfigError, reason, shortened
 from ribseg.files import atomic_write
 from ribseg.models.packages import packaged_file, packaged_state
@@ -109,6 +110,14 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             "version of ribseg?"
         )
     return {**description, "state_dict": tensors}
+
+
+def described(
+    kind: str, network: nn.Module, classes: Sequence[str] | None, mean: Channels, std: Channels
+) -> dict[str, Any]:
+    """The description of a classifier or segmenter, which is None where the network does not say it."""
+    about = {name: getattr(network, name, None) for name in ("architecture", "settings")}
+    return {"kind": kind, **about, "classes": classes, "mean": mean, "std": std}
 
 
 def write_described(path: str | Path, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

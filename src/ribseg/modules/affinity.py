@@ -13,23 +13,40 @@ from ribseg.functional.irn import AffinityLosses, check_radius
 from ribseg.functional.psa import FeatureAffinityLosses
 from ribseg.models.irn import IRNet
 from ribseg.models.psa import PSANet
-from ribseg.modules.decay import DecayingModule, Groups, check_rates
+from ribseg.modules.decay import DecayingModule, Groups, check_rates, published_sgd
 from ribseg.types import MaskSample
 
 Network = TypeVar("Network", IRNet, PSANet)
 
 
 class AffinityModule(DecayingModule, Generic[Network]):
-    """Base class for training affinity networks on confident labels; see `IRNModule` for the arguments."""
+    """Base class for training affinity networks on confident labels.
+
+    Training batches have `image` (N, 3, S, S) and `mask` (N, S, S), the confident labels.
+
+    Args:
+        network: the network to train; its backbone is frozen.
+        radius: of the pairs, in pixels at the stride of the network.
+        lr: learning rate at the first step.
+        power: of the decay `(1 - step / steps)^power`.
+        ignore_index: label of ignored pixels.
+        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
+
+    Attributes:
+        smallest_crop: smallest side of a crop in pixels that contains pairs.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
 
     def __init__(
         self,
         network: Network,
         radius: int,
         lr: float,
-        power: float,
-        ignore_index: int,
-        optimizer: Callable[[Groups], Optimizer],
+        power: float = 0.9,
+        ignore_index: int = 255,
+        optimizer: Callable[[Groups], Optimizer] = published_sgd,
     ) -> None:
         super().__init__()
         check_radius(radius)

@@ -97,7 +97,8 @@ class WSSSDataModule(EpochDataModule):
         check_number("max_side", max_side, low=1, whole=True, words=(None,))
         self.train_split, self.pseudo_split = train_split, pseudo_split or train_split
         self.eval_splits = (eval_splits,) if isinstance(eval_splits, str) else tuple(eval_splits)
-        self.held_out = _checked_share(held_out, self.eval_splits)
+        _check_share(held_out, self.eval_splits)
+        self.held_out = held_out
         check_scales(scales)
         check_numbers("mean", mean, number=3)
         check_numbers("std", std, number=3, above=0)
@@ -107,7 +108,8 @@ class WSSSDataModule(EpochDataModule):
         self.num_workers = min(8, cores()) if num_workers == "auto" else num_workers
         self.train_transform = train_transform(crop_size, resize_long, self.mean, self.std)
         self.eval_transform = eval_transform(crop_size, eval_resize_long, self.mean, self.std)
-        self._own = _checked_source(root, dataset)
+        _check_source(root, dataset)
+        self._own = dataset
         self._voc = partial(
             VOCFolder, str(root), classes=classes, labels=labels,
             masks_dir=masks_dir, images_dir=images_dir, lists_dir=lists_dir,
@@ -320,32 +322,26 @@ def held_out_ids(ids: Sequence[str], share: float) -> set[str]:
     return set(sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())[:number])
 
 
-def _checked_share(held_out: float, eval_splits: Sequence[str]) -> float:
+def _check_share(held_out: float, eval_splits: Sequence[str]) -> None:
     check_number("held_out", held_out, low=0, high=1)
     if held_out and HELD_OUT not in eval_splits:
         raise ConfigError(
             f"data.held_out={held_out} takes images from training, and nothing would look at them: name the "
             f"split, data.eval_splits=[{HELD_OUT}]"
         )
-    return float(held_out)
 
 
-def _checked_source(
-    root: str | Path | None, dataset: Callable[..., ImageDataset] | None
-) -> Callable[..., ImageDataset] | None:
-    """The dataset argument; raises a ConfigError unless either it or the root is given."""
-    if dataset is None:
-        if root is None:
-            raise ConfigError("the setting data.root has no default; give it: data.root=...")
-        return None
-    if root is not None:
+def _check_source(root: str | Path | None, dataset: Any) -> None:
+    """Raises a ConfigError unless either the root or a factory of data sets is given."""
+    if root is None and dataset is None:
+        raise ConfigError("the setting data.root has no default; give it: data.root=...")
+    if root is not None and dataset is not None:
         raise ConfigError(
             f"data.root={root} would have no effect: data.dataset creates the data sets. Pass paths as its "
             "arguments: +data.dataset.NAME=..."
         )
-    if not callable(dataset):
+    if not callable(dataset) and dataset is not None:
         raise ConfigError(
             f"expected data.dataset to be a factory, called for each split, got a {type(dataset).__name__}: "
             "set data.dataset._partial_=true"
         )
-    return dataset

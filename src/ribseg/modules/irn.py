@@ -1,37 +1,31 @@
 """Training of IRNet on confident labels (docs/method.md, section 5.2)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch.optim import Optimizer
 from torchmetrics.aggregation import MeanMetric
 
 from ribseg.functional.irn import AffinityLosses, affinity_losses
 from ribseg.models.irn import IRNet
 from ribseg.modules.affinity import AffinityModule, strided_labels
-from ribseg.modules.decay import Groups, check_rates, published_sgd
+from ribseg.modules.decay import Groups, check_rates
 from ribseg.types import MaskSample
 
 
 class IRNModule(AffinityModule[IRNet]):
     """Trains class boundaries and displacements; published: 3 epochs, batches of 32 crops of 512 pixels.
 
-    Training batches have `image` (N, 3, S, S) and `mask` (N, S, S), the confident labels. Validation batches
-    are the training images without augmentation, over which the mean displacement is measured. Only the
-    measurement after the last epoch counts: validate once, at the end (`check_val_every_n_epoch=epochs`).
+    Validation batches are the training images without augmentation, over which the mean displacement is
+    measured. Only the measurement after the last epoch counts: validate once, at the end
+    (`check_val_every_n_epoch=epochs`).
 
     Args:
         network: the network to train; its backbone is frozen.
         radius: of the pairs, in pixels at stride 4; crops must have at least 8 * radius pixels.
         lr: learning rate of the boundary branch at the first step.
         displacement_lr_factor: multiplier of `lr` for the displacement branch.
-        power: of the decay `(1 - step / steps)^power`.
-        ignore_index: label of ignored pixels.
-        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
-
-    Attributes:
-        smallest_crop: smallest side of a crop in pixels that contains pairs.
+        kwargs: power, ignore_index and optimizer of `AffinityModule`.
 
     Raises:
         ConfigError: a number is out of range.
@@ -43,11 +37,9 @@ class IRNModule(AffinityModule[IRNet]):
         radius: int = 10,
         lr: float = 0.1,
         displacement_lr_factor: float = 10.0,
-        power: float = 0.9,
-        ignore_index: int = 255,
-        optimizer: Callable[[Groups], Optimizer] = published_sgd,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(network, radius, lr, power, ignore_index, optimizer)
+        super().__init__(network, radius, lr, **kwargs)
         check_rates(displacement_lr_factor=displacement_lr_factor)
         self.displacement_lr_factor = displacement_lr_factor
         self.mean_y, self.mean_x = MeanMetric(), MeanMetric()

@@ -1,47 +1,31 @@
 """Training of PSA's affinity network on confident labels (docs/method.md, section 5.5)."""
 
-from collections.abc import Callable
-
-from torch.optim import Optimizer
+from typing import Any
 
 from ribseg.functional.psa import FeatureAffinityLosses, feature_affinity_losses
 from ribseg.models.psa import PSANet
 from ribseg.modules.affinity import AffinityModule, strided_labels
-from ribseg.modules.decay import Groups, published_sgd
+from ribseg.modules.decay import Groups
 from ribseg.types import MaskSample
 
 
 class PSAModule(AffinityModule[PSANet]):
     """Trains features whose distance tells whether two pixels have the same label.
 
-    Published: 8 epochs, batches of 8 crops of 448 pixels. Batches have `image` (N, 3, S, S) and `mask`
-    (N, S, S), the confident labels.
+    Published: 8 epochs, batches of 8 crops of 448 pixels.
 
     Args:
         network: the network to train; its backbone is frozen.
         radius: of the pairs, in pixels at stride 8; crops must have at least 16 * radius pixels.
         lr: learning rate at the first step. Published for new layers: 1.0.
-        power: of the decay `(1 - step / steps)^power`.
-        ignore_index: label of ignored pixels.
-        optimizer: makes the optimizer from its parameter groups; each has its own `lr`.
-
-    Attributes:
-        smallest_crop: smallest side of a crop in pixels that contains pairs.
+        kwargs: power, ignore_index and optimizer of `AffinityModule`.
 
     Raises:
         ConfigError: a number is out of range.
     """
 
-    def __init__(
-        self,
-        network: PSANet,
-        radius: int = 5,
-        lr: float = 1.0,
-        power: float = 0.9,
-        ignore_index: int = 255,
-        optimizer: Callable[[Groups], Optimizer] = published_sgd,
-    ) -> None:
-        super().__init__(network, radius, lr, power, ignore_index, optimizer)
+    def __init__(self, network: PSANet, radius: int = 5, lr: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(network, radius, lr, **kwargs)
 
     def losses(self, batch: MaskSample) -> FeatureAffinityLosses:
         """The three losses of a batch."""

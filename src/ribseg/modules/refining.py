@@ -13,7 +13,7 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.attention import check_attention
 from ribseg.functional.cam import resize, strided_size
 from ribseg.methods.refine import check_walk, maps_by_attention, walk_maps, walk_maps_by_features
-from ribseg.models.attention import check_blocks, patch_attention, patch_side
+from ribseg.models.attention import attention_layers, patch_attention, patch_side
 from ribseg.models.irn import IRNet, IRNPrediction
 from ribseg.models.psa import PSANet
 from ribseg.modules.localization import Prediction
@@ -120,7 +120,7 @@ class AttentionModule(RefiningModule):
     ) -> None:
         super().__init__(read_maps)
         check_attention(blocks, **kwargs)
-        check_blocks(network, blocks)
+        attention_layers(network, blocks)  # raises a ConfigError
         self.network, self.blocks, self.settings = network, blocks, kwargs
 
     def refined(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:

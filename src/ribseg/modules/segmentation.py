@@ -10,6 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from ribseg.checks import check_choice, check_numbers, check_switch
 from ribseg.errors import DataError
+from ribseg.functional.cam import resize
 from ribseg.functional.losses import Place, segmentation_loss
 from ribseg.metrics import MaskConfusion
 from ribseg.models.inference import margin_of, tiles
@@ -113,11 +114,9 @@ class SegmentationModule(DecayingModule):
             raise DataError(f"expected an image and a mask of one size, got {sizes[0]} and {sizes[1]}")
         for part in tiles((labels.shape[0], labels.shape[1]), self.tile, self.margin):
             rows, columns = part.seen
-            pixels = item.image[None, :, rows, columns]
-            logits = F.interpolate(
-                self(pixels).float(), pixels.shape[-2:], mode="bilinear", align_corners=False
-            )
-            labels[part.kept] = logits[0].argmax(0)[part.inside].to(labels.dtype)
+            pixels = item.image[:, rows, columns]
+            logits = resize(self(pixels[None])[0].float(), (pixels.shape[1], pixels.shape[2]))
+            labels[part.kept] = logits.argmax(0)[part.inside].to(labels.dtype)
         if item.counts:
             self.val_confusion.update(labels, item.mask)
 

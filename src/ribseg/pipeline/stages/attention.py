@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from ribseg.checks import check_arguments, within
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.functional.attention import check_attention
-from ribseg.models.attention import check_blocks
+from ribseg.models.attention import attention_layers
 from ribseg.modules.refining import AttentionModule
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.chains import ATTENTION, Chain, RefinementStage
@@ -61,7 +61,7 @@ class AttentionStage(RefinementStage, MapStage):
     def check(self) -> None:
         """Looks for the attention in the classifier."""
         with within("refine.attention"):
-            check_blocks(self.classifier.checked, self.cfg.attention["blocks"])
+            attention_layers(self.classifier.checked, self.cfg.attention["blocks"])
 
     @cached_property
     def module(self) -> pl.LightningModule:

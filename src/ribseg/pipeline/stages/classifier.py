@@ -170,7 +170,7 @@ class ClassifierStage(Stage[Session]):
         about: dict[str, Any] = {"kind": "weights"}
         if isinstance(self.network, Classifier):
             data = self.session.data
-            about = described(self.network, data.classes, data.mean, data.std)
+            about = described("classifier", self.network, data.classes, data.mean, data.std)
         write_described(weights_file(target, self.name), about, self.network.state_dict())
 
 
