@@ -36,7 +36,4 @@ def run(options: argparse.Namespace) -> None:
     backgrounds = read_lines(options.backgrounds) if options.backgrounds else None
     found = embedded_names(names, backgrounds, options.model, options.weights, options.template)
     found.save(target)
-    print(
-        f"embeddings of {len(found.names)} classes and {len(found.background_names)} backgrounds written to "
-        f"{target}"
-    )
+    print(f"{len(found.names)} classes and {len(found.background_names)} backgrounds written to {target}")

@@ -53,9 +53,8 @@ class AdaptedDataset(BaseDataset):
 
     def mask(self, image_id: str) -> np.ndarray:
         """See `ImageDataset`."""
-        return check_mask(
-            self.source.mask(image_id), f"mask of {image_id} of {self.origin}", self.num_classes
-        )
+        name = f"mask of {image_id} of {self.origin}"
+        return check_mask(self.source.mask(image_id), name, self.num_classes)
 
     def fingerprint(self, masks: bool = False) -> str:
         """sha256 over the data set's own fingerprint and the remaining ids."""

@@ -4,9 +4,6 @@ They are those of CLIP's text encoder, of the package open_clip (extra `ribseg[c
 """
 
 import io
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ribseg.errors import ConfigError, DataError, reason
+from ribseg.errors import DAMAGED, ConfigError, DataError, reason
 from ribseg.files import atomic_write
 from ribseg.models.weights_file import listed
 
 ARRAYS = ("names", "classes", "background_names", "background")
-BROKEN = (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
 MAKE = "make one with `ribseg text FILE.npz`"
 MODEL, WEIGHTS = "ViT-B-16-quickgelu", "openai"  # of the tower in conf/methods/clip_es.yaml
 TEMPLATE = "a clean origami {}."  # CLIP-ES, section 3.2: found by its sharpness
@@ -123,7 +119,7 @@ def read_text_embeddings(path: str | Path) -> TextEmbeddings:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names, classes, background_names, background = (arrays[name] for name in ARRAYS)
-    except BROKEN as error:
+    except DAMAGED as error:
         raise ConfigError(
             f"no file of text embeddings at {path} ({reason(error)}): expected an .npz file with the arrays "
             f"{', '.join(ARRAYS)}; {MAKE}"

@@ -11,9 +11,7 @@ rebuild and use the network. Other programs can read them as any safetensors fil
 import argparse
 import itertools
 import json
-import pickle
 import re
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ribseg.data.io.images import Channels
-from ribseg.errors import ConfigError, reason, shortened
+from ribseg.errors import DAMAGED, ConfigError, reason, shortened
 from ribseg.files import atomic_write
 from ribseg.models.packages import packaged_file, packaged_state
 
-# Errors of torch.load for truncated files and files that are not checkpoints.
-BROKEN = (
-    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-    ArithmeticError, MemoryError, ImportError, struct.error, pickle.UnpicklingError,
-)  # fmt: skip
 DEPTH = 3  # of nested dictionaries
 SHOWN = 4  # names in a message
 SUFFIX = ".safetensors"
@@ -87,7 +80,7 @@ def read_file(path: str | Path) -> Any:
         # timm's training program saves its arguments with the weights; Namespace is a harmless class.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except BROKEN as error:
+    except DAMAGED as error:
         raise ConfigError(_why_unreadable(file, error)) from error
     return packaged_state(str(path), content)
 
@@ -100,7 +93,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
         with safe_open(file, "pt") as opened:
             description = json.loads((opened.metadata() or {}).get(HEADER, "null"))
         tensors = load_file(file)
-    except (SafetensorError, *BROKEN) as error:
+    except (SafetensorError, *DAMAGED) as error:
         raise ConfigError(f"{file} is not a readable safetensors file: {reason(error)}") from error
     if description is None:
         return tensors
@@ -152,7 +145,7 @@ def write_described(path: str | Path, description: Mapping[str, Any], state: Map
 def _why_unreadable(file: Path, error: BaseException) -> str:
     try:
         objects = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except BROKEN:  # not a zip file of torch; use the message of the first error
+    except DAMAGED:  # not a zip file of torch; use the message of the first error
         objects = re.findall(r"GLOBAL ([\w.]+)", str(error))
     if "TorchScript" in str(error):
         return (

@@ -1,6 +1,7 @@
 """Checking all files of a data set at once, so that problems do not occur in the middle of a run."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -78,9 +79,7 @@ def check_dataset(
 
 
 def _listed(dataset: BaseDataset, found: dict[str, list[Finding]], on_error: OnError) -> str:
-    problems: dict[str, list[str]] = defaultdict(list)
-    for kind, what in (finding for findings in found.values() for finding in findings):
-        problems[kind].append(what)
+    problems = grouped(finding for findings in found.values() for finding in findings)
     explain_absent(dataset, problems)
     count = sum(map(len, problems.values()))
     headline = f"the split {dataset.split!r} of {dataset.origin}: {count} problems in {len(dataset)} images"
@@ -91,6 +90,14 @@ def _listed(dataset: BaseDataset, found: dict[str, list[Finding]], on_error: OnE
         places = f"Images belong into {folders}, masks into {dataset.masks_dir}"
         advice += f" {places}; ids are file names without ending."
     return list_problems(headline, problems, advice)
+
+
+def grouped(findings: Iterable[Finding]) -> dict[str, list[str]]:
+    """Kind -> its findings."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for kind, what in findings:
+        groups[kind].append(what)
+    return dict(groups)
 
 
 def explain_absent(dataset: BaseDataset, problems: dict[str, list[str]]) -> None:

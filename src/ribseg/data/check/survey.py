@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.check.dataset import Finding, explain_absent, inspect_files
+from ribseg.data.check.dataset import Finding, explain_absent, grouped, inspect_files
 from ribseg.data.check.mask_facts import MaskContent, MaskFacts, mask_facts
 from ribseg.data.io.images import open_image
 from ribseg.data.io.labels import labels_from_xml
@@ -57,7 +57,7 @@ class Survey:
         problems: kind -> errors, which must be corrected.
         oddities: kind -> unusual findings that are no errors.
         values: statistics of the masks.
-        digests: of the files' bytes -> image ids.
+        digests: image id -> that of its file's bytes.
     """
 
     split: str
@@ -70,7 +70,7 @@ class Survey:
     problems: dict[str, list[str]] = field(default_factory=dict)
     oddities: dict[str, list[str]] = field(default_factory=dict)
     values: MaskFacts | None = None
-    digests: dict[str, list[str]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def survey(dataset: BaseDataset, masks: bool, progress: bool | str = False) -> Survey:
@@ -94,13 +94,11 @@ def survey(dataset: BaseDataset, masks: bool, progress: bool | str = False) -> S
         kinds=dict(Counter(fact.kind for fact in facts if fact.kind).most_common()),
     )
     result.values = mask_facts([fact.mask for fact in facts], dataset.labels) if result.masks else None
-    result.problems = _grouped(finding for fact in facts for finding in fact.findings)
+    result.problems = grouped(finding for fact in facts for finding in fact.findings)
     explain_absent(dataset, result.problems)
     odd = [*_odd_sizes(dataset.ids, facts), *_odd_labels(dataset, facts), *_odd_classes(result)]
-    result.oddities = _grouped(odd)
-    for image_id, fact in zip(dataset.ids, facts, strict=True):
-        if fact.digest:
-            result.digests.setdefault(fact.digest, []).append(image_id)
+    result.oddities = grouped(odd)
+    result.digests = {i: fact.digest for i, fact in zip(dataset.ids, facts, strict=True) if fact.digest}
     return result
 
 
@@ -108,8 +106,8 @@ def duplicates(surveys: Sequence[Survey]) -> dict[str, list[str]]:
     """Kind -> images whose files have the same bytes: within a split, or in two splits (a leak)."""
     places: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for one in surveys:
-        for digest, ids in one.digests.items():
-            places[digest] += [(one.split, image_id) for image_id in ids]
+        for image_id, digest in one.digests.items():
+            places[digest].append((one.split, image_id))
     found: dict[str, list[str]] = {}
     for same in places.values():
         # An id in two lists is one image; see `overlaps`.
@@ -214,10 +212,3 @@ def _odd_classes(result: Survey) -> Iterable[Finding]:
             yield "classes without an image", name
         elif count < FEW or most > MANY * count:
             yield "rare classes", f"{name}: {count} images"
-
-
-def _grouped(findings: Iterable[Finding]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for kind, what in findings:
-        groups.setdefault(kind, []).append(what)
-    return groups

@@ -150,9 +150,7 @@ def labels_from_masks(folder: str | Path, ids: Sequence[str], num_classes: int) 
     rows = list(ordered_map(row, ids, io_threads(), threads=True))
     bad = [item for item in rows if isinstance(item, str)]
     if bad:
-        headline = (
-            f"image-level labels from the masks in {folder}: {len(bad)} of {len(ids)} masks cannot be used"
-        )
+        headline = f"labels from the masks in {folder}: {len(bad)} of {len(ids)} masks cannot be used"
         advice = "Complete or correct the masks, or take the labels from XML files or a CSV (labels=...)."
         raise DataError(list_problems(headline, {"masks": bad}, advice))
     return np.array(rows, dtype=bool).reshape(len(ids), num_classes)

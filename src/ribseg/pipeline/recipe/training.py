@@ -10,9 +10,8 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from ribseg.errors import ConfigError
+from ribseg.errors import DAMAGED, ConfigError
 from ribseg.files import atomic_write
-from ribseg.models.weights_file import BROKEN
 from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
@@ -73,7 +72,7 @@ def readable(checkpoint: Path, session: Session) -> bool:
         return False
     try:
         return "pytorch-lightning_version" in torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except BROKEN as error:
+    except DAMAGED as error:
         session.say(f"  {checkpoint} cannot be read ({type(error).__name__}); training starts anew")
         return False
 
