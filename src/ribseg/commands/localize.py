@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ribseg.checks import check_number
 from ribseg.commands.files import each_image, targets_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--classifier", help="classifier.safetensors of a run, res50_cam.pth, or a CNN of timm by name")
     add("--method", default="rib", help="rib (default), cam, or another name of `methods`")
     add("--references", type=Path, metavar="FOLDER", help="folder of reference images for RIB")
-    add("--threshold", type=_share, default=0.4, help="background score, in [0, 1]; default: 0.4")
+    add("--threshold", type=float, default=0.4, help="background score, in [0, 1]; default: 0.4")
     add("--top", type=int, default=3, help="without --labels: maximum number of classes")
     add("--steps", action="store_true", help="also a picture of the maps after each step")
     add("--out", type=Path, default=Path("localized"), help="folder; default: localized")
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from ribseg.pipeline.localize import Localizer
     from ribseg.progress import track
 
+    check_number("--threshold", options.threshold, low=0, high=1)
     targets = targets_of(options.images, options.out, ".png")
     localizer = Localizer(
         options.classifier, options.method, options.references, overrides=options.set, device=options.device
@@ -89,10 +91,3 @@ def _names(text: str) -> Sequence[str | int]:
     """
     parts = [part.strip() for part in text.split(";" if ";" in text else ",")]
     return [int(part) if part.isdigit() else part for part in parts if part]
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 1], got {text}")
-    return value

@@ -6,6 +6,7 @@ One run: its report.html again, from results.json and the store.
 import argparse
 from pathlib import Path
 
+from ribseg.checks import check_number
 from ribseg.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     names = "names of the runs; default: the overrides that differ"
     add("--names", type=lambda text: [part.strip() for part in text.split(",")], metavar="A,B", help=names)
     resamples = "bootstrap samples of the images; default: 10000"
-    add("--resamples", type=_positive, default=10000, help=resamples)
+    add("--resamples", type=int, default=10000, help=resamples)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     from ribseg.pipeline.report.finished import open_runs
     from ribseg.pipeline.report.page import write_report
 
+    check_number("--resamples", options.resamples, low=1)
     runs = open_runs(options.runs, options.names)
     if len(runs) > 1:
         sweep = options.runs[0] if len(options.runs) == 1 else None
@@ -43,10 +45,3 @@ def run(options: argparse.Namespace) -> None:
     else:
         path = write_report(reopened(runs[0], runs[0].folder), runs[0].results)
     print(f"report: {path}")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
-    return value
