@@ -1,6 +1,5 @@
 """Writing any iterable data set in VOC layout: torchvision's, Hugging Face's, or one's own."""
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ribseg.data.io.images import check_pixels, upright_rgb
 from ribseg.data.io.labels import read_label_csv, write_label_csv
 from ribseg.data.io.masks import IGNORE, write_mask
 from ribseg.errors import DataError
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file, atomic_write
 from ribseg.progress import track
 
 LISTS, LABELS = "ImageSets/Segmentation", "image_labels.csv"
@@ -92,9 +91,8 @@ def _write_image(path: Path, image: Any, number: int) -> tuple[int, ...]:
     pil = isinstance(image, Image.Image)
     array = upright_rgb(image, f"sample {number}") if pil else np.asarray(image)
     check_pixels(array, f"sample {number}, taken without a transform")
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")  # lossless
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        Image.fromarray(array).save(file, format="PNG")  # lossless
     return array.shape[:2]
 
 

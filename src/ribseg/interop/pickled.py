@@ -8,7 +8,6 @@ PSA, ACR and S2C: class index from 0 without background -> map (H, W). Images wi
 dictionary.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 
 from ribseg.data.io.maps import LocalizationMaps, load_maps
 from ribseg.errors import DataError
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file
 from ribseg.functional.cam import strided_size
 from ribseg.interop.folders import maps_of_full, no_maps
 from ribseg.interop.unpickle import read_pickled_arrays
@@ -146,6 +145,5 @@ def irn_dictionary(path: str | Path) -> dict[str, np.ndarray]:
 
 def save_dictionary(path: str | Path, content: dict[str, np.ndarray]) -> None:
     """Writes a dictionary of arrays as IRN does, pickled in a `.npy` file, atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(content, dtype=object))
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        np.save(file, np.array(content, dtype=object))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ribseg.data.io.masks import mask_ids, voc_palette
 from ribseg.errors import DAMAGED, DataError, list_problems, reason
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file
 
 
 def archive_folder(split: str) -> str:
@@ -39,9 +39,9 @@ def write_voc_archive(path: str | Path, folder: str | Path, ids: Sequence[str], 
     Raises:
         RibsegError: the archive cannot be written.
     """
-    buffer = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,
+        atomic_file(path) as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for image_id in ids:
@@ -49,7 +49,6 @@ def write_voc_archive(path: str | Path, folder: str | Path, ids: Sequence[str], 
             entry = tarfile.TarInfo(f"{archive_folder(split)}/{image_id}.png")
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
-    atomic_write(path, buffer.getvalue())
 
 
 def check_voc_archive(

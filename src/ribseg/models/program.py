@@ -1,6 +1,5 @@
 """Exports a segmenter with `torch.export`, to run without ribseg, and verifies the result."""
 
-import io
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ribseg.errors import RibsegError
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file
 from ribseg.models.segmenter import Segmenter
 
 SMALLEST, LARGEST = 32, 4096  # sides of the program's input images
@@ -65,6 +64,5 @@ def export_program(segmenter: Segmenter) -> ExportedProgram:
 
 def save_program(path: str | Path, program: ExportedProgram) -> None:
     """Writes a program atomically; `torch.export.load(path).module()` loads it."""
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        torch.export.save(program, file)

@@ -3,7 +3,6 @@
 They are those of CLIP's text encoder, of the package open_clip (extra `ribseg[clip]`).
 """
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.errors import DAMAGED, ConfigError, DataError, reason
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file
 from ribseg.models.weights_file import listed
 
 ARRAYS = ("names", "classes", "background_names", "background")
@@ -95,15 +94,14 @@ class TextEmbeddings:
         Raises:
             RibsegError: it cannot be written.
         """
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            names=np.asarray(self.names, dtype=str),
-            classes=self.classes.float().cpu().numpy(),
-            background_names=np.asarray(self.background_names, dtype=str),
-            background=self.background.float().cpu().numpy(),
-        )
-        atomic_write(path, buffer.getvalue())
+        with atomic_file(path) as file:
+            np.savez(
+                file,
+                names=np.asarray(self.names, dtype=str),
+                classes=self.classes.float().cpu().numpy(),
+                background_names=np.asarray(self.background_names, dtype=str),
+                background=self.background.float().cpu().numpy(),
+            )
 
 
 def read_text_embeddings(path: str | Path) -> TextEmbeddings:

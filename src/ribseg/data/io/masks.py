@@ -1,6 +1,5 @@
 """Reading and writing masks: PNGs whose pixel values are class ids (0 background, 255 ignore)."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from PIL import Image
 
 from ribseg.data.io.images import load_pixels, open_image
 from ribseg.errors import DataError
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file
 from ribseg.types import IGNORE as IGNORE
 
 
@@ -111,9 +110,8 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray | None = 
         raise DataError(f"expected a palette (256, 3) of uint8, found {palette.dtype} {palette.shape}.")
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(palette.tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        image.save(file, format="PNG")
 
 
 def _cure(wrong: list[int]) -> str:

@@ -1,6 +1,5 @@
 """Training with checkpoints, and the files of weights."""
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from ribseg.errors import DAMAGED, ConfigError
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file
 from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
@@ -79,9 +78,8 @@ def readable(checkpoint: Path, session: Session) -> bool:
 
 def save_state(module: nn.Module, path: Path) -> None:
     """Writes a module's weights atomically."""
-    buffer = io.BytesIO()
-    torch.save({name: value.cpu() for name, value in module.state_dict().items()}, buffer)
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        torch.save({name: value.cpu() for name, value in module.state_dict().items()}, file)
 
 
 def weights_file(artefact: Artefact, name: str) -> Path:

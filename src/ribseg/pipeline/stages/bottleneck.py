@@ -1,6 +1,5 @@
 """The measuring stage of the toy experiment: gradients of every network before and after RIB."""
 
-import io
 import json
 import math
 from collections import Counter
@@ -22,7 +21,7 @@ from ribseg.data.demo.digits import (
     split_digits,
     toy_images,
 )
-from ribseg.files import atomic_write, write_json
+from ribseg.files import atomic_file, write_json
 from ribseg.functional.activations import last_activation
 from ribseg.methods.pooling import Activated
 from ribseg.models import ToyNet, read_state_dict
@@ -178,10 +177,9 @@ def score_network(cfg: BottleneckSettings, network: ToyNet, toy: ToyImages) -> d
 def save_examples(path: Path, toy: ToyImages, items: Iterable[Measured]) -> None:
     """Writes images (E, H, W), regions (E, R, H, W) and gradient maps (E, 2, L + 1, H, W) for the figure."""
     maps = np.stack([item.maps.numpy() for item in items])
-    buffer = io.BytesIO()
     images, regions = toy.images[: len(maps), 0].numpy(), toy.regions[: len(maps)].numpy()
-    np.savez_compressed(buffer, maps=maps.astype(np.float32), images=images, regions=regions)
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as file:
+        np.savez_compressed(file, maps=maps.astype(np.float32), images=images, regions=regions)
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
