@@ -1,11 +1,11 @@
-"""Settings of stages as dataclasses: building one checks it, and a field says if it counts for a digest.
+"""Settings of stages as dataclasses: a field says which values it takes, and if it counts for a digest.
 
 A field with a range, and a neutral one:
 
     thresholds: int = setting(partial(check_number, low=2, whole=True))
     workers: int = setting(COUNT, neutral="changes the speed")
 
-The dataclass calls `check_fields(self)` in its `__post_init__`.
+`read` checks the fields; what must fit together is checked by `__post_init__`, after them.
 """
 
 import dataclasses
@@ -41,29 +41,12 @@ def setting(
     return dataclasses.field(metadata={"check": check, "neutral": neutral, "kind": kind}, **default)
 
 
-def check_fields(settings: Any) -> None:
-    """Checks the values of all fields; to be the `__post_init__` of a dataclass of settings.
-
-    Raises:
-        SettingError: lists all that are out of range, with the expected and the found values.
-    """
-    wrong: list[str] = []
-    for each in dataclasses.fields(settings):
-        if check := each.metadata.get("check"):
-            try:
-                check(each.name, getattr(settings, each.name))
-            except SettingError as error:
-                wrong += error.messages
-    if wrong:
-        raise SettingError(*wrong)
-
-
 def read(kind: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass of settings with its fields' values; other values are left to others.
 
     Raises:
         ConfigError: a value is missing.
-        SettingError: values are out of range.
+        SettingError: lists all that are out of range, with the expected and the found values.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"expected settings by name, got {values!r}")
@@ -75,12 +58,14 @@ def read(kind: type[T], values: Mapping[str, Any]) -> T:
                 raise ConfigError(f"the setting {each.name} is missing")
             continue
         found[each.name] = values[each.name]
-        if inner := each.metadata.get("kind"):
-            try:
+        try:
+            if inner := each.metadata.get("kind"):
                 with within(each.name):
                     found[each.name] = read(inner, values[each.name])
-            except SettingError as error:
-                wrong += error.messages
+            elif check := each.metadata.get("check"):
+                check(each.name, values[each.name])
+        except SettingError as error:
+            wrong += error.messages
     if wrong:
         raise SettingError(*wrong)
     return kind(**found)
@@ -101,7 +86,6 @@ class Settings(dict[type, Any]):
     >>> @dataclasses.dataclass(frozen=True)
     ... class Evaluation:
     ...     thresholds: int = setting(COUNT)
-    ...     __post_init__ = check_fields
     >>> Settings({"evaluate": {"thresholds": 11}}, {"evaluate": [Evaluation]})[Evaluation]
     Evaluation(thresholds=11)
     >>> Settings({"evaluate": {"thresholds": 0}}, {"evaluate": [Evaluation]})

@@ -28,7 +28,7 @@ from ribseg.pipeline.recipe.trainer import check_trainer, counted_trainer
 from ribseg.progress import check_progress, track
 from ribseg.store.artefact import Artefact, Store, check_writable
 from ribseg.store.run import Run
-from ribseg.store.settings import SHOWN, Settings, check_fields, setting
+from ribseg.store.settings import SHOWN, Settings, setting
 from ribseg.store.shards import Shard
 from ribseg.store.usage import Usage
 from ribseg.workers import ordered_map, worker_count
@@ -49,10 +49,6 @@ class RunSettings:
     check_files: bool = setting(
         check_switch, neutral="broken files end the run, or are left out of the lists"
     )
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 class Session:

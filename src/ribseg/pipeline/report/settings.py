@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ribseg.checks import SettingError, check_number
-from ribseg.store.settings import COUNT, SHARE, check_fields, setting
+from ribseg.store.settings import COUNT, SHARE, setting
 
 
 def check_published(name: str, value: Any) -> None:
@@ -32,7 +32,3 @@ class ReportSettings:
     images: int = setting(partial(check_number, low=0, whole=True))
     megabytes: float = setting(partial(check_number, above=0))
     published: Mapping[str, Any] | None = setting(check_published)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)

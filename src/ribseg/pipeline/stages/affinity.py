@@ -44,7 +44,7 @@ from ribseg.pipeline.stages.thresholds import (
     needs_masks,
 )
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, COUNT_OR_AUTO, SHARE, SPEED, check_fields, counted, setting
+from ribseg.store.settings import COUNT, COUNT_OR_AUTO, SHARE, SPEED, counted, setting
 from ribseg.store.stage import ImageStage, Stage
 
 WEIGHTS = "affinity.pt"
@@ -60,8 +60,7 @@ class ConfidenceSettings:
     crf: bool = setting(check_switch)
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError if a setting is out of range, or the scores do not fit together."""
-        check_fields(self)
+        """Raises a ConfigError if the scores do not fit together."""
         if not self.automatic:
             check_confidence(self.foreground, self.background)  # type: ignore[arg-type]
 
@@ -80,20 +79,12 @@ class LabelSettings:
     crf: Mapping[str, Any] = setting(partial(check_arguments, check_dense_crf))
     workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
 
-    def __post_init__(self) -> None:
-
-        check_fields(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class WalkSettings:
     """The settings of `refine` for the random walk."""
 
     walk: Mapping[str, Any] = setting(partial(check_arguments, check_walk))
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +96,6 @@ class BackboneSettings:
     pretrained: bool = setting(check_switch, default=False)
     weights: str | None = setting(default=None)
     kwargs: Mapping[str, Any] | None = setting(default=None)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +110,6 @@ class AffinitySettings:
     crop_size: int = setting(COUNT)
     scale: Sequence[float] = setting()
     callbacks: Mapping[str, Any] | None = setting(default=None)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 class LabelJob(NamedTuple):

@@ -16,7 +16,7 @@ from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.chains import ATTENTION, Chain, RefinementStage
 from ribseg.pipeline.stages.classifier import ClassifierStage
 from ribseg.pipeline.stages.maps import MapStage
-from ribseg.store.settings import check_fields, counted, setting
+from ribseg.store.settings import counted, setting
 from ribseg.store.stage import Stage
 
 
@@ -25,10 +25,6 @@ class AttentionSettings:
     """The settings of `refine` for the refinement by attention."""
 
     attention: Mapping[str, Any] = setting(partial(check_arguments, check_attention))
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 class AttentionStage(RefinementStage, MapStage):

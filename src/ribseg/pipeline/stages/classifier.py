@@ -25,7 +25,7 @@ from ribseg.pipeline.recipe.parts import check_training
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.recipe.training import check_finite, fit, weights_file
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, check_fields, counted, setting
+from ribseg.store.settings import COUNT, counted, setting
 from ribseg.store.stage import Stage
 from ribseg.types import Trainable
 
@@ -42,8 +42,7 @@ class ClassifierSettings:
     official_checkpoint: str | None = setting(default=None)
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError if a setting is out of range, or two checkpoints are given."""
-        check_fields(self)
+        """Raises a ConfigError if two checkpoints are given."""
         if self.checkpoint and self.official_checkpoint:
             raise ConfigError(
                 "checkpoint and classifier.official_checkpoint exclude each other; give one of them"

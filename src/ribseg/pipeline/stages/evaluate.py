@@ -24,7 +24,7 @@ from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.methods import MapSource
 from ribseg.pipeline.recipe.session import REPORT, Session
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, SHARE, SPEED, check_fields, counted, setting
+from ribseg.store.settings import COUNT, SHARE, SPEED, counted, setting
 from ribseg.store.stage import Stage
 from ribseg.workers import ordered_map
 
@@ -43,10 +43,6 @@ class EvaluateSettings:
     boxes: bool = setting(check_switch)
     boundary: bool = setting(check_switch)
     workers: int = setting(COUNT, neutral=SPEED)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 class EvaluateStage(Stage[Session]):

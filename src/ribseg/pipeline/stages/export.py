@@ -15,7 +15,7 @@ from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.segmenter import SegmenterStage, tested_folders
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage, tested_segmenter, write_masks
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import check_fields, counted, setting
+from ribseg.store.settings import counted, setting
 from ribseg.store.stage import Stage
 
 PROGRAM = "segmenter.pt2"
@@ -29,10 +29,6 @@ class ExportSettings:
     source: str = setting()
     split: str = setting()
     program: bool = setting(check_switch, default=False)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 class ExportStage(Stage[Session]):

@@ -17,7 +17,7 @@ from ribseg.pipeline.recipe.methods import Entry
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import counting
-from ribseg.store.settings import COUNT, SHARE, check_fields, counted, setting
+from ribseg.store.settings import COUNT, SHARE, counted, setting
 from ribseg.types import Adaptation, PredictItem
 
 VERSION = 1
@@ -33,10 +33,6 @@ class RateSearchSettings:
     high: float = setting(partial(check_number, above=0))
     growth: float | None = setting(partial(check_number, above=1, words=(None,)))
     completed: float = setting(SHARE)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 def searched_rate(session: Session, entry: Entry, classifier: Artefact, make: Make) -> float:

@@ -29,7 +29,7 @@ from ribseg.pipeline.stages.decoded_images import decoded_images
 from ribseg.pipeline.stages.learning_rate import RateSearchSettings, check_rate_search, searched_rate
 from ribseg.pipeline.stages.prepared import prepare
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, SPEED, check_fields, counted, setting
+from ribseg.store.settings import COUNT, SPEED, counted, setting
 from ribseg.store.stage import ImageStage, Stage
 from ribseg.types import Stop
 
@@ -42,10 +42,6 @@ class MapsSettings:
     pool_gib: float = setting(partial(check_number, low=0), neutral=SPEED)
     steps_side: int = setting(partial(check_number, low=0, whole=True))
     full: bool = setting(check_switch)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 class MapStage(ImageStage[Session]):

@@ -39,7 +39,7 @@ from ribseg.pipeline.stages.thresholds import SCORE, all_images, check_threshold
 from ribseg.pipeline.stages.variants import THRESHOLDS, VARIANTS, Variant, mask_path
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import folder_digest
-from ribseg.store.settings import COUNT_OR_AUTO, SHARE, SPEED, check_fields, counted, setting
+from ribseg.store.settings import COUNT_OR_AUTO, SHARE, SPEED, counted, setting
 from ribseg.store.stage import ImageStage, Stage
 
 
@@ -74,10 +74,6 @@ class MaskSettings:
     segments: Mapping[str, Any] = setting(check_segment_settings)
     maps: str = setting(neutral="selects an input, whose digest counts")
     workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 class Recipe(NamedTuple):

@@ -36,7 +36,7 @@ from ribseg.pipeline.stages.checked_data import check_full_masks
 from ribseg.pipeline.stages.classifier import ClassifierStage
 from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage, read_pseudo_mask
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, PLACE, SHARE, SHOWN, SPEED, check_fields, counted, setting
+from ribseg.store.settings import COUNT, PLACE, SHARE, SHOWN, SPEED, counted, setting
 from ribseg.store.stage import Stage
 
 WEIGHTS = "segmenter"  # file name, without extension
@@ -68,8 +68,7 @@ class SegmenterSettings:
     expected: Mapping[str, float] | None = setting(neutral=SHOWN)
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError if a setting is out of range, or steps and checkpoints do not fit together."""
-        check_fields(self)
+        """Raises a ConfigError if steps and checkpoints do not fit together."""
         if self.max_steps % self.check_every:
             raise ConfigError(
                 f"expected segmenter.max_steps={self.max_steps} as a multiple of segmenter.check_every="

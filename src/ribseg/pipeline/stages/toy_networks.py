@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 from ribseg.analysis.regions import check_gradient
-from ribseg.checks import check_arguments, check_number, check_switch, within
+from ribseg.checks import check_arguments, check_choice, check_number, check_switch, within
 from ribseg.data.demo.digits import (
     SPLITS,
     Digits,
@@ -33,21 +33,11 @@ from ribseg.pipeline.recipe.loggers import finish_loggers
 from ribseg.pipeline.recipe.session import RunSettings, Session
 from ribseg.pipeline.recipe.training import save_state
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import (
-    COUNT,
-    COUNT_OR_AUTO,
-    PLACE,
-    SHARE,
-    SPEED,
-    check_fields,
-    counted,
-    setting,
-)
+from ribseg.store.settings import COUNT, COUNT_OR_AUTO, PLACE, SHARE, SPEED, counted, setting
 from ribseg.store.stage import Stage
 from ribseg.workers import ordered_map, worker_count
 
 WEIGHTS = "network.pt"
-FINALS = ("logit", "activation")
 SeedWork = Callable[["ToyStage", Artefact, int], None]
 
 
@@ -58,10 +48,6 @@ class ImageSettings:
     train: int = setting(COUNT)
     measured: int = setting(COUNT)
     scored: int = setting(COUNT)
-
-    def __post_init__(self) -> None:
-
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +61,6 @@ class TrainingSettings:
     activation: str = setting()
     margin: float | None = setting(partial(check_number, words=(None,)))
 
-    def __post_init__(self) -> None:
-
-        check_fields(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckSettings:
@@ -88,11 +70,11 @@ class BottleneckSettings:
     marked: float = setting(SHARE)
     images: ImageSettings = setting(kind=ImageSettings)
     training: TrainingSettings = setting(kind=TrainingSettings)
-    split: str = setting()
+    split: str = setting(partial(check_choice, choices=tuple(SPLITS)))
     rib: Mapping[str, Any] = setting()
     activation: str = setting()
     gradient: Mapping[str, Any] = setting(partial(check_arguments, check_gradient))
-    final: str = setting()
+    final: str = setting(partial(check_choice, choices=("logit", "activation")))
     saturation: float = setting(partial(check_number, low=0))
     information_bins: int | None = setting(partial(COUNT, words=(None,)))
     examples: int = setting(COUNT)
@@ -100,14 +82,6 @@ class BottleneckSettings:
     callbacks: Mapping[str, Any] | None = setting(default=None)
     mnist_root: str | None = setting(neutral=PLACE)
     workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
-
-    def __post_init__(self) -> None:
-        """Raises a ConfigError if a setting is out of range."""
-        check_fields(self)
-        if self.split not in SPLITS:
-            raise ConfigError(f"expected bottleneck.split {' | '.join(SPLITS)}, got {self.split!r}")
-        if self.final not in FINALS:
-            raise ConfigError(f"expected bottleneck.final {' | '.join(FINALS)}, got {self.final!r}")
 
 
 class ToyStage(Stage[Session]):
