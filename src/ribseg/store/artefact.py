@@ -19,7 +19,6 @@ from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ribseg.errors import ConfigError, DataError
@@ -135,35 +134,29 @@ class Artefact:
                 return
             start = time.perf_counter()
             facts = work()
-            self.finish(facts, time.perf_counter() - start)
+            self.finish(facts, time.perf_counter() - start, {})
 
-    def finish(
-        self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float] = MappingProxyType({})
-    ) -> None:
-        """Writes the manifest, so that the stage is not run again.
-
-        Args:
-            facts: that the stage returned.
-            seconds: that it took.
-            peak_gib: "memory" of the first process, and "GPU memory".
-        """
-        self._write_manifest(facts, seconds, peak_gib, reruns=0)
-
-    def replace(
-        self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float] = MappingProxyType({})
-    ) -> None:
+    def replace(self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float]) -> None:
         """Replaces the old result, which is deleted, by the finished `replacement`."""
         new, old = self.replacement(), self.folder.with_name(self.folder.name + ".old")
-        new._write_manifest(facts, seconds, peak_gib, reruns=self.reruns + 1)
+        new.finish(facts, seconds, peak_gib, self.reruns + 1)
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed here
         if self.folder.is_dir():
             self.folder.rename(old)
         new.folder.rename(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _write_manifest(
-        self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float], reruns: int
+    def finish(
+        self, facts: Mapping[str, Any], seconds: float, peak_gib: Mapping[str, float], reruns: int = 0
     ) -> None:
+        """Writes the manifest, so that the stage is not run again.
+
+        Args:
+            facts: that the stage returned.
+            seconds: that it took.
+            peak_gib: "memory" of the first process, and "GPU memory"; {} if not measured.
+            reruns: how often it has been computed again.
+        """
         manifest = {
             "stage": self.stage,
             **self.key,

@@ -7,7 +7,6 @@ logs, and the results at the end, get loggers of their own.
 import functools
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -15,13 +14,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_warn
 
+from ribseg.checks import within
 from ribseg.errors import ConfigError
+from ribseg.pipeline.recipe.parts import located
 
 FOLDER = "logs"
 EXAMPLE = "pytorch_lightning.loggers.CSVLogger"
@@ -41,22 +41,16 @@ def logger_settings(node: Any, stage: str, output: Path) -> list[Settings]:
         output: the run's folder.
 
     Raises:
-        ConfigError: not a configuration of loggers, or a logger does not accept these settings.
+        ConfigError: not a configuration of loggers, or a logger cannot be imported.
     """
     texts = {"{stage}": stage, "{output}": str(output), "{run}": run_name(output)}
     found = []
     for place, given in _configured(node).items():
-        target = _target(place, given)
-        try:
-            signature = inspect.signature(target)
-            chosen = _defaults(target, given, stage, output) | _filled_in(given, texts)
-            arguments = {
-                key: value for key, value in chosen.items() if not re.fullmatch("_.+_", key)
-            }  # Hydra's
-            signature.bind(*chosen.get("_args_", ()), **arguments)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{place}: {given['_target_']} cannot be made with {given}: {error}") from error
-        found.append({"_convert_": "all"} | chosen)
+        with within(f"{place}._target_={given['_target_']}"):
+            target = located(given["_target_"])
+            check_tensorboard(target)
+        defaults = _defaults(target, given, stage, output)
+        found.append({"_convert_": "all"} | defaults | _filled_in(given, texts))
     return found
 
 
@@ -73,11 +67,11 @@ def _configured(node: Any) -> dict[str, Settings]:
             settings = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"the setting {error.full_key} has no default; give it a value") from error
-    named = settings if isinstance(settings, dict) else {}
-    if "_target_" in named:
-        return {"logger": named}
-    loggers = {f"logger.{name}": value for name, value in named.items() if value is not None}
-    for place, value in loggers.items() if named or not settings else [("logger", settings)]:
+    if isinstance(settings, dict) and "_target_" not in settings:
+        loggers = {f"logger.{name}": value for name, value in settings.items() if value is not None}
+    else:
+        loggers = {"logger": settings}
+    for place, value in loggers.items():
         if not isinstance(value, dict) or "_target_" not in value:
             raise ConfigError(
                 f"expected {place} to be a logger's settings, got {value!r}; a logger has a _target_, as "
@@ -86,20 +80,13 @@ def _configured(node: Any) -> dict[str, Settings]:
     return loggers
 
 
-def _target(place: str, given: Settings) -> Callable[..., Any]:
-    try:
-        target = get_object(given["_target_"])
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"{place}._target_={given['_target_']} cannot be imported: {error}") from error
-    if not callable(target):
-        raise ConfigError(f"{place}._target_={given['_target_']} is no class or function")
-    writers = ("tensorboard", "tensorboardX")
-    if _is_a(target, TensorBoardLogger) and not any(find_spec(name) for name in writers):
+def check_tensorboard(target: Callable[..., Any]) -> None:
+    """Raises a ConfigError for TensorBoard's logger without its package."""
+    if _is_a(target, TensorBoardLogger) and not (find_spec("tensorboard") or find_spec("tensorboardX")):
         raise ConfigError(
-            f"{place}: TensorBoardLogger writes with the package tensorboard, which is not installed: "
+            "TensorBoardLogger writes with the package tensorboard, which is not installed: "
             "pip install 'ribseg[tensorboard]', or choose logger=csv"
         )
-    return target
 
 
 def _is_a(target: Callable[..., Any], kind: type | UnionType) -> bool:
@@ -164,26 +151,3 @@ def finish_loggers() -> None:
     """Closes W&B's run, so that the next stage does not write into it."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()
-
-
-LOGGED = ("localization", "adaptation", "pseudo_masks", "bottleneck", "segmenter")
-
-
-def result_numbers(results: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of `results.json` that are logged, as `localization/rib/best_miou` and so on."""
-    return numbers({key: results[key] for key in LOGGED if key in results})
-
-
-def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in nested dictionaries by path; lists are left out.
-
-    >>> numbers({"a": {"b": 1, "c": None, "d": [2]}})
-    {'a/b': 1.0}
-    """
-    flat: dict[str, float] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat

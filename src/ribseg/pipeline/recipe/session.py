@@ -242,11 +242,13 @@ class Session:
 
     def loggers(self, stage: str) -> list[Logger]:
         """The configured loggers for one stage; none with logger=none."""
-        settings = logger_settings(self.cfg.logger, stage, self.output)
-        loggers = [build(OmegaConf.create(each)) for each in settings]
-        for logger, each in zip(loggers, settings, strict=True):
-            if not isinstance(logger, Logger):
-                raise ConfigError(f"{each['_target_']} gives {type(logger).__name__}, no logger of Lightning")
+        loggers = []
+        for settings in logger_settings(self.cfg.logger, stage, self.output):
+            with within("logger"):
+                loggers.append(build(OmegaConf.create(settings)))
+            if not isinstance(loggers[-1], Logger):
+                found = f"{settings['_target_']} gives {type(loggers[-1]).__name__}"
+                raise ConfigError(f"{found}, no logger of Lightning")
         return loggers
 
     def trainer(

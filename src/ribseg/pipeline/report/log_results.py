@@ -6,7 +6,7 @@ and `log_file`.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.masks import IGNORE
 from ribseg.errors import reason
-from ribseg.pipeline.recipe.loggers import finish_loggers, result_numbers
+from ribseg.pipeline.recipe.loggers import finish_loggers
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.pictures import Example, example_images
 from ribseg.pipeline.report.records import Record
@@ -25,6 +25,7 @@ from ribseg.pipeline.report.table_files import TABLES_FOLDER
 from ribseg.pipeline.report.tables import file_tables, run_records
 from ribseg.plot.maps import OPACITY
 
+LOGGED = ("localization", "adaptation", "pseudo_masks", "bottleneck", "segmenter")
 Step = tuple[str, Callable[[], object]]  # what it logs, and how
 
 
@@ -36,8 +37,8 @@ class Loggable:
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """The scalars of the results by path."""
-        return result_numbers(self.results)
+        """The scalars of the parts of the results that are logged, by path."""
+        return numbers({key: self.results[key] for key in LOGGED if key in self.results})
 
     @cached_property
     def records(self) -> list[Record]:
@@ -77,17 +78,28 @@ class Loggable:
         return {str(path.relative_to(output)): path for path in sorted([*new, *settings])}
 
 
+def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers in nested dictionaries by path, as "localization/rib/best_miou"; lists are left out.
+
+    >>> numbers({"a": {"b": 1, "c": None, "d": [2]}})
+    {'a/b': 1.0}
+    """
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            flat[f"{prefix}{key}"] = float(value)
+    return flat
+
+
 def log_results(session: Session, results: dict[str, Any]) -> None:
     """Logs the results; what a logger cannot take for an error is said, and the others go on."""
     things = Loggable(session, results)
     for logger in session.result_loggers:
-        _try(session, logger, "results", partial(_log, session, logger, things))
+        for what, log in steps(logger, things):
+            _try(session, logger, what, log)
     _try(session, None, "end of the run", finish_loggers)
-
-
-def _log(session: Session, logger: Logger, things: Loggable) -> None:
-    for what, log in steps(logger, things):
-        _try(session, logger, what, log)
 
 
 def _try(session: Session, logger: Logger | None, what: str, log: Callable[[], object]) -> None:
