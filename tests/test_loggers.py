@@ -142,7 +142,10 @@ def test_wandb_stays_offline_with_a_warning_where_the_server_refuses(wandb_alone
     ("given", "message"),
     [
         ({"_target_": CSV, "nonsense": 1}, r"logger: .*CSVLogger.*nonsense"),
-        ({"a": {"_target_": "no.such.Logger"}}, r"logger\.a\._target_=no\.such\.Logger: expected an importable class"),
+        (
+            {"a": {"_target_": "no.such.Logger"}},
+            r"logger\.a\._target_=no\.such\.Logger: expected",
+        ),
         ({"a": {"save_dir": "x"}}, r"expected logger\.a to be a logger's settings.*_target_"),
         ({"a": 3}, r"expected logger\.a to be a logger's settings, got 3"),
         ([{"_target_": CSV}], r"expected logger to be a logger's settings"),

@@ -159,7 +159,7 @@ def test_saliency_supplies_the_background(tmp_path, tree, saliency):
     again = folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")
     assert again["store"]["pseudo_masks"] != results["store"]["pseudo_masks"]
     (saliency / "im_09.png").unlink()
-    with pytest.raises(RibsegError, match=r"images without one: 1\s+im_09"):
+    with pytest.raises(RibsegError, match=r"images without any: 1\s+im_09"):
         folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")
     with pytest.raises(ConfigError, match=r"refine\.saliency=PATH"):
         folder_run(tmp_path, tree, *overrides)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -24,13 +24,13 @@ from ribseg.errors import ConfigError
 from ribseg.files import missing_ids
 from ribseg.functional import dense_crf
 from ribseg.functional.dense_crf import check_dense_crf
-from ribseg.methods.refine import check_confidence, check_walk, confident_labels
+from ribseg.methods.refine import CRF, check_confidence, check_walk, confident_labels
 from ribseg.models import Backbone, Classifier, IRNet, PSANet, load_weights, read_state_dict
 from ribseg.modules.refining import RandomWalkModule
 from ribseg.modules.segmentation_data import CropDataModule
 from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.data import PIXELS
-from ribseg.pipeline.recipe.parts import check_optimizer, takes
+from ribseg.pipeline.recipe.parts import check_training, takes
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.recipe.training import fit, save_state
 from ribseg.pipeline.stages.chains import Chain, RefinementStage
@@ -112,14 +112,6 @@ class AffinitySettings:
     callbacks: Mapping[str, Any] | None = setting(default=None)
 
 
-class LabelJob(NamedTuple):
-    """The confident labels of one image."""
-
-    image_id: str
-    maps: Path
-    target: Path
-
-
 class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
     """Makes the confident labels that the affinity network is trained on."""
 
@@ -163,11 +155,11 @@ class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Labels images in processes of the first process of the run."""
         scores, source = self.confidence, self.maps.artefact.folder
-        crf = self.cfg.crf if self.cfg.labels.crf else None
-        work = partial(write_confident_labels, self.session.data.pseudo.image, scores, crf)
-        jobs = [LabelJob(i, map_path(source, i), label_path(target.folder, i)) for i in ids]
+        crf = partial(dense_crf, **self.cfg.crf) if self.cfg.labels.crf else None
+        image = self.session.data.pseudo.image
+        work = partial(write_confident_labels, image, scores, crf, source, target.folder)
         if self.session.group.first:
-            self.session.do(work, jobs, "Confident labels", self.cfg.workers)
+            self.session.do(work, ids, "Confident labels", self.cfg.workers)
 
     def finish(self, target: Artefact) -> dict[str, Any]:
         """The background scores."""
@@ -237,10 +229,7 @@ class AffinityStage(RefinementStage):
             share_of(self.cfg.batch_size, self.session.processes, "affinity.batch_size")
             with within("affinity.network"):
                 network = self.network(self.classifier.checked if self.classifier else None)
-            with within("affinity.module"):
-                module = self.training(network)
-            with within("affinity.module.optimizer"):
-                check_optimizer(module, self.cfg.module)
+            self.training(network)
 
     def network(self, classifier: Classifier | None = None) -> IRNet | PSANet:
         """The configured network. One of the user's own need not take a backbone.
@@ -267,9 +256,9 @@ class AffinityStage(RefinementStage):
         """The configured module that trains the network.
 
         Raises:
-            ConfigError: the crops are too small for the pixel pairs of the loss.
+            ConfigError: it cannot be built, or the crops are too small for the pixel pairs of the loss.
         """
-        module = build(self.cfg.module, network=network)
+        module = check_training("affinity.module", self.cfg.module, network=network)
         smallest = getattr(module, "smallest_crop", 1)
         if self.cfg.crop_size < smallest:
             raise ConfigError(
@@ -359,9 +348,13 @@ def read_labels(folder: Path, image_id: str) -> np.ndarray:
 
 
 def write_confident_labels(
-    read_image: Reader, scores: dict[str, float], crf: Mapping[str, Any] | None, job: LabelJob
+    read_image: Reader,
+    scores: dict[str, float],
+    crf: CRF | None,
+    source: Path,
+    target: Path,
+    image_id: str,
 ) -> None:
-    """Computes and writes the confident labels of one image."""
-    refine = None if crf is None else partial(dense_crf, **crf)
-    labels = confident_labels(read_image(job.image_id), load_maps(job.maps), **scores, crf=refine)
-    write_mask(job.target, labels)
+    """Computes and writes the confident labels of one image, from the maps in a stage's folder."""
+    maps = load_maps(map_path(source, image_id))
+    write_mask(label_path(target, image_id), confident_labels(read_image(image_id), maps, **scores, crf=crf))

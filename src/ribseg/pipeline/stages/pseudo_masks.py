@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from ribseg.checks import check_arguments, check_choice
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_mask
-from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.files import missing_ids, scan_folder, write_json
+from ribseg.errors import ConfigError
+from ribseg.files import missing_ids, write_json
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.pixel_adaptive import check_pixel_adaptive
@@ -29,6 +29,7 @@ from ribseg.pipeline.stages.chains import ATTENTION, WALK, RefinementStage
 from ribseg.pipeline.stages.evaluate import EvaluateSettings
 from ribseg.pipeline.stages.scored_masks import SCORES, score_split
 from ribseg.pipeline.stages.segments import (
+    check_files_there,
     check_segment_files,
     check_segments_there,
     has_class,
@@ -74,36 +75,6 @@ class MaskSettings:
     segments: Mapping[str, Any] = setting(check_segment_settings)
     maps: str = setting(neutral="selects an input, whose digest counts")
     workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
-
-
-class Recipe(NamedTuple):
-    """The settings for making a mask.
-
-    Attributes:
-        threshold: background score; with saliency, the threshold above which a pixel is salient.
-        saliency: whether images with a label have a saliency map; others are all background.
-        crf: settings of `dense_crf`, or None.
-        on_maps: whether the CRF starts from the maps instead of labels.
-        pixel_adaptive: settings of `pixel_adaptive`, or None.
-        segments: the settings `refine.segments`, or None.
-    """
-
-    threshold: float
-    saliency: bool
-    crf: Mapping[str, Any] | None
-    on_maps: bool
-    pixel_adaptive: Mapping[str, Any] | None
-    segments: Mapping[str, Any] | None
-
-
-class MaskJob(NamedTuple):
-    """The pseudo mask of one image, with the files that it is made from; None for those not needed."""
-
-    image_id: str
-    maps: Path
-    saliency: Path | None
-    segments: Path | None
-    target: Path
 
 
 class PseudoMasksStage(RefinementStage, ImageStage[Session]):
@@ -168,7 +139,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         for name in sorted({THRESHOLDS[variant.refined] for variant in variants if not variant.saliency}):
             check_threshold(self.session, name, getattr(cfg, name))
         if any(variant.saliency for variant in variants):
-            check_saliency(self.session, self.saliency_folder())
+            check_files_there(self.session, "saliency maps", saliency_folder(cfg), ".png")
         if cfg.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in variants):
             raise ConfigError(
                 "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
@@ -181,13 +152,13 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
 
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Writes the missing masks of images in processes of the first process of the run."""
-        for name, threshold in self.thresholds.items():
-            missing = missing_ids(target.folder / name, ids, ".png")
-            work = partial(write_pseudo_mask, self.session.data.folders, self.recipe(name, threshold))
+        folders, thresholds = self.session.data.folders, self.thresholds  # chosen by all processes together
+        for name, variant in self.variants.items():
+            source, place = self.refined[variant.refined].artefact.folder, target.folder / name
+            work = partial(write_pseudo_mask, folders, self.cfg, variant, thresholds[name], source, place)
+            missing = missing_ids(place, ids, ".png")
             if self.session.group.first:
-                self.session.do(
-                    work, self.jobs(target, name, missing), f"Pseudo masks ({name})", self.cfg.workers
-                )
+                self.session.do(work, missing, f"Pseudo masks ({name})", self.cfg.workers)
 
     def finish(self, target: Artefact) -> dict[str, Any]:
         """Scores the masks of all images."""
@@ -224,50 +195,16 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         salient = float(self.cfg.saliency_threshold)
         return {name: salient if v.saliency else scores[v.refined] for name, v in self.variants.items()}
 
-    def recipe(self, name: str, threshold: float) -> Recipe:
-        """The settings of a variant."""
-        cfg, variant = self.cfg, Variant.parse(name)
-        return Recipe(
-            threshold,
-            variant.saliency,
-            crf=cfg.crf if variant.refinement == "crf" else None,
-            on_maps=cfg.crf_unary == "maps",
-            pixel_adaptive=cfg.pixel_adaptive if variant.refinement == "pixel_adaptive" else None,
-            segments=cfg.segments if variant.segments else None,
-        )
 
-    def jobs(self, target: Artefact, name: str, ids: Sequence[str]) -> list[MaskJob]:
-        """A job for each image; one without a class is background and needs neither saliency nor segments."""
-        variant = Variant.parse(name)
-        source, found = self.refined[variant.refined].artefact.folder, []
-        for i in ids:
-            labelled = has_class(self.session, i)
-            saliency = self.saliency_folder() / f"{i}.png" if variant.saliency and labelled else None
-            segments = segments_file(self.cfg.segments, i) if variant.segments and labelled else None
-            found.append(
-                MaskJob(i, map_path(source, i), saliency, segments, mask_path(target.folder, name, i))
-            )
-        return found
+def saliency_folder(cfg: MaskSettings) -> Path:
+    """The folder of the saliency maps.
 
-    def saliency_folder(self) -> Path:
-        """The folder of the saliency maps.
-
-        Raises:
-            ConfigError: refine.saliency is not set.
-        """
-        if self.cfg.saliency is None:
-            raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
-        return Path(self.cfg.saliency)
-
-
-def check_saliency(session: Session, folder: Path) -> None:
-    """Raises a DataError that lists the images with a class but without a saliency map."""
-    there = scan_folder(folder, (".png",))
-    absent = [i for i in session.data.all_ids if has_class(session, i) and i not in there]
-    if absent:
-        problems = {"images without one": absent}
-        advice = "Expected a gray PNG <image id>.png for every image with a class."
-        raise DataError(list_problems(f"the saliency maps in {folder} cannot be used", problems, advice))
+    Raises:
+        ConfigError: refine.saliency is not set.
+    """
+    if cfg.saliency is None:
+        raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
+    return Path(cfg.saliency)
 
 
 def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str) -> np.ndarray:
@@ -275,28 +212,48 @@ def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str
     return read_mask(mask_path(folder, variant, image_id), num_classes)
 
 
-def write_pseudo_mask(folders: Mapping[str, BaseDataset], recipe: Recipe, job: MaskJob) -> None:
-    """Computes and writes the pseudo mask of one image."""
-    maps, image = load_maps(job.maps), folders[job.image_id].image(job.image_id)
-    size = (image.shape[0], image.shape[1])
+def write_pseudo_mask(
+    folders: Mapping[str, BaseDataset],
+    cfg: MaskSettings,
+    variant: Variant,
+    threshold: float,
+    source: Path,
+    place: Path,
+    image_id: str,
+) -> None:
+    """Computes and writes the pseudo mask of one image.
+
+    Args:
+        folders: image id -> its data.
+        cfg: settings of the steps.
+        variant: the steps.
+        threshold: background score; with saliency, that above which a pixel is salient.
+        source: folder of the stage whose maps they start from.
+        place: folder of the variant's masks.
+        image_id: of the image; one without a label needs neither saliency map nor segments.
+    """
+    maps, image = load_maps(map_path(source, image_id)), folders[image_id].image(image_id)
+    size, labelled = (image.shape[0], image.shape[1]), has_class(folders, image_id)
     full = full_size(maps, size)
-    if recipe.pixel_adaptive is not None:
-        full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **recipe.pixel_adaptive)
-    if job.saliency is not None:
-        labels = labels_with_saliency(full, maps.classes, read_saliency(job.saliency, size), recipe.threshold)
-    elif recipe.saliency:  # imported maps may have classes where the image has no label
+    if variant.refinement == "pixel_adaptive":
+        full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **cfg.pixel_adaptive)
+    if not variant.saliency:
+        labels = argmax_labels(full, maps.classes, threshold)
+    elif labelled:
+        salient = read_saliency(saliency_folder(cfg) / f"{image_id}.png", size)
+        labels = labels_with_saliency(full, maps.classes, salient, threshold)
+    else:  # imported maps may have classes where the image has no label
         labels = torch.zeros(size, dtype=torch.int64)
-    else:
-        labels = argmax_labels(full, maps.classes, recipe.threshold)
     result = labels.numpy().astype(np.uint8)
-    if recipe.crf is not None and len(maps.classes):
-        crf: Callable[..., Any] = partial(dense_crf, **recipe.crf)
-        if recipe.on_maps:
-            result = labels_by_crf(image, full, maps.classes, recipe.threshold, crf)
+    if variant.refinement == "crf" and len(maps.classes):
+        crf: Callable[..., Any] = partial(dense_crf, **cfg.crf)
+        if cfg.crf_unary == "maps":
+            result = labels_by_crf(image, full, maps.classes, threshold, crf)
         else:
             result = crf(image, result)
-    if recipe.segments is not None and len(maps.classes):
-        found = segments_of(image, job.segments, recipe.segments)
+    if variant.segments and len(maps.classes):
+        path = segments_file(cfg.segments, image_id) if labelled else None
+        found = segments_of(image, path, cfg.segments)
         if found is not None:  # none for an image without a label
-            result = vote_segments(torch.from_numpy(result), found, recipe.segments["share"]).numpy()
-    write_mask(job.target, result)
+            result = vote_segments(torch.from_numpy(result), found, cfg.segments["share"]).numpy()
+    write_mask(place / f"{image_id}.png", result)

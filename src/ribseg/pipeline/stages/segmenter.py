@@ -29,7 +29,6 @@ from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.data import PIXELS
 from ribseg.pipeline.recipe.parts import check_training, takes
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.recipe.trainer import check_precision
 from ribseg.pipeline.recipe.training import check_finite, fit_from, weights_file
 from ribseg.pipeline.stages.chains import FULL, active_sources, segmenter_name
 from ribseg.pipeline.stages.checked_data import check_full_masks
@@ -158,8 +157,6 @@ class SegmenterStage(Stage[Session]):
                 take_backbone(self.model, self.classifier.checked)
         _ = self.module
         if cfg.precision is not None:
-            on_gpu = session.hardware.strategy.root_device.type == "cuda"
-            check_precision("segmenter.precision", cfg.precision, on_gpu)
             with within("segmenter.precision"):
                 build(session.cfg.trainer, logger=False, precision=cfg.precision)
         self.crops().check(session.processes)

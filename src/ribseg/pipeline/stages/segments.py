@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ribseg.data.base import BaseDataset
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import scan_folder
 from ribseg.interop import check_segment_file, read_segments
@@ -63,14 +64,18 @@ def check_segments_there(session: Session, settings: Mapping[str, Any]) -> None:
     if example is None:
         check_installed()
         return
-    folder, ending = example.parent, ENDINGS[settings["source"]]
-    there = scan_folder(folder, (ending,))
-    absent = [i for i in session.data.all_ids if has_class(session, i) and i not in there]
+    check_files_there(session, "segments", example.parent, ENDINGS[settings["source"]])
+
+
+def check_files_there(session: Session, what: str, folder: Path, ending: str) -> None:
+    """Raises a DataError that lists the images with a class but without a file, and files of no image."""
+    there, data = scan_folder(folder, (ending,)), session.data
+    absent = [i for i in data.all_ids if has_class(data.folders, i) and i not in there]
     if absent:
-        unknown = sorted(set(there) - set(session.data.all_ids))
-        problems = {"images without any": absent} | ({"files of no image": unknown} if unknown else {})
+        problems = {"images without any": absent, "files of no image": sorted(set(there) - set(data.all_ids))}
+        listed = {kind: items for kind, items in problems.items() if items}
         advice = f"Expected a file <image id>{ending} for every image with a class."
-        raise DataError(list_problems(f"the segments in {folder} cannot be used", problems, advice))
+        raise DataError(list_problems(f"the {what} in {folder} cannot be used", listed, advice))
 
 
 def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
@@ -80,24 +85,20 @@ def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
         DataError: files cannot be used; lists them.
     """
     wrong: list[str] = []
-    ids = [i for i in session.data.all_ids if has_class(session, i)]
+    data = session.data
+    ids = [i for i in data.all_ids if has_class(data.folders, i)]
     for image_id in track(ids, "Checking segments", len(ids), session.cfg.progress, session.console, "file"):
-        path = segments_file(settings, image_id)
-        if path is None:
-            return
         try:
-            check_segment_file(path, session.data.folders[image_id].size(image_id))
+            path = Path(settings["folder"], f"{image_id}{ENDINGS[settings['source']]}")
+            check_segment_file(path, data.folders[image_id].size(image_id))
         except DataError as error:
             wrong.append(str(error))
     if wrong:
-        problem, advice = (
-            f"the segments in {settings['folder']} cannot be used",
-            "Make them again, from these images.",
-        )
-        raise DataError(list_problems(problem, {"files": wrong}, advice))
+        problem = f"the segments in {settings['folder']} cannot be used"
+        raise DataError(list_problems(problem, {"files": wrong}, "Make them again, from these images."))
 
 
-def has_class(session: Session, image_id: str) -> bool:
+def has_class(folders: Mapping[str, BaseDataset], image_id: str) -> bool:
     """Whether an image has a label."""
-    folder = session.data.folders[image_id]
+    folder = folders[image_id]
     return bool(folder.labels[folder.index(image_id)].any())
