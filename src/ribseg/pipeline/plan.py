@@ -67,8 +67,7 @@ def stages_of(session: Session) -> list[Stage[Session]]:
     """
     check_sources(session)
     classifier = ClassifierStage(session)
-    makers = [entry for entry in session.entries.values() if entry.maps_of is None]
-    maps: list[Stage[Session]] = [MethodStage(session, entry, classifier) for entry in makers]
+    maps: list[Stage[Session]] = [MethodStage(session, entry, classifier) for entry in session.makers]
     maps.append(ImportedStage(session))
     by_name = {stage.name: stage for stage in maps}
     refinement: list[RefinementStage] = []
@@ -114,14 +113,13 @@ def groups_of(session: Session, chosen: Iterable[str]) -> dict[str, list[str]]:
         session: of the run.
         chosen: names in `run`; with "segmenter", "refine" includes the chains of all its sources.
     """
-    makers = [entry for entry in session.entries.values() if entry.maps_of is None]
     sources = list(session.settings[SegmenterSettings].sources)
     variants = session.settings[MaskSettings].variants
     learnt = sources if "segmenter" in set(chosen) else []
     refined = [chain for chain in chains(session) if chain.main or chain.maps in learnt]
     return {
-        "methods": [entry.name for entry in makers if not entry.control],
-        "controls": [entry.name for entry in makers if entry.control],
+        "methods": [entry.name for entry in session.makers if not entry.control],
+        "controls": [entry.name for entry in session.makers if entry.control],
         "refine": [chain.name(kind) for chain in refined for kind in chain.kinds(variants)],
         "segmenter": [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],
         "bottleneck": ["toy_networks", BottleneckStage.name],
@@ -189,10 +187,10 @@ def check_sources(session: Session) -> None:
 
 def reopened(run: FinishedRun, output: Path) -> Session:
     """A session with settings, data and artefacts of a finished run, whose files are written to `output`."""
-    session = Session(run.cfg, output, KINDS, run.artefacts)
+    session = Session(run.cfg, output, KINDS)
     stages = stages_of(session)
-    session.run = Run(stages, selection(session, stages)[0])
-    session.run.chosen = [name for name in session.run.chosen if name != CHECK_DATA]
+    session.run = Run(stages, [name for name in selection(session, stages)[0] if name != CHECK_DATA])
+    session.run.adopt(run.artefacts)
     if "skipped" in run.results:
         session.skip(run.results["skipped"])
     return session

@@ -223,12 +223,9 @@ def stage_of(task: Task) -> ImageStage[Session]:
     session.record_prefix = f"ray-{socket.gethostname()}-{os.getpid()}-"
     if any(task.skipped.values()):
         session.skip(task.skipped)
-    stages = {stage.name: stage for stage in stages_of(session)}
-    session.run = Run(list(stages.values()), [])
-    for name, artefact in task.artefacts.items():
-        stages[name].artefact = artefact
-        session.run.planned[name] = stages[name]
-    return cast(ImageStage[Session], stages[task.stage])
+    session.run = Run(stages_of(session), [])
+    session.run.adopt(task.artefacts)
+    return cast(ImageStage[Session], session.run.planned[task.stage])
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 What is in the store is not computed again unless `rerun` asks for it; a killed run's rest is completed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -146,6 +146,13 @@ class Run:
         self._begin_again()
         for stage in stages:
             self._check_inputs(stage)
+
+    def adopt(self, artefacts: Mapping[str, Artefact]) -> None:
+        """Takes stages as planned, with artefacts of another process or an earlier run."""
+        for stage in self.stages:
+            if stage.name in artefacts:
+                stage.artefact = artefacts[stage.name]
+                self.planned[stage.name] = stage
 
     def check(self) -> None:
         """Checks the chosen stages, before the first of them is computed."""

@@ -203,8 +203,3 @@ def map_sources(known: Mapping[str, Entry]) -> dict[str, MapSource]:
     others = [MapSource(name, name, label) for name, label in labels.items()]
     ordered = [*(s for s in found if not s.control), *others, *(s for s in found if s.control)]
     return {source.name: source for source in ordered}
-
-
-def refinable(known: Mapping[str, Entry]) -> list[str]:
-    """Names of the stages whose maps can be refined: of methods, controls and imported maps."""
-    return [name for name, entry in known.items() if entry.maps_of is None] + [IMPORTED]

@@ -58,7 +58,6 @@ class Session:
         cfg: the composed configuration.
         output: folder of the run, for results and report.
         kinds: section -> dataclasses of its settings, see `ribseg.store.settings.Settings`.
-        artefacts: stage -> artefact, of a finished run; None for those of the planned stages.
 
     Attributes:
         settings: dataclass -> its settings.
@@ -74,14 +73,8 @@ class Session:
         ConfigError: settings are out of range, or would have no effect.
     """
 
-    def __init__(
-        self,
-        cfg: DictConfig,
-        output: Path,
-        kinds: Mapping[str, Iterable[type]],
-        artefacts: Mapping[str, Artefact] | None = None,
-    ) -> None:
-        self.cfg, self.output, self._artefacts = cfg, output, artefacts
+    def __init__(self, cfg: DictConfig, output: Path, kinds: Mapping[str, Iterable[type]]) -> None:
+        self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
         self.settings = Settings({path: plain(cfg[path] if path else _top(cfg)) for path in kinds}, kinds)
         check_trainer(cfg.trainer)
@@ -102,6 +95,11 @@ class Session:
     def entries(self) -> dict[str, Entry]:
         """Name -> entry of `methods`."""
         return entries(self.cfg)
+
+    @property
+    def makers(self) -> list[Entry]:
+        """The entries that make maps themselves, each with a stage of its own."""
+        return [entry for entry in self.entries.values() if entry.maps_of is None]
 
     @cached_property
     def sources(self) -> dict[str, MapSource]:
@@ -143,14 +141,7 @@ class Session:
     @property
     def artefacts(self) -> dict[str, Artefact]:
         """Name of a planned stage -> its artefact."""
-        if self._artefacts is not None:
-            return dict(self._artefacts)
         return {name: stage.artefact for name, stage in self.run.planned.items()}
-
-    def is_ready(self, name: str) -> bool:
-        """Whether the store holds the result of a planned stage, and the run does not compute it again."""
-        artefacts = self.artefacts
-        return name in artefacts and artefacts[name].finished and name not in self.run.again
 
     def say(self, text: str, name: str = "", style: str = "bold") -> None:
         """Prints a line in the first process, see `ribseg.pipeline.recipe.console`."""

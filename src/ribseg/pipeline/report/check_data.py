@@ -69,10 +69,11 @@ def print_survey(session: Session, surveys: Sequence[Survey], same: Groups, with
     """Prints the tables and the oddities."""
     for table in (split_table(surveys), images_table(surveys)):
         session.console.print(table.for_terminal())
-    for title, groups in [*((one.split, one.oddities) for one in surveys), ("splits", same)]:
-        print_groups(session, title, groups)
-    if within:
-        print_groups(session, "splits", {WITHIN: within})
+    oddities = [(one.split, one.oddities) for one in surveys]
+    for title, groups in [*oddities, ("splits", same), ("splits", {WITHIN: within} if within else {})]:
+        for kind, items in groups.items():
+            advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")
+            session.console.say(list_problems(f"{title}:", {kind: items}, advice, SHOW))
 
 
 def found_errors(
@@ -122,10 +123,3 @@ def images_table(surveys: Sequence[Survey]) -> TableData:
     """The table of images per class and split."""
     rows = [[name, *(str(one.class_images[name]) for one in surveys)] for name in surveys[0].class_images]
     return TableData("Images per class", ["class", *(one.split for one in surveys)], rows)
-
-
-def print_groups(session: Session, title: str, groups: Groups) -> None:
-    """Prints findings with advice."""
-    for kind, items in groups.items():
-        advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")
-        session.console.say(list_problems(f"{title}:", {kind: items}, advice, SHOW))

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import read_records
 from ribseg.files import atomic_write, write_json
 from ribseg.metrics import pooled_scores
@@ -19,13 +17,13 @@ from ribseg.pipeline.report.figures import class_bars, figure
 from ribseg.pipeline.report.finished import FinishedRun
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
 from ribseg.pipeline.report.page import Section, command, render, time_table
-from ribseg.pipeline.report.pictures import MapSeries, MaskSeries, mask_series_of, read_maps, true_masks
+from ribseg.pipeline.report.pictures import MapSeries, MaskSeries, mask_series_of
 from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.sweep_tables import sweep_tables
 from ribseg.pipeline.report.table import Column, Declared, TableData
 from ribseg.pipeline.report.table_files import write_table_files
 from ribseg.pipeline.report.tables import DIFFERENCE, INTERVAL, ITS_INTERVAL, MAP, MIOU_AT, PUBLISHED
-from ribseg.pipeline.stages.evaluate import shown_threshold
+from ribseg.pipeline.stages.evaluate import maps_reader, shown_threshold
 from ribseg.plot import threshold_figure
 from ribseg.plot.sweeps import mean_and_deviation
 
@@ -71,15 +69,20 @@ def write_comparison(
     """
     comparison = Comparison(runs, resamples)
     write_json(session.output / NUMBERS, plain_values(comparison))
-    results = {f"results_{table.title}": table for table in result_tables(comparison)}
-    write_table_files(session.output, map_tables(comparison) | results)
-    before = (difference_section, sweep_section, settings_section, results_section)
+    results = result_tables(comparison)
+    named = {f"results_{table.title}": table for table in results}
+    write_table_files(session.output, map_tables(comparison) | named)
     page = render(
         "report.html",
         title=f"ribseg: {len(runs)} runs",
         facts={run.name: str(run.folder) for run in runs},
         answers=sentences(comparison),
-        before=[section for part in before for section in part(session, comparison)],
+        before=[
+            *difference_section(session, comparison),
+            *sweep_section(session, comparison),
+            settings_section(comparison),
+            Section("All results", results),
+        ],
         gallery=comparison_gallery(session, comparison),
         after=[run_section(comparison)],
     )
@@ -167,19 +170,13 @@ def class_scores(
     return zip(("background", *session.data.classes), iou, strict=True)
 
 
-def settings_section(session: Session, comparison: Comparison) -> Iterator[Section]:
+def settings_section(comparison: Comparison) -> Section:
     """The section with the settings in which the runs differ."""
     names = [run.name for run in comparison.runs]
     rows = [[setting, *values] for setting, values in comparison.settings.items()]
     if rows:
-        yield Section("Settings", [TableData("Settings that differ", ["setting", *names], rows, text=names)])
-    else:
-        yield Section("Settings", lines=["All settings of the runs are equal."])
-
-
-def results_section(session: Session, comparison: Comparison) -> Iterator[Section]:
-    """The section with all results, as the table of a sweep has them."""
-    yield Section("All results", result_tables(comparison))
+        return Section("Settings", [TableData("Settings that differ", ["setting", *names], rows, text=names)])
+    return Section("Settings", lines=["All settings of the runs are equal."])
 
 
 def run_section(comparison: Comparison) -> Section:
@@ -193,28 +190,15 @@ def run_section(comparison: Comparison) -> Section:
 
 def comparison_gallery(session: Session, comparison: Comparison) -> Gallery | None:
     """The gallery of the images that all runs evaluated, with the maps and masks of each run."""
-    settings = session.cfg.report
-    if not comparison.images or not settings.images:
+    if not comparison.images:
         return None
-    folders = [common_part(session.data.evals[split], ids) for split, ids in comparison.images.items()]
+    evals = [(session.data.evals[split], set(ids)) for split, ids in comparison.images.items()]
+    folders = [folder.without(set(folder.ids) - common) for folder, common in evals]
     baseline = gallery_baseline(comparison)
     shown = [one for one in comparison.maps if not one.control]
     shown.sort(key=lambda one: one.source != baseline.source)  # stable: the compared maps come first
-    return make_gallery(
-        folders,
-        [map_series(one, comparison) for one in shown],
-        [*mask_series(comparison), *true_masks(folders)],
-        baseline.name,
-        settings.images,
-        1e6 * settings.megabytes,
-        session.track,
-        session.cfg.evaluate.workers,
-    )
-
-
-def common_part(folder: BaseDataset, ids: Sequence[str]) -> BaseDataset:
-    """The split without the images that not all runs have evaluated."""
-    return folder.without(set(folder.ids) - set(ids))
+    maps = [map_series(one, comparison) for one in shown]
+    return make_gallery(session, folders, maps, mask_series(comparison), baseline.name)
 
 
 def gallery_baseline(comparison: Comparison) -> ComparedMaps:
@@ -233,7 +217,7 @@ def map_series(maps: ComparedMaps, comparison: Comparison) -> MapSeries:
     return MapSeries(
         maps.name,
         maps.label,
-        partial(read_maps, folder, source),
+        maps_reader(folder, source),
         {split: shown_threshold(maps.scores(split)) for split in comparison.images},
         {split: run.counts[split].iou(maps.source, ids) for split, ids in comparison.images.items()},
         read_records(folder),

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,21 +116,16 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     given = [overrides_of(folder) for folder in folders]
     common = set.intersection(*map(set, given))
     differ = [[override for override in each if override not in common] for each in given]
-    short = _last_keys({word.partition("=")[0] for each in differ for word in each})
+    keys = {word.partition("=")[0] for each in differ for word in each}
+    plain = len({key.rpartition(".")[2] for key in keys}) == len(keys)  # their last parts tell them apart
+
+    def short(override: str) -> str:
+        return override[override.partition("=")[0].rfind(".") + 1 :] if plain else override
+
     names = [" ".join(map(short, each)) for each in differ]
     if all(0 < len(name) <= LONGEST for name in names) and len(set(names)) == len(names):
         return names
     return _path_names(folders)
-
-
-def _last_keys(keys: Collection[str]) -> Callable[[str], str]:
-    """A function that shortens the key of an override to its last part, if these parts differ."""
-    last = {key.rpartition(".")[2] for key in keys}
-
-    def short(override: str) -> str:
-        return override[override.partition("=")[0].rfind(".") + 1 :] if len(last) == len(keys) else override
-
-    return short
 
 
 def _path_names(folders: Iterable[Path]) -> list[str]:

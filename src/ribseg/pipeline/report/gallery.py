@@ -7,11 +7,11 @@ lowest scores, and evenly spaced ones. Others have a thumbnail, as far as the si
 import base64
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from PIL import Image
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.cam import resize, size_within
-from ribseg.pipeline.report.pictures import MapSeries, MaskSeries
+from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.report.pictures import MapSeries, MaskSeries, true_masks
 from ribseg.workers import ordered_map
 
-T = TypeVar("T")
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 PICTURES_SHARE = 0.75  # of the page for images with all pictures; the rest is for thumbnails and tables
 RESERVE = 2.5e6  # bytes for tables, figures and scripts
 SIDE = 288  # pixels of the longer side of an image in the gallery
@@ -58,27 +57,25 @@ class Gallery:
 
 
 def make_gallery(
+    session: Session,
     folders: Sequence[BaseDataset],
     maps: Sequence[MapSeries],
     masks: Sequence[MaskSeries],
     baseline: str | None,
-    images: int,
-    size: float,
-    track: Track,
-    workers: int = 1,
-) -> Gallery:
-    """The gallery of some splits.
+) -> Gallery | None:
+    """The gallery of some splits; None with report.images=0.
 
     Args:
+        session: of the run.
         folders: the splits, at least one.
         maps: columns with maps.
-        masks: columns with masks.
+        masks: columns with masks; the ground truth comes last.
         baseline: name of the maps that others are compared with; None for no comparison.
-        images: maximum number of images with all pictures.
-        size: maximum size of the whole page, in bytes.
-        track: shows progress: (items, title, number) -> items.
-        workers: threads that read and compress.
     """
+    images, size = session.cfg.report.images, 1e6 * session.cfg.report.megabytes
+    if not images:
+        return None
+    masks, workers = [*masks, *true_masks(folders)], session.cfg.evaluate.workers
     listed = [Listed(folder, place, one) for folder in folders for place, one in enumerate(folder.ids)]
     rows = [_row(each, maps) for each in listed]
     order = picture_order(rows, [series.name for series in maps], baseline)
@@ -86,12 +83,12 @@ def make_gallery(
     chosen = order[:images]
     draw = partial(_picture, maps=maps, masks=masks)
     drawn = ordered_map(draw, [listed[number] for number in chosen], workers, threads=True)
-    texts = track(drawn, "Pictures", len(chosen))
+    texts = session.track(drawn, "Pictures", len(chosen))
     pictures = _placed(rows, "picture", chosen, fitting(budget * PICTURES_SHARE, texts))
     rest = [number for number in order if "picture" not in rows[number]]
     small = ordered_map(_thumbnail, [listed[number] for number in rest], workers, threads=True)
     left = budget - sum(map(len, pictures))
-    texts = track(small, "Thumbnails", len(rest)) if rest else ()
+    texts = session.track(small, "Thumbnails", len(rest)) if rest else iter(())
     thumbnails = _placed(rows, "thumbnail", rest, fitting(left, texts))
     colours = folders[0].palette[1 : folders[0].num_classes + 1]
     data = {
@@ -224,8 +221,7 @@ def _note(rows: int, pictures: int, thumbnails: int, images: int, size: float) -
         f"{pictures:,} of {rows:,} images have all pictures ({limit}): the largest losses and gains, the "
         "lowest scores, and evenly spaced ones."
     )
-    others = rows - pictures
-    if thumbnails == others:
+    if thumbnails == rows - pictures:
         return f"{text} The others have a thumbnail."
     return f"{text} {thumbnails:,} more have a thumbnail (report.megabytes={size / 1e6:g}); all are listed."
 

@@ -17,12 +17,13 @@ from ribseg.pipeline.report.answer import BASELINE, answers, network_line, resul
 from ribseg.pipeline.report.figures import Drawing, bottleneck_figures, figure, map_figures, segmenter_figures
 from ribseg.pipeline.report.finished import OVERRIDES, overrides_of
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
-from ribseg.pipeline.report.pictures import map_series_of, mask_series_of, picture_grid, true_masks
+from ribseg.pipeline.report.pictures import map_series_of, mask_series_of, picture_grid
 from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.table import Sortable, TableData
 from ribseg.pipeline.report.tables import DETAILS, SECTIONS, run_records, shown_tables
 from ribseg.plot import adaptation_figure
 from ribseg.plot.style import MAPS as MAP_COLOURS
+from ribseg.progress import duration
 from ribseg.store.artefact import Artefact
 
 
@@ -106,21 +107,12 @@ def facts(session: Session, results: Mapping[str, Any]) -> dict[str, str]:
 
 def gallery(session: Session, results: dict[str, Any]) -> Gallery | None:
     """The gallery of a run's maps and masks; None without any, or with report.images=0."""
-    settings = session.cfg.report
-    maps = map_series_of(session, results) if "localization" in results or "methods" in results else []
-    if not maps or not settings.images:
+    maps = map_series_of(session, results)
+    if not maps:
         return None
     folders = list(session.data.evals.values()) or [session.data.train]
-    return make_gallery(
-        folders,
-        maps,
-        [*mask_series_of(results), *true_masks(folders)],
-        BASELINE if any(series.name == BASELINE for series in maps) else None,
-        settings.images,
-        1e6 * settings.megabytes,
-        session.track,
-        session.cfg.evaluate.workers,
-    )
+    baseline = BASELINE if any(series.name == BASELINE for series in maps) else None
+    return make_gallery(session, folders, maps, list(mask_series_of(results)), baseline)
 
 
 def score_sections(
@@ -179,19 +171,16 @@ def time_table(finished: Mapping[str, Artefact]) -> TableData:
         manifest = artefact.manifest
         total += manifest["seconds"]
         moment = str(manifest.get("finished", "-")).replace("T", " ").removesuffix("+00:00")
-        seconds = Sortable(duration(manifest["seconds"]), manifest["seconds"])
+        seconds = Sortable(time_taken(manifest["seconds"]), manifest["seconds"])
         rows.append([name, seconds, moment, artefact.folder.name])
     columns = ["stage", "time", "finished (UTC)", "in the store"]
-    return TableData("Time per stage", columns, rows, f"Sum: {duration(total)}.", text=columns[2:])
+    return TableData("Time per stage", columns, rows, f"Sum: {time_taken(total)}.", text=columns[2:])
 
 
-def duration(seconds: float) -> str:
+def time_taken(seconds: float) -> str:
     """A duration as text.
 
-    >>> duration(3.24), duration(75), duration(7322)
-    ('3.2 s', '1:15 min', '2:02 h')
+    >>> time_taken(3.24), time_taken(75), time_taken(7322)
+    ('3.2 s', '1:15', '2:02:02')
     """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
-    return f"{minutes[0]}:{minutes[1]:02} min" if seconds < 3600 else f"{hours[0]}:{hours[1]:02} h"
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)

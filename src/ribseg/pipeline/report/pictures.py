@@ -1,7 +1,7 @@
 """Maps and masks of images, from the store: columns of the gallery, the grid, examples for loggers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path, read_records
+from ribseg.data.io.maps import LocalizationMaps, read_records
 from ribseg.data.io.masks import read_mask
 from ribseg.functional.cam import argmax_labels
 from ribseg.metrics.evaluation import full_size
-from ribseg.pipeline.recipe.methods import MapSource
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.records import SCORED
 from ribseg.pipeline.stages.affinity import label_path
 from ribseg.pipeline.stages.chains import segmenter_test_name
-from ribseg.pipeline.stages.evaluate import image_counts, map_change, shown_threshold
+from ribseg.pipeline.stages.evaluate import image_counts, maps_reader, shown_threshold
 from ribseg.plot import draw, draw_outline, overlay, png_of
 
 
@@ -38,9 +37,9 @@ class MapSeries:
     name: str
     label: str
     read: Callable[[str], LocalizationMaps]
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    thresholds: Mapping[str, float]
+    scores: Mapping[str, np.ndarray]
+    records: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,16 @@ def map_series_of(session: Session, results: Mapping[str, Any]) -> list[MapSerie
     counts = image_counts(session.artefacts.get("evaluate"), results)
     found = []
     for name, source in session.sources.items():
-        if source.control or source.stage not in session.artefacts or not session.is_ready(source.stage):
+        stage = session.run.planned.get(source.stage)
+        if source.control or stage is None or not session.run.is_ready(stage):
             continue
-        folder = session.artefacts[source.stage].folder
+        folder = stage.artefact.folder
         scores = results.get("localization", {}).get(name, {}).get("split", {})
         found.append(
             MapSeries(
                 name,
                 source.label,
-                partial(read_maps, folder, source),
+                maps_reader(folder, source),
                 {split: shown_threshold(values) for split, values in scores.items()},
                 {split: each.iou(name) for split, each in counts.items() if name in each.rows},
                 read_records(folder),
@@ -84,26 +84,28 @@ def map_series_of(session: Session, results: Mapping[str, Any]) -> list[MapSerie
     return found
 
 
-def read_maps(folder: Path, source: MapSource, image_id: str) -> LocalizationMaps:
-    """The maps of an image from the folder of a stage, as modified for scoring."""
-    maps, change = load_maps(map_path(folder, image_id)), map_change(source)
-    return maps if change is None else change(maps)
-
-
 def mask_series_of(results: Mapping[str, Any]) -> Iterator[MaskSeries]:
     """The masks in the store: confident labels, pseudo masks, segmentations."""
     store = {name: Path(place) for name, place in results["store"].items()}
     if "affinity_labels" in store:
-        place = store["affinity_labels"]
-        yield MaskSeries("confident", "confident labels", partial(_read, partial(label_path, place)), place)
+        labels = store["affinity_labels"]
+        yield MaskSeries("confident", "confident labels", lambda _, i: _read(label_path(labels, i)), labels)
     if "pseudo_masks" in results:
         variant = results["pseudo_masks"]["variant"]
-        place, title = store["pseudo_masks"] / variant, f"pseudo mask ({variant})"
-        yield MaskSeries("pseudo_mask", title, partial(_read, partial(_png, place)), place, title)
+        masks, title = store["pseudo_masks"] / variant, f"pseudo mask ({variant})"
+        yield MaskSeries("pseudo_mask", title, lambda _, i: _read(masks / f"{i}.png"), masks, title)
     for source, values in results.get("segmenter", {}).items():
         place, title = store[segmenter_test_name(source)], f"segmenter ({source})"
-        read, label = partial(_segmented, place), f"segmenter on {values['label']}"
-        yield MaskSeries(f"segmenter_{source}", label, read, place, title)
+        label = f"segmenter on {values['label']}"
+        yield MaskSeries(f"segmenter_{source}", label, partial(_segmented, place), place, title)
+
+
+def _read(path: Path) -> np.ndarray | None:
+    return read_mask(path) if path.is_file() else None
+
+
+def _segmented(place: Path, folder: BaseDataset, image_id: str) -> np.ndarray | None:
+    return _read(place / folder.split / f"{image_id}.png")
 
 
 def true_masks(folders: Iterable[BaseDataset]) -> Iterator[MaskSeries]:
@@ -115,19 +117,6 @@ def true_masks(folders: Iterable[BaseDataset]) -> Iterator[MaskSeries]:
 def true_mask(folder: BaseDataset, image_id: str) -> np.ndarray | None:
     """The ground truth of an image; None without one."""
     return folder.mask(image_id) if folder.has_mask(image_id) else None
-
-
-def _png(place: Path, image_id: str) -> Path:
-    return place / f"{image_id}.png"
-
-
-def _read(path_of: Callable[[str], Path], folder: BaseDataset, image_id: str) -> np.ndarray | None:
-    path = path_of(image_id)
-    return read_mask(path) if path.is_file() else None
-
-
-def _segmented(place: Path, folder: BaseDataset, image_id: str) -> np.ndarray | None:
-    return _read(partial(_png, place / folder.split), folder, image_id)
 
 
 def picture_grid(session: Session, results: dict[str, Any]) -> bytes | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.recipe.methods import refinable
+from ribseg.pipeline.recipe.methods import IMPORTED
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.stage import Stage
 
@@ -82,7 +82,7 @@ def chains(session: Session) -> list[Chain]:
     Raises:
         ConfigError: `refine.maps` is not such a stage.
     """
-    known, main = refinable(session.entries), session.cfg.refine.maps
+    known, main = refinable(session), session.cfg.refine.maps
     refines = not {"refine", *REFINEMENT}.isdisjoint(names_of(session.cfg.run))
     if main not in known and (refines or main not in left_out(session)):
         raise ConfigError(f"expected refine.maps out of {', '.join(known)}, got {main!r}")
@@ -94,9 +94,14 @@ def left_out(session: Session) -> set[str]:
     return {RIB, *session.cfg.methods} - set(session.entries)
 
 
+def refinable(session: Session) -> list[str]:
+    """Names of the stages whose maps can be refined: of methods, controls and imported maps."""
+    return [*(entry.name for entry in session.makers), IMPORTED]
+
+
 def segmenter_sources(session: Session) -> list[str]:
     """All sources of segmenters: the stages that make maps (for pseudo masks), and "full" (ground truth)."""
-    return [*refinable(session.entries), FULL]
+    return [*refinable(session), FULL]
 
 
 def segmenter_name(source: str) -> str:
@@ -112,6 +117,5 @@ def segmenter_test_name(source: str) -> str:
 def active_sources(session: Session) -> set[str]:
     """Sources of the configured segmenters, and of those that the run selects or exports."""
     cfg, run = session.cfg, set(session.run.chosen)
-    sources = segmenter_sources(session)
-    named = {s for s in sources if {segmenter_name(s), segmenter_test_name(s)} & run}
+    named = {s for s in segmenter_sources(session) if {segmenter_name(s), segmenter_test_name(s)} & run}
     return {*cfg.segmenter.sources, *named, *({cfg.export.source} if "export" in run else ())}

@@ -188,8 +188,7 @@ def add_boundaries(
     """Adds the boundary F-scores of a split, at the thresholds of `shown_threshold`; reads its maps again."""
     chosen = {
         source.name: (
-            session.run.planned[source.stage].artefact.folder,
-            map_change(source),
+            maps_reader(session.run.planned[source.stage].artefact.folder, source),
             shown_threshold(result[source.name]["split"][folder.split]),
         )
         for source in sources
@@ -199,13 +198,12 @@ def add_boundaries(
     def count(image_id: str) -> dict[str, torch.Tensor]:
         target = torch.from_numpy(folder.mask(image_id)).long()
         found = {}
-        for name, (place, change, threshold) in chosen.items():
-            maps = load_maps(map_path(place, image_id))
-            maps = change(maps) if change else maps
-            full = full_size(maps, (target.shape[0], target.shape[1]))
-            found[name] = boundary_counts(
-                argmax_labels(full, maps.classes, threshold), target, folder.num_classes
+        for name, (read, threshold) in chosen.items():
+            maps = read(image_id)
+            labels = argmax_labels(
+                full_size(maps, (target.shape[0], target.shape[1])), maps.classes, threshold
             )
+            found[name] = boundary_counts(labels, target, folder.num_classes)
         return found
 
     results = ordered_map(count, folder.ids, session.settings[EvaluateSettings].workers, threads=True)
@@ -231,6 +229,17 @@ def tenths_of(cam_maps: LocalizationMaps, target: torch.Tensor) -> torch.Tensor:
 def map_change(source: MapSource) -> Callable[[LocalizationMaps], LocalizationMaps] | None:
     """The function that modifies a source's maps for scoring; None for none."""
     return None if source.entry is None else build(OmegaConf.create(source.entry.arguments()))
+
+
+def maps_reader(folder: Path, source: MapSource) -> Callable[[str], LocalizationMaps]:
+    """The function that reads the maps of an image id from a stage's folder, as modified for scoring."""
+    change = map_change(source)
+
+    def read(image_id: str) -> LocalizationMaps:
+        maps = load_maps(map_path(folder, image_id))
+        return change(maps) if change else maps
+
+    return read
 
 
 def score(
