@@ -8,14 +8,7 @@ from ribseg.errors import ConfigError
 from ribseg.pipeline.recipe.session import CHECK_DATA, REPORT, RunSettings, Session
 from ribseg.pipeline.report.finished import FinishedRun
 from ribseg.pipeline.report.settings import ReportSettings
-from ribseg.pipeline.stages.affinity import (
-    AffinityLabelsStage,
-    AffinitySettings,
-    AffinityStage,
-    LabelSettings,
-    RandomWalkStage,
-    WalkSettings,
-)
+from ribseg.pipeline.stages import affinity
 from ribseg.pipeline.stages.attention import AttentionSettings, AttentionStage
 from ribseg.pipeline.stages.bottleneck import BottleneckStage
 from ribseg.pipeline.stages.chains import (
@@ -51,8 +44,8 @@ KINDS: dict[str, list[type]] = {
     "report": [ReportSettings],
     "classifier": [ClassifierSettings],
     "imported": [ImportedSettings],
-    "affinity": [AffinitySettings],
-    "refine": [LabelSettings, WalkSettings, AttentionSettings, MaskSettings],
+    "affinity": [affinity.AffinitySettings],
+    "refine": [affinity.LabelSettings, affinity.WalkSettings, AttentionSettings, MaskSettings],
     "segmenter": [SegmenterSettings],
     "export": [ExportSettings],
     "bottleneck": [BottleneckSettings],
@@ -73,8 +66,7 @@ def stages_of(session: Session) -> list[Stage[Session]]:
     refinement: list[RefinementStage] = []
     masks: dict[str, PseudoMasksStage] = {}
     for chain in chains(session):
-        stages = refinement_stages(session, chain, by_name[chain.maps], classifier)
-        masks[chain.maps] = stages[-1]
+        stages, masks[chain.maps] = refinement_stages(session, chain, by_name[chain.maps], classifier)
         refinement += stages
     sources = segmenter_sources(session)
     segmenters = {
@@ -97,13 +89,14 @@ def stages_of(session: Session) -> list[Stage[Session]]:
 
 def refinement_stages(
     session: Session, chain: Chain, maps: Stage[Session], classifier: ClassifierStage
-) -> tuple[AffinityLabelsStage, AffinityStage, RandomWalkStage, AttentionStage, PseudoMasksStage]:
-    """The stages of a refinement chain, in order."""
-    labels = AffinityLabelsStage(session, chain, maps)
-    affinity = AffinityStage(session, labels, classifier)
-    walk = RandomWalkStage(session, affinity)
+) -> tuple[list[RefinementStage], PseudoMasksStage]:
+    """The stages of a refinement chain, in order, and the last of them."""
+    labels = affinity.AffinityLabelsStage(session, chain, maps)
+    training = affinity.AffinityStage(session, labels, classifier)
+    walk = affinity.RandomWalkStage(session, training)
     attention = AttentionStage(session, chain, maps, classifier)
-    return labels, affinity, walk, attention, PseudoMasksStage(session, walk, attention)
+    masks = PseudoMasksStage(session, walk, attention)
+    return [labels, training, walk, attention, masks], masks
 
 
 def groups_of(session: Session, chosen: Iterable[str]) -> dict[str, list[str]]:

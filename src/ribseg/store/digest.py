@@ -10,9 +10,8 @@ from typing import Any
 from ribseg.errors import DatasetNotFoundError
 from ribseg.store.sources import foreign_targets, source_digest
 
-Resolve = Callable[
-    [str, str], str
-]  # name and value of a setting -> the file or the choice that it stands for
+# Name and value of a setting -> the file or the choice that it stands for.
+Resolve = Callable[[str, str], str]
 
 
 def as_given(name: str, value: str) -> str:

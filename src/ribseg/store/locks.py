@@ -113,11 +113,9 @@ class StoreLock:
 def _sign(descriptor: int) -> None:
     """Writes who holds a lock into its file, as the rest of the sentence "waiting for ..., which"."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
+    holder = f"process {os.getpid()} on {socket.gethostname()} has been computing since {since}"
     os.ftruncate(descriptor, 0)
-    os.write(
-        descriptor,
-        f"process {os.getpid()} on {socket.gethostname()} has been computing since {since}".encode(),
-    )
+    os.write(descriptor, holder.encode())
 
 
 @contextmanager

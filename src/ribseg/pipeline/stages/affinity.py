@@ -348,12 +348,7 @@ def read_labels(folder: Path, image_id: str) -> np.ndarray:
 
 
 def write_confident_labels(
-    read_image: Reader,
-    scores: dict[str, float],
-    crf: CRF | None,
-    source: Path,
-    target: Path,
-    image_id: str,
+    read_image: Reader, scores: dict[str, float], crf: CRF | None, source: Path, target: Path, image_id: str
 ) -> None:
     """Computes and writes the confident labels of one image, from the maps in a stage's folder."""
     maps = load_maps(map_path(source, image_id))

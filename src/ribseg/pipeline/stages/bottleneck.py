@@ -14,13 +14,7 @@ from torch import Tensor
 from ribseg.analysis import binned_information, saturation
 from ribseg.analysis.summary import summarize_seeds
 from ribseg.checks import within
-from ribseg.data.demo.digits import (
-    REGIONS,
-    ToyBatches,
-    ToyImages,
-    split_digits,
-    toy_images,
-)
+from ribseg.data.demo.digits import REGIONS, ToyBatches, ToyImages, split_digits, toy_images
 from ribseg.files import atomic_file, write_json
 from ribseg.functional.activations import last_activation
 from ribseg.methods.pooling import Activated
