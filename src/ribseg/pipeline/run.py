@@ -1,6 +1,7 @@
 """Running the chosen stages, each at most once for the same settings, inputs and data."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def check(session: Session, reported: Mapping[str, Any]) -> Mapping[str, Any]:
         data.check_files()
         data.note()
     if any(run.computes(stage) for stage in run.planned.values()):
-        session.say(f"{session.store.free_space} free in {session.store.root}", "disk")
+        root = session.store.root
+        session.say(f"{shutil.disk_usage(root).free / 1e9:.1f} GB free in {root}", "disk")
     return {} if data is None else data.facts
 
 

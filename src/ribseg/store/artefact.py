@@ -185,11 +185,6 @@ class Store:
         self.root = Path(root)
         check_writable(self.root, "store.root")
 
-    @property
-    def free_space(self) -> str:
-        """Free space on its file system, as "41.3 GB"."""
-        return f"{shutil.disk_usage(self.root).free / 1e9:.1f} GB"
-
     def artefact(
         self,
         stage: str,

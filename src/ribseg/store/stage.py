@@ -37,12 +37,14 @@ class Stage(ABC, Generic[S]):
         kind: names its folder in the store; stages of one kind differ in their inputs only.
         version: to be raised when a change of the code changes the result for equal settings.
         reads_data: whether it, or a stage that it reads, reads the configured data set.
+        files: names of files that its finished artefact has.
     """
 
     name: str
     kind: str
     version: int = 1
     reads_data: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Sets the kind of a class with a name to that name."""
@@ -89,9 +91,9 @@ class Stage(ABC, Generic[S]):
         What it has built is kept for `work`.
         """
 
-    @abstractmethod
     def complete(self, artefact: Artefact) -> bool:
         """Whether an artefact, finished by its manifest, still has the files that others read."""
+        return all((artefact.folder / name).is_file() for name in self.files)
 
     @abstractmethod
     def work(self, target: Artefact) -> dict[str, Any]:
@@ -119,7 +121,7 @@ class ImageStage(Stage[S]):
 
     def complete(self, artefact: Artefact) -> bool:
         """Whether no file is missing."""
-        return not self.missing(artefact, self.ids())
+        return super().complete(artefact) and not self.missing(artefact, self.ids())
 
     def work(self, target: Artefact) -> dict[str, Any]:
         """Makes the missing files of all images."""

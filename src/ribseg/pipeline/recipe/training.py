@@ -80,9 +80,3 @@ def save_state(module: nn.Module, path: Path) -> None:
     """Writes a module's weights atomically."""
     with atomic_file(path) as file:
         torch.save({name: value.cpu() for name, value in module.state_dict().items()}, file)
-
-
-def weights_file(artefact: Artefact, name: str) -> Path:
-    """The weights of a finished stage: `<name>.safetensors`, or `<name>.pt` from earlier versions."""
-    former = artefact.folder / f"{name}.pt"
-    return former if former.is_file() else artefact.folder / f"{name}.safetensors"

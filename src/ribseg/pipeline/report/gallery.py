@@ -94,7 +94,10 @@ def make_gallery(
     data = {
         "classes": list(folders[0].classes),
         "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in colours],
-        "columns": _columns(maps, masks),
+        "columns": [
+            *({"name": s.name, "label": s.label, "kind": "maps", "thresholds": s.thresholds} for s in maps),
+            *({"name": s.name, "label": s.label, "kind": "mask"} for s in masks),
+        ],
         "baseline": baseline,
         "rows": rows,
     }
@@ -107,13 +110,6 @@ def _placed(rows: list[dict[str, Any]], key: str, numbers: Sequence[int], texts:
     for place, number in enumerate(numbers[: len(kept)]):
         rows[number][key] = place
     return kept
-
-
-def _columns(maps: Sequence[MapSeries], masks: Sequence[MaskSeries]) -> list[dict[str, Any]]:
-    return [
-        *({"name": s.name, "label": s.label, "kind": "maps", "thresholds": dict(s.thresholds)} for s in maps),
-        *({"name": s.name, "label": s.label, "kind": "mask"} for s in masks),
-    ]
 
 
 def picture_order(rows: Sequence[Mapping[str, Any]], names: Sequence[str], baseline: str | None) -> list[int]:

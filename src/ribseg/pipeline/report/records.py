@@ -207,7 +207,9 @@ def _scores(base: Record, scores: Mapping[str, Any], labels: Sequence[str]) -> I
                 up_to = group.get("up_to")
                 yield replace(one, value=group["miou"], place=place, number=number, threshold=up_to)
         elif measure == "curve":
-            yield from _curve(base, value)
+            for place in (name for name in value if name != "thresholds"):
+                for threshold, number in zip(value["thresholds"], value[place], strict=True):
+                    yield replace(one, value=number, threshold=threshold, place=place)
         elif measure == "max_box_acc_v2":
             yield replace(one, value=value["mean"])
             for limit, share in zip(value["limits"], value["per_limit"], strict=True):
@@ -217,13 +219,6 @@ def _scores(base: Record, scores: Mapping[str, Any], labels: Sequence[str]) -> I
                 one = replace(one, measure="errors_per_class", detail=ERRORS[measure])
             for place, number in zip(_places(measure, len(value), labels), value, strict=True):
                 yield replace(one, value=number, place=place)
-
-
-def _curve(base: Record, curve: Mapping[str, Sequence[float | None]]) -> Iterator[Record]:
-    thresholds = curve["thresholds"]
-    for measure in (name for name in curve if name != "thresholds"):
-        for threshold, value in zip(thresholds, curve[measure], strict=True):
-            yield replace(base, measure="curve", value=value, threshold=threshold, place=measure)
 
 
 def _places(measure: str, number: int, labels: Sequence[str]) -> Sequence[str]:

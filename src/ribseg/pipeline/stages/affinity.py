@@ -189,6 +189,7 @@ class AffinityStage(RefinementStage):
     """
 
     kind = "affinity"
+    files = (WEIGHTS,)
     version = 2  # a network over the classifier's backbone starts from other random weights
 
     def __init__(self, session: Session, labels: AffinityLabelsStage, classifier: ClassifierStage) -> None:
@@ -217,10 +218,6 @@ class AffinityStage(RefinementStage):
     def targets(self) -> dict[str, Any]:
         """The network and its training."""
         return {"affinity": {"network": self.cfg.network, "module": self.cfg.module}}
-
-    def complete(self, artefact: Artefact) -> bool:
-        """Whether the weights exist."""
-        return (artefact.folder / WEIGHTS).is_file()
 
     def check(self) -> None:
         """Builds the network and its training."""

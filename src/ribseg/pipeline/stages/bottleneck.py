@@ -41,6 +41,7 @@ class BottleneckStage(ToyStage):
     """Measures the gradients of every network before and after RIB, on unseen images."""
 
     name = "bottleneck"
+    files = (RESULT, EXAMPLES)
     version = 2  # version 1 compared the result with bounds
 
     def __init__(self, session: Session) -> None:
@@ -59,10 +60,6 @@ class BottleneckStage(ToyStage):
     def targets(self) -> dict[str, Any]:
         """The section."""
         return {"bottleneck": {"rib": self.cfg.rib}}
-
-    def complete(self, artefact: Artefact) -> bool:
-        """Whether the result and the examples exist."""
-        return (artefact.folder / RESULT).is_file() and (artefact.folder / EXAMPLES).is_file()
 
     def check(self) -> None:
         """Builds what it measures with."""

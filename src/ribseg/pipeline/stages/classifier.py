@@ -23,11 +23,13 @@ from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.data import CROPS, PIXELS
 from ribseg.pipeline.recipe.parts import check_training
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.recipe.training import check_finite, fit, weights_file
+from ribseg.pipeline.recipe.training import check_finite, fit
 from ribseg.store.artefact import Artefact
 from ribseg.store.settings import COUNT, counted, setting
 from ribseg.store.stage import Stage
 from ribseg.types import Trainable
+
+WEIGHTS = "classifier.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class ClassifierStage(Stage[Session]):
     """
 
     name = "classifier"
+    files = (WEIGHTS,)
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
@@ -115,13 +118,12 @@ class ClassifierStage(Stage[Session]):
             if cfg.official_checkpoint:
                 network = load_official_classifier(cfg.official_checkpoint)
                 if network.num_classes != number:
-                    raise ConfigError(
-                        f"{cfg.official_checkpoint} knows {network.num_classes} classes, but the data has "
-                        f"{number}"
-                    )
+                    found = f"{cfg.official_checkpoint} knows {network.num_classes} classes"
+                    raise ConfigError(f"{found}, but the data has {number}")
                 return network
         # Pretrained weights are loaded only if they will be needed; a network of one's own may have none.
-        others = {} if self._trains() else {"pretrained": False, "weights": None}
+        trains = not cfg.given and self.session.run.computes(self)
+        others = {} if trains else {"pretrained": False, "weights": None}
         extra = {name: value for name, value in others.items() if name in cfg.model}
         pl.seed_everything(self.session.cfg.seed, workers=True, verbose=False)
         with within("classifier.model"):
@@ -130,9 +132,6 @@ class ClassifierStage(Stage[Session]):
             with within("classifier"):
                 self.left_out = load_classifier(network, cfg.checkpoint)
         return network
-
-    def _trains(self) -> bool:
-        return not self.cfg.given and self.session.run.computes(self)
 
     @cached_property
     def module(self) -> pl.LightningModule:
@@ -143,12 +142,8 @@ class ClassifierStage(Stage[Session]):
     def trained(self) -> Classifier:
         """The network with the weights of the result."""
         if not self.cfg.given:
-            load_classifier(self.network, weights_file(self.artefact, self.name))
+            load_classifier(self.network, self.artefact.folder / WEIGHTS)
         return self.network
-
-    def complete(self, artefact: Artefact) -> bool:
-        """Whether the weights exist."""
-        return weights_file(artefact, self.name).is_file()
 
     def work(self, target: Artefact) -> dict[str, Any]:
         """Trains, resuming after the last finished epoch, or loads the given checkpoint."""
@@ -170,7 +165,7 @@ class ClassifierStage(Stage[Session]):
         if isinstance(self.network, Classifier):
             data = self.session.data
             about = described("classifier", self.network, data.classes, data.mean, data.std)
-        write_described(weights_file(target, self.name), about, self.network.state_dict())
+        write_described(target.folder / WEIGHTS, about, self.network.state_dict())
 
 
 def adapted_part(session: Session) -> Trainable | None:

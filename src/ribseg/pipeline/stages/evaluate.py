@@ -49,6 +49,7 @@ class EvaluateStage(Stage[Session]):
     """Scores every source whose maps are in the store, each at its own thresholds."""
 
     name = "evaluate"
+    files = (RESULT,)
     version = 5  # added: PxAP, MaxBoxAccV2, boundary F-score, errors per class
 
     def __init__(self, session: Session) -> None:
@@ -86,10 +87,6 @@ class EvaluateStage(Stage[Session]):
     def data(self) -> str:
         """All images and masks."""
         return self.session.data.fingerprint(masks=True)
-
-    def complete(self, artefact: Artefact) -> bool:
-        """Whether the scores exist."""
-        return (artefact.folder / RESULT).is_file()
 
     def check(self) -> None:
         """Checks that there is something to score with."""

@@ -100,7 +100,10 @@ class ExportStage(Stage[Session]):
         """Segments the missing images, then packs and checks the archive in the first process."""
         cfg, folder, say = self.cfg, self.folder(), self.session.say
         segmenter = tested_segmenter(self.segmenters[cfg.source])
-        place = self._tested_masks() or target.folder / "masks"
+        place, test = target.folder / "masks", self.tests[cfg.source]
+        tested = test.name in self.session.run.planned and test.artefact.finished
+        if tested and cfg.split in tested_folders(self.session):  # its masks are the same ones
+            place = test.artefact.folder / cfg.split
         write_masks(self.session, target, segmenter, folder, place)
         archive = self.archive(target)
 
@@ -115,9 +118,3 @@ class ExportStage(Stage[Session]):
 
         self.session.group.on_first(pack)
         return {"archive": str(archive), "split": cfg.split, "source": cfg.source, "images": len(folder)}
-
-    def _tested_masks(self) -> Path | None:
-        """The folder of the segmenter test's masks, if it has segmented this split with these settings."""
-        test, split = self.tests[self.cfg.source], self.cfg.split
-        there = test.name in self.session.run.planned and test.artefact.finished
-        return test.artefact.folder / split if there and split in tested_folders(self.session) else None

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from ribseg.checks import check_number
 from ribseg.errors import ConfigError
 from ribseg.functional.random import rng
@@ -18,7 +16,7 @@ from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import counting
 from ribseg.store.settings import COUNT, SHARE, counted, setting
-from ribseg.types import Adaptation, PredictItem
+from ribseg.types import Adaptation
 
 VERSION = 1
 Make = Callable[[float], LocalizationModule]
@@ -61,9 +59,13 @@ def search(session: Session, make: Make) -> dict[str, Any]:
     items = [session.data.predict_dataset([train.ids[i]])[0] for i in chosen]
     session.say(f"  searching the learning rate on {len(items)} training images")
     device = session.hardware.strategy.root_device
-    found = find_rate(
-        partial(adapt_all, session, make, items, device), cfg.low, cfg.high, cfg.completed, cfg.growth
-    )
+
+    def adapt(lr: float) -> list[Adaptation]:
+        module = make(lr).to(device)
+        tried = session.track(items, f"Trying lr {lr:g}", len(items), "trial")
+        return [module.localize(item.id, item.views, item.labels) for item in tried]
+
+    found = find_rate(adapt, cfg.low, cfg.high, cfg.completed, cfg.growth)
     for trial in found.trials:
         session.say(
             f"    lr {trial.lr:<8g} logits grow {trial.growth:.3g}-fold, {trial.completed:.0%} of the images "
@@ -71,15 +73,6 @@ def search(session: Session, make: Make) -> dict[str, Any]:
         )
     session.say(f"  lr {found.lr:g} is taken")
     return {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
-
-
-def adapt_all(
-    session: Session, make: Make, items: list[PredictItem], device: torch.device, lr: float
-) -> list[Adaptation]:
-    """The adaptations to a few images at one learning rate."""
-    module = make(lr).to(device)
-    tried = session.track(items, f"Trying lr {lr:g}", len(items), "trial")
-    return [module.localize(item.id, item.views, item.labels) for item in tried]
 
 
 def check_rate_search(session: Session, method: Any) -> None:

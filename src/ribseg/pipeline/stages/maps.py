@@ -130,10 +130,8 @@ class MethodStage(MapStage):
                 check_rate_search(session, inner)
         check_loss_views(entry, method, len(session.cfg.data.scales))
         if entry.references and not takes(method, "references"):
-            raise ConfigError(
-                f"{entry.path}.references={entry.references} would have no effect: the method takes no "
-                "references"
-            )
+            given = f"{entry.path}.references={entry.references}"
+            raise ConfigError(f"{given} would have no effect: the method takes no references")
 
     def method(self, network: nn.Module | None, lr: float | None = None, inner: bool = False) -> Method:
         """The method for a network; `lr` replaces lr=auto, `inner` gives the method that a control wraps."""
@@ -152,11 +150,12 @@ class MethodStage(MapStage):
             return LocalizationModule(network, method, batches, entry.name, session.cfg.seed, side)
 
         if entry.searches_rate:
-
-            def at_rate(rate: float) -> LocalizationModule:
-                return localization(self.method(network, rate, inner=True))
-
-            lr = searched_rate(session, entry, self.classifier.artefact, at_rate)
+            lr = searched_rate(
+                session,
+                entry,
+                self.classifier.artefact,
+                make=lambda rate: localization(self.method(network, rate, inner=True)),
+            )
             method = self.method(network, lr)
         module = localization(method)
         prepare(session, entry, {stage.kind: stage.artefact for stage in self.inputs()}, module)
@@ -179,10 +178,8 @@ def check_loss_views(entry: Entry, method: Any, views: int) -> None:
     """Raises a SettingError if the loss uses a view that data.scales does not have."""
     looked_at = getattr(getattr(method, "method", method), "loss_views", ())
     if max(looked_at, default=0) >= views:
-        raise SettingError(
-            f"{entry.path}.loss_views: expected places below {views}, as many as data.scales has, got "
-            f"{list(looked_at)}"
-        )
+        expected = f"expected places below {views}, as many as data.scales has"
+        raise SettingError(f"{entry.path}.loss_views: {expected}, got {list(looked_at)}")
 
 
 def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:

@@ -87,6 +87,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
     """
 
     kind = "pseudo_masks"
+    files = (SCORES,)
     version = 3  # images without a label are background in variants with saliency, whatever their maps hold
 
     def __init__(self, session: Session, walk: RandomWalkStage, attention: AttentionStage) -> None:
@@ -128,10 +129,6 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         """Those of the images that lack a mask of some variant."""
         absent = {i for name in self.variants for i in missing_ids(target.folder / name, ids, ".png")}
         return [image_id for image_id in ids if image_id in absent]
-
-    def complete(self, artefact: Artefact) -> bool:
-        """Whether all masks and their scores exist."""
-        return (artefact.folder / SCORES).is_file() and super().complete(artefact)
 
     def check(self) -> None:
         """Checks that the variants have the data they need: masks for scores, saliency maps, segments."""

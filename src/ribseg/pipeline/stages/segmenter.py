@@ -29,7 +29,7 @@ from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.data import PIXELS
 from ribseg.pipeline.recipe.parts import check_training, takes
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.recipe.training import check_finite, fit_from, weights_file
+from ribseg.pipeline.recipe.training import check_finite, fit_from
 from ribseg.pipeline.stages.chains import FULL, active_sources, segmenter_name
 from ribseg.pipeline.stages.checked_data import check_full_masks
 from ribseg.pipeline.stages.classifier import ClassifierStage
@@ -38,7 +38,7 @@ from ribseg.store.artefact import Artefact
 from ribseg.store.settings import COUNT, PLACE, SHARE, SHOWN, SPEED, counted, setting
 from ribseg.store.stage import Stage
 
-WEIGHTS = "segmenter"  # file name, without extension
+WEIGHTS = "segmenter.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,8 @@ class SegmenterStage(Stage[Session]):
         masks: the stage that makes these masks; None for the ground truth.
         classifier: the stage that trains it, for its backbone.
     """
+
+    files = (WEIGHTS,)
 
     def __init__(
         self, session: Session, source: str, masks: PseudoMasksStage | None, classifier: ClassifierStage
@@ -133,10 +135,6 @@ class SegmenterStage(Stage[Session]):
     def targets(self) -> dict[str, Any]:
         """The network and its training."""
         return {"segmenter": {"model": self.cfg.model, "module": self.cfg.module}}
-
-    def complete(self, artefact: Artefact) -> bool:
-        """Whether the weights exist."""
-        return weights_file(artefact, WEIGHTS).is_file()
 
     def check(self) -> None:
         """Checks the settings and the masks; builds the network and its training."""
@@ -223,7 +221,7 @@ class SegmenterStage(Stage[Session]):
         model.load_state_dict(state)
         data = session.data
         segmenter = Segmenter(model, data.classes, data.mean, data.std, voc_palette(), dict(cfg.test))
-        session.group.on_first(lambda: segmenter.save(weights_file(target, WEIGHTS)))
+        session.group.on_first(lambda: segmenter.save(target.folder / WEIGHTS))
         return facts | {"selected": cfg.select, "selected_at": chosen["global_step"]}
 
     def _train(self, target: Artefact, module: pl.LightningModule) -> dict[str, Any]:

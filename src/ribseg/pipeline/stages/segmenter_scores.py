@@ -20,7 +20,6 @@ from ribseg.models import Segmenter, load_segmenter
 from ribseg.modules.callbacks import MaskWriter, Threads
 from ribseg.modules.mask_prediction import MaskPredictionModule
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.recipe.training import weights_file
 from ribseg.pipeline.stages.chains import FULL, active_sources, segmenter_test_name
 from ribseg.pipeline.stages.evaluate import EvaluateSettings
 from ribseg.pipeline.stages.maps import MapsSettings
@@ -41,6 +40,7 @@ class SegmenterTestStage(Stage[Session]):
         segmenter: the stage that trains it.
     """
 
+    files = (SCORES,)
     version = 2  # added: errors per class
 
     def __init__(self, session: Session, segmenter: SegmenterStage) -> None:
@@ -70,7 +70,7 @@ class SegmenterTestStage(Stage[Session]):
     def complete(self, artefact: Artefact) -> bool:
         """Whether the scores and all masks exist."""
         folders = tested_folders(self.session).values()
-        return (artefact.folder / SCORES).is_file() and not any(
+        return super().complete(artefact) and not any(
             missing_ids(artefact.folder / folder.split, folder.ids, ".png") for folder in folders
         )
 
@@ -126,7 +126,7 @@ class SegmenterTestStage(Stage[Session]):
 
 def tested_segmenter(stage: SegmenterStage) -> Segmenter:
     """The trained segmenter, with the configured inference settings."""
-    segmenter = load_segmenter(weights_file(stage.artefact, WEIGHTS))
+    segmenter = load_segmenter(stage.artefact.folder / WEIGHTS)
     return dataclasses.replace(segmenter, inference=dict(stage.cfg.test))
 
 
@@ -153,16 +153,13 @@ def write_masks(
     writer = MaskWriter(place, segmenter.palette, crf, max(workers, 1))
     threads = Threads(session.settings[MapsSettings].threads)
     trainer = session.trainer(target.stage, target.folder, [writer, threads])
-    trainer.predict(module, image_loader(session, missing, folder), return_predictions=False)
+    # With fewer images than processes some repeat, as no process may be idle.
+    ids = islice(cycle(missing), max(len(missing), session.processes))
+    dataset = Subset(folder, [folder.index(image_id) for image_id in ids])
+    loader = DataLoader(dataset, collate_fn=only_item, num_workers=session.data.num_workers)
+    trainer.predict(module, loader, return_predictions=False)
     session.group.wait()
     check_made(missing_ids(place, folder.ids, ".png"), len(folder), f"mask in {place}")
-
-
-def image_loader(session: Session, ids: Sequence[str], folder: BaseDataset) -> DataLoader:
-    """Batches of one image; with fewer images than processes some repeat, as no process may be idle."""
-    number = max(len(ids), session.processes)
-    dataset = Subset(folder, [folder.index(image_id) for image_id in islice(cycle(ids), number)])
-    return DataLoader(dataset, batch_size=1, collate_fn=only_item, num_workers=session.data.num_workers)
 
 
 def score_masks(session: Session, place: Path, folder: BaseDataset) -> dict[str, Any]:
