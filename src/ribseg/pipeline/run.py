@@ -32,7 +32,6 @@ from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.progress import shared_console
 from ribseg.store.artefact import Artefact, environment
 from ribseg.store.run import LocalEngine, Run
-from ribseg.store.stage import Stage
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
@@ -206,19 +205,6 @@ def gather(session: Session, data_facts: Mapping[str, Any]) -> dict[str, Any]:
         data_facts: what `check` returned.
     """
     finished = {name: s for name, s in session.run.planned.items() if session.run.is_ready(s)}
-    results: dict[str, Any] = {"name": session.cfg.name, "seed": session.cfg.seed}
-    if session.preparation:
-        results["prepared"] = session.preparation  # COCO's policy belongs to every number
-    if data_facts:
-        results["data"] = data_facts
-    results |= {name: part for name, part in stage_results(session, finished).items() if part is not None}
-    results["store"] = {name: str(stage.artefact.folder) for name, stage in finished.items()}
-    results["environment"] = environment()
-    return results
-
-
-def stage_results(session: Session, finished: Mapping[str, Stage[Session]]) -> dict[str, Any]:
-    """The parts of `results.json` that the finished stages give; None for those that they do not."""
     artefacts = {name: stage.artefact for name, stage in finished.items()}
     facts = {name: artefacts[name].facts for name in ("classifier", "rib", "export") if name in artefacts}
     methods = {
@@ -227,7 +213,9 @@ def stage_results(session: Session, finished: Mapping[str, Stage[Session]]) -> d
         if name in artefacts
     }
     tests = [stage for stage in finished.values() if isinstance(stage, SegmenterTestStage)]
-    return {
+    parts = {
+        "prepared": session.preparation or None,  # COCO's policy belongs to every number
+        "data": data_facts or None,
         "classifier": facts.get("classifier"),
         "localization": localization_results(session, artefacts.get("evaluate")),
         "methods": methods or None,
@@ -237,6 +225,13 @@ def stage_results(session: Session, finished: Mapping[str, Stage[Session]]) -> d
         "export": facts.get("export"),
         "skipped": session.skipped if any(session.skipped.values()) else None,
         "bottleneck": read_json(artefacts.get("bottleneck"), BOTTLENECK),
+    }
+    return {
+        "name": session.cfg.name,
+        "seed": session.cfg.seed,
+        **{name: part for name, part in parts.items() if part is not None},
+        "store": {name: str(artefact.folder) for name, artefact in artefacts.items()},
+        "environment": environment(),
     }
 
 

@@ -102,7 +102,19 @@ class Comparison:
     resamples: int
 
     def __post_init__(self) -> None:
-        check_same_truth(self.evaluated, self.images)
+        for split, ids in self.images.items():
+            first, *others = (run.counts[split] for run in self.evaluated)
+            true, name = first.true_pixels(ids), self.evaluated[0].name
+            for run, counts in zip(self.evaluated[1:], others, strict=True):
+                if counts.num_labels != first.num_labels:
+                    found = f"{run.name} has {counts.num_labels - 1} classes, {name} {first.num_labels - 1}"
+                    raise DataError(f"{found}; only runs on the same data can be compared")
+                differ = (counts.true_pixels(ids) != true).any(1)
+                if differ.any():
+                    wrong = [image_id for image_id, other in zip(ids, differ, strict=True) if other]
+                    title = f"{run.name} and {name} have different masks of images with the same id"
+                    advice = "Only runs on the same data can be compared."
+                    raise DataError(list_problems(title, {split: wrong}, advice))
 
     @cached_property
     def evaluated(self) -> list[FinishedRun]:
@@ -111,13 +123,40 @@ class Comparison:
 
     @cached_property
     def images(self) -> dict[str, tuple[str, ...]]:
-        """Split -> ids of the images that all evaluated runs have in it."""
-        return common_images(self.evaluated)
+        """Split -> ids of the images that all evaluated runs have in it, in the order of the first one.
+
+        Raises:
+            DataError: there are such runs, but no such image.
+        """
+        if not self.evaluated:
+            return {}
+        first, *others = (run.counts for run in self.evaluated)
+        images = {}
+        for split, counts in first.items():
+            common = set(counts.ids).intersection(*(o[split].ids if split in o else () for o in others))
+            if common:
+                images[split] = tuple(one for one in counts.ids if one in common)
+        if not images:
+            names = ", ".join(f"{run.name}: {', '.join(run.counts)}" for run in self.evaluated)
+            raise DataError(f"no image was evaluated in all runs ({names}), so they cannot be compared")
+        return images
 
     @cached_property
     def maps(self) -> list[ComparedMaps]:
-        """All maps, by source."""
-        return compared_maps(self.evaluated)
+        """All maps, each once, by source in the order of the first run that has it."""
+        sources = dict.fromkeys(source for run in self.evaluated for source in run.results["localization"])
+        found = []
+        for source in sources:
+            groups: dict[str, list[FinishedRun]] = {}
+            for run in self.evaluated:
+                if source in run.results["localization"]:
+                    groups.setdefault(_origin(run, source), []).append(run)
+            for group in groups.values():
+                values = group[0].results["localization"][source]
+                names = "" if len(groups) == 1 else f", {' = '.join(run.name for run in group)}"
+                label, control = f"{values['label']}{names}", bool(values["control"])
+                found.append(ComparedMaps(source, label, control, tuple(group)))
+        return found
 
     @cached_property
     def rows(self) -> dict[str, list[Row]]:
@@ -132,76 +171,17 @@ class Comparison:
 
     @cached_property
     def repetitions(self) -> dict[str, list[FinishedRun]]:
-        """Name -> runs that differ in their seeds alone, with at least two runs each."""
+        """Name of the first, without its seed -> runs that differ in their seeds alone, at least two."""
         others = [values for name, values in self.settings.items() if name != SEED]
         groups: dict[tuple[str, ...], list[FinishedRun]] = {}
         for place, run in enumerate(self.runs):
             groups.setdefault(tuple(values[place] for values in others), []).append(run)
-        return {seedless_name(group): group for group in groups.values() if len(group) > 1}
-
-
-def seedless_name(runs: Sequence[FinishedRun]) -> str:
-    """The name of runs that differ in their seeds: the first one's, without its seed."""
-    words = [word for word in runs[0].name.split() if not word.startswith(f"{SEED}=")]
-    return " ".join(words) or "all"
-
-
-def common_images(runs: Sequence[FinishedRun]) -> dict[str, tuple[str, ...]]:
-    """Split -> ids of the images that all runs have evaluated, in the order of the first run.
-
-    Raises:
-        DataError: there are runs, but no such image.
-    """
-    if not runs:
-        return {}
-    first, *others = (run.counts for run in runs)
-    images = {}
-    for split, counts in first.items():
-        rest = [set(other[split].ids) if split in other else set() for other in others]
-        ids = tuple(one for one in counts.ids if all(one in known for known in rest))
-        if ids:
-            images[split] = ids
-    if not images:
-        names = ", ".join(f"{run.name}: {', '.join(run.counts)}" for run in runs)
-        raise DataError(f"no image was evaluated in all runs ({names}), so they cannot be compared")
-    return images
-
-
-def check_same_truth(runs: Sequence[FinishedRun], images: Mapping[str, Sequence[str]]) -> None:
-    """Raises a DataError if images with the same id have masks with other classes or areas."""
-    for split, ids in images.items():
-        first, *others = (run.counts[split] for run in runs)
-        true = first.true_pixels(ids)
-        for run, counts in zip(runs[1:], others, strict=True):
-            if counts.num_labels != first.num_labels:
-                raise DataError(
-                    f"{run.name} has {counts.num_labels - 1} classes, {runs[0].name} {first.num_labels - 1}; "
-                    "only runs on the same data can be compared"
-                )
-            differ = (counts.true_pixels(ids) != true).any(1)
-            if differ.any():
-                wrong = [image_id for image_id, other in zip(ids, differ, strict=True) if other]
-                title = f"{run.name} and {runs[0].name} have different masks of images with the same id"
-                advice = "Only runs on the same data can be compared."
-                raise DataError(list_problems(title, {split: wrong}, advice))
-
-
-def compared_maps(runs: Sequence[FinishedRun]) -> list[ComparedMaps]:
-    """All maps of some runs, each once, by source in the order of the first run that has it."""
-    sources = dict.fromkeys(source for run in runs for source in run.results["localization"])
-    found = []
-    for source in sources:
-        having = [run for run in runs if source in run.results["localization"]]
-        groups: dict[str, list[FinishedRun]] = {}
-        for run in having:
-            groups.setdefault(_origin(run, source), []).append(run)
+        found = {}
         for group in groups.values():
-            values = group[0].results["localization"][source]
-            names = "" if len(groups) == 1 else f", {' = '.join(run.name for run in group)}"
-            found.append(
-                ComparedMaps(source, f"{values['label']}{names}", bool(values["control"]), tuple(group))
-            )
-    return found
+            words = [word for word in group[0].name.split() if not word.startswith(f"{SEED}=")]
+            if len(group) > 1:
+                found[" ".join(words) or "all"] = group
+        return found
 
 
 def _origin(run: FinishedRun, source: str) -> str:
