@@ -138,14 +138,14 @@ def reads_data(session: Session) -> bool:
 
 def check_imports(session: Session) -> None:
     """Imports all that the chosen stages will build."""
+    chosen = session.run.chosen
     sections = ["trainer", "pooling", "callbacks", *(["prepare", "data"] if reads_data(session) else [])]
-    named = {section: plain(session.cfg[section]) for section in sections}
-    for stage in session.run.stages:
-        if stage.name in session.run.chosen:
-            named |= stage.targets()
-    named |= {entry.path: entry.node for entry in session.entries.values() if entry.maps_of is not None}
-    for path, node in named.items():
-        check_targets(path, node)
+    sections += [name for stage in session.run.stages if stage.name in chosen for name in stage.sections]
+    for section in dict.fromkeys(sections):
+        check_targets(section, plain(session.cfg[section]))
+    for entry in session.entries.values():
+        if entry.maps_of is not None or entry.name in chosen:
+            check_targets(entry.path, entry.node)
 
 
 def check_precisions(session: Session) -> None:

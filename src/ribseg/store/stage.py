@@ -34,26 +34,25 @@ class Stage(ABC, Generic[S]):
 
     Attributes:
         name: as in `run=[...]`.
-        kind: names its folder in the store; stages of one kind differ in their inputs only.
         version: to be raised when a change of the code changes the result for equal settings.
         reads_data: whether it, or a stage that it reads, reads the configured data set.
+        sections: of the configuration, whose `_target_`s are imported before anything else.
         files: names of files that its finished artefact has.
     """
 
     name: str
-    kind: str
     version: int = 1
     reads_data: ClassVar[bool] = True
+    sections: ClassVar[tuple[str, ...]] = ()
     files: ClassVar[tuple[str, ...]] = ()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Sets the kind of a class with a name to that name."""
-        super().__init_subclass__(**kwargs)
-        if "name" in vars(cls) and "kind" not in vars(cls):
-            cls.kind = cls.name
 
     def __init__(self, session: S) -> None:
         self.session = session
+
+    @property
+    def kind(self) -> str:
+        """Names its folder in the store; stages of one kind differ in their inputs only."""
+        return self.name
 
     def wanted(self) -> bool:
         """Whether it is planned in this run; otherwise it is neither run nor reported."""
@@ -80,10 +79,6 @@ class Stage(ABC, Generic[S]):
         inputs = {stage.kind: stage.artefact for stage in self.inputs()}
         settings = counting(self.settings(), self.session.resolve)
         return self.session.store.artefact(self.kind, settings, inputs, self.data(), self.version)
-
-    def targets(self) -> dict[str, Any]:
-        """Path in the configuration -> settings whose `_target_`s are imported before anything else."""
-        return {}
 
     def check(self) -> None:
         """Raises a RibsegError if settings or data cannot work; is called before the first stage of a run.

@@ -189,6 +189,7 @@ class AffinityStage(RefinementStage):
     """
 
     kind = "affinity"
+    sections = ("affinity",)
     files = (WEIGHTS,)
     version = 2  # a network over the classifier's backbone starts from other random weights
 
@@ -214,10 +215,6 @@ class AffinityStage(RefinementStage):
     def data(self) -> str:
         """The training images."""
         return self.session.data.pseudo.fingerprint(masks=False)
-
-    def targets(self) -> dict[str, Any]:
-        """The network and its training."""
-        return {"affinity": {"network": self.cfg.network, "module": self.cfg.module}}
 
     def check(self) -> None:
         """Builds the network and its training."""

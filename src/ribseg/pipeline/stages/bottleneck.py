@@ -41,6 +41,7 @@ class BottleneckStage(ToyStage):
     """Measures the gradients of every network before and after RIB, on unseen images."""
 
     name = "bottleneck"
+    sections = ("bottleneck",)
     files = (RESULT, EXAMPLES)
     version = 2  # version 1 compared the result with bounds
 
@@ -56,10 +57,6 @@ class BottleneckStage(ToyStage):
         """Its own, and the pooling."""
         common = self.session.counted("pooling", "trainer", "seed", "tf32")
         return common | {"bottleneck": counted(self.cfg)}
-
-    def targets(self) -> dict[str, Any]:
-        """The section."""
-        return {"bottleneck": {"rib": self.cfg.rib}}
 
     def check(self) -> None:
         """Builds what it measures with."""

@@ -64,6 +64,7 @@ class ClassifierStage(Stage[Session]):
     """
 
     name = "classifier"
+    sections = ("classifier",)
     files = (WEIGHTS,)
 
     def __init__(self, session: Session) -> None:
@@ -80,10 +81,6 @@ class ClassifierStage(Stage[Session]):
         """The training images; with callbacks all images, because callbacks may act on validation scores."""
         data = self.session.data
         return (data if self.session.callback_nodes(self.name) else data.train).fingerprint(masks=False)
-
-    def targets(self) -> dict[str, Any]:
-        """The section."""
-        return {"classifier": {"model": self.cfg.model, "module": self.cfg.module}}
 
     def check(self) -> None:
         """Builds the classifier and its training, and tries it on small images."""

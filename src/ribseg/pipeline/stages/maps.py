@@ -96,11 +96,12 @@ class MethodStage(MapStage):
         classifier: the stage that trains it.
     """
 
+    sections = ("classifier",)
     version = 2  # added: small maps after each step
 
     def __init__(self, session: Session, entry: Entry, classifier: ClassifierStage) -> None:
         super().__init__(session)
-        self.entry, self.name, self.kind, self.classifier = entry, entry.name, entry.name, classifier
+        self.entry, self.name, self.classifier = entry, entry.name, classifier
 
     def inputs(self) -> Sequence[Stage[Session]]:
         """The classifier, unless the method is made without."""
@@ -113,10 +114,6 @@ class MethodStage(MapStage):
         if self.entry.searches_rate:
             own["rate_search"] = counted(self.session.settings[RateSearchSettings])
         return self.map_settings(*VIEWS, *crops) | own
-
-    def targets(self) -> dict[str, Any]:
-        """The entry, and the classifier."""
-        return {self.entry.path: self.entry.node} | self.classifier.targets()
 
     def check(self) -> None:
         """Builds the method for the classifier, which need not be trained yet."""

@@ -85,6 +85,7 @@ class SegmenterStage(Stage[Session]):
         classifier: the stage that trains it, for its backbone.
     """
 
+    sections = ("segmenter",)
     files = (WEIGHTS,)
 
     def __init__(
@@ -93,7 +94,6 @@ class SegmenterStage(Stage[Session]):
         super().__init__(session)
         self.cfg = session.settings[SegmenterSettings]
         self.source, self.masks, self.name = source, masks, segmenter_name(source)
-        self.kind = self.name
         self.classifier = classifier if self.cfg.model.get("weights") == "classifier" else None
 
     def wanted(self) -> bool:
@@ -131,10 +131,6 @@ class SegmenterStage(Stage[Session]):
         if self.source == FULL and self.cfg.masks_dir is not None:
             return self.session.data.pseudo.with_masks(self.cfg.masks_dir)
         return self.session.data.pseudo
-
-    def targets(self) -> dict[str, Any]:
-        """The network and its training."""
-        return {"segmenter": {"model": self.cfg.model, "module": self.cfg.module}}
 
     def check(self) -> None:
         """Checks the settings and the masks; builds the network and its training."""

@@ -46,7 +46,7 @@ class SegmenterTestStage(Stage[Session]):
     def __init__(self, session: Session, segmenter: SegmenterStage) -> None:
         super().__init__(session)
         self.segmenter, self.source = segmenter, segmenter.source
-        self.name = self.kind = segmenter_test_name(segmenter.source)
+        self.name = segmenter_test_name(segmenter.source)
 
     def wanted(self) -> bool:
         """As its segmenter, if there are masks to score with."""
