@@ -12,10 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from ribseg.errors import ConfigError
 from ribseg.files import atomic_write, write_json
 from ribseg.pipeline.plan import KINDS, selection, stages_of
-from ribseg.pipeline.recipe.build import build, plain
+from ribseg.pipeline.recipe.build import build, check_targets, plain
 from ribseg.pipeline.recipe.console import log_file, quiet_lightning
 from ribseg.pipeline.recipe.loggers import finish_loggers
-from ribseg.pipeline.recipe.parts import check_targets
 from ribseg.pipeline.recipe.processes import fresh_process_group, is_first_process, termination_as_interrupt
 from ribseg.pipeline.recipe.session import CHECK_DATA, REPORT, Session
 from ribseg.pipeline.recipe.trainer import check_precision, slow_precision

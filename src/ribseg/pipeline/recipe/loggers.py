@@ -21,7 +21,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from ribseg.checks import within
 from ribseg.errors import ConfigError
-from ribseg.pipeline.recipe.parts import located
+from ribseg.pipeline.recipe.build import located
 
 FOLDER = "logs"
 EXAMPLE = "pytorch_lightning.loggers.CSVLogger"

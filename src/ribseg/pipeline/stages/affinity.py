@@ -28,9 +28,8 @@ from ribseg.methods.refine import CRF, check_confidence, check_walk, confident_l
 from ribseg.models import Backbone, Classifier, IRNet, PSANet, load_weights, read_state_dict
 from ribseg.modules.refining import RandomWalkModule
 from ribseg.modules.segmentation_data import CropDataModule
-from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.build import build, check_training, takes
 from ribseg.pipeline.recipe.data import PIXELS
-from ribseg.pipeline.recipe.parts import check_training, takes
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.recipe.training import fit, save_state
 from ribseg.pipeline.stages.chains import Chain, RefinementStage

@@ -19,9 +19,8 @@ from ribseg.models.classifier import described
 from ribseg.models.packages import PACKAGED, STATISTICS
 from ribseg.models.weights_file import write_described
 from ribseg.modules import ClassifierModule
-from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.build import build, check_training
 from ribseg.pipeline.recipe.data import CROPS, PIXELS
-from ribseg.pipeline.recipe.parts import check_training
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.recipe.training import check_finite, fit
 from ribseg.store.artefact import Artefact

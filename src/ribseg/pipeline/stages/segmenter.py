@@ -25,9 +25,8 @@ from ribseg.models import Classifier, Segmenter
 from ribseg.models.inference import check_inference
 from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
-from ribseg.pipeline.recipe.build import build
+from ribseg.pipeline.recipe.build import build, check_training, takes
 from ribseg.pipeline.recipe.data import PIXELS
-from ribseg.pipeline.recipe.parts import check_training, takes
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.recipe.training import check_finite, fit_from
 from ribseg.pipeline.stages.chains import FULL, active_sources, segmenter_name
