@@ -153,21 +153,14 @@ def difference_section(session: Session, comparison: Comparison) -> Iterator[Sec
     title = f"Scores on {split} over the threshold, each run on all of its images"
     figures = [figure(session, "curves", threshold_figure(curves), title)]
     if len(shown) <= MOST_BARS:
-        scores = [
-            Record("localization", maps.source, maps.label, measure="class_iou", value=value, place=name)
-            for maps in shown
-            for name, value in class_scores(session, maps, split, comparison.images[split])
-        ]
+        scores, names = [], ("background", *session.data.classes)
+        for maps in shown:
+            counts = maps.runs[0].counts[split].of(maps.source, comparison.images[split])
+            one = Record("localization", maps.source, maps.label, measure="class_iou")
+            pairs = zip(names, known(pooled_scores(counts).iou), strict=True)
+            scores += [replace(one, place=name, value=value) for name, value in pairs]
         figures.append(class_bars(session, "classes", scores, f"IoU per class, {split}"))
     yield Section("Localization maps", list(map_tables(comparison).values()), figures=figures)
-
-
-def class_scores(
-    session: Session, maps: ComparedMaps, split: str, ids: Sequence[str]
-) -> Iterator[tuple[str, float | None]]:
-    """Class, background included, and its IoU on some images; None for a class that does not occur."""
-    iou = known(pooled_scores(maps.runs[0].counts[split].of(maps.source, ids)).iou)
-    return zip(("background", *session.data.classes), iou, strict=True)
 
 
 def settings_section(comparison: Comparison) -> Section:

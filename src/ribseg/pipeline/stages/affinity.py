@@ -265,16 +265,9 @@ class AffinityStage(RefinementStage):
         cfg, session = self.cfg, self.session
         pl.seed_everything(session.cfg.seed, workers=True, verbose=False)
         network = self.network()
+        module, crops, epochs = self.training(network), self.crops(), cfg.epochs
         # The validation after the last epoch measures the mean displacement.
-        facts = fit(
-            session,
-            target,
-            "affinity",
-            self.training(network),
-            cfg.epochs,
-            self.crops(),
-            check_val_every_n_epoch=cfg.epochs,
-        )
+        facts = fit(session, target, "affinity", module, epochs, crops, check_val_every_n_epoch=epochs)
         session.group.on_first(lambda: save_state(network, target.folder / WEIGHTS))
         return facts
 

@@ -110,16 +110,8 @@ class ToyStage(Stage[Session]):
         self, name: str, target: Artefact, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> pl.Trainer:
         """The configured Trainer on one device and one thread: the networks are too small for more."""
-        return self.session.trainer(
-            name,
-            target.folder,
-            [Threads(1), *callbacks],
-            devices=1,
-            num_nodes=1,
-            strategy="auto",
-            log_every_n_steps=1,
-            **kwargs,
-        )
+        alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "log_every_n_steps": 1}
+        return self.session.trainer(name, target.folder, [Threads(1), *callbacks], **alone, **kwargs)
 
 
 class ToyNetworksStage(ToyStage):
@@ -224,12 +216,9 @@ def train_network(stage: ToyStage, target: Artefact, seed: int) -> None:
     pl.seed_everything(seed, workers=True, verbose=False)
     toy = toy_images(digits, cfg.images.train, cfg.marked, seed, "train")
     network = ToyNet()
+    callbacks = stage.session.callbacks("bottleneck")
     trainer = stage.trainer(
-        f"toy_networks-{seed}",
-        target,
-        stage.session.callbacks("bottleneck"),
-        max_epochs=training.epochs,
-        enable_checkpointing=False,
+        f"toy_networks-{seed}", target, callbacks, max_epochs=training.epochs, enable_checkpointing=False
     )
     module = ToyModule(network, training_loss(training), training.lr)
     trainer.fit(module, ToyBatches(toy, training.batch_size, seed))
