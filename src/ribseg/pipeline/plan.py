@@ -13,7 +13,6 @@ from ribseg.pipeline.stages.attention import AttentionSettings, AttentionStage
 from ribseg.pipeline.stages.bottleneck import BottleneckStage
 from ribseg.pipeline.stages.chains import (
     REFINEMENT,
-    Chain,
     RefinementStage,
     chains,
     left_out,
@@ -66,8 +65,12 @@ def stages_of(session: Session) -> list[Stage[Session]]:
     refinement: list[RefinementStage] = []
     masks: dict[str, PseudoMasksStage] = {}
     for chain in chains(session):
-        stages, masks[chain.maps] = refinement_stages(session, chain, by_name[chain.maps], classifier)
-        refinement += stages
+        labels = affinity.AffinityLabelsStage(session, chain, by_name[chain.maps])
+        training = affinity.AffinityStage(session, labels, classifier)
+        walk = affinity.RandomWalkStage(session, training)
+        attention = AttentionStage(session, chain, labels.maps, classifier)
+        masks[chain.maps] = PseudoMasksStage(session, walk, attention)
+        refinement += [labels, training, walk, attention, masks[chain.maps]]
     sources = segmenter_sources(session)
     segmenters = {
         source: SegmenterStage(session, source, masks.get(source), classifier) for source in sources
@@ -85,18 +88,6 @@ def stages_of(session: Session) -> list[Stage[Session]]:
         bottleneck.networks,
         bottleneck,
     ]
-
-
-def refinement_stages(
-    session: Session, chain: Chain, maps: Stage[Session], classifier: ClassifierStage
-) -> tuple[list[RefinementStage], PseudoMasksStage]:
-    """The stages of a refinement chain, in order, and the last of them."""
-    labels = affinity.AffinityLabelsStage(session, chain, maps)
-    training = affinity.AffinityStage(session, labels, classifier)
-    walk = affinity.RandomWalkStage(session, training)
-    attention = AttentionStage(session, chain, maps, classifier)
-    masks = PseudoMasksStage(session, walk, attention)
-    return [labels, training, walk, attention, masks], masks
 
 
 def groups_of(session: Session, chosen: Iterable[str]) -> dict[str, list[str]]:
