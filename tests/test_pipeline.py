@@ -392,8 +392,16 @@ def test_sweep_table(tmp_path, tree, capsys):
 def test_the_rate_is_searched_on_the_first_device_of_the_trainer(
     devices, expected, tmp_path, tree, monkeypatch
 ):
+    class Moved:
+        def to(self, device):
+            found.append(device)
+            return self
+
+        def localize(self, *_):
+            return None
+
     def find(adapt, *_):
-        found.append(adapt.args[-1])
+        adapt(1e-3)
         return SimpleNamespace(lr=1e-3, trials=[])
 
     found = []
@@ -403,5 +411,5 @@ def test_the_rate_is_searched_on_the_first_device_of_the_trainer(
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     cfg = settings("rib_folder", tmp_path, f"data.root={tree}", "trainer.accelerator=gpu")
     cfg.trainer.devices = devices
-    learning_rate.search(begun(cfg, tmp_path / "out"), lambda lr: None)
+    learning_rate.search(begun(cfg, tmp_path / "out"), lambda lr: Moved())
     assert found == [torch.device(expected)]

@@ -133,23 +133,27 @@ def picture_grid(session: Session, results: dict[str, Any]) -> bytes | None:
     folder = list(session.data.evals.values())[-1] if session.data.evals else session.data.train
     ids = evenly_spaced(folder.ids, session.cfg.report.examples)
     masks = [one for one in mask_series_of(results) if one.title]
-    truth = all(folder.has_mask(image_id) for image_id in ids)
-    width = 1 + len(maps) + len(masks) + truth
+    if all(folder.has_mask(image_id) for image_id in ids):
+        masks.append(MaskSeries("ground_truth", "ground truth", true_mask, title="true mask"))
+    width = 1 + len(maps) + len(masks)
     figure = Figure(figsize=(2.4 * width, 2.4 * len(ids)), layout="constrained")
     for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
         image, axes = folder.image(image_id), iter(row)
         names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
         draw(next(axes), image, f"{image_id}: {', '.join(names)}")
         for series in maps:
-            _show_maps(
-                next(axes), image, series.read(image_id), series.thresholds.get(folder.split), series.label
-            )
-        shown = {one.title: one.read(folder, image_id) for one in masks}
-        for title, mask in (shown | ({"true mask": true_mask(folder, image_id)} if truth else {})).items():
-            axis = next(axes)
+            axis, found = next(axes), series.read(image_id)
+            full = full_size(found, (image.shape[0], image.shape[1]))
+            strongest = full.amax(0).numpy() if len(full) else np.zeros(image.shape[:2])
+            draw(axis, overlay(image, strongest), series.label)
+            if folder.split in series.thresholds:
+                cut = argmax_labels(full, found.classes, series.thresholds[folder.split])
+                draw_outline(axis, cut.numpy() > 0)
+        for one in masks:
+            axis, mask = next(axes), one.read(folder, image_id)
             axis.axis("off")
             if mask is not None:
-                draw(axis, folder.palette[mask], title)
+                draw(axis, folder.palette[mask], one.title)
     return png_of(figure)
 
 
@@ -160,16 +164,6 @@ def evenly_spaced(ids: Sequence[str], number: int) -> Sequence[str]:
     'ace'
     """
     return ids[:: max(1, len(ids) // number)][:number]
-
-
-def _show_maps(
-    axis: Any, image: np.ndarray, maps: LocalizationMaps, threshold: float | None, title: str
-) -> None:
-    full = full_size(maps, (image.shape[0], image.shape[1]))
-    strongest = full.amax(0).numpy() if len(full) else np.zeros(image.shape[:2])
-    draw(axis, overlay(image, strongest), title)
-    if threshold is not None:
-        draw_outline(axis, argmax_labels(full, maps.classes, threshold).numpy() > 0)
 
 
 @dataclass(frozen=True)

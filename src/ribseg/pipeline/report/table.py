@@ -116,11 +116,10 @@ class Column(NamedTuple):
             return value
         if plain:
             return record.value
-        low, high = record.interval or (None, None)
-        values = {"percent": record.value, "low": low, "high": high}
-        percents = {name: None if value is None else 100 * value for name, value in values.items()}
+        numbers = (record.value, *(record.interval or (None, None)))
+        percent, low, high = (None if number is None else 100 * number for number in numbers)
         try:
-            text = self.text.format(**vars(record), **percents)
+            text = self.text.format(**vars(record), percent=percent, low=low, high=high)
         except TypeError:  # None has no decimals
             return "-"
         return Sortable(text, record.value or 0.0) if self.sortable else text

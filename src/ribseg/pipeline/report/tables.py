@@ -186,9 +186,7 @@ DETAILS = (
 # Of the files and loggers alone: with the plain numbers.
 PLAIN_IOU = (CLASS, Column("{label}", "class_iou"))
 FILES = (
-    Declared("localization", PLAIN_IOU, file="iou/localization/{split}"),
-    Declared("pseudo_masks", PLAIN_IOU, file="iou/pseudo_masks/{split}"),
-    Declared("segmenter", PLAIN_IOU, file="iou/segmenter/{split}"),
+    *(Declared(part, PLAIN_IOU, file=f"iou/{part}/{{split}}") for part in SCORED),
     Declared(
         "localization",
         (LABEL, Column("threshold", text="threshold"), Column("{place}", "curve")),
