@@ -34,6 +34,23 @@ def build(node: DictConfig | Mapping[str, Any], **replaced: Any) -> Any:
         raise
 
 
+def build_kind(kind: type, name: str, node: Any) -> Any:
+    """The object that plain settings build.
+
+    Args:
+        kind: its class, of Lightning.
+        name: of the object, for messages.
+        node: the settings.
+
+    Raises:
+        ConfigError: it cannot be built, or is of another class.
+    """
+    found = build(OmegaConf.create(node))
+    if not isinstance(found, kind):
+        raise ConfigError(f"{name} gives {type(found).__name__}, no {kind.__name__.lower()} of Lightning")
+    return found
+
+
 def plain(node: Any) -> Any:
     """A configuration node as plain dictionaries, lists and values, with interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
 
@@ -18,7 +18,7 @@ from ribseg.errors import ConfigError
 from ribseg.models.weights_file import resolve_weights
 from ribseg.modules.data_module import WSSSDataModule
 from ribseg.modules.progress import TrainerProgress
-from ribseg.pipeline.recipe.build import build, plain
+from ribseg.pipeline.recipe.build import build, build_kind, plain
 from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.recipe.data import counted_data
 from ribseg.pipeline.recipe.loggers import logger_settings
@@ -233,14 +233,9 @@ class Session:
 
     def loggers(self, stage: str) -> list[Logger]:
         """The configured loggers for one stage; none with logger=none."""
-        loggers = []
-        for settings in logger_settings(self.cfg.logger, stage, self.output):
-            with within("logger"):
-                loggers.append(build(OmegaConf.create(settings)))
-            if not isinstance(loggers[-1], Logger):
-                found = f"{settings['_target_']} gives {type(loggers[-1]).__name__}"
-                raise ConfigError(f"{found}, no logger of Lightning")
-        return loggers
+        nodes = logger_settings(self.cfg.logger, stage, self.output)
+        with within("logger"):
+            return [build_kind(Logger, each["_target_"], each) for each in nodes]
 
     def trainer(
         self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
@@ -273,11 +268,7 @@ class Session:
             part: "classifier", "affinity", "segmenter" or "bottleneck".
         """
         with within(f"callbacks, or {part}.callbacks"):
-            built = {name: build(OmegaConf.create(node)) for name, node in self.callback_nodes(part).items()}
-            for name, callback in built.items():
-                if not isinstance(callback, Callback):
-                    raise ConfigError(f"{name} gives {type(callback).__name__}, no callback of Lightning")
-        return list(built.values())
+            return [build_kind(Callback, name, node) for name, node in self.callback_nodes(part).items()]
 
     def callback_nodes(self, part: str) -> dict[str, Any]:
         """Name -> configuration of the callbacks of a training, without those set to null."""

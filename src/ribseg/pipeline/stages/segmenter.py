@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-from ribseg.checks import check_arguments, check_number, check_switch, within
+from ribseg.checks import check_arguments, check_choice, check_number, check_switch, within
 from ribseg.data.augment.segmentation import (
     Reader,
     SegmentationDataset,
@@ -54,7 +54,7 @@ class SegmenterSettings:
     scale: Sequence[float] = setting()
     precision: str | None = setting()
     average: float | None = setting(partial(SHARE, words=(None,)))
-    select: str = setting()
+    select: str = setting(partial(check_choice, choices=("last", "best")))
     splits: Sequence[str] | None = setting()
     test: Mapping[str, Any] = setting(partial(check_arguments, check_inference))
     sync_batchnorm: bool = setting(check_switch, default=False)
@@ -135,8 +135,7 @@ class SegmenterStage(Stage[Session]):
         """Checks the settings and the masks; builds the network and its training."""
         cfg, session = self.cfg, self.session
         session.callbacks("segmenter")
-        unknown = cfg.select not in ("last", "best")
-        if unknown or (cfg.select == "best" and validation_folder(session) is None):
+        if cfg.select == "best" and validation_folder(session) is None:
             raise ConfigError(
                 "expected segmenter.select=last, or best with segmenter.validate=true and data.eval_splits "
                 f"with masks; got {cfg.select} with validate={cfg.validate}"
