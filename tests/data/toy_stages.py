@@ -86,7 +86,7 @@ class Files(ImageStage):
             self.session.begin(f"files {name}")
             (target.folder / f"{name}.txt").write_text(str(factor * ord(name)))
 
-    def finish(self, target):
+    def work(self, target):
         self.session.begin("finish files")
         return {"files": len(self.session.ids)}
 

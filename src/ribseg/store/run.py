@@ -269,7 +269,9 @@ class Run:
         self.say(f"{artefact.folder}{'' if part is None else f', shard {part}'}", f"{stage.name}{why}")
         self.usage.begin()
         try:
-            facts = self._make(stage, target) if isinstance(stage, ImageStage) else stage.work(target)
+            if isinstance(stage, ImageStage):
+                self._make(stage, target)
+            facts = stage.work(target) if part is None else {}
         finally:
             self.close()
         line = self.usage.line(stage.name, artefact.folder)
@@ -279,8 +281,8 @@ class Run:
             self.again.discard(stage.name)
         self.say(f"  {line}")
 
-    def _make(self, stage: ImageStage[Any], target: Artefact) -> dict[str, Any]:
-        """Makes the missing files of all images, or of the shard's; facts are those of a whole stage."""
+    def _make(self, stage: ImageStage[Any], target: Artefact) -> None:
+        """Makes the missing files of all images, or of the shard's."""
         ids = list(stage.ids()) if self.shard is None else self.shard.take(stage.ids())
         missing = self.group.agree(stage.missing(target, ids))
         if missing:
@@ -290,7 +292,6 @@ class Run:
             self.engine.make(stage, target, missing)
             self.group.wait()
             check_made(stage.missing(target, missing), len(ids), f"files in {target.folder}")
-        return stage.finish(target) if self.shard is None else {}
 
 
 def check_made(missing: Sequence[str], images: int, what: str) -> None:

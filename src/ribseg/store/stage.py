@@ -110,15 +110,10 @@ class ImageStage(Stage[S]):
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Makes the files of images; may be repeated."""
 
-    def finish(self, target: Artefact) -> dict[str, Any]:
-        """Does what needs the files of all images; returns facts for the manifest."""
-        return {}
-
     def complete(self, artefact: Artefact) -> bool:
         """Whether no file is missing."""
         return super().complete(artefact) and not self.missing(artefact, self.ids())
 
     def work(self, target: Artefact) -> dict[str, Any]:
-        """Makes the missing files of all images."""
-        self.make(target, self.missing(target, self.ids()))
-        return self.finish(target)
+        """Does what needs the files of all images; returns facts for the manifest."""
+        return {}

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -47,9 +46,7 @@ def logger_settings(node: Any, stage: str, output: Path) -> list[Settings]:
     found = []
     for place, given in _configured(node).items():
         with within(f"{place}._target_={given['_target_']}"):
-            target = located(given["_target_"])
-            check_tensorboard(target)
-        defaults = _defaults(target, given, stage, output)
+            defaults = _defaults(located(given["_target_"]), given, stage, output)
         found.append({"_convert_": "all"} | defaults | _filled_in(given, texts))
     return found
 
@@ -80,19 +77,6 @@ def _configured(node: Any) -> dict[str, Settings]:
     return loggers
 
 
-def check_tensorboard(target: Callable[..., Any]) -> None:
-    """Raises a ConfigError for TensorBoard's logger without its package."""
-    if _is_a(target, TensorBoardLogger) and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        raise ConfigError(
-            "TensorBoardLogger writes with the package tensorboard, which is not installed: "
-            "pip install 'ribseg[tensorboard]', or choose logger=csv"
-        )
-
-
-def _is_a(target: Callable[..., Any], kind: type | UnionType) -> bool:
-    return isinstance(target, type) and issubclass(target, kind)
-
-
 def _filled_in(value: Any, texts: Mapping[str, str]) -> Any:
     """The value with the placeholders in all of its texts replaced."""
     if isinstance(value, dict):
@@ -105,11 +89,21 @@ def _filled_in(value: Any, texts: Mapping[str, str]) -> Any:
 
 
 def _defaults(target: Callable[..., Any], given: Settings, stage: str, output: Path) -> Settings:
-    """Default settings of a logger, as far as it accepts them."""
-    if _is_a(target, WandbLogger):
+    """Default settings of a logger, as far as it accepts them.
+
+    Raises:
+        ConfigError: the package that it writes with is not installed.
+    """
+    kind = target if isinstance(target, type) else object
+    if issubclass(kind, WandbLogger):
         return wandb_defaults(given, stage, output)
+    if issubclass(kind, TensorBoardLogger) and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        raise ConfigError(
+            "TensorBoardLogger writes with the package tensorboard, which is not installed: "
+            "pip install 'ribseg[tensorboard]', or choose logger=csv"
+        )
     folders = {"save_dir": str(output / FOLDER), "name": stage}
-    if _is_a(target, CSVLogger | TensorBoardLogger) and "name" not in given:
+    if issubclass(kind, CSVLogger | TensorBoardLogger) and "name" not in given:
         folders["version"] = ""  # with a name of the user's, versions distinguish the stages
     accepted = inspect.signature(target).parameters
     return {key: value for key, value in folders.items() if key in accepted}

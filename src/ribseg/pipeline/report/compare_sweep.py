@@ -27,7 +27,9 @@ def sweep_section(session: Session, comparison: Comparison) -> Iterator[Section]
         drawn = sweep_figure(lines, names[0])
     else:
         grids = {label: {(key[0], key[1]): grid[key] for key in grid} for label, grid in scores.items()}
-        drawn = grid_figure(varying(grids) or grids, (names[0], names[1]))
+        # A map of equal cells shows nothing.
+        varying = {label: grid for label, grid in grids.items() if len(set(map(tuple, grid.values()))) > 1}
+        drawn = grid_figure(varying or grids, (names[0], names[1]))
     yield Section("Sweep", figures=[figure(session, "sweep", drawn, title)])
 
 
@@ -66,8 +68,3 @@ def swept_scores(comparison: Comparison, split: str, settings: dict[str, list[fl
         if source in shown:
             found[shown[source]].setdefault(places[run], []).append(miou)
     return found
-
-
-def varying(grids: dict[str, Grid]) -> dict[str, Grid]:
-    """The methods on which the settings have some effect: a map of equal cells shows nothing."""
-    return {label: grid for label, grid in grids.items() if len(set(map(tuple, grid.values()))) > 1}

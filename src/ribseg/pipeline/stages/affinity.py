@@ -160,7 +160,7 @@ class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
         if self.session.group.first:
             self.session.do(work, ids, "Confident labels", self.cfg.workers)
 
-    def finish(self, target: Artefact) -> dict[str, Any]:
+    def work(self, target: Artefact) -> dict[str, Any]:
         """The background scores."""
         return dict(self.confidence)
 

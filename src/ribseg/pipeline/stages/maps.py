@@ -76,7 +76,7 @@ class MapStage(ImageStage[Session]):
         loader = session.data.prediction_loader(ids, self.scales, session.processes)
         trainer.predict(self.module, loader, return_predictions=False)
 
-    def finish(self, target: Artefact) -> dict[str, Any]:
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Statistics over all images."""
         vars(self).pop("module", None)  # its memory is for others from here on
         return summarize(read_records(target.folder))

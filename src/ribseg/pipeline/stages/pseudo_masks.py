@@ -157,7 +157,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
             if self.session.group.first:
                 self.session.do(work, missing, f"Pseudo masks ({name})", self.cfg.workers)
 
-    def finish(self, target: Artefact) -> dict[str, Any]:
+    def work(self, target: Artefact) -> dict[str, Any]:
         """Scores the masks of all images."""
         thresholds = self.thresholds  # in all processes, which choose them together
         self.session.group.on_first(lambda: self._score(target))
