@@ -172,7 +172,7 @@ class Session:
         return found
 
     def do(self, work: Callable[[Job], None], jobs: Sequence[Job], title: str, workers: int | str) -> None:
-        """Does jobs in processes; in this one if they are so few that starting others takes longer.
+        """Does jobs, in the first process of the run: in processes of its own, unless they are few.
 
         Args:
             work: on one job; a function of a module, or a `partial` of one.
@@ -180,6 +180,8 @@ class Session:
             title: of the progress.
             workers: number of processes, or "auto".
         """
+        if not self.group.first:
+            return
         number = worker_count(workers)
         done = ordered_map(work, jobs, number if len(jobs) >= 2 * number else 1)
         for _ in self.track(done, title, len(jobs), "file"):

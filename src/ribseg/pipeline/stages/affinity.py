@@ -157,8 +157,7 @@ class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
         crf = partial(dense_crf, **self.cfg.crf) if self.cfg.labels.crf else None
         image = self.session.data.pseudo.image
         work = partial(write_confident_labels, image, scores, crf, source, target.folder)
-        if self.session.group.first:
-            self.session.do(work, ids, "Confident labels", self.cfg.workers)
+        self.session.do(work, ids, "Confident labels", self.cfg.workers)
 
     def work(self, target: Artefact) -> dict[str, Any]:
         """The background scores."""
@@ -314,13 +313,8 @@ class RandomWalkStage(RefinementStage, MapStage):
         """The `RandomWalkModule`."""
         network = self.affinity.network()
         network.load_state_dict(read_state_dict(self.affinity.artefact.folder / WEIGHTS))
-        source = self.maps.artefact.folder
-        return RandomWalkModule(
-            network,
-            lambda image_id: load_maps(map_path(source, image_id)),
-            self.affinity.cfg.crop_size,
-            **self.cfg.walk,
-        )
+        crop = self.affinity.cfg.crop_size
+        return RandomWalkModule(network, self.read_maps, crop, **self.cfg.walk)
 
 
 def label_path(folder: Path, image_id: str) -> Path:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 
 from ribseg.checks import check_arguments, within
-from ribseg.data.io.maps import load_maps, map_path
 from ribseg.functional.attention import check_attention
 from ribseg.models.attention import attention_layers
 from ribseg.modules.refining import AttentionModule
@@ -62,9 +61,4 @@ class AttentionStage(RefinementStage, MapStage):
     @cached_property
     def module(self) -> pl.LightningModule:
         """The `AttentionModule`."""
-        source = self.maps.artefact.folder
-        return AttentionModule(
-            self.classifier.trained,
-            lambda image_id: load_maps(map_path(source, image_id)),
-            **self.cfg.attention,
-        )
+        return AttentionModule(self.classifier.trained, self.read_maps, **self.cfg.attention)

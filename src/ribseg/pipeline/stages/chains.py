@@ -10,6 +10,7 @@ from abc import ABC
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
 from ribseg.pipeline.recipe.methods import IMPORTED
 from ribseg.pipeline.recipe.session import Session
@@ -67,6 +68,10 @@ class RefinementStage(Stage[Session], ABC):
         """Whether the chain is the main one, or the run or a segmenter needs it."""
         named = {self.chain.name(kind) for kind in REFINEMENT} & set(self.session.run.chosen)
         return self.chain.main or bool(named) or self.chain.maps in active_sources(self.session)
+
+    def read_maps(self, image_id: str) -> LocalizationMaps:
+        """The maps of an image, before the refinement."""
+        return load_maps(map_path(self.maps.artefact.folder, image_id))
 
 
 def names_of(setting: Iterable[str] | str | None) -> list[str]:

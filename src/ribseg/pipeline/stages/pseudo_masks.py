@@ -154,8 +154,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
             source, place = self.refined[variant.refined].artefact.folder, target.folder / name
             work = partial(write_pseudo_mask, folders, self.cfg, variant, thresholds[name], source, place)
             missing = missing_ids(place, ids, ".png")
-            if self.session.group.first:
-                self.session.do(work, missing, f"Pseudo masks ({name})", self.cfg.workers)
+            self.session.do(work, missing, f"Pseudo masks ({name})", self.cfg.workers)
 
     def work(self, target: Artefact) -> dict[str, Any]:
         """Scores the masks of all images."""
