@@ -33,7 +33,6 @@ from ribseg.pipeline.stages.segments import (
     check_segment_files,
     check_segments_there,
     has_class,
-    segments_file,
     segments_of,
 )
 from ribseg.pipeline.stages.thresholds import SCORE, all_images, check_threshold, choose_threshold
@@ -247,9 +246,8 @@ def write_pseudo_mask(
             result = labels_by_crf(image, full, maps.classes, threshold, crf)
         else:
             result = crf(image, result)
-    if variant.segments and len(maps.classes):
-        path = segments_file(cfg.segments, image_id) if labelled else None
-        found = segments_of(image, path, cfg.segments)
-        if found is not None:  # none for an image without a label
-            result = vote_segments(torch.from_numpy(result), found, cfg.segments["share"]).numpy()
+    there = labelled or cfg.segments["source"] not in ENDINGS  # files are those of images with a label
+    if variant.segments and len(maps.classes) and there:
+        found = segments_of(image, image_id, cfg.segments)
+        result = vote_segments(torch.from_numpy(result), found, cfg.segments["share"]).numpy()
     write_mask(place / f"{image_id}.png", result)

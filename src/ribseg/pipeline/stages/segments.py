@@ -17,40 +17,24 @@ from ribseg.pipeline.recipe.session import Session
 from ribseg.progress import track
 
 
-def segments_of(image: np.ndarray, path: Path | None, settings: Mapping[str, Any]) -> Tensor | None:
-    """The segments of an image, as `ribseg.functional.vote_segments` takes them; None without a file.
+def segments_of(image: np.ndarray, image_id: str, settings: Mapping[str, Any]) -> Tensor:
+    """The segments of an image, as `ribseg.functional.vote_segments` takes them: from a file, or superpixels.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        path: of their file; None for superpixels, and for an image without a label, which needs no file.
-        settings: `refine.segments`.
-    """
-    if settings["source"] in ENDINGS:
-        return None if path is None else read_segments(path, (image.shape[0], image.shape[1]))
-    if settings["source"] == "slic":
-        return superpixels.slic(image, **settings["slic"])
-    return superpixels.felzenszwalb(image, **settings["felzenszwalb"])
-
-
-def segments_file(settings: Mapping[str, Any], image_id: str) -> Path | None:
-    """The file with an image's segments; None for superpixels.
-
-    Args:
-        settings: `refine.segments`.
         image_id: of the image.
-
-    Raises:
-        ConfigError: the source needs refine.segments.folder, which is not set.
+        settings: `refine.segments`.
     """
     source = settings["source"]
-    if source not in ENDINGS:
-        return None
-    if settings["folder"] is None:
-        raise ConfigError(
-            f"refine.segments.source={source} needs refine.segments.folder=PATH with files "
-            f"<image id>{ENDINGS[source]}"
-        )
-    return Path(settings["folder"]) / f"{image_id}{ENDINGS[source]}"
+    if source in ENDINGS:
+        return read_segments(segments_path(settings, image_id), (image.shape[0], image.shape[1]))
+    make = superpixels.slic if source == "slic" else superpixels.felzenszwalb
+    return make(image, **settings[source])
+
+
+def segments_path(settings: Mapping[str, Any], image_id: str) -> Path:
+    """The file with an image's segments, of a source with files."""
+    return Path(settings["folder"], f"{image_id}{ENDINGS[settings['source']]}")
 
 
 def check_segments_there(session: Session, settings: Mapping[str, Any]) -> None:
@@ -60,11 +44,14 @@ def check_segments_there(session: Session, settings: Mapping[str, Any]) -> None:
         ConfigError: a setting or a package is missing.
         DataError: files are missing; lists them.
     """
-    example = segments_file(settings, "")
-    if example is None:
+    source, folder = settings["source"], settings["folder"]
+    if source not in ENDINGS:
         check_installed()
         return
-    check_files_there(session, "segments", example.parent, ENDINGS[settings["source"]])
+    if folder is None:
+        files = f"files <image id>{ENDINGS[source]}"
+        raise ConfigError(f"refine.segments.source={source} needs refine.segments.folder=PATH with {files}")
+    check_files_there(session, "segments", Path(folder), ENDINGS[source])
 
 
 def check_files_there(session: Session, what: str, folder: Path, ending: str) -> None:
@@ -89,8 +76,7 @@ def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
     ids = [i for i in data.all_ids if has_class(data.folders, i)]
     for image_id in track(ids, "Checking segments", len(ids), session.cfg.progress, session.console, "file"):
         try:
-            path = Path(settings["folder"], f"{image_id}{ENDINGS[settings['source']]}")
-            check_segment_file(path, data.folders[image_id].size(image_id))
+            check_segment_file(segments_path(settings, image_id), data.folders[image_id].size(image_id))
         except DataError as error:
             wrong.append(str(error))
     if wrong:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
 from ribseg.analysis.regions import check_gradient
@@ -197,9 +197,8 @@ def _in_process(
 ) -> float:
     """Does the work of one seed in a worker process, without a progress bar; returns the seconds."""
     quiet_lightning()
-    quiet = OmegaConf.merge(cfg, {"progress": False})
-    assert isinstance(quiet, DictConfig)
-    session = Session(quiet, output, {"": [RunSettings], "bottleneck": [BottleneckSettings]})
+    cfg.progress = False
+    session = Session(cfg, output, {"": [RunSettings], "bottleneck": [BottleneckSettings]})
     return _timed(work, kind(session), target, seed)
 
 
