@@ -135,7 +135,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         for name in sorted({THRESHOLDS[variant.refined] for variant in variants if not variant.saliency}):
             check_threshold(self.session, name, getattr(cfg, name))
         if any(variant.saliency for variant in variants):
-            check_files_there(self.session, "saliency maps", saliency_folder(cfg), ".png")
+            check_files_there(self.session, "saliency maps (gray)", saliency_folder(cfg), ".png")
         if cfg.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in variants):
             raise ConfigError(
                 "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
