@@ -63,17 +63,18 @@ class ReferenceSampler:
 
         For images without a label, which are not adapted, True if there is another image.
         """
-        sets, inverse = np.unique(labels > 0, axis=0, return_inverse=True)
-        others = np.unique(self._images.T, axis=0)
-        # Those with few classes first: most sets find one that is disjoint among them.
+        sets, inverse = _distinct(labels > 0)
+        others, _ = _distinct(self._images.T)
         others = others[np.argsort(others.sum(1), kind="stable")].astype(np.float32)
         alive = np.arange(len(sets))  # those that share a class with every training image so far
-        for start in range(0, len(others), BLOCK):
-            shared = sets[alive].astype(np.float32) @ others[start : start + BLOCK].T
-            alive = alive[(shared > 0).all(1)]
+        while len(others) and len(alive):
+            block, others = others[:BLOCK], others[BLOCK:]
+            alive = alive[(sets[alive].astype(np.float32) @ block.T > 0).all(1)]
+            # A superset of a compared label set shares its classes, so it need not be compared.
+            others = others[(others @ block.T < block.sum(1)).all(1)]
         found = np.ones(len(sets), dtype=bool)
         found[alive] = False
-        return found[inverse.ravel()]
+        return found[inverse]
 
     def indices(self, image_id: str, labels: np.ndarray | Tensor, step: int, count: int) -> np.ndarray:
         """The reference images of one step, a function of (seed, image id, step).
@@ -108,6 +109,13 @@ class ReferenceSampler:
             order = rng(self.seed, "references", image_id, number).permutation(candidates)
             self._last = last = (image_id, number, candidates, order)
         return last[3]
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows of (N, C) bool rows, and the index of each row among them."""
+    packed = np.packbits(rows, axis=1)  # ten times as fast to sort
+    _, first, inverse = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    return rows[first], inverse.ravel()
 
 
 class PerThread(threading.local):
