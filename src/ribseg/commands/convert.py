@@ -48,31 +48,30 @@ def _add_format(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Converts a folder; existing files are kept, so that an interrupted call can be repeated."""
     try:
-        written = _labels(options) if options.formats == LABELS else _maps(options)
+        print(_labels(options) if options.formats == LABELS else _maps(options))
     except KeyboardInterrupt as error:
         raise RibsegError("interrupted. Give the same command again to resume.") from error
-    if options.formats == LABELS:
-        print(f"labels of {written} images written to {options.target}")
-    else:
-        print(f"{written} files written to {options.target}; existing files are kept.")
 
 
-def _labels(options: argparse.Namespace) -> int:
+def _labels(options: argparse.Namespace) -> str:
     from ribseg.data.voc import VOC_CLASSES
     from ribseg.interop.labels import convert_labels
 
     names = read_lines(Path(options.names)) if options.names else VOC_CLASSES
-    return convert_labels(options.source, options.target, names)
+    number = convert_labels(options.source, options.target, names)
+    return f"labels of {number} images written to {options.target}"
 
 
-def _maps(options: argparse.Namespace) -> int:
+def _maps(options: argparse.Namespace) -> str:
     from ribseg.data.voc import VOCFolder
     from ribseg.interop.convert import convert_arrays, convert_maps, write_irn_maps
 
     name, places, progress = options.formats, (options.source, options.target), not options.quiet
     if name == "ribseg-to-irn":
-        return write_irn_maps(*places, progress)
-    if name in ARRAYS:
-        return convert_arrays(*places, options.classes, name.removesuffix("-to-ribseg"), progress)
-    images = VOCFolder(options.root, options.split)
-    return convert_maps(*places, images, "png" if name == "pngs-to-ribseg" else "masks", progress)
+        written = write_irn_maps(*places, progress)
+    elif name in ARRAYS:
+        written = convert_arrays(*places, options.classes, name.removesuffix("-to-ribseg"), progress)
+    else:
+        images = VOCFolder(options.root, options.split)
+        written = convert_maps(*places, images, "png" if name == "pngs-to-ribseg" else "masks", progress)
+    return f"{written} files written to {options.target}; existing files are kept."

@@ -135,7 +135,8 @@ def read_pickled_arrays(path: str | Path) -> dict[str | int, np.ndarray]:
         with Path(path).open("rb") as file:
             _skip_header(file)
             content = _Reader(file, path).load()
-        return {_key(name): _plain(value) for name, value in content.value.items()}
+        items = content.value.items()
+        return {name if isinstance(name, int) else str(name): _plain(value) for name, value in items}
     except DataError:
         raise
     except DAMAGED as error:
@@ -151,10 +152,6 @@ def _skip_header(file: BinaryIO) -> None:
     shape, _, dtype = read(file)
     if dtype != np.dtype(object) or shape != ():
         raise ValueError(f"it holds an array of {dtype} {shape}, not a dictionary")
-
-
-def _key(name: Any) -> str | int:
-    return name if isinstance(name, int) else str(name)
 
 
 def _plain(value: Any) -> np.ndarray:

@@ -48,7 +48,7 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
     if absent:
         problems["images without an XML file"] = explained(absent, present)
     rows: dict[str, list[str]] = {}
-    for image_id in (image_id for image_id in ids if image_id in present):
+    for image_id in [image_id for image_id in ids if image_id in present]:
         try:
             rows[image_id] = _xml_names(folder / present[image_id])
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
@@ -185,9 +185,8 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
             reader = csv.DictReader(file, skipinitialspace=True)
             header = [(name or "").strip() for name in reader.fieldnames or []]
             if not {"image", "classes"} <= set(header):
-                raise DataError(
-                    f"{path}: expected a first line `image,classes`, found `{','.join(header)[:80]}`."
-                )
+                found = ",".join(header)[:80]
+                raise DataError(f"{path}: expected a first line `image,classes`, found `{found}`.")
             reader.fieldnames = header
             for row in reader:
                 yield reader.line_num, row
