@@ -2,15 +2,13 @@
 
 from ribseg.models.attention import patch_attention
 from ribseg.models.backbone import Backbone, load_weights
-from ribseg.models.classifier import Classifier
+from ribseg.models.classifier import Classifier, ReCAMClassifier
 from ribseg.models.clip import ClipTower
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet
-from ribseg.models.load import load, load_classifier, load_segmenter
+from ribseg.models.load import Segmenter, load, load_classifier, load_segmenter
 from ribseg.models.psa import PSANet
-from ribseg.models.recam import ReCAMClassifier
 from ribseg.models.released import load_official_classifier, load_official_irn
-from ribseg.models.segmenter import Segmenter
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.text import TextEmbeddings, read_text_embeddings
 from ribseg.models.toy import ToyNet

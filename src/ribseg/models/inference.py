@@ -21,8 +21,7 @@ from ribseg.functional.cam import resize
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.state import evaluating
 from ribseg.memory import memory_errors, usable_device
-from ribseg.models.load import load_segmenter
-from ribseg.models.segmenter import Segmenter
+from ribseg.models.load import Segmenter, load_segmenter
 
 ImageLike = str | Path | np.ndarray
 # Published test settings, for `crf=`.

@@ -1,6 +1,7 @@
-"""Loads trained classifiers and segmenters: from files that describe them, and weights into a network."""
+"""Trained segmenters; and how these and classifiers are loaded, from files with or without a description."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,63 @@ import numpy as np
 import torch
 from torch import nn
 
-from ribseg.data.io.images import three
+from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, three
+from ribseg.data.io.masks import voc_palette
 from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import ConfigError, reason
-from ribseg.models.classifier import Classifier
+from ribseg.models.classifier import Classifier, ReCAMClassifier
 from ribseg.models.deeplab import DeepLabV2
-from ribseg.models.recam import ReCAMClassifier
 from ribseg.models.released import official_classifier, released_state
-from ribseg.models.segmenter import KIND, Segmenter
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.weights import fitting, load_fitting, load_match
-from ribseg.models.weights_file import read_file
+from ribseg.models.weights_file import described, read_file, write_described
 
+KIND = "segmenter"
 FORMER_KIND = "ribseg segmenter 1"  # in torch.save files of versions before 0.1.0
 CLASSIFIERS: dict[str, Any] = {network.architecture: network for network in (Classifier, ReCAMClassifier)}
 SEGMENTERS: dict[str, Any] = {network.architecture: network for network in (DeepLabV2, SMPSegmenter)}
 NAMES = {len(VOC_CLASSES): VOC_CLASSES}  # number of classes of a released checkpoint -> class names
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A segmenter network with everything needed to use it.
+
+    Attributes:
+        model: (N, 3, H, W) normalised images -> (N, C+1, h, w) logits, label 0 is background.
+        classes: C names, without background.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        palette: (256, 3) uint8 RGB colors of the labels.
+        inference: default keyword arguments of `ribseg.models.inference.predict_labels`.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    palette: np.ndarray = field(default_factory=voc_palette)
+    inference: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the segmenter to one file, which `ribseg.load` reads.
+
+        Args:
+            path: must end in .safetensors; the file contains no code.
+
+        Raises:
+            ConfigError: another file extension; objects in settings or inference; or a model without
+                `architecture` and `settings`, as `DeepLabV2` and `SMPSegmenter` have them.
+            RibsegError: the file cannot be written.
+        """
+        about = described(KIND, self.model, self.classes, self.mean, self.std)
+        if None in about.values():
+            raise ConfigError(
+                f"{type(self.model).__name__} cannot be described in a file: it needs `architecture` (a "
+                "string) and `settings` (a dictionary), as DeepLabV2 and SMPSegmenter have them"
+            )
+        about |= {"palette": self.palette.tobytes().hex(), "inference": dict(self.inference)}
+        write_described(path, about, self.model.state_dict())
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | Segmenter:

@@ -9,7 +9,7 @@ from torch.export import Dim, ExportedProgram
 
 from ribseg.errors import RibsegError
 from ribseg.files import atomic_file
-from ribseg.models.segmenter import Segmenter
+from ribseg.models.load import Segmenter
 
 SMALLEST, LARGEST = 32, 4096  # sides of the program's input images
 EXAMPLE = (2, 3, 96, 128)

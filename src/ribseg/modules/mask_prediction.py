@@ -6,7 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from ribseg.models.inference import class_probabilities, normalized, predict_labels
-from ribseg.models.segmenter import Segmenter
+from ribseg.models.load import Segmenter
 from ribseg.types import Sample
 
 

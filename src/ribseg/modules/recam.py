@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ribseg.checks import check_number
 from ribseg.errors import ConfigError
 from ribseg.functional.recam import single_class_loss
-from ribseg.models.recam import ReCAMClassifier
+from ribseg.models.classifier import ReCAMClassifier
 from ribseg.modules.classification import ClassifierModule
 from ribseg.modules.decay import Groups, per_step
 from ribseg.types import Sample
