@@ -44,22 +44,18 @@ class RefiningModule(pl.LightningModule, ABC):
     def predict_step(self, item: PredictItem, batch_idx: int) -> Prediction:
         """Returns the refined maps of an item of `predict_dataset`, whose first view must have scale 1."""
         start = time.perf_counter()
-        maps, size = self.read_maps(item.id), item.size
-        full = self._refined(maps, item.views[0].to(self.device), size)
+        maps, views, size = self.read_maps(item.id), item.views[0].to(self.device), item.size
+        view_size = (views.shape[-2], views.shape[-1])  # `max_side` may have reduced it
+        small = maps
+        if view_size != size and len(maps.classes):
+            strided = resize(maps.strided, strided_size(view_size))
+            small = LocalizationMaps(maps.classes, strided, None, view_size)
+        full = self.refined(small, views, view_size)
+        full = full if view_size == size else resize(full, size)
         strided = resize(full, strided_size(size))
         record: dict[str, Any] = {"id": item.id, "classes": len(maps.classes), "steps": 0, "stopped": None}
         record["seconds"] = round(time.perf_counter() - start, 4)
         return Prediction(item.id, LocalizationMaps(maps.classes, strided, full, size), record)
-
-    def _refined(self, maps: LocalizationMaps, views: Tensor, size: tuple[int, int]) -> Tensor:
-        """Refines the maps at the size of the view, which `max_side` may have reduced."""
-        view_size = (views.shape[-2], views.shape[-1])
-        if view_size != size and len(maps.classes):
-            maps = LocalizationMaps(
-                maps.classes, resize(maps.strided, strided_size(view_size)), None, view_size
-            )
-        found = self.refined(maps, views, view_size)
-        return found if view_size == size else resize(found, size)
 
 
 class RandomWalkModule(RefiningModule):
