@@ -96,13 +96,16 @@ def localization_figure(image: Any, maps: Maps, threshold: float | None = None) 
     return figure
 
 
-def steps_figure(image: Any, series: Sequence[Maps], threshold: float | None = None) -> "Figure":
+def steps_figure(
+    image: Any, series: Sequence[Maps], threshold: float | None = None, steps: Sequence[int] | None = None
+) -> "Figure":
     """A figure of the maps over the steps of a method: one row per class, one column per step.
 
     Args:
         image: of any type accepted by `as_image`.
-        series: the maps after the steps k = 0, 1, .., from a method's `trace`.
+        series: the maps after each step, from a method's `trace`.
         threshold: see `localization_figure`.
+        steps: the number k of each of the maps; None for 0, 1, ..
 
     Raises:
         DataError: see `localization_figure`; or no steps.
@@ -112,8 +115,9 @@ def steps_figure(image: Any, series: Sequence[Maps], threshold: float | None = N
         raise DataError("expected the maps of at least one step and one class")
     names = _names(series[0])
     figure, axes = _grid(len(names), len(series), pixels)
-    for k, maps in enumerate(series):
-        _draw_maps(axes[:, k], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
+    numbers = range(len(series)) if steps is None else steps
+    for column, (k, maps) in enumerate(zip(numbers, series, strict=True)):
+        _draw_maps(axes[:, column], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
     return figure
 
 
