@@ -72,9 +72,7 @@ def stages_of(session: Session) -> list[Stage[Session]]:
         masks[chain.maps] = PseudoMasksStage(session, walk, attention)
         refinement += [labels, training, walk, attention, masks[chain.maps]]
     sources = segmenter_sources(session)
-    segmenters = {
-        source: SegmenterStage(session, source, masks.get(source), classifier) for source in sources
-    }
+    segmenters = {s: SegmenterStage(session, s, masks.get(s), classifier) for s in sources}
     tests = {source: SegmenterTestStage(session, stage) for source, stage in segmenters.items()}
     bottleneck = BottleneckStage(session)
     return [

@@ -41,15 +41,13 @@ def report_data(session: Session) -> dict[str, Any]:
         DataError: lists the errors in the data, if there are any.
     """
     data = session.data
-    surveys = [
-        survey(folder, folder.split in data.eval_splits, progress=session.cfg.progress)
-        for folder in data.splits
-    ]
+    evals, progress = data.eval_splits, session.cfg.progress
+    surveys = [survey(folder, folder.split in evals, progress=progress) for folder in data.splits]
     leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)
     same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
     print_survey(session, surveys, same, within)
-    values = {one.split: one.values for one in surveys if one.values and one.split in data.eval_splits}
+    values = {one.split: one.values for one in surveys if one.values and one.split in evals}
     facts = facts_of(session, values)
     print_notes(session.console.say, facts)
     errors = found_errors(surveys, same, values, data.classes)

@@ -59,9 +59,8 @@ def number_of(text: str) -> float | None:
 
 def swept_scores(comparison: Comparison, split: str, settings: dict[str, list[float]]) -> Swept:
     """The mIoU of all methods without controls, by the values of the swept settings."""
-    places = dict(
-        zip((run.name for run in comparison.runs), zip(*settings.values(), strict=True), strict=True)
-    )
+    numbers = zip(*settings.values(), strict=True)
+    places = {run.name: values for run, values in zip(comparison.runs, numbers, strict=True)}
     shown = {row.maps.source: row.maps.plain_label for row in comparison.rows[split] if not row.maps.control}
     found: Swept = {label: {} for label in shown.values()}
     for (source, run), miou in run_scores(comparison.rows[split]).items():

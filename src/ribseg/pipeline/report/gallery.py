@@ -173,10 +173,8 @@ def _row(listed: Listed, maps: Sequence[MapSeries]) -> dict[str, Any]:
             row["scores"][series.name] = None if np.isnan(score) else round(score, 4)
         record = series.records.get(image_id, {})
         if record.get("steps") or record.get("stopped"):
-            row.setdefault("adaptation", {})[series.name] = [
-                record["steps"],
-                record["stopped"] or "all steps",
-            ]
+            went = [record["steps"], record["stopped"] or "all steps"]
+            row.setdefault("adaptation", {})[series.name] = went
     return row
 
 

@@ -128,16 +128,13 @@ def _localization(results: Mapping[str, Any], labels: Sequence[str]) -> Iterator
         label, control = values.get("label", source), bool(values.get("control"))
         for split, scores in values["split"].items():
             fixed = scores.get("miou_at_fixed") is not None
-            own = {
-                "class_iou": scores.get("iou_at_fixed" if fixed else "iou"),
-                "miou": scores.get("miou_at_fixed" if fixed else "best_miou"),
-            }
+            iou, miou = ("iou_at_fixed", "miou_at_fixed") if fixed else ("iou", "best_miou")
+            own = {"class_iou": scores.get(iou), "miou": scores.get(miou)}
             for error in ("false_positive", "false_negative"):
                 if f"{error}_per_class" in scores:
                     own[error] = class_mean(scores[f"{error}_per_class"])
-            yield from _scores(
-                Record("localization", source, label, control, split), {**scores, **own}, labels
-            )
+            base = Record("localization", source, label, control, split)
+            yield from _scores(base, {**scores, **own}, labels)
 
 
 def class_mean(values: Sequence[float | None]) -> float | None:
@@ -196,10 +193,8 @@ def _scores(base: Record, scores: Mapping[str, Any], labels: Sequence[str]) -> I
         if value is None and measure in LISTS:
             continue
         if value is None or isinstance(value, int | float):
-            interval, threshold = (
-                scores.get(INTERVALS.get(measure, "")),
-                scores.get(THRESHOLDS.get(measure, "")),
-            )
+            interval = scores.get(INTERVALS.get(measure, ""))
+            threshold = scores.get(THRESHOLDS.get(measure, ""))
             yield replace(one, value=value, interval=interval, threshold=threshold)
         elif measure in GROUPS:
             for group in value:

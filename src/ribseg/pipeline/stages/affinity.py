@@ -279,9 +279,8 @@ class AffinityStage(RefinementStage):
             SegmentationDataset(data.pseudo.ids, data.pseudo.image, partial(read_labels, labels), transform)
             for transform in (augmented, middle)
         )
-        return CropDataModule(
-            train, val, cfg.batch_size, data.num_workers, self.session.cfg.seed, "affinity.batch_size"
-        )
+        seed, name = self.session.cfg.seed, "affinity.batch_size"
+        return CropDataModule(train, val, cfg.batch_size, data.num_workers, seed, name)
 
 
 class RandomWalkStage(RefinementStage, MapStage):

@@ -1,12 +1,12 @@
 """The classifier stage: trains it, or loads a checkpoint."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
@@ -93,9 +93,8 @@ class ClassifierStage(Stage[Session]):
         """The network, tried on small images; with initial weights if it is to be trained."""
         network, learns = self.network, False
         if self.left_out:
-            self.session.say(
-                f"  the classifier is taken without {', '.join(self.left_out)}: maps have no bias"
-            )
+            names = ", ".join(self.left_out)
+            self.session.say(f"  the classifier is taken without {names}: maps have no bias")
         check_normalization(network, self.cfg.model, self.session.cfg.data)
         if not self.cfg.given:
             learns = isinstance(self.module, ClassifierModule) and self.name in self.session.run.chosen
@@ -182,9 +181,7 @@ def check_normalization(classifier: nn.Module, model: Mapping[str, Any], data: M
         known = STATISTICS
     for name in ("mean", "std"):
         found, expected = list(data[name]), known.get(name)
-        if expected and not all(
-            math.isclose(*pair, abs_tol=1e-3) for pair in zip(found, expected, strict=True)
-        ):
+        if expected and not np.allclose(found, expected, rtol=0, atol=1e-3):
             values = ",".join(f"{value:g}" for value in expected)
             raise ConfigError(
                 f"the weights of {model.get('weights') or model['backbone']} expect pixels normalised with "

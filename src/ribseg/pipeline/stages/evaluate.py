@@ -102,13 +102,10 @@ class EvaluateStage(Stage[Session]):
 
     def _evaluate(self, target: Artefact) -> None:
         session, cfg = self.session, self.cfg
-        sources = ready_sources(session)
-        sweeps = {
-            split: sweep_split(session, folder, sources, boxes=cfg.boxes)
-            for split, folder in session.data.evals.items()
-        }
+        sources, evals = ready_sources(session), session.data.evals
+        sweeps = {name: sweep_split(session, evals[name], sources, boxes=cfg.boxes) for name in evals}
         result = score(sweeps, cfg.fixed_threshold, cfg.bootstrap, session.cfg.seed)
-        for split, folder in session.data.evals.items():
+        for split, folder in evals.items():
             counts = {
                 name: evaluator.counts(shown_threshold(result[name]["split"][split]))
                 for name, evaluator in sweeps[split].items()
@@ -197,9 +194,8 @@ def add_boundaries(
         found = {}
         for name, (read, threshold) in chosen.items():
             maps = read(image_id)
-            labels = argmax_labels(
-                full_size(maps, (target.shape[0], target.shape[1])), maps.classes, threshold
-            )
+            full = full_size(maps, (target.shape[0], target.shape[1]))
+            labels = argmax_labels(full, maps.classes, threshold)
             found[name] = boundary_counts(labels, target, folder.num_classes)
         return found
 

@@ -67,10 +67,8 @@ def search(session: Session, make: Make) -> dict[str, Any]:
 
     found = find_rate(adapt, cfg.low, cfg.high, cfg.completed, cfg.growth)
     for trial in found.trials:
-        session.say(
-            f"    lr {trial.lr:<8g} logits grow {trial.growth:.3g}-fold, {trial.completed:.0%} of the images "
-            "took all steps"
-        )
+        taken = f"{trial.completed:.0%} of the images took all steps"
+        session.say(f"    lr {trial.lr:<8g} logits grow {trial.growth:.3g}-fold, {taken}")
     session.say(f"  lr {found.lr:g} is taken")
     return {"lr": found.lr, "trials": [trial._asdict() for trial in found.trials]}
 

@@ -1,5 +1,6 @@
 """What a method learns from the training images before its first image; the result is kept in the store."""
 
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -49,17 +50,14 @@ def _learn(session: Session, entry: Entry, module: LocalizationModule, artefact:
     session.say(f"  {entry.label} learns from {len(train)} training images")
     labels = torch.from_numpy(train.labels).float()
     passes = method.passes_per_image(labels) if hasattr(method, "passes_per_image") else None
-    shown = Tracker(f"{entry.label} learning", passes, session.cfg.progress, session.console)
+    generator = rng(session.cfg.seed, entry.name, "prepare")
+    with closing(Tracker(f"{entry.label} learning", passes, session.cfg.progress, session.console)) as shown:
 
-    def views(index: int) -> list[Tensor]:
-        found = items[index].views
-        shown.update(shown.done + 1)
-        return found
+        def views(index: int) -> list[Tensor]:
+            found = items[index].views
+            shown.update(shown.done + 1)
+            return found
 
-    try:
-        generator = rng(session.cfg.seed, entry.name, "prepare")
         state: dict[str, Tensor] = method.prepare(TrainingImages(labels, views), generator)
-    finally:
-        shown.close()
     atomic_write(artefact.folder / FILE, save({n: t.cpu().contiguous() for n, t in state.items()}))
     return {"shapes": {name: list(tensor.shape) for name, tensor in state.items()}}

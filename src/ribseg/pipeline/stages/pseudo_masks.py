@@ -169,24 +169,17 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
                 scores[variant][split] = found
         for variant, by_split in scores.items():
             if any(found["foreground"] == 0 for found in by_split.values()):
-                self.session.warn(
-                    f"the masks of {variant!r} hold only background; its score {thresholds[variant]:.2f} is "
-                    "too high, or the maps are empty",
-                    "  warning",
-                )
+                why = f"its score {thresholds[variant]:.2f} is too high, or the maps are empty"
+                self.session.warn(f"the masks of {variant!r} hold only background; {why}", "  warning")
             by_split["threshold"] = thresholds[variant]
         write_json(target.folder / SCORES, scores)
 
     @cached_property
     def thresholds(self) -> dict[str, float]:
         """Variant -> background score, chosen once per source; with saliency the saliency threshold."""
-        cut = dict.fromkeys(v.refined for v in self.variants.values() if not v.saliency)
-        scores = {
-            refined: choose_threshold(
-                self.session, self.refined[refined], getattr(self.cfg, THRESHOLDS[refined])
-            )
-            for refined in cut
-        }
+        names = {v.refined: THRESHOLDS[v.refined] for v in self.variants.values() if not v.saliency}
+        given = {refined: (self.refined[refined], getattr(self.cfg, names[refined])) for refined in names}
+        scores = {refined: choose_threshold(self.session, *given[refined]) for refined in given}
         salient = float(self.cfg.saliency_threshold)
         return {name: salient if v.saliency else scores[v.refined] for name, v in self.variants.items()}
 

@@ -59,9 +59,8 @@ class SegmenterTestStage(Stage[Session]):
 
     def settings(self) -> dict[str, Any]:
         """Those of the segmenter."""
-        return {"segmenter": counted(self.segmenter.cfg)} | self.session.counted(
-            "trainer", "tf32", data=("eval_splits",)
-        )
+        common = self.session.counted("trainer", "tf32", data=("eval_splits",))
+        return common | {"segmenter": counted(self.segmenter.cfg)}
 
     def data(self) -> str:
         """The tested images and masks."""
@@ -87,10 +86,9 @@ class SegmenterTestStage(Stage[Session]):
             write_masks(self.session, target, network, folder, target.folder / split)
 
         def score() -> None:
-            found = {
-                split: score_masks(self.session, target.folder / split, f) for split, f in folders.items()
-            }
-            write_json(target.folder / SCORES, found)
+            session, place = self.session, target.folder
+            found = {split: score_masks(session, place / split, folders[split]) for split in folders}
+            write_json(place / SCORES, found)
 
         self.session.group.on_first(score)
         return {"splits": list(folders)}
@@ -119,9 +117,9 @@ class SegmenterTestStage(Stage[Session]):
         variant = masks.cfg.variants[-1]
         by_split = json.loads((masks.artefact.folder / SCORES).read_text())[variant]
         split = next((name for name, value in by_split.items() if isinstance(value, dict)), None)
-        return (
-            None if split is None else {"split": split, "variant": variant, "miou": by_split[split]["miou"]}
-        )
+        if split is None:
+            return None
+        return {"split": split, "variant": variant, "miou": by_split[split]["miou"]}
 
 
 def tested_segmenter(stage: SegmenterStage) -> Segmenter:
