@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +108,8 @@ class Localizer:
         if own is not None and own is not self.classifier:
             raise ConfigError("the method was made for another classifier; leave out classifier=...")
         self.weight = head_of(self.classifier)
+        self.mean = getattr(self.classifier, "mean", None) or IMAGENET_MEAN
+        self.std = getattr(self.classifier, "std", None) or IMAGENET_STD
         self.names: tuple[str, ...] | None = getattr(self.classifier, "classes", None)
         self.change: Any = None  # modifies finished maps, for a method that takes the maps of another one
         self.method: Any = self._built(method) if isinstance(method, str) else method
@@ -178,19 +179,12 @@ class Localizer:
         """Batches of the photographs of a folder, with the classes that the classifier finds in them."""
         photographs = LabelledPhotographs(folder, self.find_classes, len(self.weight))
         data = self.cfg.data
-        transform = train_transform(data.crop_size, data.resize_long, *self.normalization)
+        transform = train_transform(data.crop_size, data.resize_long, self.mean, self.std)
         sampler = ReferenceSampler(photographs.ids, photographs.labels, self.cfg.seed)
         return ReferenceBatches(photographs, sampler, transform, self.cfg.references)
 
     def _views(self, pixels: np.ndarray, scales: Sequence[float]) -> list[Tensor]:
-        mean, std = self.normalization
-        return multi_scale_views(capped(pixels, self.cfg.data.max_side), scales, mean, std)
-
-    @cached_property
-    def normalization(self) -> tuple[Any, Any]:
-        """Mean and standard deviation per channel: the classifier's, else ImageNet's."""
-        mean, std = getattr(self.classifier, "mean", None), getattr(self.classifier, "std", None)
-        return mean or IMAGENET_MEAN, std or IMAGENET_STD
+        return multi_scale_views(capped(pixels, self.cfg.data.max_side), scales, self.mean, self.std)
 
     def _finished(self, result: Adaptation, pixels: np.ndarray) -> LocalizationMaps:
         maps = merge_maps(result.maps, (pixels.shape[0], pixels.shape[1]), result.classes)

@@ -156,10 +156,9 @@ def check_sources(session: Session) -> None:
     A method that has been left out is one only if the run trains or exports its segmenter.
     """
     cfg, run = session.cfg, names_of(session.cfg.run)
-    by_group = {"segmenter": list(cfg.segmenter.sources), "export": [cfg.export.source]}
-    named = [name for group in by_group.values() for name in group]
-    used = {name for group, names in by_group.items() if group in run for name in names}
-    known = segmenter_sources(session)
+    sources, exported = list(cfg.segmenter.sources), [cfg.export.source]
+    used = {*(sources if "segmenter" in run else ()), *(exported if "export" in run else ())}
+    named, known = [*sources, *exported], segmenter_sources(session)
     if not set(named) <= {*known, *(left_out(session) - used)}:
         raise ConfigError(
             f"expected segmenter.sources=[...] and export.source out of {', '.join(known)}, got "

@@ -5,7 +5,7 @@ and `log_file`.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -269,8 +269,7 @@ def wandb_artifact(logger: WandbLogger, things: Loggable) -> None:
     """Adds the files of the run as an artifact of type "report", and the numbers to the summary."""
     import wandb
 
-    summary: Mapping[str, float] = things.numbers
-    logger.experiment.summary.update(dict(summary))
+    logger.experiment.summary.update(things.numbers)
     artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", f"{things.name}-report"), type="report")
     for name, path in things.files.items():
         artifact.add_file(str(path), name=name)

@@ -166,15 +166,12 @@ class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
     @cached_property
     def confidence(self) -> dict[str, float]:
         """The background scores, "foreground" and "background"."""
-        labels = self.cfg.labels
-        scores = {name: getattr(labels, name) for name in MARGINS}
-        if labels.automatic:
-            best = choose_threshold(self.session, self.maps, self.cfg.maps_threshold)
-            scores = {
-                name: min(max(best + MARGINS[name], 0.01), 0.99) if value == "auto" else value
-                for name, value in scores.items()
-            }
-        return {name: float(value) for name, value in scores.items()}
+        labels, found = self.cfg.labels, {}
+        best = choose_threshold(self.session, self.maps, self.cfg.maps_threshold) if labels.automatic else 0.0
+        for name, margin in MARGINS.items():
+            value = getattr(labels, name)
+            found[name] = min(max(best + margin, 0.01), 0.99) if value == "auto" else float(value)
+        return found
 
 
 class AffinityStage(RefinementStage):

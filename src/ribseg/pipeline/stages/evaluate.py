@@ -137,12 +137,12 @@ def shown_threshold(scores: Mapping[str, Any]) -> float:
 
 def ready_sources(session: Session) -> list[MapSource]:
     """Sources whose maps exist, or will when the evaluation starts."""
-    run, there = session.run, []
-    for source in session.sources.values():
-        stage = run.planned.get(source.stage)
-        if stage is not None and (stage.name in run.chosen or run.is_ready(stage)):
-            there.append(source)
-    return there
+    run = session.run
+
+    def there(stage: Stage[Session] | None) -> bool:
+        return stage is not None and (stage.name in run.chosen or run.is_ready(stage))
+
+    return [source for source in session.sources.values() if there(run.planned.get(source.stage))]
 
 
 def sweep_split(
