@@ -70,6 +70,7 @@ SECOND = {
     "segmenter.test.crf.backend": "torch",
     "segmenter.test.margin": 32,
     "bottleneck.split": "val",
+    "segmenter.select": "last",
     "bottleneck.training.margin": 5.0,
     "bottleneck.gradient.normalise": "none",
     "bottleneck.final": "activation",
