@@ -12,8 +12,12 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import pytest
 import torch
 
+from ribseg.workers import share_cores
+
 # Small tensors gain nothing from threads, and threads that wait for a busy core cost a lot.
 torch.set_num_threads(1)
+
+share_cores(-1)  # tests run beside one another: each has one core
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent / "data"))

@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path, first):
 
 @pytest.mark.nightly
 def test_two_processes_give_the_same(tmp_path, first):
-    second = toy_run(tmp_path / "two", "bottleneck.workers=2", "progress=true")
+    second = toy_run(tmp_path / "two", "engine.processes=2", "progress=true")
     assert first["bottleneck"] == second["bottleneck"]
     assert Path(first["store"]["bottleneck"]).name == Path(second["store"]["bottleneck"]).name
 

@@ -78,16 +78,12 @@ SECOND = {
     "progress": False,
     "shard": "1/2",
     "report.published": {"val": {"cam": 0.4}},
-    "refine.workers": 3,
     "segmenter.sources": ["cam"],
-    "segmenter.workers": 3,
-    "bottleneck.workers": 3,
 }
 # Every neutral field of a dataclass of settings: a setting that changes results must not get in here.
 NEUTRAL_FIELDS = """
-progress process_timeout check_files maps.threads maps.pool_gib evaluate.workers imported.folder refine.maps
-refine.workers segmenter.sources segmenter.masks_dir segmenter.workers segmenter.expected
-bottleneck.mnist_root bottleneck.workers
+progress process_timeout check_files maps.pool_gib imported.folder refine.maps
+segmenter.sources segmenter.masks_dir segmenter.expected bottleneck.mnist_root
 """
 
 

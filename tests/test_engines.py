@@ -46,7 +46,8 @@ class Elsewhere:
 class Noted(LocalEngine):
     """An engine from outside, that notes what it is asked for."""
 
-    def __init__(self, notes):
+    def __init__(self, notes, processes):
+        super().__init__(processes)
         self.notes = Path(notes)
 
     def note(self, line):
@@ -102,6 +103,33 @@ def test_an_engine_from_outside_makes_maps_and_masks(whole, trained, tmp_path):
     assert files(trained, "*/maps/*.npz") == files(folder / "store", "*/maps/*.npz")
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_give_the_bytes_of_one(whole, trained, tmp_path, processes):
+    folder, tree, results = whole
+    ours = folder_run(tmp_path, tree, *CHAIN, f"engine.processes={processes}")
+    for pattern in ("*/maps/*.npz", "*/labels/*.png", "pseudo_masks-*/*/*.png"):
+        theirs = files(folder / "store", pattern)
+        assert len(theirs) >= IMAGES - 4
+        assert files(trained, pattern) == theirs, pattern
+    assert ours["localization"] == results["localization"]
+    assert ours["pseudo_masks"] == results["pseudo_masks"]
+    (place,) = trained.glob("rib-*")
+    assert 2 <= len(list(place.glob("records-*"))) <= processes
+
+
+def test_the_images_of_a_killed_process_are_made_again(whole, trained, tmp_path):
+    folder, tree, _ = whole
+    fuse = tmp_path / "fuse"
+    fuse.touch()
+    command = (*CHAIN, "run=[classifier,cam,evaluate]", *ELSEWHERE, f"+methods.cam.fuse={fuse}")
+    with pytest.warns(match=r"the process \d+ was killed by SIGKILL.*made again"):
+        folder_run(tmp_path, tree, *command, "engine.processes=2")
+    assert not fuse.exists()
+    (place,) = trained.glob("cam-*")
+    made = files(place, "maps/*.npz")
+    assert list(made.values()) == list(files(*(folder / "store").glob("cam-*"), "maps/*.npz").values())
+
+
 @pytest.mark.nightly
 def test_workers_of_ray_give_the_bytes_of_one_process(whole, trained, tmp_path, cluster):
     folder, tree, results = whole
@@ -113,7 +141,7 @@ def test_workers_of_ray_give_the_bytes_of_one_process(whole, trained, tmp_path, 
     assert ours["localization"] == results["localization"]
     assert ours["pseudo_masks"] == results["pseudo_masks"]
     (place,) = trained.glob("rib-*")
-    assert 1 <= len(list(place.glob(f"records-ray-{socket.gethostname()}-*"))) <= 2  # one of each worker
+    assert 1 <= len(list(place.glob(f"records-{socket.gethostname()}-*"))) <= 2  # one of each worker
     assert not list(trained.glob("*.lock"))
 
 

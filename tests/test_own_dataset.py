@@ -97,7 +97,7 @@ def test_the_whole_chain_on_a_data_set_from_outside(outside, workers):
         outside,
         "run=[check_data,classifier,rib,refine,segmenter,evaluate]",
         "refine.variants=[none]",
-        f"refine.workers={workers}",  # two: processes of their own, to which the data set travels
+        f"engine.processes={workers}",  # two: processes of their own, to which the data set travels
         "segmenter.sources=[rib,full]",
         "data.num_workers=1",
         "maps.pool_gib=1",

@@ -37,7 +37,7 @@ def test_every_experiment_runs_dry(experiment, tmp_path, tree, request):
     figures = None if experiment == "demo" else request.getfixturevalue("undrawn")
     whole = "run=[classifier,cam,rib,controls,refine,segmenter,evaluate,report]"
     # Two threads, as the demo has, wait for each other on a core that another test uses.
-    data = (f"data.root={tree}", "data.labels=auto", "prepare=null", "maps.threads=1")
+    data = (f"data.root={tree}", "data.labels=auto", "prepare=null")
     # An untrained network has maps below zero everywhere, from which GNDRP keeps nothing.
     growth = ("rate_search.growth=1.5", "rate_search.high=100", "pooling=gap")
     growth = growth if experiment == "rib_voc_lite" else ()

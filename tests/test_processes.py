@@ -1,6 +1,7 @@
 """`train.py` as a process: killed and started again, as three processes, and what it says and leaves."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -219,7 +220,8 @@ def test_kill_during_rib_and_go_on_gives_the_same_bytes(base, one, capsys):
     assert 1 <= done < IMAGES
     assert not list((base / "killed").glob("rib-*/manifest.json"))
     one_process(base, "killed", THRESHOLD, "run=[classifier,rib]")
-    assert f"{done} of {IMAGES} images are done" in capsys.readouterr().out
+    found = re.search(rf"(\d+) of {IMAGES} images are done", capsys.readouterr().out)
+    assert done <= int(found[1]) < IMAGES  # its processes may have ended an image meanwhile
     assert rib_maps(base, "killed") == rib_maps(base, "one")
 
 

@@ -39,7 +39,6 @@ SWITCH = ("yes", "false", 1, 0, None)
 STAGE_SETTINGS = {  # what the stages themselves read
     "seed": (*AT_LEAST_0, 2**32),
     "classifier.epochs": AT_LEAST_1,
-    "maps.threads": AT_LEAST_1,
     "maps.pool_gib": RATE,
     "rate_search.images": AT_LEAST_1,
     "rate_search.low": POSITIVE,
@@ -49,7 +48,6 @@ STAGE_SETTINGS = {  # what the stages themselves read
     "evaluate.thresholds": AT_LEAST_2,
     "evaluate.fixed_threshold": (-0.1, 1.1, *OPEN),
     "evaluate.bootstrap": AT_LEAST_1,
-    "evaluate.workers": AT_LEAST_1,
     "report.examples": AT_LEAST_1,
     "affinity.epochs": AT_LEAST_1,
     "affinity.batch_size": AT_LEAST_1,
@@ -61,14 +59,12 @@ STAGE_SETTINGS = {  # what the stages themselves read
     "refine.attention_threshold": SHARE,
     "refine.saliency_threshold": SHARE,
     "refine.crf_unary": ("map", 1, None),
-    "refine.workers": AT_LEAST_1,
     "segmenter.max_steps": AT_LEAST_1,
     "segmenter.batch_size": AT_LEAST_1,
     "segmenter.accumulate": AT_LEAST_1,
     "segmenter.crop_size": AT_LEAST_1,
     "segmenter.check_every": AT_LEAST_1,
     "segmenter.average": (-0.1, 1.1, *OPEN),
-    "segmenter.workers": AT_LEAST_0,
     "bottleneck.seeds": AT_LEAST_1,
     "bottleneck.marked": SHARE,
     "bottleneck.images.train": AT_LEAST_1,
@@ -80,7 +76,6 @@ STAGE_SETTINGS = {  # what the stages themselves read
     "bottleneck.saturation": RATE,
     "bottleneck.information_bins": (0, 1.5, *OPEN),
     "bottleneck.examples": AT_LEAST_1,
-    "bottleneck.workers": AT_LEAST_1,
     "progress": ("yes", "line", 1, 0, None),
     **dict.fromkeys(
         [
@@ -262,7 +257,7 @@ def test_quick_runs_and_their_edges_are_accepted(whole, toy, place):
         "rib.margin": None, "rib.area_limit": 1, "rib.references": 0, "rib.lr": 0,
         "evaluate.fixed_threshold": 0, "refine.maps_threshold": "unsupervised", "refine.walk.steps": 0,
         "refine.labels.foreground": 1.0, "refine.labels.background": 1.0, "segmenter.average": 0.9,
-        "segmenter.workers": 0, "segmenter.test.tile": None, "data.max_side": None, "rib.reference_chunk": 1,
+        "segmenter.test.tile": None, "data.max_side": None, "rib.reference_chunk": 1,
     }  # fmt: skip
     checked(whole, place, edges)
 

@@ -255,9 +255,9 @@ def test_without_any_masks(tmp_path, tree, undrawn):
 @pytest.mark.usefixtures("stored")
 def test_workers_do_not_change_the_digest_but_settings_do(tmp_path, tree):
     stores = []
-    for override in ("refine.workers=1", "refine.workers=2", "refine.crf.iterations=1"):
+    for override in ("engine.processes=1", "engine.processes=2", "refine.crf.iterations=1"):
         overrides = ["run=[classifier,cam,pseudo_masks]", "refine.maps=cam", "refine.variants=[crf]"]
-        results = folder_run(tmp_path, tree, *overrides, "evaluate.workers=2", override)
+        results = folder_run(tmp_path, tree, *overrides, override)
         stores.append(results["store"]["pseudo_masks"])
     assert stores[0] == stores[1] != stores[2]
 

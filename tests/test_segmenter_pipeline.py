@@ -112,7 +112,7 @@ def test_run_names(tmp_path):
 @pytest.mark.usefixtures("stored")
 def test_other_tests_do_not_train_again_and_other_recipes_do(tmp_path, tree):
     first = folder_run(tmp_path, tree, *LIGHT)["store"]
-    tested = folder_run(tmp_path, tree, *LIGHT, "segmenter.test.flip=false", "segmenter.workers=0")["store"]
+    tested = folder_run(tmp_path, tree, *LIGHT, "segmenter.test.flip=false")["store"]
     assert tested["segmenter_rib"] == first["segmenter_rib"]
     assert tested["segmenter_test_rib"] != first["segmenter_test_rib"]
     trained = folder_run(tmp_path, tree, *LIGHT, "segmenter.module.lr=1e-5")["store"]
@@ -125,7 +125,7 @@ def test_crf_processes_and_none_give_the_same_masks(tmp_path, tree, stored):
     (tested,) = stored.glob("segmenter_test_rib-*")
     masks = {path.name: path.read_bytes() for path in (tested / "val").iterdir()}
     shutil.rmtree(tested)
-    folder_run(tmp_path, tree, *LIGHT, "segmenter.workers=2")
+    folder_run(tmp_path, tree, *LIGHT, "engine.processes=2")
     assert len(masks) == 4
     assert {path.name: path.read_bytes() for path in (tested / "val").iterdir()} == masks
 

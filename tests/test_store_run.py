@@ -283,6 +283,7 @@ class Noted(LocalEngine):
     """An engine from outside, that notes what it is asked for and may lose files."""
 
     def __init__(self, lost=()):
+        super().__init__(1)
         self.asked, self.lost = [], lost
 
     def start(self):

@@ -1,15 +1,30 @@
 """Parallel processing of items by worker processes or threads."""
 
 import os
+import signal
 import sys
+import threading
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_all_start_methods, get_context, get_start_method, set_start_method
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from multiprocessing import (
+    get_all_start_methods,
+    get_context,
+    get_start_method,
+    parent_process,
+    set_start_method,
+)
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+
+from ribseg.errors import RibsegError
 
 T = TypeVar("T")
 R = TypeVar("R")
+RETRIES = 3  # times that the work of a killed process is done again
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers; Lightning's order
 
 _jobs = 1  # of a sweep that run at the same time on this machine
@@ -67,31 +82,58 @@ def io_threads() -> int:
     return min(8, cores())
 
 
+def threads_per_process() -> int:
+    """The number of threads of each process that works on its own images: OMP_NUM_THREADS, else one."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(given)) if given.isdecimal() else 1
+
+
 def worker_count(setting: int | str) -> int:
-    """The number of workers of a setting: a number, or "auto" for one per core."""
-    return cores() if setting == "auto" else int(setting)
+    """The number of processes of a setting: a number, or "auto" for as many as fill the cores."""
+    return max(1, cores() // threads_per_process()) if setting == "auto" else int(setting)
+
+
+def forks() -> bool:
+    """Whether new processes are copies of this one, which share its memory and import nothing again.
+
+    Not with a GPU, which a copy cannot use, and not where copies of a program with threads are not safe.
+    """
+    torch = sys.modules.get("torch")
+    return sys.platform == "linux" and (torch is None or not torch.accelerator.is_available())
 
 
 def process_pool(workers: int, work: Callable[[Any], Any] | None = None) -> ProcessPoolExecutor:
-    """A pool of spawned processes with one thread each; forked ones would inherit torch's locks and CUDA.
+    """A pool of processes with `threads_per_process()` threads each, which end with this one.
 
     Args:
         workers: number of processes.
-        work: function for `do` in each process; pickled once per process, not per item.
+        work: function for `do` in each process; unless they are forked, pickled once per process.
     """
-    return ProcessPoolExecutor(workers, get_context("spawn"), _initialize, (work,))
+    return ProcessPoolExecutor(
+        workers, get_context("fork" if forks() else "spawn"), _initialize, (threads_per_process(), work)
+    )
 
 
 _work: Callable[[Any], Any] | None = None  # in a process of `process_pool`
 
 
-def _initialize(work: Callable[[Any], Any] | None) -> None:
+def _initialize(number: int, work: Callable[[Any], Any] | None) -> None:
     global _work
-    # The cores are shared with the other processes. Work without torch need not wait for its import.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of a progress bar that is drawn
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Work without torch need not wait for its import.
+    os.environ["OMP_NUM_THREADS"] = str(number)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(number)
     _work = work
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def do(item: Any) -> Any:
@@ -102,14 +144,19 @@ def do(item: Any) -> Any:
 
 def ordered_map(
     work: Callable[[T], R], items: Iterable[T], workers: int, threads: bool = False
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Yields the results of `work` in the order of the items, computed at most `2 * workers` ahead.
 
+    If a process is killed, or out of memory, that is said, and the items that it may have had are done again.
+
     Args:
-        work: for processes it must be picklable: a function of a module, or a `partial` of one.
+        work: unless processes are forked it must be picklable: a function of a module, or a `partial` of one.
         items: for processes they must be picklable.
         workers: number of workers; 1 runs in this process.
         threads: use threads instead of processes, for work that releases Python's global lock.
+
+    Raises:
+        RibsegError: processes have died again and again.
 
     >>> list(ordered_map(len, ["a", "", "abc"], workers=2, threads=True))
     [1, 0, 3]
@@ -117,11 +164,52 @@ def ordered_map(
     if workers <= 1:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(workers) if threads else process_pool(workers, work) as pool:
-        pending: deque[Future[R]] = deque()
-        for item in items:
-            pending.append(pool.submit(work if threads else do, item))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    left, waiting = iter(items), deque[T]()
+    for deaths in range(RETRIES + 1):
+        left = chain(tuple(waiting), left)
+        waiting.clear()
+        pool = ThreadPoolExecutor(workers) if threads else process_pool(workers, work)
+        futures: deque[Future[R]] = deque()
+        try:
+            for item in left:
+                waiting.append(item)
+                futures.append(pool.submit(work if threads else do, item))
+                if len(futures) > 2 * workers:
+                    yield _next(waiting, futures)
+            while futures:
+                yield _next(waiting, futures)
+            pool.shutdown()
+            return
+        except BrokenProcessPool as error:
+            said = f"{_death(pool)}: often memory is short, and fewer processes (engine.processes) need less"
+            if deaths == RETRIES:
+                raise RibsegError(
+                    f"{said}. It was tried {deaths + 1} times; finished files are kept"
+                ) from error
+            warnings.warn(f"{said}. Its images are made again", stacklevel=2)
+        finally:  # after Ctrl-C, too
+            for process in _processes(pool):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _next(waiting: deque[T], futures: deque[Future[R]]) -> R:
+    result = futures.popleft().result()
+    waiting.popleft()
+    return result
+
+
+def _processes(pool: Executor) -> list[BaseProcess]:
+    # The standard library has no other name for them; Python 3.14 has one for killing them.
+    return list((getattr(pool, "_processes", None) or {}).values())
+
+
+def _death(pool: Executor) -> str:
+    """How the processes of a pool ended that were not ended by the pool."""
+    said = []
+    for process in _processes(pool):
+        code = process.exitcode or -signal.SIGTERM
+        if code != -signal.SIGTERM:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            said.append(f"the process {process.pid} {how}")
+    return "; ".join(said) or "a process ended"

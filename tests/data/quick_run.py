@@ -56,7 +56,6 @@ QUICK = [
     "affinity.backbone.weights=classifier",
     "affinity.backbone.pretrained=false",
     "refine.walk.steps=4",
-    "refine.workers=1",
     "refine.crf.iterations=2",
     "refine.crf.backend=torch",
     "refine.variants=[none,crf,pixel_adaptive,random_walk,random_walk_crf]",
@@ -72,7 +71,6 @@ QUICK = [
     "segmenter.test.scales=[0.5,1.0]",
     "segmenter.test.crf={iterations:2,backend:torch}",
     "segmenter.test.tile=40",
-    "segmenter.workers=0",  # a process of its own for the CRF takes seconds to start
     "trainer.accelerator=cpu",
     "bottleneck.seeds=2",
     "bottleneck.images.train=12",
@@ -82,7 +80,6 @@ QUICK = [
     "bottleneck.training.batch_size=6",
     "bottleneck.rib.steps=2",
     "bottleneck.examples=2",
-    "bottleneck.workers=1",
 ]
 
 # The report takes longer than all of them.

@@ -18,7 +18,7 @@ from ribseg.data.io.masks import write_mask
 from ribseg.models.inference import most_probable
 from ribseg.modules.localization import Prediction
 from ribseg.modules.mask_prediction import MaskPrediction
-from ribseg.workers import process_pool, rank
+from ribseg.workers import process_pool, rank, threads_per_process
 
 
 class MapWriter(BasePredictionWriter):
@@ -133,10 +133,13 @@ class Threads(Callback):
 
     The order of summation depends on it: with a fixed number the maps are equal to the bit, for any number of
     processes.
+
+    Args:
+        number: of threads; None for `threads_per_process()`.
     """
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int | None = None) -> None:
+        self.number = number or threads_per_process()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Sets the number of threads."""

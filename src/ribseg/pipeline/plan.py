@@ -31,7 +31,7 @@ from ribseg.pipeline.stages.pseudo_masks import MaskSettings, PseudoMasksStage
 from ribseg.pipeline.stages.segmenter import SegmenterSettings, SegmenterStage
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.toy_networks import BottleneckSettings
-from ribseg.store.run import Run
+from ribseg.store.run import LocalEngine, Run
 from ribseg.store.stage import Stage
 
 # Section of the configuration -> who reads it. "" is its top.
@@ -170,7 +170,8 @@ def reopened(run: FinishedRun, output: Path) -> Session:
     """A session with settings, data and artefacts of a finished run, whose files are written to `output`."""
     session = Session(run.cfg, output, KINDS)
     stages = stages_of(session)
-    session.run = Run(stages, [name for name in selection(session, stages)[0] if name != CHECK_DATA])
+    chosen = [name for name in selection(session, stages)[0] if name != CHECK_DATA]
+    session.run = Run(stages, chosen, engine=LocalEngine())
     session.run.adopt(run.artefacts)
     if "skipped" in run.results:
         session.skip(run.results["skipped"])

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 from uuid import uuid4
 
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from ribseg.checks import check_number
 from ribseg.errors import ConfigError, RibsegError
@@ -25,25 +24,13 @@ from ribseg.store.shards import Shard
 from ribseg.store.stage import ImageStage
 
 Auto = Literal["auto"]
-# Settings of the run that a worker replaces: it is one process that prints nothing and logs nothing.
-ALONE = {
-    "trainer.devices": 1,
-    "trainer.num_nodes": 1,
-    "trainer.strategy": "auto",
-    "refine.workers": 1,
-    "progress": False,
-    "logger": None,
-    "shard": None,
-    "engine": None,
-    "check_files": False,
-}
 
 
 class RayEngine:
     """Makes maps, labels, walks and masks by the workers of a Ray cluster.
 
     The files are equal to the byte to those of one process: what is drawn for an image depends on the seed
-    and the image alone, and `maps.threads` on each worker is that of the run.
+    and the image alone, and the number of threads on each worker is that of the run.
 
     Args:
         address: of a running cluster, as Ray takes it; None starts one on this machine.
@@ -103,7 +90,7 @@ class RayEngine:
             uuid4().hex,
             Path.cwd(),
             sys.path,
-            worker_settings(session.cfg),
+            session.cfg,
             stage.name,
             inputs,
             target,
@@ -172,7 +159,7 @@ class Task(NamedTuple):
         key: of the task; a worker keeps what it has built for it.
         place: folder in which the run was started, for relative paths.
         path: of its imports, for what a user has brought.
-        cfg: see `worker_settings`.
+        cfg: of the run.
         stage: name of the stage.
         artefacts: of the run.
         target: that the files are for.
@@ -219,11 +206,11 @@ def stage_of(task: Task) -> ImageStage[Session]:
         )
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(task.cfg.tf32)
-    session = Session(task.cfg, Path(_scratch().name), KINDS)
-    session.record_prefix = f"ray-{socket.gethostname()}-{os.getpid()}-"
+    session = Session(copy.deepcopy(task.cfg), Path(_scratch().name), KINDS)
     if any(task.skipped.values()):
         session.skip(task.skipped)
     session.run = Run(stages_of(session), [])
+    session.part()
     session.run.adopt(task.artefacts)
     return cast(ImageStage[Session], session.run.planned[task.stage])
 
@@ -232,15 +219,6 @@ def stage_of(task: Task) -> ImageStage[Session]:
 def _scratch() -> "tempfile.TemporaryDirectory[str]":
     """For what a run writes beside its results; removed with the worker's process."""
     return tempfile.TemporaryDirectory(prefix="ribseg-")
-
-
-def worker_settings(cfg: DictConfig) -> DictConfig:
-    """The configuration of a run for a worker, which is one process that prints and logs nothing."""
-    settings = copy.deepcopy(cfg)
-    with open_dict(settings):
-        for name, value in ALONE.items():
-            OmegaConf.update(settings, name, value)
-    return settings
 
 
 def _ray() -> Any:

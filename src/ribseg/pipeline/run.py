@@ -30,7 +30,7 @@ from ribseg.pipeline.stages.scored_masks import SCORES
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.progress import shared_console
 from ribseg.store.artefact import Artefact, environment
-from ribseg.store.run import LocalEngine, Run
+from ribseg.store.run import Run
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def begin(session: Session) -> bool:
         again,
         shard=session.shard,
         group=session.group,
-        engine=build(session.cfg.engine) if session.cfg.get("engine") else LocalEngine(),
+        engine=build(session.cfg.engine),
         say=session.say,
         usage=session.usage,
         close=finish_loggers,

@@ -3,16 +3,20 @@
 What is in the store is not computed again unless `rerun` asks for it; a killed run's rest is completed.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
+from ribseg.checks import check_number
 from ribseg.errors import ConfigError
 from ribseg.store.artefact import MANIFEST, Artefact
 from ribseg.store.locks import locked, locked_part
 from ribseg.store.shards import Shard
 from ribseg.store.stage import ImageStage, Stage
 from ribseg.store.usage import Usage
+from ribseg.workers import forks, ordered_map, threads_per_process, worker_count
 
 T = TypeVar("T")
 
@@ -78,14 +82,56 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Lets the processes of the run make them."""
+    """Lets the cores of this machine make them, each its own images, with one thread each.
+
+    The processes are copies of this one, with all that it has built. With a GPU, on systems without such
+    copies, and where a Trainer of several processes divides the images, the stage makes them in this process.
+
+    Args:
+        processes: their number; "auto" for as many as the cores have room for.
+
+    Raises:
+        SettingError: the number is out of range.
+    """
+
+    def __init__(self, processes: int | str = "auto") -> None:
+        check_number("engine.processes", processes, low=1, whole=True, words=("auto",))
+        self.processes = processes
 
     def start(self) -> None:
         """Does nothing."""
 
     def make(self, stage: ImageStage[Any], target: Artefact, ids: Sequence[str]) -> None:
-        """Lets the stage make them."""
-        stage.make(target, ids)
+        """Divides images among processes; those of one that was killed are made again."""
+        session, number = stage.session, min(worker_count(self.processes), len(ids))
+        if number == 1 or not forks() or session.processes > 1:
+            stage.make(target, ids)
+            return
+        stage.prepare()
+        session.say(f"  {number} processes, {threads_per_process()} threads each", "")
+        work = partial(_make_part, stage, target)
+        with closing(ordered_map(work, list(parts(ids, number)), number)) as done:
+            for _ in session.track(chain.from_iterable(done), stage.name, len(ids)):
+                pass
+
+
+def parts(ids: Sequence[str], processes: int) -> Iterator[Sequence[str]]:
+    """Yields parts of the images, smaller ones at the end, so that all processes end at about the same time.
+
+    >>> [len(part) for part in parts("abcdefghijkl", 2)]
+    [3, 2, 1, 1, 1, 1, 1, 1, 1]
+    """
+    while ids:
+        number = min(max(1, len(ids) // (2 * processes)), 8)
+        yield ids[:number]
+        ids = ids[number:]
+
+
+def _make_part(stage: ImageStage[Any], target: Artefact, ids: Sequence[str]) -> Sequence[str]:
+    """Makes a part of the images in a process of its own."""
+    stage.session.part()
+    stage.make(target, ids)
+    return ids
 
 
 class Run:
@@ -121,7 +167,7 @@ class Run:
         close: Callable[[], object] = lambda: None,
     ) -> None:
         self.stages, self.chosen, self.rerun, self.shard = stages, chosen, set(rerun), shard
-        self.group, self.engine = group or Group(), engine or LocalEngine()
+        self.group, self.engine = group or Group(), engine or LocalEngine(1)
         self.say, self.usage, self.close = say, usage or Usage(), close
         self.planned: dict[str, Stage[Any]] = {}
         self.again: set[str] = set()

@@ -106,6 +106,9 @@ class ImageStage(Stage[S]):
     def missing(self, target: Artefact, ids: Sequence[str]) -> list[str]:
         """Those of the images whose files are not there yet."""
 
+    def prepare(self) -> None:
+        """Builds what the making of all images shares, before they are divided among processes."""
+
     @abstractmethod
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Makes the files of images; may be repeated."""

@@ -1,7 +1,10 @@
 """The session of a run: settings, data, Trainer, callbacks, loggers, console, and the processes."""
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
 
@@ -27,14 +30,22 @@ from ribseg.pipeline.recipe.processes import Processes, WaitingGroup
 from ribseg.pipeline.recipe.trainer import check_trainer, counted_trainer
 from ribseg.progress import check_progress, track
 from ribseg.store.artefact import Artefact, Store, check_writable
-from ribseg.store.run import Run
+from ribseg.store.run import LocalEngine, Run
 from ribseg.store.settings import SHOWN, Settings, setting
 from ribseg.store.shards import Shard
 from ribseg.store.usage import Usage
-from ribseg.workers import ordered_map, worker_count
+from ribseg.workers import forks, ordered_map, worker_count
 
 T = TypeVar("T")
 Job = TypeVar("Job")
+# Settings that differ in each of several processes that divide the images of a stage.
+PART = {
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
+    "trainer.strategy": "auto",
+    "progress": False,
+    "logger": None,
+}
 REPORT, CHECK_DATA = "report", "check_data"  # names in `run` that are no stages
 
 
@@ -171,21 +182,46 @@ class Session:
             found["data"] = counted_data(plain(self.cfg.data), *data)
         return found
 
-    def do(self, work: Callable[[Job], None], jobs: Sequence[Job], title: str, workers: int | str) -> None:
-        """Does jobs, in the first process of the run: in processes of its own, unless they are few.
+    @property
+    def workers(self) -> int:
+        """Number of processes that work on single images on this machine."""
+        return worker_count(getattr(self.run.engine, "processes", "auto"))
+
+    def map(
+        self, work: Callable[[Job], T], jobs: Sequence[Job], title: str, unit: str, threads: bool = False
+    ) -> Iterator[T]:
+        """Yields the results of jobs in their order, with progress; done by processes, each several of them.
 
         Args:
-            work: on one job; a function of a module, or a `partial` of one.
-            jobs: one for each file.
+            work: on one job; where processes are not forked, a function of a module, or a `partial` of one.
+            jobs: one for each image or file.
             title: of the progress.
-            workers: number of processes, or "auto".
+            unit: of the progress.
+            threads: takes threads where processes are not forked.
         """
-        if not self.group.first:
-            return
-        number = worker_count(workers)
-        done = ordered_map(work, jobs, number if len(jobs) >= 2 * number else 1)
-        for _ in self.track(done, title, len(jobs), "file"):
-            pass
+        threads = threads and not forks()
+        # Where others have to import everything again, that takes longer than a few jobs.
+        number = self.workers if threads or forks() or len(jobs) >= 2 * self.workers else 1
+        with closing(ordered_map(work, jobs, min(number, len(jobs)), threads)) as results:
+            yield from self.track(results, title, len(jobs), unit)
+
+    def do(self, work: Callable[[Job], None], jobs: Sequence[Job], title: str) -> None:
+        """Does jobs that write files, in the first process of the run, as `map` does them."""
+        if self.group.first:
+            for _ in self.map(work, jobs, title, "file"):
+                pass
+
+    def part(self) -> None:
+        """Makes this the session of one process of several, which prints and logs nothing of its own."""
+        with open_dict(self.cfg):
+            for name, value in PART.items():
+                OmegaConf.update(self.cfg, name, value)
+        self.run.engine, self.shard = LocalEngine(1), None
+        self.console = LoggedConsole(quiet=True)
+        self.record_prefix = f"{socket.gethostname()}-{os.getpid()}-"
+        vars(self).pop("hardware", None)
+        if forks():
+            self.data.num_workers = 0
 
     def computed(self, artefact: Artefact, work: Callable[[], Mapping[str, Any]]) -> Artefact:
         """An artefact beside those of the stages; the first process computes it if the store lacks it.

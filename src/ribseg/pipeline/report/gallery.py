@@ -75,7 +75,7 @@ def make_gallery(
     images, size = session.cfg.report.images, 1e6 * session.cfg.report.megabytes
     if not images:
         return None
-    masks, workers = [*masks, *true_masks(folders)], session.cfg.evaluate.workers
+    masks, workers = [*masks, *true_masks(folders)], session.workers
     listed = [Listed(folder, place, one) for folder in folders for place, one in enumerate(folder.ids)]
     rows = [_row(each, maps) for each in listed]
     order = picture_order(rows, [series.name for series in maps], baseline)

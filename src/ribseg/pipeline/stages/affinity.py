@@ -43,7 +43,7 @@ from ribseg.pipeline.stages.thresholds import (
     needs_masks,
 )
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, COUNT_OR_AUTO, SHARE, SPEED, counted, setting
+from ribseg.store.settings import COUNT, SHARE, counted, setting
 from ribseg.store.stage import ImageStage, Stage
 
 WEIGHTS = "affinity.pt"
@@ -76,7 +76,6 @@ class LabelSettings:
     labels: ConfidenceSettings = setting(kind=ConfidenceSettings)
     maps_threshold: float | str = setting(SCORE)
     crf: Mapping[str, Any] = setting(partial(check_arguments, check_dense_crf))
-    workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +150,17 @@ class AffinityLabelsStage(RefinementStage, ImageStage[Session]):
         if self.cfg.labels.automatic:
             check_threshold(self.session, "maps_threshold", self.cfg.maps_threshold)
 
+    def prepare(self) -> None:
+        """Chooses the background scores."""
+        _ = self.confidence
+
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Labels images in processes of the first process of the run."""
         scores, source = self.confidence, self.maps.artefact.folder
         crf = partial(dense_crf, **self.cfg.crf) if self.cfg.labels.crf else None
         image = self.session.data.pseudo.image
         work = partial(write_confident_labels, image, scores, crf, source, target.folder)
-        self.session.do(work, ids, "Confident labels", self.cfg.workers)
+        self.session.do(work, ids, "Confident labels")
 
     def work(self, target: Artefact) -> dict[str, Any]:
         """The background scores."""

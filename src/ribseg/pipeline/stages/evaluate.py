@@ -24,9 +24,8 @@ from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.methods import MapSource
 from ribseg.pipeline.recipe.session import REPORT, Session
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, SHARE, SPEED, counted, setting
+from ribseg.store.settings import COUNT, SHARE, counted, setting
 from ribseg.store.stage import Stage
-from ribseg.workers import ordered_map
 
 RESULT = "evaluation.json"
 # Scores of the first split that are repeated one level up.
@@ -42,7 +41,6 @@ class EvaluateSettings:
     bootstrap: int = setting(COUNT)
     boxes: bool = setting(check_switch)
     boundary: bool = setting(check_switch)
-    workers: int = setting(COUNT, neutral=SPEED)
 
 
 class EvaluateStage(Stage[Session]):
@@ -168,8 +166,7 @@ def sweep_split(
             for source, (stage, change) in chosen.items()
         }
 
-    results = ordered_map(count, folder.ids, cfg.workers, threads=True)
-    shown = session.track(results, f"{title} {folder.split}", len(folder))
+    shown = session.map(count, folder.ids, f"{title} {folder.split}", "image", threads=True)
     for counts, labels in zip(shown, folder.labels, strict=True):
         for source, one in counts.items():
             evaluators[source].add(one, int((labels > 0).sum()))
@@ -199,8 +196,7 @@ def add_boundaries(
             found[name] = boundary_counts(labels, target, folder.num_classes)
         return found
 
-    results = ordered_map(count, folder.ids, session.settings[EvaluateSettings].workers, threads=True)
-    for counts in session.track(results, f"Boundaries of {folder.split}", len(folder)):
+    for counts in session.map(count, folder.ids, f"Boundaries of {folder.split}", "image", threads=True):
         for name, one in counts.items():
             total[name] += one
     for name, summed in total.items():

@@ -29,7 +29,7 @@ from ribseg.pipeline.stages.decoded_images import decoded_images
 from ribseg.pipeline.stages.learning_rate import RateSearchSettings, check_rate_search, searched_rate
 from ribseg.pipeline.stages.prepared import prepare
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, SPEED, counted, setting
+from ribseg.store.settings import SPEED, counted, setting
 from ribseg.store.stage import ImageStage, Stage
 from ribseg.types import Stop
 
@@ -38,7 +38,6 @@ from ribseg.types import Stop
 class MapsSettings:
     """The settings `maps`."""
 
-    threads: int = setting(COUNT, neutral=SPEED)
     pool_gib: float = setting(partial(check_number, low=0), neutral=SPEED)
     steps_side: int = setting(partial(check_number, low=0, whole=True))
     full: bool = setting(check_switch)
@@ -66,12 +65,15 @@ class MapStage(ImageStage[Session]):
         """Those of the images that have no maps."""
         return missing_ids(target.folder / "maps", ids, ".npz")
 
+    def prepare(self) -> None:
+        """Builds the module."""
+        _ = self.module
+
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Makes the maps of images by the Trainer."""
         session, cfg = self.session, self.session.settings[MapsSettings]
         writer = MapWriter(target.folder, cfg.full, session.record_prefix)
-        callbacks = [writer, Threads(cfg.threads)]
-        trainer = session.trainer(self.name, target.folder, callbacks, inference_mode=False)
+        trainer = session.trainer(self.name, target.folder, [writer, Threads()], inference_mode=False)
         loader = session.data.prediction_loader(ids, self.scales, session.processes)
         trainer.predict(self.module, loader, return_predictions=False)
 

@@ -39,7 +39,7 @@ from ribseg.pipeline.stages.thresholds import SCORE, all_images, check_threshold
 from ribseg.pipeline.stages.variants import THRESHOLDS, VARIANTS, Variant, mask_path
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import folder_digest
-from ribseg.store.settings import COUNT_OR_AUTO, SHARE, SPEED, counted, setting
+from ribseg.store.settings import SHARE, counted, setting
 from ribseg.store.stage import ImageStage, Stage
 
 
@@ -73,7 +73,6 @@ class MaskSettings:
     pixel_adaptive: Mapping[str, Any] = setting(partial(check_arguments, check_pixel_adaptive))
     segments: Mapping[str, Any] = setting(check_segment_settings)
     maps: str = setting(neutral="selects an input, whose digest counts")
-    workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
 
 
 class PseudoMasksStage(RefinementStage, ImageStage[Session]):
@@ -146,6 +145,10 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
             if self.session.run.computes(self) and cfg.segments["source"] in ENDINGS:
                 self.session.group.on_first(lambda: check_segment_files(self.session, cfg.segments))
 
+    def prepare(self) -> None:
+        """Chooses the background scores."""
+        _ = self.thresholds
+
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Writes the missing masks of images in processes of the first process of the run."""
         folders, thresholds = self.session.data.folders, self.thresholds  # chosen by all processes together
@@ -153,7 +156,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
             source, place = self.refined[variant.refined].artefact.folder, target.folder / name
             work = partial(write_pseudo_mask, folders, self.cfg, variant, thresholds[name], source, place)
             missing = missing_ids(place, ids, ".png")
-            self.session.do(work, missing, f"Pseudo masks ({name})", self.cfg.workers)
+            self.session.do(work, missing, f"Pseudo masks ({name})")
 
     def work(self, target: Artefact) -> dict[str, Any]:
         """Scores the masks of all images."""

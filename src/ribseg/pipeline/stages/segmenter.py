@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-from ribseg.checks import check_arguments, check_choice, check_number, check_switch, within
+from ribseg.checks import check_arguments, check_choice, check_switch, within
 from ribseg.data.augment.segmentation import (
     Reader,
     SegmentationDataset,
@@ -34,7 +34,7 @@ from ribseg.pipeline.stages.checked_data import check_full_masks
 from ribseg.pipeline.stages.classifier import ClassifierStage
 from ribseg.pipeline.stages.pseudo_masks import PseudoMasksStage, read_pseudo_mask
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, PLACE, SHARE, SHOWN, SPEED, counted, setting
+from ribseg.store.settings import COUNT, PLACE, SHARE, SHOWN, counted, setting
 from ribseg.store.stage import Stage
 
 WEIGHTS = "segmenter.safetensors"
@@ -62,7 +62,6 @@ class SegmenterSettings:
     callbacks: Mapping[str, Any] | None = setting(default=None)
     sources: Sequence[str] = setting(neutral="selects segmenters; each has its own artefact")
     masks_dir: str | None = setting(neutral=PLACE)
-    workers: int | str = setting(partial(check_number, low=0, whole=True, words=("auto",)), neutral=SPEED)
     expected: Mapping[str, float] | None = setting(neutral=SHOWN)
 
     def __post_init__(self) -> None:

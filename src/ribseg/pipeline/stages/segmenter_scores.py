@@ -21,15 +21,12 @@ from ribseg.modules.callbacks import MaskWriter, Threads
 from ribseg.modules.mask_prediction import MaskPredictionModule
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.chains import FULL, active_sources, segmenter_test_name
-from ribseg.pipeline.stages.evaluate import EvaluateSettings
-from ribseg.pipeline.stages.maps import MapsSettings
 from ribseg.pipeline.stages.scored_masks import SCORES
-from ribseg.pipeline.stages.segmenter import WEIGHTS, SegmenterSettings, SegmenterStage, tested_folders
+from ribseg.pipeline.stages.segmenter import WEIGHTS, SegmenterStage, tested_folders
 from ribseg.store.artefact import Artefact
 from ribseg.store.run import check_made
 from ribseg.store.settings import counted
 from ribseg.store.stage import Stage
-from ribseg.workers import cores, ordered_map
 
 
 class SegmenterTestStage(Stage[Session]):
@@ -145,12 +142,13 @@ def write_masks(
         return
     if len(missing) < len(folder):
         session.say(f"  resuming: {len(folder) - len(missing)} of {len(folder)} masks are done")
-    number, crf = session.settings[SegmenterSettings].workers, segmenter.inference.get("crf")
-    workers = max(1, cores() // session.processes) if number == "auto" else int(number)
-    module = MaskPredictionModule(segmenter, defer_crf=workers > 0)
-    writer = MaskWriter(place, segmenter.palette, crf, max(workers, 1))
-    threads = Threads(session.settings[MapsSettings].threads)
-    trainer = session.trainer(target.stage, target.folder, [writer, threads])
+    crf = segmenter.inference.get("crf")
+    backend = session.resolve("backend", (crf or {}).get("backend", "auto"))
+    # A GPU's is faster than that of all cores.
+    on_gpu = backend == "torch" and session.hardware.strategy.root_device.type != "cpu"
+    module = MaskPredictionModule(segmenter, defer_crf=not on_gpu)
+    writer = MaskWriter(place, segmenter.palette, crf, max(1, session.workers // session.processes))
+    trainer = session.trainer(target.stage, target.folder, [writer, Threads()])
     # With fewer images than processes some repeat, as no process may be idle.
     ids = islice(cycle(missing), max(len(missing), session.processes))
     dataset = Subset(folder, [folder.index(image_id) for image_id in ids])
@@ -169,8 +167,8 @@ def score_masks(session: Session, place: Path, folder: BaseDataset) -> dict[str,
 
     size = folder.num_classes + 1
     total = torch.zeros(size, size, dtype=torch.int64)
-    results = ordered_map(count, folder.ids, session.settings[EvaluateSettings].workers, threads=True)
-    for matrix in session.track(results, f"Scoring masks of {folder.split}", len(folder), "mask"):
+    title = f"Scoring masks of {folder.split}"
+    for matrix in session.map(count, folder.ids, title, "mask", threads=True):
         total += matrix
     scores = mask_scores(counts_of(total)[None]) | {"images": len(folder), "confusion": total.tolist()}
     if scores["foreground"] == 0:

@@ -12,7 +12,6 @@ from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.evaluate import EvaluateSettings, sweep_split
 from ribseg.store.settings import SHARE
 from ribseg.store.stage import Stage
-from ribseg.workers import ordered_map
 
 VERSION = 1
 # Name of a way to choose the score -> how many splits with masks it needs; it uses the last of them.
@@ -88,8 +87,7 @@ def unsupervised_threshold(session: Session, stage: Stage[Session], setting: str
         maps = load_maps(map_path(stage.artefact.folder, image_id))
         return score_histogram(maps.strided if maps.full is None else maps.full, thresholds)
 
-    results = ordered_map(count, folder.ids, cfg.workers, threads=True)
-    counts = session.track(results, "Threshold without masks", len(folder))
+    counts = session.map(count, folder.ids, "Threshold without masks", "image", threads=True)
     total = sum(counts, torch.zeros(len(thresholds) + 1, dtype=torch.int64))
     if not total.any():
         raise DataError(f"the maps of {stage.name} hold no class on {folder.split}: no background score fits")

@@ -1,7 +1,7 @@
 """The training stage of the toy experiment: one network per seed."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,9 @@ from ribseg.pipeline.recipe.loggers import finish_loggers
 from ribseg.pipeline.recipe.session import RunSettings, Session
 from ribseg.pipeline.recipe.training import save_state
 from ribseg.store.artefact import Artefact
-from ribseg.store.settings import COUNT, COUNT_OR_AUTO, PLACE, SHARE, SPEED, counted, setting
+from ribseg.store.settings import COUNT, PLACE, SHARE, counted, setting
 from ribseg.store.stage import Stage
-from ribseg.workers import ordered_map, worker_count
+from ribseg.workers import ordered_map
 
 WEIGHTS = "network.pt"
 SeedWork = Callable[["ToyStage", Artefact, int], None]
@@ -81,7 +81,6 @@ class BottleneckSettings:
     wrong_class: bool = setting(check_switch, default=False)
     callbacks: Mapping[str, Any] | None = setting(default=None)
     mnist_root: str | None = setting(neutral=PLACE)
-    workers: int | str = setting(COUNT_OR_AUTO, neutral=SPEED)
 
 
 class ToyStage(Stage[Session]):
@@ -176,16 +175,16 @@ def training_loss(cfg: TrainingSettings) -> Loss:
 
 
 def for_seeds(stage: ToyStage, target: Artefact, work: SeedWork, chosen: Sequence[int]) -> None:
-    """Calls `work` for some seeds, in `bottleneck.workers` processes.
+    """Calls `work` for some seeds, in `engine.processes` processes.
 
     Each seed uses one thread, so that results do not depend on the number of cores; for networks this small
     parallel seeds are faster than parallel threads.
     """
     session, one = stage.session, partial(_timed, work, stage, target)
-    workers = min(worker_count(stage.cfg.workers), len(chosen))
+    workers = min(session.workers, len(chosen))
     if workers > 1:
         one = partial(_in_process, session.cfg, session.output, type(stage), target, work)
-    times = ordered_map(one, chosen, workers)
+    times: Iterable[float] = ordered_map(one, chosen, workers)
     if workers > 1:  # else each seed shows its own progress
         times = session.track(times, "Seeds", len(chosen), "seed")
     for seed, seconds in zip(chosen, times, strict=True):
