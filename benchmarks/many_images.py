@@ -35,7 +35,7 @@ SMALL = (
     *("classifier.epochs=1", "classifier.model.backbone=resnet10t", "classifier.model.pretrained=false"),
     *("classifier.model.weights=null", "classifier.model.backbone_kwargs={channels:[8,8,12,16]}"),
     *("rib.steps=1", "rib.references=0", "rib.lr=1e-5", "rib.area_limit=null", "refine.crf.iterations=1"),
-    *("refine.crf.backend=torch", "refine.workers=1", "refine.variants=[none]", "trainer.accelerator=cpu"),
+    *("refine.crf.backend=torch", "engine.processes=1", "refine.variants=[none]", "trainer.accelerator=cpu"),
     *("evaluate.bootstrap=100", "segmenter.sources=[rib]", "data.eval_splits=[val]", "progress=false"),
 )
 CHAIN = "run=[classifier,cam,rib,pseudo_masks,evaluate,report]"

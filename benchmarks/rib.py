@@ -21,7 +21,7 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def make_module(
     """The module with a clock in it."""
     model = ribseg.Classifier(options.backbone)
     model.load_state_dict(state)
-    references = data.references(options.references, options.workers, pool)
+    references = data.references(options.references, pool)
     recipe = {name: value for name, value in asdict(settings(options)).items() if name != "threshold"}
     pooling = ribseg.GNDRP(settings(options).threshold)
     rib = TimedRIB(model, pooling, trainable=options.trainable, compile=options.compile, **recipe)
@@ -152,7 +152,7 @@ def plain_program(
     model.load_state_dict(state)
     device = torch.device(options.device) if options.parts else None
     clock, maps = Clock(device), {}
-    references = data.references(options.references, 0)
+    references = data.references(options.references)
     images = data.predict_dataset(data.train.ids[: min(options.images, options.plain_images)])
     if options.device == "cuda":  # what the device does once must not count for so few images
         item = images[0]
@@ -184,7 +184,7 @@ def largest_difference(folder: Path, maps: dict[str, list[Tensor]], data: WSSSDa
     return largest
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; `--published` sets the sizes of the VOC recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=2, help="images that are adapted")
@@ -211,7 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave the plain program out")
     parser.add_argument("--published", action="store_true", help="500 x 375, crops of 512, B = 20, K = 10")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.published:
         options.size, options.crop, options.resize_long = [375, 500], 512, [320, 640]
         options.references, options.steps = 20, 10
@@ -222,6 +222,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints, writes."""
     options = parse()
+    found = measured(options)
+    report(found)
+    write_json(options.json, found)
+
+
+def measured(options: Any) -> dict[str, Any]:
+    """Times both programs on fabricated images."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
@@ -245,8 +252,7 @@ def main() -> None:
                 "network": network(found["plain"]) / network(found["ours"]),
                 "all": found["plain"]["all"] / found["ours"]["all"],
             }
-    report(found)
-    write_json(options.json, found)
+    return found
 
 
 def example_weights(backbone: str) -> dict[str, Tensor]:
