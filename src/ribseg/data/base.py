@@ -168,6 +168,10 @@ class BaseDataset(Dataset[Sample]):
             raise DataError(f"image {image_id!r} is not in the split {self.split!r} of {self.origin}.")
         return row
 
+    def has_class(self, image_id: str) -> bool:
+        """Whether an image has a label."""
+        return bool(self.labels[self.index(image_id)].any())
+
     def header(self, image_id: str) -> ImageHeader:
         """The size of an image, for a file read from its header."""
         path = self.image_path(image_id)

@@ -32,7 +32,6 @@ from ribseg.pipeline.stages.segments import (
     check_files_there,
     check_segment_files,
     check_segments_there,
-    has_class,
     segments_of,
 )
 from ribseg.pipeline.stages.thresholds import SCORE, all_images, check_threshold, choose_threshold
@@ -224,7 +223,7 @@ def write_pseudo_mask(
         image_id: of the image; one without a label needs neither saliency map nor segments.
     """
     maps, image = load_maps(map_path(source, image_id)), folders[image_id].image(image_id)
-    size, labelled = (image.shape[0], image.shape[1]), has_class(folders, image_id)
+    size, labelled = (image.shape[0], image.shape[1]), folders[image_id].has_class(image_id)
     full = full_size(maps, size)
     if variant.refinement == "pixel_adaptive":
         full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **cfg.pixel_adaptive)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ribseg.data.base import BaseDataset
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import scan_folder
 from ribseg.interop import check_segment_file, read_segments
@@ -57,7 +56,7 @@ def check_segments_there(session: Session, settings: Mapping[str, Any]) -> None:
 def check_files_there(session: Session, what: str, folder: Path, ending: str) -> None:
     """Raises a DataError that lists the images with a class but without a file, and files of no image."""
     there, data = scan_folder(folder, (ending,)), session.data
-    absent = [i for i in data.all_ids if has_class(data.folders, i) and i not in there]
+    absent = [i for i in data.all_ids if data.folders[i].has_class(i) and i not in there]
     if absent:
         problems = {"images without any": absent, "files of no image": sorted(set(there) - set(data.all_ids))}
         listed = {kind: items for kind, items in problems.items() if items}
@@ -73,7 +72,7 @@ def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
     """
     wrong: list[str] = []
     data = session.data
-    ids = [i for i in data.all_ids if has_class(data.folders, i)]
+    ids = [i for i in data.all_ids if data.folders[i].has_class(i)]
     for image_id in track(ids, "Checking segments", len(ids), session.cfg.progress, session.console, "file"):
         try:
             check_segment_file(segments_path(settings, image_id), data.folders[image_id].size(image_id))
@@ -82,9 +81,3 @@ def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
     if wrong:
         problem = f"the segments in {settings['folder']} cannot be used"
         raise DataError(list_problems(problem, {"files": wrong}, "Make them again, from these images."))
-
-
-def has_class(folders: Mapping[str, BaseDataset], image_id: str) -> bool:
-    """Whether an image has a label."""
-    folder = folders[image_id]
-    return bool(folder.labels[folder.index(image_id)].any())
