@@ -412,7 +412,7 @@ BY_CALL = {
             "steps": AT_LEAST_0, "head_lr_factor": RATE, "weight_decay": RATE, "momentum": RATE,
             "margin": OPEN, "area_limit": (-0.1, 1.1, *OPEN), "area_threshold": SHARE,
             "reference_chunk": (0, 1.5, *OPEN), "compile": SWITCH,
-            "loss_views": (0, [], "0", [0.5], [True], [-1], None), **RATES,
+            "loss_views": (0, [], "0", [0.5], [True], [-1], None), "views": (0, 1.5, *OPEN), **RATES,
         },
     ),
     "gndrp": (

@@ -173,6 +173,16 @@ def test_no_steps_is_the_plain_cam(preset):
     assert all(torch.equal(a, b) for a, b in zip(out.maps, base.maps, strict=True))
 
 
+def test_the_first_views_alone():
+    settings = {"steps": 3, "lr": 1e-2, "margin": None, "loss_views": (0, 1)}
+    two = ribseg.RIB(classifier(), views=2, **settings)(views(), LABELS, references())
+    given = ribseg.RIB(classifier(), **settings)(views()[:2], LABELS, references())
+    assert len(two.maps) == 2
+    assert all(torch.equal(a, b) for a, b in zip(two.maps, given.maps, strict=True))
+    with pytest.raises(ValueError, match="loss_views below 1"):
+        ribseg.RIB(classifier(), views=1, **settings)(views(), LABELS)
+
+
 @pytest.mark.parametrize("preset", ["official", "fixed"])
 def test_the_first_update_moves_the_second_map(preset):
     model = classifier()
@@ -354,7 +364,7 @@ def test_bad_input_is_named(call, error, message):
 
 def fake_adaptations(limit):
     """Adaptations of four images that stop once the rate exceeds `limit`."""
-    return lambda lr: [
+    return lambda lr, share=1: [
         Adaptation(None, None, 10, "area" if lr > limit and image > 0 else None) for image in range(4)
     ]
 
@@ -367,7 +377,7 @@ def test_rate_search_takes_the_largest_that_most_images_complete():
 
 
 def test_rate_search_leaves_images_out_that_stop_at_once():
-    def adapt(lr):
+    def adapt(lr, share=1):
         return [Adaptation(None, None, 1, "area"), *fake_adaptations(2e-3)(lr)]
 
     assert find_rate(adapt, 1e-5, 1.0, completed=0.9).lr == pytest.approx(1e-3)
@@ -375,16 +385,21 @@ def test_rate_search_leaves_images_out_that_stop_at_once():
 
 def test_rate_search_says_when_nothing_can_be_found():
     with pytest.raises(ConfigError, match="area_limit"):
-        find_rate(lambda lr: [Adaptation(None, None, 1, "area")], 1e-5, 1.0)
+        find_rate(lambda lr, share=1: [Adaptation(None, None, 1, "area")], 1e-5, 1.0)
     with pytest.raises(ConfigError, match="low <= high"):
         find_rate(fake_adaptations(1.0), 1.0, 0.1)
 
 
-def growing(factor):
-    """Adaptations of an image whose logit rises from 2 to 2 + factor * lr."""
+def growing(factor, power=1, tried=None, first=1):
+    """Adaptations of an image whose logit rises from 2 to 2 + factor * lr^power.
 
-    def adapt(lr):
-        logits = (2.0, 2.0 + factor * lr)
+    In a part of the images it rises `first` times as much; `tried` notes rates and shares.
+    """
+
+    def adapt(lr, share=1):
+        logits = (2.0, 2.0 + factor * lr**power * (first if share < 1 else 1))
+        if tried is not None:
+            tried.append((lr, share))
         return [Adaptation(None, None, 1, None, tuple(AdaptationStep(0, 0, 0, 1.0, y) for y in logits))]
 
     return adapt
@@ -392,8 +407,27 @@ def growing(factor):
 
 def test_rate_search_by_growth_finds_the_rate_at_which_logits_grow_so_far():
     found = find_rate(growing(1000.0), 1e-5, 1.0, growth=5.0)  # 2 + 1000 lr = 10 at lr = .008
-    assert found.lr == pytest.approx(8e-3, rel=0.2)
+    assert found.lr == pytest.approx(8e-3, rel=0.05)
     assert found.trials[0].growth == pytest.approx(1.005)
+
+
+@pytest.mark.parametrize("power", [0.7, 1, 1.4])
+@pytest.mark.parametrize("first", [0.5, 1, 2])
+def test_rate_search_by_growth_adapts_all_images_only_where_the_rate_is_nearly_known(power, first):
+    tried = []
+    found = find_rate(growing(1000.0, power, tried, first), 1e-6, 1.0, growth=2.2)
+    assert found.lr == pytest.approx((2.4 / 1000) ** (1 / power), rel=0.05)
+    whole = [share for _, share in tried if share == 1]
+    assert len(whole) <= 2 if first != 1 else len(whole) == 1
+    assert len(tried) - len(whole) <= 5
+
+
+def test_rate_search_by_growth_turns_round_where_a_rate_is_too_strong():
+    def adapt(lr, share=1):
+        (one,) = growing(1000.0)(lr)
+        return [one._replace(stopped="not_finite") if lr > 5e-3 else one]
+
+    assert find_rate(adapt, 1e-6, 1.0, growth=2.2).lr == pytest.approx(2.4e-3, rel=0.05)
 
 
 def test_growth_is_defined_where_logits_begin_below_zero():

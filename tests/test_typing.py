@@ -38,7 +38,7 @@ pooled: torch.Tensor = ribseg.functional.gap(maps)
 pooled = ribseg.functional.gndrp(maps, targets, threshold=0.4, divisor="all")
 pooled = ribseg.GNDRP(threshold=0.4, divisor="kept")(maps, targets) + ribseg.GAP()(maps, targets)
 rib = ribseg.RIB(clf, pooling=ribseg.GNDRP(0.4), steps=10, lr=8e-6, head_lr_factor=10, weight_decay=1e-4,
-                 margin=600.0, area_limit=0.7, area_threshold=0.3, loss_views=(0, 2, 3),
+                 margin=600.0, area_limit=0.7, area_threshold=0.3, loss_views=(0, 2, 3), views=None,
                  trainable="published", preset="official")
 ribseg.RIB(clf, own_pooling, margin=None, preset="paper")
 out: ribseg.Adaptation = rib([images], labels, [(images, targets), (None, None)])

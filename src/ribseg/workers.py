@@ -1,6 +1,7 @@
 """Parallel processing of items by worker processes or threads."""
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -136,10 +137,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def do(item: Any) -> Any:
-    """Applies the pool's `work` to an item, inside a process of the pool."""
+def do(item: Any) -> bytes:
+    """The result of the pool's `work` on an item, inside a process of the pool, as bytes of `pickle`.
+
+    Torch would pass tensors on in shared memory, of which containers have little.
+    """
     assert _work is not None
-    return _work(item)
+    return pickle.dumps(_work(item))
 
 
 def ordered_map(
@@ -165,19 +169,20 @@ def ordered_map(
         yield from map(work, items)
         return
     left, waiting = iter(items), deque[T]()
+    received = _unchanged if threads else pickle.loads
     for deaths in range(RETRIES + 1):
         left = chain(tuple(waiting), left)
         waiting.clear()
         pool = ThreadPoolExecutor(workers) if threads else process_pool(workers, work)
-        futures: deque[Future[R]] = deque()
+        futures: deque[Future[Any]] = deque()
         try:
             for item in left:
                 waiting.append(item)
                 futures.append(pool.submit(work if threads else do, item))
                 if len(futures) > 2 * workers:
-                    yield _next(waiting, futures)
+                    yield received(_next(waiting, futures))
             while futures:
-                yield _next(waiting, futures)
+                yield received(_next(waiting, futures))
             pool.shutdown()
             return
         except BrokenProcessPool as error:
@@ -193,7 +198,11 @@ def ordered_map(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _next(waiting: deque[T], futures: deque[Future[R]]) -> R:
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _next(waiting: deque[T], futures: deque[Future[Any]]) -> Any:
     result = futures.popleft().result()
     waiting.popleft()
     return result

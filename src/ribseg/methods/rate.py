@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from ribseg.errors import ConfigError
 from ribseg.types import Adaptation
 
 PER_DECADE = 2
-BISECTIONS = 2  # of the last interval in the search by growth: to within a factor of 1.33
+# Of the search by growth: the share of the images that is adapted until the rate is known roughly; the factor
+# between two predictions at which it is; the most trials.
+PART, ROUGH, TRIALS = 0.25, 1.25, 10
 
 
 class TriedRate(NamedTuple):
@@ -36,7 +39,10 @@ class RateSearch(NamedTuple):
     trials: list[TriedRate]
 
 
-Adapt = Callable[[float], Sequence[Adaptation]]
+class Adapt(Protocol):
+    """Adapts a few images, or a share of them, the first ones, at a learning rate."""
+
+    def __call__(self, lr: float, share: float = 1.0) -> Sequence[Adaptation]: ...  # noqa: D102
 
 
 def find_rate(
@@ -48,10 +54,10 @@ def find_rate(
     criterion depends less on network and loss than the rate itself. Without, finds the largest rate at which
     enough images take all steps before RIB's stop rules (margin, area) end them; images that stop at the
     first rate, because the area of their CAM is too large, are excluded. Rates increase, two per decade,
-    until one is too large.
+    until one is too large. By growth, each trial predicts the next rate instead.
 
     Args:
-        adapt: learning rate -> adaptations of a few images.
+        adapt: learning rate -> adaptations of a few images; of a share of them, the first ones, with `share`.
         low: first rate.
         high: last rate.
         completed: fraction of images that must take all steps.
@@ -126,29 +132,66 @@ def _largest_completed(adapt: Adapt, low: float, high: float, completed: float) 
 
 
 def _rate_of_growth(adapt: Adapt, low: float, high: float, growth: float) -> RateSearch:
-    trials: list[TriedRate] = []
-    for lr in _rates(low, high):
-        trials.append(_trial(adapt, lr))
-        if not trials[-1].growth < growth:
-            break
-    if math.isnan(trials[-1].growth):
+    """Follows the growth, which is nearly a power of the rate: each trial predicts the next one.
+
+    On a part of the images until the prediction stands to within `ROUGH`, then on all of them.
+    """
+    trials, alike = list[TriedRate](), list[TriedRate]()  # all, and those on the same images
+    lr, share, power = low, PART, 1.0
+    while len(trials) < TRIALS:
+        trials.append(_trial(partial(adapt, share=share), lr))
+        alike.append(trials[-1])
+        _check_growth(trials[-1], low, high, growth)
+        power = _power(alike, power)
+        predicted = _predicted(alike, power, low, high, growth)
+        near = max(predicted / lr, lr / predicted) < ROUGH
+        if near and share == 1.0:
+            return RateSearch(predicted, trials)
+        if near:
+            share, alike = 1.0, []
+        lr = predicted
+    return RateSearch(lr, trials)
+
+
+def _check_growth(trial: TriedRate, low: float, high: float, growth: float) -> None:
+    """Raises a ConfigError if nothing is measured, or the growth lies outside of the range of rates."""
+    if math.isnan(trial.growth):
         raise ConfigError(
             "the rate search by growth failed: the method records no logits (Adaptation.history). Set "
             "rate_search.growth=null, or set lr to a number"
         )
-    if len(trials) == 1 or trials[-1].growth < growth:
-        wrong, setting = ("below", "high") if trials[-1].growth < growth else ("above", "low")
+    less = trial.growth < growth
+    if trial.lr == (high if less else low):
+        wrong, setting = ("below", "high") if less else ("above", "low")
         raise ConfigError(
-            f"the rate search failed: at lr={trials[-1].lr:g} the logits grow by a factor of "
-            f"{trials[-1].growth:.3g}, {wrong} rate_search.growth={growth:g}; change rate_search.{setting}, "
-            "or set rib.lr to a number"
+            f"the rate search failed: at lr={trial.lr:g} the logits grow by a factor of {trial.growth:.3g}, "
+            f"{wrong} rate_search.growth={growth:g}; change rate_search.{setting}, or set rib.lr to a number"
         )
-    below, above = trials[-2], trials[-1]
-    for _ in range(BISECTIONS):
-        trials.append(_trial(adapt, float(f"{math.sqrt(below.lr * above.lr):.3g}")))
-        below, above = (trials[-1], above) if trials[-1].growth < growth else (below, trials[-1])
-    nearer = min(below, above, key=lambda trial: abs(math.log(max(trial.growth, 1e-9) / growth)))
-    return RateSearch(nearer.lr, trials)
+
+
+def _power(trials: Sequence[TriedRate], known: float) -> float:
+    """The power of the rate by which the growth minus one rises, by the last two trials if they tell."""
+    if len(trials) < 2:
+        return known
+    (before, last), rises = trials[-2:], [trial.growth - 1 for trial in trials[-2:]]
+    if before.lr == last.lr or not all(0 < rise < math.inf for rise in rises):
+        return known
+    return min(max(math.log(rises[1] / rises[0]) / math.log(last.lr / before.lr), 0.5), 2.0)
+
+
+def _predicted(trials: Sequence[TriedRate], power: float, low: float, high: float, growth: float) -> float:
+    """The rate at which the logits should grow so far; between those that were too weak and too strong."""
+    last = trials[-1]
+    below = max([trial.lr for trial in trials if trial.growth < growth], default=low)
+    above = min([trial.lr for trial in trials if trial.growth >= growth], default=high)
+    if not 1 < last.growth < math.inf:
+        return _rounded(min(10 * last.lr, above) if last.growth <= 1 else math.sqrt(below * above))
+    predicted = last.lr * ((growth - 1) / (last.growth - 1)) ** (1 / power)
+    return _rounded(min(max(predicted, below), above, 100 * last.lr))
+
+
+def _rounded(lr: float) -> float:
+    return float(f"{lr:.3g}")
 
 
 def _trial(adapt: Adapt, lr: float, images: Sequence[int] | None = None) -> TriedRate:

@@ -81,6 +81,7 @@ class RIB:
         loss: callable (logits (N,C), labels (N,C)) -> scalar *sum* over rows: own views and references are
             passed in separate calls. None: `ribseg.functional.losses.rib_loss`, the only loss that the margin
             of "paper" bounds.
+        views: number of views, the first ones, that are looked at and summed; None: all.
 
     Attributes:
         uses_references: False if references without a class of the image cannot change its maps (with
@@ -112,6 +113,7 @@ class RIB:
         reference_chunk: int | None = None,
         compile: bool = False,
         loss: Loss | None = None,
+        views: int | None = None,
     ) -> None:
         check_choice("preset", preset, list(PRESETS))
         check_number("steps", steps, low=0, whole=True)
@@ -122,12 +124,13 @@ class RIB:
         check_number("area_limit", area_limit, 0, 1, words=(None,))
         check_number("area_threshold", area_threshold, 0, 1)
         check_number("reference_chunk", reference_chunk, low=1, whole=True, words=(None,))
+        check_number("views", views, low=1, whole=True, words=(None,))
         check_switch("compile", compile)
         check_numbers("loss_views", loss_views, low=0, whole=True)
         self.classifier, self.weight = classifier, head_of(classifier)
         self.steps, self.lr, self.head_lr_factor = steps, lr, head_lr_factor
         self.weight_decay, self.momentum, self.power = weight_decay, momentum, power
-        self.area_threshold, self.loss_views = area_threshold, tuple(loss_views)
+        self.area_threshold, self.loss_views, self.views = area_threshold, tuple(loss_views), views
         self.reference_chunk, self.rules = reference_chunk, PRESETS[preset](margin, area_limit)
         self.updates = self.rules.updates(steps)
         self.has_stop_rule = self.rules.margin is not None or area_limit is not None
@@ -199,6 +202,7 @@ class RIB:
         self, views: Sequence[Tensor], labels: Tensor, references: References
     ) -> Iterator[list[Adaptation]]:
         """Yields the results after each step; inside, the weights are those of the last one."""
+        views = views[: self.views]
         classes = checked(views, labels, len(self.weight), self.loss_views)
         if torch.is_inference_mode_enabled():
             raise RuntimeError(

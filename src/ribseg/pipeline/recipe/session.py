@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -38,6 +38,7 @@ from ribseg.workers import forks, ordered_map, worker_count
 
 T = TypeVar("T")
 Job = TypeVar("Job")
+Workers = Literal["new", "threads", "here"]
 # Settings that differ in each of several processes that divide the images of a stage.
 PART = {
     "trainer.devices": 1,
@@ -188,21 +189,23 @@ class Session:
         return worker_count(getattr(self.run.engine, "processes", "auto"))
 
     def map(
-        self, work: Callable[[Job], T], jobs: Sequence[Job], title: str, unit: str, threads: bool = False
+        self, work: Callable[[Job], T], jobs: Sequence[Job], title: str, unit: str, otherwise: Workers = "new"
     ) -> Iterator[T]:
         """Yields the results of jobs in their order, with progress; done by processes, each several of them.
 
         Args:
-            work: on one job; where processes are not forked, a function of a module, or a `partial` of one.
+            work: on one job; for new processes a function of a module, or a `partial` of one.
             jobs: one for each image or file.
             title: of the progress.
             unit: of the progress.
-            threads: takes threads where processes are not forked.
+            otherwise: what does the jobs where processes are not forked: new ones, threads, or this one here.
         """
-        threads = threads and not forks()
-        # Where others have to import everything again, that takes longer than a few jobs.
-        number = self.workers if threads or forks() or len(jobs) >= 2 * self.workers else 1
-        with closing(ordered_map(work, jobs, min(number, len(jobs)), threads)) as results:
+        number = min(self.workers, len(jobs))
+        # New processes import everything again, which takes longer than a few jobs.
+        if not forks() and (otherwise == "here" or (otherwise == "new" and len(jobs) < 2 * number)):
+            number = 1
+        threads = otherwise == "threads" and not forks()
+        with closing(ordered_map(work, jobs, number, threads)) as results:
             yield from self.track(results, title, len(jobs), unit)
 
     def do(self, work: Callable[[Job], None], jobs: Sequence[Job], title: str) -> None:

@@ -166,7 +166,7 @@ def sweep_split(
             for source, (stage, change) in chosen.items()
         }
 
-    shown = session.map(count, folder.ids, f"{title} {folder.split}", "image", threads=True)
+    shown = session.map(count, folder.ids, f"{title} {folder.split}", "image", "threads")
     for counts, labels in zip(shown, folder.labels, strict=True):
         for source, one in counts.items():
             evaluators[source].add(one, int((labels > 0).sum()))
@@ -196,7 +196,7 @@ def add_boundaries(
             found[name] = boundary_counts(labels, target, folder.num_classes)
         return found
 
-    for counts in session.map(count, folder.ids, f"Boundaries of {folder.split}", "image", threads=True):
+    for counts in session.map(count, folder.ids, f"Boundaries of {folder.split}", "image", "threads"):
         for name, one in counts.items():
             total[name] += one
     for name, summed in total.items():

@@ -1,5 +1,6 @@
 """The learning rate search of lr=auto on a few training images; its result is kept in the store."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,9 @@ from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import counting
 from ribseg.store.settings import COUNT, SHARE, counted, setting
-from ribseg.types import Adaptation
+from ribseg.types import Adaptation, PredictItem
 
-VERSION = 1
+VERSION = 2
 Make = Callable[[float], LocalizationModule]
 
 
@@ -60,10 +61,13 @@ def search(session: Session, make: Make) -> dict[str, Any]:
     session.say(f"  searching the learning rate on {len(items)} training images")
     device = session.hardware.strategy.root_device
 
-    def adapt(lr: float) -> list[Adaptation]:
-        module = make(lr).to(device)
-        tried = session.track(items, f"Trying lr {lr:g}", len(items), "trial")
-        return [module.localize(item.id, item.views, item.labels) for item in tried]
+    def adapt(lr: float, share: float = 1.0) -> list[Adaptation]:
+        module, tried = make(lr).to(device), items[: math.ceil(share * len(items))]
+
+        def one(item: PredictItem) -> Adaptation:
+            return module.localize(item.id, item.views, item.labels)
+
+        return list(session.map(one, tried, f"Trying lr {lr:g}", "trial", "here"))
 
     found = find_rate(adapt, cfg.low, cfg.high, cfg.completed, cfg.growth)
     for trial in found.trials:

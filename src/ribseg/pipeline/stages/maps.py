@@ -174,9 +174,12 @@ class MethodStage(MapStage):
 
 def check_loss_views(entry: Entry, method: Any, views: int) -> None:
     """Raises a SettingError if the loss uses a view that data.scales does not have."""
-    looked_at = getattr(getattr(method, "method", method), "loss_views", ())
+    inner = getattr(method, "method", method)
+    looked_at, views = getattr(inner, "loss_views", ()), min(views, getattr(inner, "views", None) or views)
     if max(looked_at, default=0) >= views:
-        expected = f"expected places below {views}, as many as data.scales has"
+        expected = (
+            f"expected places below {views}, as many as there are of data.scales and {entry.path}.views"
+        )
         raise SettingError(f"{entry.path}.loss_views: {expected}, got {list(looked_at)}")
 
 

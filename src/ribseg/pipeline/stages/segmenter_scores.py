@@ -168,7 +168,7 @@ def score_masks(session: Session, place: Path, folder: BaseDataset) -> dict[str,
     size = folder.num_classes + 1
     total = torch.zeros(size, size, dtype=torch.int64)
     title = f"Scoring masks of {folder.split}"
-    for matrix in session.map(count, folder.ids, title, "mask", threads=True):
+    for matrix in session.map(count, folder.ids, title, "mask", "threads"):
         total += matrix
     scores = mask_scores(counts_of(total)[None]) | {"images": len(folder), "confusion": total.tolist()}
     if scores["foreground"] == 0:

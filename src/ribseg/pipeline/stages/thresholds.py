@@ -87,7 +87,7 @@ def unsupervised_threshold(session: Session, stage: Stage[Session], setting: str
         maps = load_maps(map_path(stage.artefact.folder, image_id))
         return score_histogram(maps.strided if maps.full is None else maps.full, thresholds)
 
-    counts = session.map(count, folder.ids, "Threshold without masks", "image", threads=True)
+    counts = session.map(count, folder.ids, "Threshold without masks", "image", "threads")
     total = sum(counts, torch.zeros(len(thresholds) + 1, dtype=torch.int64))
     if not total.any():
         raise DataError(f"the maps of {stage.name} hold no class on {folder.split}: no background score fits")
