@@ -11,9 +11,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from ribseg.data.augment.transforms import train_transform
-from ribseg.data.feed.photographs import LabelledPhotographs
-from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
 from ribseg.data.feed.views import SCALES, multi_scale_views
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, as_image, capped
 from ribseg.data.io.maps import LocalizationMaps
@@ -22,10 +19,10 @@ from ribseg.memory import usable_device
 from ribseg.methods.base import Method, takes
 from ribseg.methods.cam import head_of, merge_maps
 from ribseg.methods.naming import indices_of, predicted_classes
+from ribseg.methods.one_image import OneImage, References
 from ribseg.models.imagenet import imagenet_classifier
 from ribseg.models.load import load_described_classifier
 from ribseg.models.packages import PACKAGED
-from ribseg.modules.localization import LocalizationModule
 from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.configuration import composed
 from ribseg.pipeline.recipe.methods import entries
@@ -120,7 +117,7 @@ class Localizer:
         if references is not None and not takes(self.method, "references"):
             raise ConfigError(f"the method {self.name!r} takes no references")
         batches = None if references is None else self._batches(references)
-        self.module = LocalizationModule(self.classifier, self.method, batches, self.name, self.cfg.seed)
+        self.of_image = OneImage(self.method, batches, self.name, self.cfg.seed)
 
     def __call__(
         self, image: Any, labels: Labels | None = None, top: int = 3, name: str | None = None
@@ -134,7 +131,7 @@ class Localizer:
             name: of the image, which determines random draws; None for the stem of its path.
         """
         pixels, given = self._prepared(image, labels, top, name)
-        return self._finished(self.module.localize(*given), pixels)
+        return self._finished(self.of_image.localize(*given), pixels)
 
     def trace(
         self, image: Any, labels: Labels | None = None, top: int = 3, name: str | None = None
@@ -153,7 +150,7 @@ class Localizer:
         if self.change is not None or not hasattr(self.method, "trace"):
             raise ConfigError(f"the method {self.name!r} takes no steps (it has no `trace`)")
         pixels, given = self._prepared(image, labels, top, name)
-        return [self._finished(step, pixels) for step in self.module.trace(*given)]
+        return [self._finished(step, pixels) for step in self.of_image.trace(*given)]
 
     def find_classes(self, pixels: np.ndarray, top: int = 3) -> list[int]:
         """Indices of the predicted classes of an (H, W, 3) uint8 image, at most `top`."""
@@ -163,7 +160,7 @@ class Localizer:
     def _prepared(
         self, image: Any, labels: Labels | None, top: int, name: str | None
     ) -> tuple[np.ndarray, tuple[str, list[Tensor], Tensor]]:
-        """The pixels; and name, views and (C,) labels in {0, 1}, as `LocalizationModule` takes them."""
+        """The pixels; and name, views and (C,) labels in {0, 1}, as `OneImage` takes them."""
         pixels = as_image(image)
         if labels is None:
             chosen = self.find_classes(pixels, top)
@@ -175,8 +172,13 @@ class Localizer:
             name = Path(image).stem if isinstance(image, str | Path) else "image"
         return pixels, (name, self._views(pixels, self.scales), target)
 
-    def _batches(self, folder: str | Path) -> ReferenceBatches:
+    def _batches(self, folder: str | Path) -> References:
         """Batches of the photographs of a folder, with the classes that the classifier finds in them."""
+        # Here, as albumentations takes a second to import.
+        from ribseg.data.augment.transforms import train_transform
+        from ribseg.data.feed.photographs import LabelledPhotographs
+        from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
+
         photographs = LabelledPhotographs(folder, self.find_classes, len(self.weight))
         data = self.cfg.data
         transform = train_transform(data.crop_size, data.resize_long, self.mean, self.std)

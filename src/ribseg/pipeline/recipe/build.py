@@ -7,7 +7,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ribseg.checks import within
 from ribseg.errors import ConfigError, RibsegError, reason
@@ -26,6 +25,9 @@ def build(node: DictConfig | Mapping[str, Any], **replaced: Any) -> Any:
         name = error.full_key
         raise ConfigError(f"the setting {name} has no default; give it: {name}=...") from error
     except InstantiationException as error:
+        # Here, as what builds a method alone needs no Lightning, whose import takes seconds.
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
         cause = error.__cause__
         if isinstance(cause, RibsegError):
             raise cause from error
