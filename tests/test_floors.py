@@ -190,7 +190,7 @@ get("", "pytorch_lightning hydra wandb")
 assert dir(ribseg) == sorted(ribseg.__all__), dir(ribseg)
 # timm imports wandb by itself where it is installed.
 get("Classifier load_official_classifier", "pytorch_lightning hydra omegaconf")
-get("localize", "pytorch_lightning torchmetrics albumentations cv2 transformers scipy")
+get("localize", "pytorch_lightning albumentations cv2")
 
 import urllib.request as request
 request.OpenerDirector.open = lambda *args, **kwargs: print("asked", args)
