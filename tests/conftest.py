@@ -12,17 +12,15 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import pytest
 import torch
 
-from ribseg.workers import share_cores
-
 # Small tensors gain nothing from threads, and threads that wait for a busy core cost a lot.
 torch.set_num_threads(1)
-
-share_cores(-1)  # tests run beside one another: each has one core
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 from make_trees import make_voc_tree  # noqa: E402
+
+from ribseg import workers  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +43,18 @@ def files_of_conf_are_read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "load_config", load_config)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tests_share_the_cores():
+    """One core for each test: they run beside one another."""
+    workers.share_cores(-1)
+
+
+@pytest.fixture(autouse=True)
+def cores_are_shared_again(monkeypatch):
+    """Undoes what a command of a test has said of the cores."""
+    monkeypatch.setattr(workers, "_jobs", workers._jobs)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def wandb_runs(out):
 def test_wandb_offline_holds_images_with_masks_tables_curves_and_the_report(logged):
     place, results = logged
     runs = wandb_runs(place / "out")
-    assert {"classifier", "cam", "rib", "segmenter_rib", "results"} <= set(runs)
+    assert {"classifier", "segmenter_rib", "results"} == set(runs)  # predictions log nothing
     assert len({begun.run_group for begun, *_ in runs.values()}) == 1
     _, folder, found = runs["results"]
     history = history_of(found)
@@ -149,7 +149,9 @@ def test_many_loggers_and_wandb_offline_without_a_key(logged):
         assert (out / "logs" / stage / "metrics.csv").is_file()
         assert list((out / "logs" / stage).glob("events*"))
     stages = {path.name for path in (out / "logs").iterdir()}
-    assert len(list(out.glob("wandb/offline-run-*"))) == len(stages) >= 5  # a run per stage
+    assert (
+        len(list(out.glob("wandb/offline-run-*"))) == len(stages) == 3
+    )  # a run per training, and one of the results
 
 
 def test_tensorboard_holds_images_tables_and_curves(logged):

@@ -111,7 +111,7 @@ class LocalEngine:
         session.say(f"  {number} processes, {threads_per_process()} threads each", "")
         work = partial(_make_part, stage, target)
         with closing(ordered_map(work, list(parts(ids, number)), number)) as done:
-            for _ in session.track(chain.from_iterable(done), stage.name, len(ids)):
+            for _ in session.track(chain.from_iterable(done), f"Predicting {stage.name}", len(ids)):
                 pass
 
 
@@ -344,6 +344,6 @@ def check_made(missing: Sequence[str], images: int, what: str) -> None:
     """Raises a ConfigError if some of the images still lack what a stage was to make of them."""
     if missing:
         raise ConfigError(
-            f"{len(missing)} of {images} images still have no {what}: does the Trainer stop early "
-            "(trainer.limit_predict_batches, trainer.fast_dev_run)?"
+            f"{len(missing)} of {images} images still have no {what}: does something delete them, or an "
+            "engine of your own leave them out? What is there is kept"
         )

@@ -215,13 +215,13 @@ class Session:
                 pass
 
     def part(self) -> None:
-        """Makes this the session of one process of several, which prints and logs nothing of its own."""
+        """Makes this the session of one process of several, which prints and logs nothing; once or again."""
         with open_dict(self.cfg):
             for name, value in PART.items():
                 OmegaConf.update(self.cfg, name, value)
-        self.run.engine, self.shard = LocalEngine(1), None
-        self.console = LoggedConsole(quiet=True)
-        self.record_prefix = f"{socket.gethostname()}-{os.getpid()}-"
+        if not self.console.quiet:
+            self.record_prefix += f"{socket.gethostname()}-{os.getpid()}-"
+        self.run.engine, self.shard, self.console = LocalEngine(1), None, LoggedConsole(quiet=True)
         vars(self).pop("hardware", None)
         if forks():
             self.data.num_workers = 0
@@ -279,7 +279,7 @@ class Session:
             return [build_kind(Logger, each["_target_"], each) for each in nodes]
 
     def trainer(
-        self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), **kwargs: Any
+        self, stage: str, folder: Path, callbacks: Sequence[Callback] = (), logged: bool = True, **kwargs: Any
     ) -> pl.Trainer:
         """A Trainer for one stage, with the configured devices and loggers.
 
@@ -287,6 +287,7 @@ class Session:
             stage: names the logger's run.
             folder: of the Trainer's own files.
             callbacks: of the stage.
+            logged: whether there is something to log; predictions log nothing.
             kwargs: settings that the stage decides; `check_trainer` rejects them in the configuration.
         """
         progress = self.cfg.progress if self.cfg.trainer.get("enable_progress_bar", True) else False
@@ -294,7 +295,7 @@ class Session:
         bar = TrainerProgress(stage, progress, self.console, self.usage.count)
         return build(
             self.cfg.trainer,
-            logger=self.loggers(stage) or False,
+            logger=(logged and self.loggers(stage)) or False,
             callbacks=[WaitingGroup(self.cfg.process_timeout), *callbacks, *([] if own else [bar])],
             default_root_dir=str(folder),
             enable_progress_bar=not own or progress is not False,

@@ -39,6 +39,7 @@ DECIDED = {
     "inference_mode": "nothing: each stage knows whether it needs gradients",
     "use_distributed_sampler": "nothing: the loaders divide the data among processes",
     "fast_dev_run": "small settings, as classifier.epochs=1: the store takes only complete results",
+    "limit_predict_batches": "shorter lists: the store takes only complete results",
     "barebones": "logger=none progress=false",
 }
 ALIASES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}

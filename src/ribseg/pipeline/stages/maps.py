@@ -73,7 +73,8 @@ class MapStage(ImageStage[Session]):
         """Makes the maps of images by the Trainer."""
         session, cfg = self.session, self.session.settings[MapsSettings]
         writer = MapWriter(target.folder, cfg.full, session.record_prefix)
-        trainer = session.trainer(self.name, target.folder, [writer, Threads()], inference_mode=False)
+        callbacks = [writer, Threads()]
+        trainer = session.trainer(self.name, target.folder, callbacks, logged=False, inference_mode=False)
         loader = session.data.prediction_loader(ids, self.scales, session.processes)
         trainer.predict(self.module, loader, return_predictions=False)
 

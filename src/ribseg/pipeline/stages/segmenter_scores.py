@@ -148,7 +148,7 @@ def write_masks(
     on_gpu = backend == "torch" and session.hardware.strategy.root_device.type != "cpu"
     module = MaskPredictionModule(segmenter, defer_crf=not on_gpu)
     writer = MaskWriter(place, segmenter.palette, crf, max(1, session.workers // session.processes))
-    trainer = session.trainer(target.stage, target.folder, [writer, Threads()])
+    trainer = session.trainer(target.stage, target.folder, [writer, Threads()], logged=False)
     # With fewer images than processes some repeat, as no process may be idle.
     ids = islice(cycle(missing), max(len(missing), session.processes))
     dataset = Subset(folder, [folder.index(image_id) for image_id in ids])

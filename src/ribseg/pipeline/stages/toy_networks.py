@@ -109,7 +109,7 @@ class ToyStage(Stage[Session]):
         self, name: str, target: Artefact, callbacks: Sequence[Callback] = (), **kwargs: Any
     ) -> pl.Trainer:
         """The configured Trainer on one device and one thread: the networks are too small for more."""
-        alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", "log_every_n_steps": 1}
+        alone: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto", "log_every_n_steps": 1}
         return self.session.trainer(name, target.folder, [Threads(1), *callbacks], **alone, **kwargs)
 
 
