@@ -1,6 +1,8 @@
 """What a store promises, seen on toy stages: nothing twice, nothing stale, and kills cost little."""
 
 import json
+import os
+import signal
 
 import pytest
 from toy_stages import ALL, toy_run
@@ -10,6 +12,7 @@ from ribseg.store import run as runs
 from ribseg.store.artefact import MANIFEST
 from ribseg.store.run import LocalEngine
 from ribseg.store.shards import Shard
+from ribseg.workers import forks
 
 IDS = "abcdefg"
 TOTAL = 2 * sum(map(ord, IDS))
@@ -309,3 +312,47 @@ def test_an_engine_that_loses_files_ends_the_run(store):
     with pytest.raises(RibsegError, match="1 of 7 images still have no files"):
         toy_run(store, engine=Noted(lost="e"))
     assert toy_run(store).did == ["files e", "finish files", "total"]
+
+
+@pytest.mark.skipif(not forks(), reason="processes are not copies here")
+@pytest.mark.parametrize("processes", [2, 3, 64])
+def test_processes_make_the_files_of_one(store, tmp_path, processes):
+    one, several = toy_run(store), toy_run(tmp_path / "other", engine=LocalEngine(processes))
+    assert several.did[1:] == [f"{min(processes, 7)} processes, 1 threads each", "finish files", "total"]
+    assert several.facts("total") == one.facts("total")
+
+
+@pytest.mark.skipif(not forks(), reason="processes are not copies here")
+def test_the_files_of_a_process_that_is_killed_are_made_again(store, tmp_path):
+    fuse = tmp_path / "fuse"
+    fuse.touch()
+
+    def die():
+        if fuse.exists():
+            fuse.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.warns(match=r"the process \d+ was killed by SIGKILL.*engine\.processes.*made again"):
+        done = toy_run(store, engine=LocalEngine(2), die={"files": die})
+    assert done.did[-1] == "total"
+    assert done.facts("files") == {"files": 7}
+
+
+@pytest.mark.skipif(not forks(), reason="processes are not copies here")
+def test_processes_that_are_killed_again_and_again_end_the_run(store):
+    die = {"files": lambda: os.kill(os.getpid(), signal.SIGKILL)}
+    with (
+        pytest.warns(match="SIGKILL"),
+        pytest.raises(RibsegError, match="Tried 4 times; finished files are kept"),
+    ):
+        toy_run(store, engine=LocalEngine(2), die=die)
+
+
+@pytest.mark.skipif(not forks(), reason="processes are not copies here")
+def test_an_error_in_a_process_is_that_of_the_run_and_the_rest_is_kept(store):
+    def fail():
+        raise RibsegError("this image cannot be read")
+
+    with pytest.raises(RibsegError, match="this image cannot be read"):
+        toy_run(store, engine=LocalEngine(2), die={"files": fail})
+    assert toy_run(store).did[-1] == "total"

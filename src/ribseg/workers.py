@@ -5,6 +5,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -18,6 +19,7 @@ from multiprocessing import (
     parent_process,
     set_start_method,
 )
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -188,9 +190,7 @@ def ordered_map(
         except BrokenProcessPool as error:
             said = f"{_death(pool)}: often memory is short, and fewer processes (engine.processes) need less"
             if deaths == RETRIES:
-                raise RibsegError(
-                    f"{said}. It was tried {deaths + 1} times; finished files are kept"
-                ) from error
+                raise RibsegError(f"{said}. Tried {deaths + 1} times; finished files are kept") from error
             warnings.warn(f"{said}. Its images are made again", stacklevel=2)
         finally:  # after Ctrl-C, too
             for process in _processes(pool):
@@ -215,8 +215,12 @@ def _processes(pool: Executor) -> list[BaseProcess]:
 
 def _death(pool: Executor) -> str:
     """How the processes of a pool ended that were not ended by the pool."""
-    said = []
-    for process in _processes(pool):
+    said, processes = [], _processes(pool)
+    ended = wait([process.sentinel for process in processes], timeout=1)
+    for process in (process for process in processes if process.sentinel in ended):
+        deadline = time.monotonic() + 1  # the pool's own thread may be about to learn it
+        while process.exitcode is None and time.monotonic() < deadline:
+            time.sleep(0.01)
         code = process.exitcode or -signal.SIGTERM
         if code != -signal.SIGTERM:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -29,10 +29,20 @@ class Session:
     """
 
     resolve = staticmethod(as_given)
+    processes = 1  # of a Trainer
 
     def __init__(self, folder, factor=2, data="data", ids="abcdefg", die=None):
         self.store, self.factor, self.fingerprint, self.ids = Store(folder), factor, data, list(ids)
         self.die, self.did = die or {}, []
+
+    def say(self, text, name=""):
+        self.did.append(text.strip())
+
+    def track(self, items, title, total):
+        return items
+
+    def part(self):
+        """What this process does is seen in its files alone."""
 
     def begin(self, what):
         self.die.get(what.partition(" ")[0], lambda: None)()
