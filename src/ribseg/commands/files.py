@@ -1,10 +1,13 @@
 """Input images and output files of a command, and its errors per image."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
 from ribseg.files import IMAGE_ENDINGS
+from ribseg.workers import cores, forks, ordered_map, worker_count
 
 
 def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, Path]:
@@ -26,40 +29,59 @@ def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, 
 
 
 def each_image(
-    targets: Iterable[tuple[Path, Path]],
-    work: Callable[[Path, Path], None],
-    number: int,
+    targets: Mapping[Path, Path],
+    work: Callable[[Path, Path], str],
+    title: str,
     done: str,
     failure: str,
+    quiet: bool,
 ) -> None:
-    """Calls `work` for each image; lists those that failed at the end.
+    """Calls `work` for each image, in a process for each core; lists those that failed at the end.
 
     A failed image does not stop the others; an output folder that cannot be written to ends the command.
 
     Args:
-        targets: (output file, input image).
-        work: takes both.
-        number: of images.
+        targets: output file -> input image.
+        work: takes both; returns a line to be printed, or "".
+        title: of the progress.
         done: printed at the end, after the number of successful images.
         failure: message for the failed ones, as "could not be segmented".
+        quiet: no progress, no lines.
 
     Raises:
         DataError: at the end, with the reason for every failed image.
         RibsegError: at once, with the images that have failed so far.
     """
+    from rich.console import Console
+
+    from ribseg.progress import track
+
     failed: dict[Path, str] = {}
+    console, number = Console(quiet=quiet), len(targets)
+    # With fewer images each is better off with the threads of all cores.
+    processes = worker_count("auto") if forks() and number >= cores() else 1
     try:
-        for target, image in targets:
-            try:
-                work(target, image)
-            except (DataError, DeviceMemoryError) as error:
-                failed[image] = str(error)
+        with closing(ordered_map(partial(_attempted, work), targets.items(), processes)) as results:
+            shown = track(results, title, number, show=not quiet, console=console)
+            for image, (line, error) in zip(targets.values(), shown, strict=True):
+                if error:
+                    failed[image] = error
+                elif line:
+                    console.print(line, highlight=False, markup=False)
     except (RibsegError, KeyboardInterrupt) as error:
         text = str(error) or "interrupted; the written files are complete"
         raise RibsegError(_with_reasons(text, failed)) from error
     print(f"{number - len(failed)} {done}")
     if failed:
         raise DataError(_with_reasons(f"{len(failed)} of {number} images {failure}", failed))
+
+
+def _attempted(work: Callable[[Path, Path], str], item: tuple[Path, Path]) -> tuple[str, str]:
+    """The line of an image, or why it failed."""
+    try:
+        return work(*item), ""
+    except (DataError, DeviceMemoryError) as error:
+        return "", str(error)
 
 
 def _with_reasons(text: str, failed: Mapping[Path, str]) -> str:

@@ -39,25 +39,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Localizes the images; lists those that failed at the end."""
-    from rich.console import Console
-
     from ribseg.pipeline.localize import Localizer
-    from ribseg.progress import track
 
     check_number("--threshold", options.threshold, low=0, high=1)
     targets = targets_of(options.images, options.out, ".png")
     localizer = Localizer(
         options.classifier, options.method, options.references, overrides=options.set, device=options.device
     )
-    console = Console(quiet=options.quiet)
 
-    def one(target: Path, image: Path) -> None:
+    def one(target: Path, image: Path) -> str:
         maps = _localized(localizer, options, target, image)
-        found = ", ".join(maps.names) or "no class"
-        console.print(f"{image.name}: {found}", highlight=False, markup=False)
+        return f"{image.name}: {', '.join(maps.names) or 'no class'}"
 
-    bar = track(targets.items(), "Localizing", show=not options.quiet, console=console)
-    each_image(bar, one, len(targets), f"images localized in {options.out}", "could not be localized")
+    done, failure = f"images localized in {options.out}", "could not be localized"
+    each_image(targets, one, "Localizing", done, failure, options.quiet)
 
 
 def _localized(

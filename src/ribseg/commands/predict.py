@@ -27,7 +27,6 @@ def run(options: argparse.Namespace) -> None:
     from ribseg.memory import usable_device
     from ribseg.models.inference import PUBLISHED_CRF, predict
     from ribseg.models.load import load_segmenter
-    from ribseg.progress import track
 
     targets = targets_of(options.images, options.out, ".png")
     segmenter = load_segmenter(options.checkpoint, usable_device(options.device))
@@ -36,10 +35,11 @@ def run(options: argparse.Namespace) -> None:
     if options.crf is not None:
         settings["crf"] = PUBLISHED_CRF if options.crf else None
 
-    def one(target: Path, image: Path) -> None:
+    def one(target: Path, image: Path) -> str:
         mask = predict(image, segmenter, **settings)
         assert not isinstance(mask, list)  # one image, one mask
         write_mask(target, mask, segmenter.palette)
+        return ""
 
-    bar = track(targets.items(), "Segmenting", show=not options.quiet)
-    each_image(bar, one, len(targets), f"masks written to {options.out}", "could not be segmented")
+    done, failure = f"masks written to {options.out}", "could not be segmented"
+    each_image(targets, one, "Segmenting", done, failure, options.quiet)
