@@ -90,6 +90,7 @@ class Session:
         check_writable(output, "hydra.run.dir")
         self.settings = Settings({path: plain(cfg[path] if path else _top(cfg)) for path in kinds}, kinds)
         check_trainer(cfg.trainer)
+        self._sections: dict[str, Any] = {}
         self.group = Processes(cfg.process_timeout, self._launched_apart)
         self.console = LoggedConsole(quiet=not self.group.first)
         self.shard = Shard.parse(cfg.get("shard"))
@@ -176,12 +177,18 @@ class Session:
             sections: of "trainer", "callbacks", "pooling", "seed" and "tf32".
             data: see `counted_data`; None leaves the settings of the data out.
         """
-        found = {name: plain(self.cfg[name]) for name in sections}
+        found = {name: self._plain(name) for name in sections}
         if "trainer" in found:
             found["trainer"] = counted_trainer(found["trainer"])
         if data is not None:
-            found["data"] = counted_data(plain(self.cfg.data), *data)
+            found["data"] = counted_data(self._plain("data"), *data)
         return found
+
+    def _plain(self, section: str) -> Any:
+        """The settings of a section, resolved once for all stages."""
+        if section not in self._sections:
+            self._sections[section] = plain(self.cfg[section])
+        return self._sections[section]
 
     @property
     def workers(self) -> int:
