@@ -122,7 +122,7 @@ def test_the_images_of_a_killed_process_are_made_again(whole, trained, tmp_path)
     fuse = tmp_path / "fuse"
     fuse.touch()
     command = (*CHAIN, "run=[classifier,cam,evaluate]", *ELSEWHERE, f"+methods.cam.fuse={fuse}")
-    with pytest.warns(match=r"the process \d+ was killed by SIGKILL.*made again"):
+    with pytest.warns(match=r"the process \d+ was killed by SIGKILL.*made again, by 1"):
         folder_run(tmp_path, tree, *command, "engine.processes=2")
     assert not fuse.exists()
     (place,) = trained.glob("cam-*")

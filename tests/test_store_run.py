@@ -332,7 +332,7 @@ def test_the_files_of_a_process_that_is_killed_are_made_again(store, tmp_path):
             fuse.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.warns(match=r"the process \d+ was killed by SIGKILL.*engine\.processes.*made again"):
+    with pytest.warns(match=r"the process \d+ was killed by SIGKILL.*engine\.processes.*made again, by 1"):
         done = toy_run(store, engine=LocalEngine(2), die={"files": die})
     assert done.did[-1] == "total"
     assert done.facts("files") == {"files": 7}

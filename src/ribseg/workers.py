@@ -153,7 +153,8 @@ def ordered_map(
 ) -> Generator[R, None, None]:
     """Yields the results of `work` in the order of the items, computed at most `2 * workers` ahead.
 
-    If a process is killed, or out of memory, that is said, and the items that it may have had are done again.
+    If a process is killed, as for want of memory, that is said, and the items that it may have had are done
+    again, by half as many.
 
     Args:
         work: unless processes are forked it must be picklable: a function of a module, or a `partial` of one.
@@ -191,7 +192,8 @@ def ordered_map(
             said = f"{_death(pool)}: often memory is short, and fewer processes (engine.processes) need less"
             if deaths == RETRIES:
                 raise RibsegError(f"{said}. Tried {deaths + 1} times; finished files are kept") from error
-            warnings.warn(f"{said}. Its images are made again", stacklevel=2)
+            workers = max(1, workers // 2)
+            warnings.warn(f"{said}. Its images are made again, by {workers}", stacklevel=2)
         finally:  # after Ctrl-C, too
             for process in _processes(pool):
                 process.kill()
