@@ -45,16 +45,10 @@ def files_of_conf_are_read_once():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def tests_share_the_cores():
-    """One core for each test: they run beside one another."""
-    workers.share_cores(-1)
-
-
 @pytest.fixture(autouse=True)
-def cores_are_shared_again(monkeypatch):
-    """Undoes what a command of a test has said of the cores."""
-    monkeypatch.setattr(workers, "_jobs", workers._jobs)
+def one_core(monkeypatch):
+    """One core for each test, as they run beside one another, whatever earlier commands have said."""
+    monkeypatch.setattr(workers, "_jobs", os.cpu_count() or 1)
 
 
 @pytest.fixture
