@@ -223,7 +223,8 @@ def main() -> None:
     found.part("RIB, bfloat16", recipe(half, options.small, plain=False))
     found.part("methods", methods(options.small))
     found.part("dense CRF", crf(options.small))
-    found.part("RIB, bfloat16, compiled", recipe([*half, "--compile"], options.small, plain=False))
+    if not options.small:  # compiling takes minutes
+        found.part("RIB, bfloat16, compiled", recipe([*half, "--compile"], options.small, plain=False))
     show(" ".join(circumstances().get(name, "") for name in ("gpu", "cpu", "commit")), found.rows)
     write_json(options.json, {"rows": found.rows, **found.raw})
 

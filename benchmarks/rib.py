@@ -287,7 +287,7 @@ def whole(ours: dict[str, float], data: WSSSDataModule, options: Any) -> dict[st
 
 def matrix_rate(options: Any) -> float:
     """TFLOP/s of square matrix products, in what our convolutions compute in."""
-    side, repeats = (8192, 50) if options.device == "cuda" else (2048, 10)
+    side, repeats = (8192, 50) if options.device == "cuda" else (1024, 3)
     bits = options.precision.split("-")[0]
     dtype = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
     before = torch.backends.cuda.matmul.allow_tf32

@@ -29,7 +29,6 @@ def test_the_program_that_measures_a_gpu_runs_on_a_cpu(tmp_path):
     subprocess.run(command, cwd=BENCHMARKS, env=environment, check=True, stdout=subprocess.DEVNULL)
     said = json.loads(found.read_text())
     assert {"equality", "methods", "dense CRF", "RIB, single precision", "RIB, bfloat16"} <= set(said)
-    wrong = [row for row in said["rows"] if row["result"] in ("failed", "left out")]
-    assert [row for row in wrong if "compiled" not in row["what"]] == []  # which needs a compiler
+    assert not [row for row in said["rows"] if row["result"] in ("failed", "left out")]
     assert said["equality"]["single"] == 0
     assert said["circumstances"]["commit"]
