@@ -24,15 +24,17 @@ from typing import Any
 
 import cost
 import rib
+import timm
 import torch
 from measuring import Clock, circumstances, make_tree, show, write_json
+from safetensors.torch import save_file
 from torch import Tensor
 
 import ribseg
 from ribseg.data.io.maps import load_maps, map_path
 from ribseg.methods.advcam import AdvCAM
 from ribseg.methods.cam import cam
-from ribseg.methods.clip_es import ClipES
+from ribseg.methods.clip_es import OPENAI, ClipES
 from ribseg.models.text import TextEmbeddings
 from ribseg.modules.data_module import WSSSDataModule
 
@@ -158,7 +160,10 @@ def methods(small: bool) -> Callable[[Findings], dict[str, float]]:
         text = TextEmbeddings(
             tuple(f"class {number}" for number in range(20)), rows, ("sky",), torch.randn(1, 512)
         )
-        clip = ClipES(text=text, pretrained=False)
+        with tempfile.TemporaryDirectory() as temporary:
+            file = Path(temporary) / "tower.safetensors"
+            save_file(timm.create_model(OPENAI, pretrained=False).state_dict(), file)
+            clip = ClipES(text=text, pretrained=False, weights=file)
         clip.network.to(found.device)
         called = {
             "CAM": lambda: cam(model, views, labels),
