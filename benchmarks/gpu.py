@@ -170,11 +170,7 @@ def methods(small: bool) -> Callable[[Findings], dict[str, float]]:
             "AdvCAM": lambda: AdvCAM(model, steps=2 if small else 27)(views=views, labels=labels),
             "CLIP-ES": lambda: clip(views=views, labels=labels),
         }
-        seconds = {}
-        for name, method in called.items():
-            seconds[name] = timed(method, found.device)
-            found.add(name, f"{seconds[name]:.3g}", "s an image")
-        return seconds
+        return {name: timed(name, call, found) for name, call in called.items()}
 
     return measure
 
@@ -193,21 +189,18 @@ def crf(small: bool) -> Callable[[Findings], dict[str, float]]:
             ),
             "dense CRF, on the CPU": lambda: ribseg.functional.dense_crf(image, probabilities),
         }
-        seconds = {}
-        for name, refine in called.items():
-            seconds[name] = timed(refine, found.device)
-            found.add(name, f"{seconds[name]:.3g}", "s an image")
-        return seconds
+        return {name: timed(name, call, found) for name, call in called.items()}
 
     return measure
 
 
-def timed(call: Callable[[], Any], device: str) -> float:
-    """Seconds of a call, after one that is not counted."""
-    clock = Clock(torch.device(device))
-    for name in ("first", "second"):
-        with clock(name):
+def timed(name: str, call: Callable[[], Any], found: Findings) -> float:
+    """Seconds of a call, after one that is not counted; they are a row of the table."""
+    clock = Clock(torch.device(found.device))
+    for part in ("first", "second"):
+        with clock(part):
             call()
+    found.add(name, f"{clock.seconds['second']:.3g}", "s an image")
     return clock.seconds["second"]
 
 

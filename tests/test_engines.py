@@ -103,16 +103,21 @@ def test_an_engine_from_outside_makes_maps_and_masks(whole, trained, tmp_path):
     assert files(trained, "*/maps/*.npz") == files(folder / "store", "*/maps/*.npz")
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_give_the_bytes_of_one(whole, trained, tmp_path, processes):
-    folder, tree, results = whole
-    ours = folder_run(tmp_path, tree, *CHAIN, f"engine.processes={processes}")
+def assert_as_of_one_process(whole, trained, ours):
+    """The files and the scores of a run are those of the run in one process."""
+    folder, _, results = whole
     for pattern in ("*/maps/*.npz", "*/labels/*.png", "pseudo_masks-*/*/*.png"):
         theirs = files(folder / "store", pattern)
         assert len(theirs) >= IMAGES - 4
         assert files(trained, pattern) == theirs, pattern
     assert ours["localization"] == results["localization"]
     assert ours["pseudo_masks"] == results["pseudo_masks"]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_give_the_bytes_of_one(whole, trained, tmp_path, processes):
+    ours = folder_run(tmp_path, whole[1], *CHAIN, f"engine.processes={processes}")
+    assert_as_of_one_process(whole, trained, ours)
     (place,) = trained.glob("rib-*")
     assert 2 <= len(list(place.glob("records-*"))) <= processes
 
@@ -132,14 +137,8 @@ def test_the_images_of_a_killed_process_are_made_again(whole, trained, tmp_path)
 
 @pytest.mark.nightly
 def test_workers_of_ray_give_the_bytes_of_one_process(whole, trained, tmp_path, cluster):
-    folder, tree, results = whole
-    ours = folder_run(tmp_path, tree, *CHAIN, *RAY)
-    for pattern in ("*/maps/*.npz", "*/labels/*.png", "pseudo_masks-*/*/*.png"):
-        theirs = files(folder / "store", pattern)
-        assert len(theirs) >= IMAGES - 4
-        assert files(trained, pattern) == theirs, pattern
-    assert ours["localization"] == results["localization"]
-    assert ours["pseudo_masks"] == results["pseudo_masks"]
+    ours = folder_run(tmp_path, whole[1], *CHAIN, *RAY)
+    assert_as_of_one_process(whole, trained, ours)
     (place,) = trained.glob("rib-*")
     assert 1 <= len(list(place.glob(f"records-{socket.gethostname()}-*"))) <= 2  # one of each worker
     assert not list(trained.glob("*.lock"))

@@ -10,6 +10,7 @@ Preset = Literal["official", "paper", "fixed"]
 Trainable = Literal["published", "layer4", "head"]
 IGNORE = 255  # label of pixels in a mask that do not count
 STRIDE = 4  # image pixels per location of strided localization maps
+Batch = tuple[Tensor, Tensor] | tuple[None, None]  # images (B, 3, S, S) and labels (B, C), if there are any
 
 
 class Sample(NamedTuple):

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ribseg.functional.random import rng
 from ribseg.methods.base import Method, takes
-from ribseg.types import Adaptation
+from ribseg.types import Adaptation, Batch
 
-Batch = tuple[Tensor, Tensor] | tuple[None, None]  # images (B, 3, S, S) and labels (B, C), if there are any
 References = Callable[[str, Tensor, int], Iterator[Batch]]
 UNLIMITED = 10**9  # number of reference batches for a method without `updates`
 

@@ -110,7 +110,7 @@ class LocalEngine:
         stage.prepare()
         session.say(f"  {number} processes, {threads_per_process()} threads each", "")
         work = partial(_make_part, stage, target)
-        with closing(ordered_map(work, list(parts(ids, number)), number)) as done:
+        with closing(ordered_map(work, parts(ids, number), number)) as done:
             for _ in session.track(chain.from_iterable(done), f"Predicting {stage.name}", len(ids)):
                 pass
 

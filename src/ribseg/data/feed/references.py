@@ -21,8 +21,8 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.feed.image_pool import ImagePool
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional.random import rng
+from ribseg.types import Batch
 
-Batch = tuple[Tensor, Tensor] | tuple[None, None]
 BLOCK = 128  # label sets that are compared at a time
 
 
