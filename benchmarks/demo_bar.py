@@ -32,11 +32,11 @@ from ribseg.data.demo.images import PARTS_DIR, make_demo_dataset
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.data.io.masks import read_mask
 from ribseg.functional import argmax_labels
-from ribseg.functional.random import rng
 from ribseg.methods.controls import centre_prior, feature_norm, relabel, whole_image, wrong_labels
 from ribseg.metrics import ThresholdSweep, bootstrap_miou, interval, label_counts, pooled_scores
 from ribseg.modules.classification import ClassifierModule
 from ribseg.modules.data_module import WSSSDataModule
+from ribseg.seeds import rng
 
 BACKBONE = {"channels": (32, 64, 128, 192), "stem_width": 16}
 SPLITS = ("train", "val")

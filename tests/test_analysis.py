@@ -19,12 +19,12 @@ from ribseg.analysis import (
     saturation,
 )
 from ribseg.analysis.summary import summarize_seeds
-from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError
 from ribseg.functional.activations import ACTIVATIONS, last_activation, slope
 from ribseg.functional.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
 from ribseg.methods.pooling import Activated
 from ribseg.models import ToyNet
+from ribseg.types import REGIONS
 
 
 def pixelwise(*weights):

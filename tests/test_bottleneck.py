@@ -10,10 +10,10 @@ from omegaconf import open_dict
 from PIL import Image
 from quick_run import begun, chosen, settings
 
-from ribseg.data.demo.digits import REGIONS
 from ribseg.errors import ConfigError, DatasetNotFoundError
 from ribseg.pipeline.run import reads_data, run
 from ribseg.pipeline.sweep import SweepTable
+from ribseg.types import REGIONS
 
 ALONE = "run=[bottleneck]"
 

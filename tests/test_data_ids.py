@@ -11,7 +11,7 @@ import pytest
 
 from ribseg import files
 from ribseg.data import voc
-from ribseg.data.feed.references import ReferenceSampler
+from ribseg.data.feed.sampler import ReferenceSampler
 from ribseg.data.feed.views import ViewsDataset
 from ribseg.data.voc import VOCFolder
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from ribseg import seeds
 from ribseg.data.augment.transforms import train_transform
-from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
+from ribseg.data.feed.references import ReferenceBatches
+from ribseg.data.feed.sampler import ReferenceSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
-from ribseg.functional import random
-from ribseg.functional.random import rng
+from ribseg.seeds import rng
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def sampler(labels):
 def test_rng_is_the_same_in_another_process():
     # The file alone: the package would load torch.
     code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['rng'](5, 'a', 1).integers(2**62))"
-    command = [sys.executable, "-c", code, random.__file__]
+    command = [sys.executable, "-c", code, seeds.__file__]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert int(other) == rng(5, "a", 1).integers(2**62)
 

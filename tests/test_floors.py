@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ribseg"
 # The longest name that fits tells a file's floor; numbers between are floors within a floor.
 FLOORS = {
     **dict.fromkeys(("functional", "kernels"), 0),
-    **dict.fromkeys(("types", "errors", "checks", "files", "lazy", "memory", "progress", "workers"), 0),
+    **dict.fromkeys(
+        ("types", "errors", "checks", "files", "lazy", "memory", "progress", "seeds", "workers"), 0
+    ),
     "store": 0.5,
     **dict.fromkeys(("models", "data", "metrics", "plot"), 1),
     **dict.fromkeys(("methods", "analysis", "interop"), 2),
@@ -163,8 +165,8 @@ def test_every_folder_and_file_has_a_floor():
     assert there == {name.partition(".")[0] for name in FLOORS} | {"__init__"}
 
 
-def test_import_is_light_and_asks_no_server():
-    """Research code that only wants RIB loads neither Lightning nor Hydra nor wandb; in a fresh process.
+def test_import_is_light_and_asks_no_server(tree):
+    """Research code that only wants RIB loads neither Lightning nor Hydra nor wandb, `ribseg check` no torch.
 
     Modules are attributes after a bare import. Albumentations would ask a server for its newest version.
     """
@@ -183,13 +185,18 @@ import ribseg.cli; ribseg.cli.parser()  # help, and complaints about arguments, 
 get("", "torch pytorch_lightning hydra omegaconf wandb timm")
 import ribseg.store.run
 get("", "torch pytorch_lightning hydra omegaconf wandb timm")
-get("RIB ThresholdSweep GNDRP cam merge_maps", "pytorch_lightning hydra omegaconf wandb timm")
+import contextlib, io
+with contextlib.redirect_stdout(io.StringIO()) as found:
+    ribseg.cli.main(["check", sys.argv[1], "data.labels=mask", "data.eval_splits=val"])
+assert "no errors" in found.getvalue()
+get("", "torch pytorch_lightning albumentations wandb timm cv2 scipy matplotlib")
+get("RIB ThresholdSweep GNDRP cam merge_maps", "pytorch_lightning wandb timm")
 ribseg.controls.centre_prior, ribseg.evaluation.MapEvaluator, ribseg.errors.DataError
 ribseg.refine.confident_labels, ribseg.interop.read_irn_maps
-get("", "pytorch_lightning hydra wandb")
+get("", "pytorch_lightning wandb")
 assert dir(ribseg) == sorted(ribseg.__all__), dir(ribseg)
 # timm imports wandb by itself where it is installed.
-get("Classifier load_official_classifier", "pytorch_lightning hydra omegaconf")
+get("Classifier load_official_classifier", "pytorch_lightning")
 get("localize", "pytorch_lightning albumentations cv2")
 
 import urllib.request as request
@@ -198,7 +205,7 @@ import ribseg.data.feed.references
 assert "albumentations" in sys.modules
 """
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, str(tree)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == ""
 

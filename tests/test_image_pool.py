@@ -11,7 +11,8 @@ from quick_run import folder_run, make_learnable_tree
 
 from ribseg.data.augment.transforms import train_transform
 from ribseg.data.feed.image_pool import PIXELS, ImagePool, build_pool, image_sizes, pool_bytes
-from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
+from ribseg.data.feed.references import ReferenceBatches
+from ribseg.data.feed.sampler import ReferenceSampler
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError, RibsegError
 

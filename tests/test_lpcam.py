@@ -12,9 +12,9 @@ from torch import nn
 from ribseg.checks import SettingError
 from ribseg.functional import cosine_kmeans
 from ribseg.functional.cam import normalize, resize, resize_and_sum
-from ribseg.functional.random import rng
 from ribseg.methods.cam import cam
 from ribseg.methods.lpcam import LPCAM
+from ribseg.seeds import rng
 from ribseg.types import TrainingImages
 
 CLASSES = 3

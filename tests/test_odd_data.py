@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 from ribseg.data.check.dataset import check_dataset
 from ribseg.data.check.mask_notes import mask_notes, unusable_masks
 from ribseg.data.check.near_misses import near_misses
-from ribseg.data.feed.references import ReferenceSampler
+from ribseg.data.feed.sampler import ReferenceSampler
 from ribseg.data.io.masks import voc_palette, write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError

@@ -1,16 +1,23 @@
 """Shared data types: samples, maps, results."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:  # `ribseg check` starts without torch
+    from torch import Tensor
 
 Stop = Literal["margin", "area", "not_finite"]
 Preset = Literal["official", "paper", "fixed"]
 Trainable = Literal["published", "layer4", "head"]
 IGNORE = 255  # label of pixels in a mask that do not count
+REGIONS = ("discriminative", "non_discriminative", "irrelevant")  # of the toy experiment's images
+PHASES = ("before", "after")  # RIB
 STRIDE = 4  # image pixels per location of strided localization maps
-Batch = tuple[Tensor, Tensor] | tuple[None, None]  # images (B, 3, S, S) and labels (B, C), if there are any
+Batch: TypeAlias = (
+    "tuple[Tensor, Tensor] | tuple[None, None]"  # images (B, 3, S, S) and labels (B, C), if there are any
+)
 
 
 class Sample(NamedTuple):
@@ -71,7 +78,7 @@ class TrainingImages(NamedTuple):
     views: Callable[[int], list[Tensor]]
 
 
-class ViewMaps(list[Tensor]):
+class ViewMaps(list["Tensor"]):
     """Maps of one image, one tensor (K, h', w') per view.
 
     Args:

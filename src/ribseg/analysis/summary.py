@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ribseg.data.demo.digits import REGIONS
-
-PHASES = ("before", "after")
+from ribseg.types import PHASES, REGIONS
 
 
 def summarize_seeds(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ribseg.data.check.dataset import CheckReport as CheckReport
     from ribseg.data.check.dataset import check_dataset as check_dataset
     from ribseg.data.feed.references import ReferenceBatches as ReferenceBatches
-    from ribseg.data.feed.references import ReferenceSampler as ReferenceSampler
+    from ribseg.data.feed.sampler import ReferenceSampler as ReferenceSampler
     from ribseg.data.feed.views import ViewsDataset as ViewsDataset
     from ribseg.data.feed.views import multi_scale_views as multi_scale_views
     from ribseg.data.io.images import IMAGENET_MEAN as IMAGENET_MEAN

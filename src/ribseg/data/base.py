@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from ribseg.data.io.images import ImageHeader, check_pixels, read_header
 from ribseg.data.io.masks import voc_palette
@@ -18,6 +15,12 @@ from ribseg.types import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    Items = Dataset[Sample]
+else:  # torch's class adds nothing to these, and `ribseg check` starts without torch
+    Items = object
 
 Transform = Callable[..., dict[str, Any]]
 Self = TypeVar("Self", bound="BaseDataset")
@@ -56,7 +59,7 @@ class ImageDataset(Protocol):
         """A text that changes if classes, ids, labels, images (or masks) do; part of the stages' digests."""
 
 
-class BaseDataset(Dataset[Sample]):
+class BaseDataset(Items):
     """Base class of data sets: a subclass sets `ids`, `classes` and `labels`, and defines `image`.
 
     An item is a `Sample` of `id`, `image` (transformed, or (H, W, 3) uint8) and `labels` (C,) float32.
@@ -139,6 +142,8 @@ class BaseDataset(Dataset[Sample]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
+        import torch
+
         image: np.ndarray | Tensor = self.image(self.ids[index])
         if self.transform is not None:
             image = self.transform(image=image)["image"]
@@ -221,7 +226,7 @@ def _bytes_of(array: np.ndarray) -> bytes:
     return f"{array.dtype}{array.shape}".encode() + array.tobytes()
 
 
-def _displayable(image: np.ndarray | Tensor) -> np.ndarray:
+def _displayable(image: "np.ndarray | Tensor") -> np.ndarray:
     """An (H, W, 3) array for imshow, from a uint8 array or a (3, H, W) float tensor of any range."""
     if isinstance(image, np.ndarray):
         return image

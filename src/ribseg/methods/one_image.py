@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ribseg.functional.random import rng
 from ribseg.methods.base import Method, takes
+from ribseg.seeds import rng
 from ribseg.types import Adaptation, Batch
 
 References = Callable[[str, Tensor, int], Iterator[Batch]]

@@ -177,7 +177,8 @@ class Localizer:
         # Here, as albumentations takes a second to import.
         from ribseg.data.augment.transforms import train_transform
         from ribseg.data.feed.photographs import LabelledPhotographs
-        from ribseg.data.feed.references import ReferenceBatches, ReferenceSampler
+        from ribseg.data.feed.references import ReferenceBatches
+        from ribseg.data.feed.sampler import ReferenceSampler
 
         photographs = LabelledPhotographs(folder, self.find_classes, len(self.weight))
         data = self.cfg.data

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ribseg.pipeline.report.log_results import log_results
 from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import print_tables, write_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
-from ribseg.pipeline.stages.checked_data import CheckedData
+from ribseg.pipeline.stages.checked_data import CheckedData, facts_of
 from ribseg.pipeline.stages.evaluate import RESULT
 from ribseg.pipeline.stages.scored_masks import SCORES
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
@@ -57,7 +58,7 @@ def run_stages(session: Session) -> dict[str, Any]:
     """Runs the stages that `run` selects and returns the content of `results.json`."""
     reported: dict[str, Any] = {}
     if begin(session):
-        session.group.on_first(lambda: reported.update(report_data(session)["data"]))
+        session.group.on_first(lambda: reported.update(reported_data(session)["data"]))
         if not session.run.chosen:
             return {}
     facts = check(session, reported)
@@ -66,6 +67,13 @@ def run_stages(session: Session) -> dict[str, Any]:
     if session.group.first:
         publish(session, results)
     return results
+
+
+def reported_data(session: Session) -> dict[str, Any]:
+    """Reports on the data of a run, into its folder; returns the findings."""
+    path = session.output / "check_data.json"
+    facts, progress = partial(facts_of, session), session.cfg.progress
+    return report_data(session.data, facts, session.console, path, progress, session.preparation)
 
 
 def begin(session: Session) -> bool:

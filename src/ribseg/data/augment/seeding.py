@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from ribseg.data.augment.transforms import seeded
 from ribseg.errors import ConfigError
-from ribseg.functional.random import rng
+from ribseg.seeds import rng
 from ribseg.workers import process_count
 
 Place = tuple[int, int]  # index of an image, epoch

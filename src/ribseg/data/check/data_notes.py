@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -11,33 +11,14 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.mask_notes import mask_notes
 from ribseg.data.check.note import Note, first_of, names_and_counts
-from ribseg.data.feed.references import ReferenceSampler
+from ribseg.data.feed.sampler import ReferenceSampler
+from ribseg.data.splits import DataSplits
 
 FEW = 20  # masks that are read for a message
 
 
-class Splits(Protocol):
-    """The splits of a run's data; `ribseg.WSSSDataModule` has them."""
-
-    @property
-    def train(self) -> BaseDataset:
-        """The split for training the classifier."""
-
-    @property
-    def pseudo(self) -> BaseDataset:
-        """The split for pseudo masks."""
-
-    @property
-    def evals(self) -> dict[str, BaseDataset]:
-        """Split -> data set, of the evaluated splits."""
-
-    @property
-    def splits(self) -> list[BaseDataset]:
-        """Each split once."""
-
-
 def data_results(
-    data: Splits, values: Mapping[str, MaskFacts], trained: bool, drawn: bool, searched: bool
+    data: DataSplits, values: Mapping[str, MaskFacts], trained: bool, drawn: bool, searched: bool
 ) -> dict[str, Any]:
     """The data facts: "data" in `results.json`.
 
@@ -67,7 +48,7 @@ def print_notes(say: Callable[[str, str, str], object], facts: Mapping[str, Any]
         say(str(Note(**row)), "data", "yellow")
 
 
-def without_references(data: Splits) -> dict[str, Any]:
+def without_references(data: DataSplits) -> dict[str, Any]:
     """The number of images for which no reference image exists; see `data_results`."""
     seen = set[str]()
     sampler = ReferenceSampler(data.train.ids, data.train.labels)
@@ -82,7 +63,7 @@ def without_references(data: Splits) -> dict[str, Any]:
     return {"images": images, "without": sum(splits.values()), "splits": splits, "train": train}
 
 
-def reference_notes(data: Splits, counts: Mapping[str, Any], searched: bool) -> Iterator[Note]:
+def reference_notes(data: DataSplits, counts: Mapping[str, Any], searched: bool) -> Iterator[Note]:
     """A note on images without any reference image."""
     if not counts.get("without"):
         return
@@ -100,7 +81,7 @@ def reference_notes(data: Splits, counts: Mapping[str, Any], searched: bool) -> 
     )
 
 
-def class_notes(data: Splits, trained: bool) -> Iterator[Note]:
+def class_notes(data: DataSplits, trained: bool) -> Iterator[Note]:
     """Notes on classes that no image has, or that a classifier cannot learn from these images."""
     train, classes, learnt = data.train.labels.sum(0), data.train.classes, data.train.split
     others = {split: folder.labels.sum(0) for split, folder in data.evals.items() if split != learnt}
@@ -135,7 +116,7 @@ def class_notes(data: Splits, trained: bool) -> Iterator[Note]:
         )
 
 
-def split_notes(data: Splits) -> Iterator[Note]:
+def split_notes(data: DataSplits) -> Iterator[Note]:
     """Notes on splits without labels, and on splits that overlap."""
     for split, folder in data.evals.items():
         if not folder.labels.any():

@@ -1,19 +1,20 @@
-"""`run=[check_data]`: a report on the data; errors in the data give exit status 1."""
+"""`run=[check_data]` and `ribseg check`: a report on the data; errors in the data give exit status 1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ribseg.data.check.data_notes import print_notes
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.mask_notes import unusable_masks
 from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
+from ribseg.data.splits import DataSplits
 from ribseg.errors import DataError, list_problems
 from ribseg.files import write_json
-from ribseg.pipeline.recipe.session import Session
+from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.report.answer import policy_line
 from ribseg.pipeline.report.table import TableData
-from ribseg.pipeline.stages.checked_data import facts_of
 
 RESULT = "check_data.json"
 WITHIN = "lists within another"
@@ -31,8 +32,23 @@ SUGGESTIONS = {
 }
 
 
-def report_data(session: Session) -> dict[str, Any]:
-    """Surveys all splits, prints the findings, and writes `check_data.json` into the run's folder.
+def report_data(
+    data: DataSplits,
+    facts_of: Callable[[Mapping[str, MaskFacts]], dict[str, Any]],
+    console: LoggedConsole,
+    path: Path | None,
+    progress: bool | str,
+    preparation: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Surveys all splits, prints the findings, and writes them as JSON.
+
+    Args:
+        data: the splits.
+        facts_of: the data facts, from those of the masks; see `data_results`.
+        console: for tables and messages.
+        path: of the file; None writes none.
+        progress: how progress is shown, see `ribseg.progress.check_progress`.
+        preparation: settings and facts of `prepare`.
 
     Returns:
         The content of the file.
@@ -40,38 +56,47 @@ def report_data(session: Session) -> dict[str, Any]:
     Raises:
         DataError: lists the errors in the data, if there are any.
     """
-    data = session.data
-    evals, progress = data.eval_splits, session.cfg.progress
+    evals, prepared = data.eval_splits, preparation or {}
     surveys = [survey(folder, folder.split in evals, progress=progress) for folder in data.splits]
     leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)
     same |= {kind: [*same.get(kind, []), *ids] for kind, ids in leaks.items()}
-    print_survey(session, surveys, same, within)
+    print_survey(console, surveys, same, within)
     values = {one.split: one.values for one in surveys if one.values and one.split in evals}
-    facts = facts_of(session, values)
-    print_notes(session.console.say, facts)
+    facts = facts_of(values)
+    print_notes(console.say, facts)
+    if "policy" in prepared:
+        console.say(policy_line(prepared))
     errors = found_errors(surveys, same, values, data.classes)
     written = {
         "splits": [{k: v for k, v in asdict(one).items() if k != "digests"} for one in surveys],
         "duplicates": same,
         "within": within,
-        "prepared": session.preparation,
+        "prepared": prepared,
         "data": facts,
         "errors": sum(map(len, errors.values())),
     }
-    write_findings(session, written, errors)
+    if path is not None:
+        write_json(path, written)
+    if errors:
+        found = "--out FILE writes all of them" if path is None else f"All of them are in {path}"
+        advice = f"{found}. Correct these files or remove them from the lists."
+        raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))
+    console.say("no errors" if path is None else f"no errors; all findings are in {path}")
     return written
 
 
-def print_survey(session: Session, surveys: Sequence[Survey], same: Groups, within: Sequence[str]) -> None:
+def print_survey(
+    console: LoggedConsole, surveys: Sequence[Survey], same: Groups, within: Sequence[str]
+) -> None:
     """Prints the tables and the oddities."""
     for table in (split_table(surveys), images_table(surveys)):
-        session.console.print(table.for_terminal())
+        console.print(table.for_terminal())
     oddities = [(one.split, one.oddities) for one in surveys]
     for title, groups in [*oddities, ("splits", same), ("splits", {WITHIN: within} if within else {})]:
         for kind, items in groups.items():
             advice = next((text for start, text in SUGGESTIONS.items() if kind.startswith(start)), "")
-            session.console.say(list_problems(f"{title}:", {kind: items}, advice, SHOW))
+            console.say(list_problems(f"{title}:", {kind: items}, advice, SHOW))
 
 
 def found_errors(
@@ -86,18 +111,6 @@ def found_errors(
     if any(unusable):
         errors["masks that cannot be scored"] = [text for text in unusable if text]
     return errors
-
-
-def write_findings(session: Session, written: Mapping[str, Any], errors: Groups) -> None:
-    """Writes the findings; raises a DataError if there are errors."""
-    if "policy" in session.preparation:
-        session.console.say(policy_line(session.preparation))
-    path = session.output / RESULT
-    write_json(path, written)
-    if errors:
-        advice = f"All of them are in {path}. Correct these files or remove them from the lists."
-        raise DataError(list_problems(f"{written['errors']} errors in the data", errors, advice, SHOW))
-    session.console.say(f"no errors; all findings are in {path}")
 
 
 def split_table(surveys: Sequence[Survey]) -> TableData:

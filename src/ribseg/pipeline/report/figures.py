@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from markupsafe import Markup
 
-from ribseg.analysis.summary import PHASES
 from ribseg.errors import DataError
 from ribseg.files import atomic_write
 from ribseg.pipeline.recipe.session import Session
@@ -16,6 +15,7 @@ from ribseg.pipeline.report.records import Record, select, series, splits_of
 from ribseg.pipeline.stages.bottleneck import EXAMPLES
 from ribseg.plot import class_figure, coverage_figure, group_figure, png_of, svg_of, threshold_figure
 from ribseg.plot.gradients import INCHES, coloured_regions, draw_gradients, draw_ratios
+from ribseg.types import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ribseg.analysis.summary import PHASES
-from ribseg.data.demo.digits import REGIONS
+from ribseg.types import PHASES, REGIONS
 
 SCORED = ("localization", "pseudo_masks", "segmenter")  # parts with images of a data set
 CONTROL = "*"  # marks the names of controls

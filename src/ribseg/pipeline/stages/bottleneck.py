@@ -14,7 +14,7 @@ from torch import Tensor
 from ribseg.analysis import binned_information, saturation
 from ribseg.analysis.summary import summarize_seeds
 from ribseg.checks import within
-from ribseg.data.demo.digits import REGIONS, ToyBatches, ToyImages, split_digits, toy_images
+from ribseg.data.demo.digits import ToyBatches, ToyImages, split_digits, toy_images
 from ribseg.files import atomic_file, write_json
 from ribseg.functional.activations import last_activation
 from ribseg.methods.pooling import Activated
@@ -33,6 +33,7 @@ from ribseg.pipeline.stages.toy_networks import (
 from ribseg.store.artefact import Artefact
 from ribseg.store.settings import counted
 from ribseg.store.stage import Stage
+from ribseg.types import REGIONS
 
 RESULT, EXAMPLES = "bottleneck.json", "examples.npz"
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from ribseg.checks import check_number
 from ribseg.errors import ConfigError
-from ribseg.functional.random import rng
 from ribseg.methods.rate import check_search, find_rate
 from ribseg.modules import LocalizationModule
 from ribseg.pipeline.recipe.data import CROPS, PIXELS, VIEWS
 from ribseg.pipeline.recipe.methods import Entry
 from ribseg.pipeline.recipe.session import Session
+from ribseg.seeds import rng
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import counting
 from ribseg.store.settings import COUNT, SHARE, counted, setting

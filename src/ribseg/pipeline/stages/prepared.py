@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ribseg.files import atomic_write
-from ribseg.functional.random import rng
 from ribseg.modules import LocalizationModule
 from ribseg.pipeline.recipe.data import PIXELS, VIEWS
 from ribseg.pipeline.recipe.methods import Entry
 from ribseg.pipeline.recipe.session import Session
 from ribseg.progress import Tracker
+from ribseg.seeds import rng
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import counting
 from ribseg.types import TrainingImages
