@@ -25,7 +25,7 @@ def test_all_forms_of_labels_and_images(tmp_path):
         (image(0), 1),
         (Image.fromarray(image(1)).convert("L"), "red fox"),
         (image(2), ["hen", "cow"], mask),
-        (image(3), torch.tensor([1, 0, 1])),
+        (image(3), torch.tensor([0, 2])),
         (image(4), np.int64(2), Image.fromarray(mask.astype(np.uint8))),
         (image(5), []),
         (image(6), {0, 1}),
@@ -43,10 +43,45 @@ def test_all_forms_of_labels_and_images(tmp_path):
     assert VOCFolder(tmp_path, "val").labels.sum() == 2
 
 
+def labels_of(tmp_path, *labels, classes=CLASSES, **given):
+    write_voc_tree([(image(), each) for each in labels], tmp_path, "train", classes, **given)
+    return [np.flatnonzero(row).tolist() for row in VOCFolder(tmp_path, "train").labels]
+
+
+def test_the_form_of_labels_is_one_for_all_samples(tmp_path):
+    assert labels_of(tmp_path, torch.tensor([1, 0, 1]), "hen", np.zeros(3, bool)) == [[0, 2], [1], []]
+    two, rows = ("hen", "cow"), ([0, 1], [1, 0])
+    with pytest.raises(DataError, match=r"sample 0: \[0, 1\] can be a vector.*and indices"):
+        labels_of(tmp_path, *rows, classes=two)
+    assert labels_of(tmp_path, *rows, classes=two, form="vectors") == [[1], [0]]
+    assert labels_of(tmp_path, *rows, classes=two, form="indices") == [[0, 1], [0, 1]]
+    assert labels_of(tmp_path, [0, 0], [0, 1], classes=two) == [[], [1]]
+    with pytest.raises(DataError, match="sample 1: expected vectors as labels, as of all samples"):
+        labels_of(tmp_path, [0, 0, 1], 2)
+    with pytest.raises(DataError, match=r"sample 0: \[0\] can be a vector"):
+        labels_of(tmp_path, [0], classes=["hen"])
+
+
+def test_files_keep_their_names_and_bytes(tmp_path):
+    photographs = [tmp_path / "a_1.JPG", tmp_path / "b.webp"]
+    for number, path in enumerate(photographs):
+        Image.fromarray(image(number)).save(path)
+    data_of = lambda folder, **given: VOCFolder(  # noqa: E731
+        write_voc_tree([(path, 0) for path in photographs], folder, "train", ["a"], **given), "train"
+    )
+    data = data_of(tmp_path / "one")
+    assert data.ids == ["a_1", "b"]
+    assert data.image_path("a_1").read_bytes() == photographs[0].read_bytes()
+    assert (data.image("b") == read_image(photographs[1])).all()
+    assert data_of(tmp_path / "two", ids=["x", "y"]).ids == ["x", "y"]
+    with pytest.raises(DataError, match="sample 1: expected an id of its own"):
+        data_of(tmp_path / "three", ids=["x", "x"])
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ((image(), 3), r"sample 1: expected indices 0\.\.2 or names"),
+        ((image(), 3), r"sample 1: expected indices 0\.\.2, names, or 3 zeros and ones"),
         ((image(), "dog"), "dog"),
         ((image(), True), "True"),
         ((torch.zeros(3, 4, 4), 0), "without a transform"),

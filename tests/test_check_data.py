@@ -39,7 +39,7 @@ def test_survey_of_damaged_data(voc_tree):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (40, 3)).save(images / f"{IDS[6]}.jpg", exif=exif)
-    folders = [VOCFolder(voc_tree, split, labels="image_labels.csv") for split in ("train", "val")]
+    folders = [VOCFolder(voc_tree, split, labels="tables/image_labels.csv") for split in ("train", "val")]
     train, val = (survey(folder, masks=True) for folder in folders)
     assert {kind: len(items) for kind, items in train.problems.items()} == {
         "unreadable images": 1,

@@ -21,12 +21,14 @@ def test_xml_takes_difficult_objects_but_no_parts(voc_tree):
 
 
 def test_order_is_that_of_the_ids(voc_tree):
-    labels = labels_from_csv(voc_tree / "image_labels.csv", IDS[::-1], CLASSES)
+    labels = labels_from_csv(voc_tree / "tables/image_labels.csv", IDS[::-1], CLASSES)
     np.testing.assert_array_equal(labels, EXPECTED[::-1])
 
 
 def test_csv_and_masks_agree(voc_tree):
-    np.testing.assert_array_equal(labels_from_csv(voc_tree / "image_labels.csv", IDS, CLASSES), EXPECTED)
+    np.testing.assert_array_equal(
+        labels_from_csv(voc_tree / "tables/image_labels.csv", IDS, CLASSES), EXPECTED
+    )
     big = [
         index for index, image_id in enumerate(IDS) if index not in (5,)
     ]  # one pixel high: no room for 255

@@ -63,8 +63,8 @@ def test_nested_roots(voc_tree, tmp_path):
     "data",
     [
         "\ufeff2007_000001\r\n2007_000000\r\n",
-        "  2007_000001  1\n\n2007_000000 -1\n\n",
-        "2007_000001\t0\r2007_000000",
+        "  2007_000001  \n\n2007_000000 \n\n",
+        "2007_000001\t\r2007_000000",
     ],
 )
 def test_list_dialects(voc_tree, data):
@@ -110,18 +110,16 @@ def test_missing_parts(voc_tree, tmp_path):
 
 def test_label_sources(voc_tree):
     xml, table, mask = (
-        VOCFolder(voc_tree, "train", labels=x).labels for x in ("xml", "image_labels.csv", "mask")
+        VOCFolder(voc_tree, "train", labels=x).labels for x in ("xml", "tables/image_labels.csv", "mask")
     )
     assert xml[0].tolist() == [1, 1, 0]
     assert table[0].tolist() == mask[0].tolist() == [1, 0, 0]
     np.testing.assert_array_equal(VOCFolder(voc_tree, "train").labels, xml)
     shutil.rmtree(voc_tree / "Annotations")
-    np.testing.assert_array_equal(VOCFolder(voc_tree, "train").labels, table)
-    (voc_tree / "image_labels2.csv").write_text("which one?")
     np.testing.assert_array_equal(VOCFolder(voc_tree, "train").labels, mask)
-    np.testing.assert_array_equal(
-        VOCFolder(voc_tree, "train", labels=voc_tree / "image_labels.csv").labels, table
-    )
+    (voc_tree / "tables" / "image_labels.csv").rename(voc_tree / "labels.csv")
+    np.testing.assert_array_equal(VOCFolder(voc_tree, "train").labels, table)
+    np.testing.assert_array_equal(VOCFolder(voc_tree, "train", labels=voc_tree / "labels.csv").labels, table)
     with pytest.raises(ConfigError, match="'xlm'"):
         VOCFolder(voc_tree, "train", labels="xlm")
 

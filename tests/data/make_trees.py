@@ -53,7 +53,8 @@ def make_voc_tree(root: Path, seed: int = 0) -> Path:
         f"{image_id},{' '.join(CLASSES[i] for i in here)}"
         for image_id, here in zip(ids, PRESENT, strict=True)
     ]
-    (root / "image_labels.csv").write_text("\n".join(["image,classes", *rows]) + "\n")
+    (root / "tables").mkdir(parents=True)
+    (root / "tables" / "image_labels.csv").write_text("\n".join(["image,classes", *rows]) + "\n")
     (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids[:TRAIN]) + "\n")
     (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(ids[TRAIN:]) + "\n")

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ribseg.data.io.images import check_pixels, upright_rgb
+from ribseg.checks import check_choice
+from ribseg.data.io.images import check_pixels, read_image, upright_rgb
 from ribseg.data.io.labels import read_label_csv, write_label_csv
 from ribseg.data.io.masks import IGNORE, write_mask
 from ribseg.errors import DataError
-from ribseg.files import atomic_file, atomic_write
+from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, is_plain_id
 from ribseg.progress import track
 
+Form = Literal["indices", "vectors"]
 LISTS, LABELS = "ImageSets/Segmentation", "image_labels.csv"
 
 
@@ -25,6 +27,8 @@ def write_voc_tree(
     classes: Sequence[str],
     prefix: str | None = None,
     progress: bool | str = False,
+    ids: Iterable[str] | None = None,
+    form: Form | None = None,
 ) -> Path:
     """Writes a split in VOC layout, for `data.root=TARGET experiment=rib_folder`; returns the target.
 
@@ -32,19 +36,23 @@ def write_voc_tree(
     again. Spaces in class names become underscores.
 
     Args:
-        samples: (image, labels) or (image, labels, mask). `image` is a PIL image of any mode (its EXIF
-            orientation is applied) or an (H, W, 3) uint8 array; `labels` a class index from 0, a class name,
-            several of either, or a (C,) vector of zeros and ones (any sequence that can be such a vector is
-            taken as one, but never a set); `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore),
+        samples: (image, labels) or (image, labels, mask). `image` is the path of a file, which keeps its name as
+            id and, if it is JPEG or PNG, its bytes; a PIL image of any mode (its EXIF orientation is applied); or
+            an (H, W, 3) uint8 array. `labels` are a class index from 0, a class name, several of either, or a (C,)
+            vector of zeros and ones; `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore),
             a PIL image of these, or None.
         target: folder in VOC layout; is created.
         split: name of the list: train, val, ...
         classes: C names, without background.
-        prefix: of the image ids, followed by a number; None for the split's name.
+        prefix: of the ids of images without a path, followed by a number; None for the split's name.
         progress: how progress is shown, see `ribseg.progress.check_progress`.
+        ids: of the images, in the order of the samples; None for names of files, or prefix and number.
+        form: whether labels that are sequences hold "indices" or are "vectors", in all samples; None where each
+            can be only one of them.
 
     Raises:
-        DataError: a sample does not have this form, or names an unknown class; gives its number.
+        DataError: a sample does not have this form, names an unknown class, or has labels that can be read as
+            indices and as a vector; gives its number.
 
     >>> # dataset = torchvision.datasets.Flowers102(root, split="train")       # (image, index)
     >>> # write_voc_tree(dataset, "flowers", "train", names)
@@ -52,16 +60,23 @@ def write_voc_tree(
     >>> # write_voc_tree(((row["image"], row["label"]) for row in rows), "data", "train", names)
     """
     target, names = Path(target), ["_".join(name.split()) for name in classes]
+    check_choice("form", form, (None, *get_args(Form)))
     rows: dict[str, list[str]] = {}
+    given = None if ids is None else iter(ids)
     for number, sample in enumerate(track(samples, f"Writing {split}", show=progress)):
-        image_id = f"{prefix or split}_{number:06d}"
         if not isinstance(sample, tuple | list) or len(sample) not in (2, 3):
             raise DataError(f"sample {number}: expected (image, labels) or (image, labels, mask)")
-        mask = sample[2] if len(sample) == 3 else None
-        rows[image_id] = [names[c] for c in _indices(sample[1], classes, number)]
-        size = _write_image(target / "JPEGImages" / f"{image_id}.png", sample[0], number)
-        if mask is not None:
-            _write_mask(target / "SegmentationClass" / f"{image_id}.png", mask, size, len(names), number)
+        stem = (
+            Path(sample[0]).stem if isinstance(sample[0], str | Path) else f"{prefix or split}_{number:06d}"
+        )
+        image_id = stem if given is None else str(next(given, ""))
+        if not is_plain_id(image_id) or image_id in rows:
+            raise DataError(f"sample {number}: expected an id of its own, without spaces, found {image_id!r}")
+        indices, form = _indices(sample[1], classes, number, form)
+        rows[image_id] = [names[c] for c in indices]
+        size = _write_image(target / "JPEGImages" / image_id, sample[0], number)
+        if len(sample) == 3 and sample[2] is not None:
+            _write_mask(target / "SegmentationClass" / f"{image_id}.png", sample[2], size, len(names), number)
     if not rows:
         raise DataError(f"the split {split!r} has no sample")
     atomic_write(target / LISTS / f"{split}.txt", "\n".join(rows).encode())
@@ -71,27 +86,50 @@ def write_voc_tree(
     return target
 
 
-def _indices(labels: Any, classes: Sequence[str], number: int) -> list[int]:
-    """Class indices of a sample, ascending."""
+def _indices(
+    labels: Any, classes: Sequence[str], number: int, form: Form | None
+) -> tuple[list[int], Form | None]:
+    """Class indices of a sample, ascending, and the form of this sample and all before it."""
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray | np.generic) else labels
-    if not isinstance(values, list | tuple | set):
-        values = [values]
-    values = list(values)
-    several = len(values) == len(classes) > 1 and all(value in (0, 1) for value in values)
-    if several and not isinstance(labels, set):
-        values = [c for c, value in enumerate(values) if value]
-    found = {classes.index(v) if isinstance(v, str) and v in classes else v for v in values}
+    several = isinstance(values, list | tuple | set)
+    values = list(values) if several else [values]
+    found = [classes.index(v) if isinstance(v, str) and v in classes else v for v in values]
     wrong = [v for v in found if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < len(classes)]
-    if wrong:
-        raise DataError(f"sample {number}: expected indices 0..{len(classes) - 1} or names, got {wrong[:5]}")
-    return sorted(found)
+    fits: list[Form] = [] if wrong or len(set(found)) < len(found) else ["indices"]
+    if several and not isinstance(labels, set) and len(values) == len(classes) and set(values) <= {0, 1}:
+        fits.append("vectors")
+    if any(isinstance(v, str) for v in values) and not wrong:
+        return sorted(set(found)), form
+    if len(fits) == 2 and form is None:
+        raise DataError(
+            f"sample {number}: {values} can be a vector of zeros and ones, and indices of classes. Say which: "
+            'form="vectors" or form="indices"'
+        )
+    if not fits:
+        raise DataError(
+            f"sample {number}: expected indices 0..{len(classes) - 1}, names, or {len(classes)} zeros and ones, "
+            f"got {(wrong or values)[:5]}"
+        )
+    if form is not None and form not in fits:
+        raise DataError(f"sample {number}: expected {form} as labels, as of all samples, got {values[:5]}")
+    form = form or fits[0]
+    return sorted(found) if form == "indices" else [c for c, value in enumerate(values) if value], form
 
 
 def _write_image(path: Path, image: Any, number: int) -> tuple[int, ...]:
-    pil = isinstance(image, Image.Image)
-    array = upright_rgb(image, f"sample {number}") if pil else np.asarray(image)
+    """Writes an image under its id and the ending of its kind; returns its height and width."""
+    if isinstance(image, str | Path):
+        source, ending = Path(image), Path(image).suffix.lower()
+        array = read_image(source)
+        if ending in IMAGE_ENDINGS:
+            atomic_write(path.with_name(path.name + ending), source.read_bytes())
+            return array.shape[:2]
+    elif isinstance(image, Image.Image):
+        array = upright_rgb(image, f"sample {number}")
+    else:
+        array = np.asarray(image)
     check_pixels(array, f"sample {number}, taken without a transform")
-    with atomic_file(path) as file:
+    with atomic_file(path.with_name(path.name + ".png")) as file:
         Image.fromarray(array).save(file, format="PNG")  # lossless
     return array.shape[:2]
 

@@ -68,12 +68,16 @@ class BaseDataset(Items):
         split: name of the list of images.
         transform: called as `transform(image=array)["image"]`; None leaves the array.
         palette: (256, 3) uint8 RGB colours of class ids in masks.
+        labels_source: where the labels come from, in words.
+        masks_source: where the masks come from.
     """
 
     ids: Sequence[str]
     classes: tuple[str, ...]
     labels: np.ndarray
     split: str = ""
+    labels_source: str = "the data set"
+    masks_source: str = "the data set"
     transform: Transform | None = None
     _rows: dict[str, int] | None = None
     _fingerprint: tuple[bool, str] | None = None

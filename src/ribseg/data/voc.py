@@ -9,7 +9,8 @@ import numpy as np
 
 from ribseg.data.base import BaseDataset, Transform
 from ribseg.data.io.images import read_image
-from ribseg.data.io.labels import labels_from_csv, labels_from_masks, labels_from_xml
+from ribseg.data.io.label_forms import find_labels, read_labels
+from ribseg.data.io.labels import FROM_MASKS, labels_from_masks, labels_from_xml
 from ribseg.data.io.masks import read_mask
 from ribseg.data.voc_layout import VOC_CLASSES as VOC_CLASSES
 from ribseg.data.voc_layout import class_names, find_root, read_split
@@ -29,13 +30,13 @@ class VOCFolder(BaseDataset):
         split: name of a list, without `.txt`.
         classes: names without background, or a file with one name per line; None: classes.txt if it exists,
             else VOC's twenty.
-        labels: "xml" (Annotations/), "mask" (the classes in the masks), the path of a CSV file (may be
-            relative to root), "none" (no labels: VOC's test split), or "auto": Annotations/ if it exists,
-            else image_labels*.csv in root if there is exactly one, else masks.
+        labels: "xml" (Annotations/), "mask" (the classes in the masks), the path of a file or folder (may be
+            relative to root) of any form of `ribseg.data.io.label_forms`, "none" (no labels: VOC's test
+            split), or "auto": the only one of these in root; masks where nothing else may be meant.
         transform: see `BaseDataset`.
         masks_dir: folder of the masks, below root or absolute.
         images_dir: folder of the images, below root or absolute, or several; .jpg, .jpeg or .png.
-        lists_dir: folder of the lists, below root or absolute; the first word of each line is the id.
+        lists_dir: folder of the lists, below root or absolute; one id a line.
 
     Attributes:
         root: Path of the folder with the images.
@@ -43,6 +44,7 @@ class VOCFolder(BaseDataset):
         ids: list of image ids in the list's order.
         classes: tuple of names; `num_classes` is their number. Without background.
         labels: (N, C) bool ndarray.
+        labels_source: where they come from.
         palette: (256, 3) uint8 RGB colours of class ids in masks.
         splits: names of all lists.
 
@@ -76,7 +78,7 @@ class VOCFolder(BaseDataset):
         self.splits, self.ids = read_split(self.root / lists_dir, split, self._images)
         self.classes = class_names(self.root, classes)
         self._masks = _scan_masks(self.masks_dir)
-        self.labels = self._read_labels(labels)
+        self.labels, self.labels_source = self._read_labels(labels)
 
     def with_masks(self, masks_dir: str) -> "VOCFolder":
         """The same images and labels, shared, with masks from another folder, below root or absolute."""
@@ -84,6 +86,11 @@ class VOCFolder(BaseDataset):
         other.masks_dir = self.root / masks_dir
         other._masks = _scan_masks(other.masks_dir)
         return other
+
+    @property
+    def masks_source(self) -> str:  # type: ignore[override]  # other data sets set a text
+        """The folder of the masks."""
+        return f"{self.masks_dir.name}/" if self.masks_dir.is_dir() else f"no folder {self.masks_dir.name}/"
 
     @property
     def origin(self) -> str:
@@ -140,20 +147,21 @@ class VOCFolder(BaseDataset):
                     digest.update(file.read())
         return digest.hexdigest()
 
-    def _read_labels(self, source: str | Path) -> np.ndarray:
-        annotations, tables = self.root / "Annotations", sorted(self.root.glob("image_labels*.csv"))
+    def _read_labels(self, source: str | Path) -> tuple[np.ndarray, str]:
+        """The labels, and where they come from."""
+        annotations = self.root / "Annotations"
         if source == "auto":
-            source = "xml" if annotations.is_dir() else tables[0] if len(tables) == 1 else "mask"
+            source = find_labels(self.root, self.masks_dir, self.classes)
         if source == "xml":
-            return labels_from_xml(annotations, self.ids, self.classes)
+            return labels_from_xml(annotations, self.ids, self.classes), f"{annotations.name}/*.xml"
         if source == "mask":
-            return labels_from_masks(self.masks_dir, self.ids, self.num_classes)
+            return labels_from_masks(self.masks_dir, self.ids, self.num_classes), FROM_MASKS
         if source == "none":
-            return np.zeros((len(self.ids), self.num_classes), dtype=bool)
-        if Path(source).suffix.lower() != ".csv":
-            raise ConfigError(f"expected labels = auto, xml, mask, none or a .csv file, got {str(source)!r}.")
+            return np.zeros((len(self.ids), self.num_classes), dtype=bool), "none"
+        if not Path(source).suffix and not Path(self.root, source).exists():
+            raise ConfigError(f"expected labels = auto, xml, mask, none or a path, got {str(source)!r}.")
         path = Path(source)
-        return labels_from_csv(path if path.is_file() else self.root / path, self.ids, self.classes)
+        return read_labels(path if path.exists() else self.root / path, self.ids, self.classes)
 
 
 def _scan_images(folders: Sequence[Path]) -> Files:

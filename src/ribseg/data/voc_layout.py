@@ -15,6 +15,7 @@ VOC_CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 SPACES = "ids with spaces"
+COLUMNS = "more than an id"
 NUMBER = re.compile(r"^\s*\d+[\s:.,;=-]+")
 
 
@@ -61,11 +62,11 @@ def read_split(folder: Path, split: str, images: Container[str]) -> tuple[tuple[
         problems["named twice"] = [f"entry {row + 1}: {lines[row]}" for row in repeated]
     if problems:
         advice = "An id is the image's file name without ending and without folder; name each once."
-        if SPACES in problems or any(len(lines[row].split()) > 1 for row in repeated):
+        if {SPACES, COLUMNS} & problems.keys():
             advice += (
-                " Lists in VOC layout separate columns by spaces, so only the first word of a line is the "
-                "id: if file names hold spaces, rename the files (underscores, for example) and the ids in "
-                "all lists."
+                " If file names hold spaces, rename the files (underscores, for example) and the ids in all "
+                "lists. Numbers after an id are labels, of VOC's class lists or an imagenet list: write a "
+                "list of ids alone, and give that file by data.labels."
             )
         raise DataError(list_problems(f"{path} cannot be used", problems, advice))
     return splits, ids
@@ -77,6 +78,8 @@ def _problem_of_line(line: str, image_id: str, images: Container[str]) -> str | 
         return SPACES
     if not is_plain_id(image_id):
         return "no plain file name"
+    if line != image_id:
+        return COLUMNS
     stem = without_ending(image_id)
     if stem != image_id and stem in images and image_id not in images:
         return "ids with an ending (write x, not x.jpg)"

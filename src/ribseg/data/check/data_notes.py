@@ -12,6 +12,7 @@ from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.mask_notes import mask_notes
 from ribseg.data.check.note import Note, first_of, names_and_counts
 from ribseg.data.feed.sampler import ReferenceSampler
+from ribseg.data.io.labels import FROM_MASKS
 from ribseg.data.splits import DataSplits
 
 FEW = 20  # masks that are read for a message
@@ -30,16 +31,53 @@ def data_results(
         searched: whether the learning rate of such a method is searched.
 
     Returns:
-        "notes": rows of "key", "found", "means", "helps". If a method draws reference images, also
+        "notes": rows of "key", "found", "means", "helps"; "labels", "masks": split -> where they come from.
+        If a method draws reference images, also
         "without_references": the number of "images" with a class; how many of them are "without" any
         reference image, in total, by split ("splits"), and in the training split ("train").
     """
     counts = without_references(data) if drawn else {}
-    notes = [*reference_notes(data, counts, searched), *class_notes(data, trained), *split_notes(data)]
+    notes = [
+        *label_notes(data),
+        *reference_notes(data, counts, searched),
+        *class_notes(data, trained),
+        *split_notes(data),
+    ]
     for split, facts in values.items():
         notes += mask_notes(split, facts, data.train.classes)
-    result: dict[str, Any] = {"notes": [asdict(note) for note in notes]}
+    result: dict[str, Any] = {"notes": [asdict(note) for note in notes], **sources(data)}
     return result | ({"without_references": counts} if counts else {})
+
+
+def sources(data: DataSplits) -> dict[str, dict[str, str]]:
+    """Where labels and masks come from: "labels" and "masks", each split -> a text."""
+    found: dict[str, dict[str, str]] = {"labels": {}, "masks": {}}
+    for folder in data.splits:
+        masks = sum(map(folder.has_mask, folder.ids))
+        found["labels"][folder.split] = folder.labels_source
+        found["masks"][folder.split] = f"{folder.masks_source}, {masks} of {len(folder)} images"
+    return found
+
+
+def label_notes(data: DataSplits) -> Iterator[Note]:
+    """A note on labels that were taken from the ground truth."""
+    splits = [folder.split for folder in data.splits if folder.labels_source == FROM_MASKS]
+    if splits:
+        yield Note(
+            "labels_from_masks",
+            f"the image-level labels of {' and '.join(splits)} were taken from the ground-truth masks",
+            "Results are an upper bound: weak supervision has no masks, and labels that people give differ.",
+            "Give labels by data.labels=FILE, if there are any.",
+        )
+
+
+def print_sources(say: Callable[[str, str], object], facts: Mapping[str, Any]) -> None:
+    """Says where labels and masks come from, of `sources`; a line for all splits where it is the same."""
+    for what in ("labels", "masks"):
+        texts = facts[what]
+        same = len(set(texts.values())) == 1
+        shown = next(iter(texts.values())) if same else "; ".join(f"{s}: {text}" for s, text in texts.items())
+        say(shown, what)
 
 
 def print_notes(say: Callable[[str, str, str], object], facts: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from ribseg.files import atomic_write, scan_folder
 from ribseg.workers import io_threads, ordered_map
 
 Problems = dict[str, list[str]]
+FROM_MASKS = "the ground-truth masks"
 TWICE = "images with two rows (expected one an image, with all its classes separated by spaces)"
 
 
@@ -53,7 +54,7 @@ def labels_from_xml(folder: str | Path, ids: Sequence[str], classes: Sequence[st
             rows[image_id] = _xml_names(folder / present[image_id])
         except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
             problems["malformed XML files"].append(f"{present[image_id]}: {reason(error)}")
-    return _matrix(f"image-level labels from {folder}", rows, ids, classes, problems)
+    return label_matrix(f"image-level labels from {folder}", rows, ids, classes, problems)
 
 
 def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -87,7 +88,7 @@ def labels_from_csv(path: str | Path, ids: Sequence[str], classes: Sequence[str]
     if absent:
         others = (image_id for image_id in rows if image_id not in listed)
         problems["images without a row"] = explained(absent, others)
-    return _matrix(f"image-level labels from {path}", rows, ids, classes, problems)
+    return label_matrix(f"image-level labels from {path}", rows, ids, classes, problems)
 
 
 def read_label_csv(path: str | Path) -> dict[str, list[str]]:
@@ -196,7 +197,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {reason(error)}. Save it again.") from error
 
 
-def _matrix(
+def label_matrix(
     source: str, rows: dict[str, list[str]], ids: Sequence[str], classes: Sequence[str], problems: Problems
 ) -> np.ndarray:
     """The label matrix (N, C) of class names; raises one DataError for all problems."""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ribseg.data.check.data_notes import print_notes
+from ribseg.data.check.data_notes import print_notes, print_sources, sources
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.mask_notes import unusable_masks
 from ribseg.data.check.survey import Survey, duplicates, overlaps, survey
@@ -57,6 +57,8 @@ def report_data(
         DataError: lists the errors in the data, if there are any.
     """
     evals, prepared = data.eval_splits, preparation or {}
+    console.say(", ".join(f"{len(folder)} of {folder.split}" for folder in data.splits), "images")
+    print_sources(console.say, sources(data))
     surveys = [survey(folder, folder.split in evals, progress=progress) for folder in data.splits]
     leaks, within = overlaps({folder.split: folder.ids for folder in data.splits})
     same = duplicates(surveys)

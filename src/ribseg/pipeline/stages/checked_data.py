@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from ribseg.data.base import BaseDataset
-from ribseg.data.check.data_notes import data_results, nothing_to_learn, print_notes
+from ribseg.data.check.data_notes import data_results, nothing_to_learn, print_notes, print_sources, sources
 from ribseg.data.check.dataset import check_dataset
 from ribseg.data.check.mask_facts import MaskFacts
 from ribseg.data.check.mask_notes import unusable_masks
@@ -31,6 +31,8 @@ class CheckedData:
         self.session, self.facts = session, dict(reported)
         if not session.data.train.labels.any():
             raise DataError(nothing_to_learn(session.data.train, str(session.cfg.data.labels)))
+        if not reported:
+            print_sources(session.say, sources(session.data))
 
     @property
     def skips(self) -> bool:
