@@ -1,5 +1,6 @@
 """Input images and output files of a command, and its errors per image."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -8,6 +9,9 @@ from pathlib import Path
 from ribseg.errors import DataError, DeviceMemoryError, RibsegError, shortened
 from ribseg.files import IMAGE_ENDINGS
 from ribseg.workers import cores, forks, ordered_map, worker_count
+
+# Kinds of images that are looked for in a folder of photographs; any kind that Pillow reads can be named.
+READ = (*IMAGE_ENDINGS, ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, Path]:
@@ -91,11 +95,21 @@ def _with_reasons(text: str, failed: Mapping[Path, str]) -> str:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """All images in a folder, also with equal stems (a.jpg and a.png), which `targets_of` reports."""
+    """All images in a folder, also with equal stems (a.jpg and a.png), which `targets_of` reports.
+
+    Hidden files are none: macOS writes `._a.jpg` beside `a.jpg` on other file systems. Says which other files
+    are passed over.
+    """
     try:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
+        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     except OSError as error:
         raise DataError(f"cannot list the folder {folder}: {error.strerror or error}") from error
+    found = [path for path in files if path.suffix.lower() in READ]
     if not found:
-        raise DataError(f"the folder {folder} holds no images ({', '.join(IMAGE_ENDINGS)})")
+        raise DataError(f"the folder {folder} holds no images ({', '.join(READ)})")
+    others = [path.name for path in files if path not in found]
+    if others:
+        print(
+            f"{folder}: {len(others)} files are passed over ({shortened(', '.join(others))})", file=sys.stderr
+        )
     return found

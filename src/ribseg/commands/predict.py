@@ -23,7 +23,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Segments the images; lists those that failed at the end."""
-    from ribseg.data.io.masks import write_mask
+    from ribseg.data.io.masks import write_class_names, write_mask
     from ribseg.memory import usable_device
     from ribseg.models.inference import PUBLISHED_CRF, predict
     from ribseg.models.load import load_segmenter
@@ -42,4 +42,5 @@ def run(options: argparse.Namespace) -> None:
         return ""
 
     done, failure = f"masks written to {options.out}", "could not be segmented"
+    write_class_names(options.out, segmenter.classes)
     each_image(targets, one, "Segmenting", done, failure, options.quiet)

@@ -36,10 +36,11 @@ def write_voc_tree(
     again. Spaces in class names become underscores.
 
     Args:
-        samples: (image, labels) or (image, labels, mask). `image` is the path of a file, which keeps its name as
-            id and, if it is JPEG or PNG, its bytes; a PIL image of any mode (its EXIF orientation is applied); or
-            an (H, W, 3) uint8 array. `labels` are a class index from 0, a class name, several of either, or a (C,)
-            vector of zeros and ones; `mask` (H, W) integers (0 background, c + 1 class c, 255 ignore),
+        samples: (image, labels) or (image, labels, mask). `image` is the path of a file, which keeps its name
+            as id and, if it is JPEG or PNG, its bytes; a PIL image of any mode (its EXIF orientation is
+            applied); or an (H, W, 3) uint8 array. `labels` are a class index from 0, a class name, several of
+            either, or a (C,) vector of zeros and ones; `mask` (H, W) integers (0 background, c + 1 class c,
+            255 ignore),
             a PIL image of these, or None.
         target: folder in VOC layout; is created.
         split: name of the list: train, val, ...
@@ -47,8 +48,8 @@ def write_voc_tree(
         prefix: of the ids of images without a path, followed by a number; None for the split's name.
         progress: how progress is shown, see `ribseg.progress.check_progress`.
         ids: of the images, in the order of the samples; None for names of files, or prefix and number.
-        form: whether labels that are sequences hold "indices" or are "vectors", in all samples; None where each
-            can be only one of them.
+        form: whether labels that are sequences hold "indices" or are "vectors", in all samples; None where
+            each can be only one of them.
 
     Raises:
         DataError: a sample does not have this form, names an unknown class, or has labels that can be read as
@@ -60,7 +61,7 @@ def write_voc_tree(
     >>> # write_voc_tree(((row["image"], row["label"]) for row in rows), "data", "train", names)
     """
     target, names = Path(target), ["_".join(name.split()) for name in classes]
-    check_choice("form", form, (None, *get_args(Form)))
+    check_choice("form", form or "indices", get_args(Form))
     rows: dict[str, list[str]] = {}
     given = None if ids is None else iter(ids)
     for number, sample in enumerate(track(samples, f"Writing {split}", show=progress)):
@@ -94,21 +95,22 @@ def _indices(
     several = isinstance(values, list | tuple | set)
     values = list(values) if several else [values]
     found = [classes.index(v) if isinstance(v, str) and v in classes else v for v in values]
-    wrong = [v for v in found if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < len(classes)]
+    high = len(classes)
+    wrong = [v for v in found if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < high]
     fits: list[Form] = [] if wrong or len(set(found)) < len(found) else ["indices"]
-    if several and not isinstance(labels, set) and len(values) == len(classes) and set(values) <= {0, 1}:
+    if several and not isinstance(labels, set) and len(values) == high and set(values) <= {0, 1}:
         fits.append("vectors")
     if any(isinstance(v, str) for v in values) and not wrong:
         return sorted(set(found)), form
     if len(fits) == 2 and form is None:
         raise DataError(
-            f"sample {number}: {values} can be a vector of zeros and ones, and indices of classes. Say which: "
+            f"sample {number}: {values} can be a vector of zeros and ones, and indices of classes. Say: "
             'form="vectors" or form="indices"'
         )
     if not fits:
         raise DataError(
-            f"sample {number}: expected indices 0..{len(classes) - 1}, names, or {len(classes)} zeros and ones, "
-            f"got {(wrong or values)[:5]}"
+            f"sample {number}: expected indices 0..{high - 1}, names, or {high} zeros and ones, got "
+            f"{(wrong or values)[:5]}"
         )
     if form is not None and form not in fits:
         raise DataError(f"sample {number}: expected {form} as labels, as of all samples, got {values[:5]}")

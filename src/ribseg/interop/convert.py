@@ -3,7 +3,7 @@
 Files that exist already are kept, and all broken ones are listed at the end.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from ribseg.checks import check_choice
-from ribseg.data.base import BaseDataset
+from ribseg.data.base import BaseDataset, class_order
+from ribseg.data.check.mask_facts import MaskContent, mask_facts
+from ribseg.data.check.mask_notes import SEVERAL
 from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
-from ribseg.data.io.masks import read_mask
+from ribseg.data.io.masks import class_names_of, read_mask
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
 from ribseg.files import scan_folder
 from ribseg.functional.cam import strided_size
@@ -32,6 +34,7 @@ ARRAYS: dict[str, Callable[[Path, int], LocalizationMaps]] = {
     "amn": partial(read_irn_maps, background_first=True),
     "psa": read_psa_maps,
 }
+SCALED = 0.5  # value that the maps of some image exceed
 ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."
 
 
@@ -124,7 +127,7 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
         layout: "npz": `<id>.npz` of ribseg; "irn": pickled `<id>.npy` of IRN, see `read_irn_maps`; "amn":
             the same with the background's map first; "psa": those of PSA, see `read_psa_maps`; "png": gray
             PNGs, see `find_pngs`; "masks": palette PNGs `<id>.png`, or gray ones of 8 bit, with class
-            ids, see `masks_to_maps`.
+            ids, see `masks_to_maps`; ids in the order of a classes.txt beside or above them, if there is one.
 
     Returns:
         The function; it raises a DataError if a file is broken or does not match its image.
@@ -145,10 +148,16 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
     if problems:
         advice = ADVICE if layout == "png" else f"Expected <image id>{ENDINGS[layout]} for every image."
         raise DataError(list_problems(f"the maps in {source} cannot be used", problems, advice))
+    named = class_names_of(source) if layout == "masks" else None
+    places = range(dataset.num_classes)
+    order = list(places) if named is None else class_order(named, dataset.classes, f"classes.txt of {source}")
+    ids = np.arange(256, dtype=np.uint8)
+    ids[[place + 1 for place in order]] = [place + 1 for place in places]
+    renumber = ids.__getitem__
     readers: dict[str, Reader] = {
         "npz": lambda i: load_maps(source / f"{i}.npz"),
         "png": lambda i: read_pngs(pngs[i]),
-        "masks": lambda i: masks_to_maps(read_mask(source / f"{i}.png", dataset.num_classes)),
+        "masks": lambda i: masks_to_maps(renumber(read_mask(source / f"{i}.png", dataset.num_classes))),
     }
     if layout in ARRAYS:
         readers[layout] = lambda i: ARRAYS[layout](source / f"{i}.npy", dataset.num_classes)
@@ -168,10 +177,56 @@ def _fitting(dataset: BaseDataset, read: Reader, there: set[str], image_id: str)
             f"the maps of {image_id} are of (height, width) {found}, {tuple(maps.strided.shape[1:])} at "
             f"stride {STRIDE}; expected {size} and {strided} as its image has"
         )
+    if maps.names:
+        maps = _by_name(maps, dataset.classes, image_id)
     classes, last = maps.classes.tolist(), dataset.num_classes - 1
     if min(classes) < 0 or max(classes) > last:
         raise DataError(f"the maps of {image_id} are of classes {classes}, expected 0..{last}")
-    return LocalizationMaps(maps.classes, maps.strided, maps.full, size)
+    names = tuple(dataset.classes[c] for c in classes)
+    return LocalizationMaps(maps.classes, maps.strided, maps.full, size, names)
+
+
+def _by_name(maps: LocalizationMaps, classes: Sequence[str], image_id: str) -> LocalizationMaps:
+    """Maps that name their classes, with the indices of these names."""
+    unknown = [name for name in maps.names if name not in classes]
+    if unknown:
+        raise DataError(f"the maps of {image_id} are of classes that the data does not have: {unknown}")
+    indices = torch.tensor([classes.index(name) for name in maps.names])
+    order = indices.argsort()
+    full = None if maps.full is None else maps.full[order]
+    return LocalizationMaps(indices[order], maps.strided[order], full, maps.size)
+
+
+def check_imported(folder: str | Path, dataset: BaseDataset) -> None:
+    """Checks converted maps of a whole split: that they are scaled, and are of the classes of their images.
+
+    Args:
+        folder: of the `.npz` files.
+        dataset: the split.
+
+    Raises:
+        DataError: no map reaches half of the range; or no image has maps of a class of its label.
+    """
+    highest, looks = 0.0, list[MaskContent | None]()
+    for image_id in dataset.ids:
+        maps = load_maps(Path(folder, f"{image_id}.npz"))
+        highest = max([highest, *maps.strided.flatten(1).amax(1).tolist()])
+        ids = tuple(c + 1 for c in maps.classes.tolist())
+        looks.append(MaskContent(maps.size or (0, 0), ids, (1,) * len(ids), (0,) * len(ids)))
+    if not any(look and look.ids for look in looks):
+        return
+    if highest < SCALED:
+        raise DataError(
+            f"no imported map of {dataset.split} exceeds {highest:.3g}: they are not scaled. Expected values "
+            "from 0 to 1, each map divided by its maximum; background scores are shares of it"
+        )
+    facts = mask_facts(looks, dataset.labels)
+    if facts.labelled - facts.empty >= SEVERAL and not facts.common:
+        raise DataError(
+            f"labels and imported maps of {dataset.split} contradict each other: in none of the "
+            f"{facts.labelled} labelled images is there a map of a class of the label. Are their classes "
+            "counted from 0 in the order of classes.txt, and do they belong to these images?"
+        )
 
 
 def _convert(

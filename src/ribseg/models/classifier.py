@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -108,6 +109,13 @@ class Classifier(nn.Module):
         """
         about = described("classifier", self, self.classes, self.mean, self.std)
         write_described(path, about, self.state_dict())
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Puts the classes in another order: row k of the heads becomes what row order[k] was."""
+        with torch.no_grad():
+            for head in (each for name, each in self.named_children() if name != "backbone"):
+                for parameter in head.parameters():
+                    parameter.copy_(parameter[list(order)])
 
     @property
     def weight(self) -> Tensor:

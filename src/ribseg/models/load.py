@@ -1,6 +1,6 @@
 """Trained segmenters; and how these and classifiers are loaded, from files with or without a description."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ribseg.data.base import class_order
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, three
 from ribseg.data.io.masks import voc_palette
 from ribseg.data.voc import VOC_CLASSES
@@ -18,7 +19,7 @@ from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.released import official_classifier, released_state
 from ribseg.models.smp import SMPSegmenter
 from ribseg.models.weights import fitting, load_fitting, load_match
-from ribseg.models.weights_file import described, read_file, write_described
+from ribseg.models.weights_file import described, listed, read_file, write_described
 
 KIND = "segmenter"
 FORMER_KIND = "ribseg segmenter 1"  # in torch.save files of versions before 0.1.0
@@ -138,26 +139,36 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
     return segmenter
 
 
-def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
+def load_classifier(
+    classifier: nn.Module, path: str | Path, classes: Sequence[str] | None = None
+) -> list[str]:
     """Loads the backbone and head of a trained classifier; returns the ignored keys of the file.
+
+    Where the file names its classes, the rows of the head are put in the order of `classes`.
 
     Args:
         classifier: a network of the same architecture and number of classes; changed in place.
         path: a `classifier.safetensors` of the store, a Lightning checkpoint, a state dictionary of this
             network or of timm's with its head, nested and prefixed in any way, or a released checkpoint
             (`res50_cam.pth`). A bias of the head is ignored: class maps have none.
+        classes: C names in the order of the data; None for those of the classifier, if it has names.
 
     Returns:
         Keys of the head's bias, if there is one.
 
     Raises:
-        ConfigError: the file cannot be read safely, belongs to another network or other classes, or has
-            weights that are not finite.
+        ConfigError: the file cannot be read safely, belongs to another network, or has weights that are not
+            finite.
+        DataError: it names other classes.
     """
     content, what = read_file(path), "the configured classifier"
+    named = content.get("classes") if isinstance(content, Mapping) and "kind" in content else None
+    wanted = classes or getattr(classifier, "classes", None)
     content = released_state(content, path) or content
     if not isinstance(classifier, Classifier):
         load_fitting(classifier, path, what, content)
+        if named and wanted and class_order(named, wanted, str(path)) != [*range(len(wanted))]:
+            raise ConfigError(f"{path} has the classes in another order: {listed(named)}; name them so")
         return []
     what += f" over {classifier.backbone.name!r}"
     spellings = [classifier.timm_name, lambda key: key.removeprefix("backbone.")]
@@ -169,6 +180,8 @@ def load_classifier(classifier: nn.Module, path: str | Path) -> list[str]:
             f"over its backbone: classifier.checkpoint=null classifier.model.weights={path}"
         )
     load_match(classifier, match, path)
+    if named and wanted:
+        classifier.reorder(class_order(named, wanted, str(path)))
     return match.left_out
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ class MapWriter(BasePredictionWriter):
         folder: for `maps/<image id>.npz` and `records-<part><process>.jsonl`.
         full: write full-size maps, too (for exact evaluation and CRF; several times the disk space).
         part: of the images; other runs may write other parts into the same folder at the same time.
+        classes: names of the C classes, which are written with the maps; None if unknown.
     """
 
-    def __init__(self, folder: str | Path, full: bool = True, part: str = "") -> None:
+    def __init__(
+        self, folder: str | Path, full: bool = True, part: str = "", classes: Sequence[str] | None = None
+    ) -> None:
         super().__init__(write_interval="batch")
-        self.folder, self.full, self.part = Path(folder), full, part
+        self.folder, self.full, self.part, self.classes = Path(folder), full, part, classes
 
     def write_on_batch_end(
         self,
@@ -52,6 +55,8 @@ class MapWriter(BasePredictionWriter):
             file.write("\n" + json.dumps(prediction.record) + "\n")
         maps = prediction.maps
         kept = maps if self.full else dataclasses.replace(maps, full=None)
+        if self.classes is not None:
+            kept = dataclasses.replace(kept, names=tuple(self.classes[c] for c in maps.classes.tolist()))
         save_maps(map_path(self.folder, prediction.image_id), kept)
 
 

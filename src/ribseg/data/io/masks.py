@@ -1,5 +1,6 @@
 """Reading and writing masks: PNGs whose pixel values are class ids (0 background, 255 ignore)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,21 @@ from PIL import Image
 
 from ribseg.data.io.images import load_pixels, open_image
 from ribseg.errors import DataError
-from ribseg.files import atomic_file
+from ribseg.files import atomic_file, atomic_write, read_lines
 from ribseg.types import IGNORE as IGNORE
+
+CLASSES = "classes.txt"
+
+
+def write_class_names(folder: str | Path, classes: Sequence[str]) -> None:
+    """Writes classes.txt into a folder of masks: row c is the name of id c + 1."""
+    atomic_write(Path(folder, CLASSES), "\n".join(classes).encode())
+
+
+def class_names_of(folder: str | Path) -> list[str] | None:
+    """The names in the classes.txt of a folder of masks, or of the folder above; None without one."""
+    places = (Path(folder, CLASSES), Path(folder).absolute().parent / CLASSES)
+    return next((read_lines(path) for path in places if path.is_file()), None)
 
 
 def voc_palette() -> np.ndarray:

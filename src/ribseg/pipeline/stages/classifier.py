@@ -12,10 +12,12 @@ from torch import nn
 
 from ribseg.checks import within
 from ribseg.data.augment.seeding import share_of
+from ribseg.data.base import class_order
 from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
 from ribseg.models import Classifier, load_classifier, load_official_classifier
 from ribseg.models.classifier import described
+from ribseg.models.load import NAMES
 from ribseg.models.packages import PACKAGED, STATISTICS
 from ribseg.models.weights_file import write_described
 from ribseg.modules import ClassifierModule
@@ -115,6 +117,9 @@ class ClassifierStage(Stage[Session]):
                 if network.num_classes != number:
                     found = f"{cfg.official_checkpoint} knows {network.num_classes} classes"
                     raise ConfigError(f"{found}, but the data has {number}")
+                if number in NAMES:
+                    order = class_order(NAMES[number], self.session.data.classes, cfg.official_checkpoint)
+                    network.reorder(order)
                 return network
         # Pretrained weights are loaded only if they will be needed; a network of one's own may have none.
         trains = not cfg.given and self.session.run.computes(self)
@@ -125,7 +130,7 @@ class ClassifierStage(Stage[Session]):
             network = build(cfg.model, num_classes=number, _convert_="all", **extra)
         if cfg.checkpoint:
             with within("classifier"):
-                self.left_out = load_classifier(network, cfg.checkpoint)
+                self.left_out = load_classifier(network, cfg.checkpoint, self.session.data.classes)
         return network
 
     @cached_property
@@ -137,7 +142,7 @@ class ClassifierStage(Stage[Session]):
     def trained(self) -> Classifier:
         """The network with the weights of the result."""
         if not self.cfg.given:
-            load_classifier(self.network, self.artefact.folder / WEIGHTS)
+            load_classifier(self.network, self.artefact.folder / WEIGHTS, self.session.data.classes)
         return self.network
 
     def work(self, target: Artefact) -> dict[str, Any]:
@@ -156,9 +161,9 @@ class ClassifierStage(Stage[Session]):
 
     def _save(self, target: Artefact) -> None:
         """Writes the weights, with the metadata that `ribseg.load` needs if it is a `Classifier`."""
-        about: dict[str, Any] = {"kind": "weights"}
+        data = self.session.data
+        about: dict[str, Any] = {"kind": "weights", "classes": data.classes}
         if isinstance(self.network, Classifier):
-            data = self.session.data
             about = described("classifier", self.network, data.classes, data.mean, data.std)
         write_described(target.folder / WEIGHTS, about, self.network.state_dict())
 

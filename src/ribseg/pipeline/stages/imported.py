@@ -5,7 +5,7 @@ from typing import Any
 
 from ribseg.errors import ConfigError
 from ribseg.files import missing_ids
-from ribseg.interop import convert_maps, map_reader
+from ribseg.interop import check_imported, convert_maps, map_reader
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
 from ribseg.store.digest import folder_digest
@@ -60,6 +60,7 @@ class ImportedStage(Stage[Session]):
             for folder in self.session.data.mapped:
                 maps, progress = target.folder / "maps", self.session.cfg.progress
                 convert_maps(str(self.cfg.folder), maps, folder, self.cfg.layout, progress)
+                check_imported(maps, folder)
 
         self.session.group.on_first(convert)
         return {"images": len(self.session.data.all_ids)}

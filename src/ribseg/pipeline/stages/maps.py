@@ -72,7 +72,7 @@ class MapStage(ImageStage[Session]):
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Makes the maps of images by the Trainer."""
         session, cfg = self.session, self.session.settings[MapsSettings]
-        writer = MapWriter(target.folder, cfg.full, session.record_prefix)
+        writer = MapWriter(target.folder, cfg.full, session.record_prefix, session.data.classes)
         callbacks = [writer, Threads()]
         trainer = session.trainer(self.name, target.folder, callbacks, logged=False, inference_mode=False)
         loader = session.data.prediction_loader(ids, self.scales, session.processes)

@@ -12,7 +12,7 @@ import torch
 from ribseg.checks import check_arguments, check_choice
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import load_maps, map_path
-from ribseg.data.io.masks import read_mask, write_mask
+from ribseg.data.io.masks import read_mask, write_class_names, write_mask
 from ribseg.errors import ConfigError
 from ribseg.files import missing_ids, write_json
 from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
@@ -151,6 +151,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
     def make(self, target: Artefact, ids: Sequence[str]) -> None:
         """Writes the missing masks of images in processes of the first process of the run."""
         folders, thresholds = self.session.data.folders, self.thresholds  # chosen by all processes together
+        write_class_names(target.folder, self.session.data.classes)
         for name, variant in self.variants.items():
             source, place = self.refined[variant.refined].artefact.folder, target.folder / name
             work = partial(write_pseudo_mask, folders, self.cfg, variant, thresholds[name], source, place)
