@@ -40,7 +40,8 @@ from ribseg.seeds import rng
 
 BACKBONE = {"channels": (32, 64, 128, 192), "stem_width": 16}
 SPLITS = ("train", "val")
-EPOCHS = 8
+EPOCHS = 5
+SCALES = (1.0, 0.5)
 # What `experiment=demo` uses. The margin and the area limit of the paper belong to ResNet-50 on photographs:
 # both are off, ten steps are always taken.
 RIB = {
@@ -51,6 +52,7 @@ RIB = {
     "preset": "fixed",
     "margin": None,
     "area_limit": None,
+    "loss_views": (0, 1),
 }
 PUBLISHED = RIB | {"trainable": "published", "preset": "official", "margin": 600.0, "area_limit": 0.7}
 PUBLISHED_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
@@ -68,6 +70,7 @@ def train_classifier(root: Path, seed: int, epochs: int) -> tuple[ribseg.Classif
         batch_size=16,
         num_workers=0,
         eval_splits=SPLITS,
+        scales=SCALES,
         seed=seed,
     )
     classifier = ribseg.Classifier(
