@@ -97,7 +97,7 @@ class BaseDataset(Items):
     def fingerprint(self, masks: bool = False) -> str:
         """sha256 over classes, ids, labels and all pixels, computed once.
 
-        For large data sets something cheaper will do, such as file sizes: see `VOCFolder`.
+        For large data sets something cheaper will do, such as the content of files: see `VOCFolder`.
         """
         if self._fingerprint is None or self._fingerprint[0] != masks:
             digest = self._list_digest()

@@ -12,6 +12,7 @@ from ribseg.data.base import BaseDataset, ImageDataset
 from ribseg.data.check.dataset import CheckReport, OnError, check_dataset
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import ConfigError, DataError
+from ribseg.store.contents import Contents
 
 HELD_OUT = "held_out"  # split: the part of train_split that is kept from training
 
@@ -32,6 +33,9 @@ class DataSplits:
         dataset: factory of a custom data set, called with `split=...`; see `ribseg.data.ImageDataset`. It
             ignores the arguments for `VOCFolder`. None for `VOCFolder`.
         folder: arguments for `VOCFolder`: labels, classes, masks_dir, images_dir, lists_dir.
+
+    Attributes:
+        contents: the digests of files, for fingerprints.
 
     Raises:
         ConfigError: a setting is out of range, or both or none of `root` and `dataset` are given.
@@ -56,17 +60,18 @@ class DataSplits:
         _check_share(held_out, self.eval_splits)
         self.held_out = held_out
         _check_source(root, dataset)
-        self._own = dataset
+        self._own, self.contents = dataset, Contents()
         self._voc = partial(VOCFolder, str(root), **folder)
         self._opened: dict[str, BaseDataset] = {}
         self._folders: dict[str, BaseDataset] | None = None
 
     def open(self, split: str, **replaced: Any) -> BaseDataset:
         """Opens a split; with `VOCFolder`, keyword arguments override its settings."""
-        if self._own is None:
-            return self._voc(split=split, **replaced)
-        source = self._own(split=split)
-        return source if isinstance(source, VOCFolder) else AdaptedDataset(source, split)
+        source = self._own(split=split) if self._own is not None else self._voc(split=split, **replaced)
+        if not isinstance(source, VOCFolder):
+            return AdaptedDataset(source, split)
+        source.contents = self.contents
+        return source
 
     @property
     def train(self) -> BaseDataset:

@@ -1,8 +1,7 @@
 """Data sets in PASCAL VOC layout: VOC 2012, and any other folder in this layout."""
 
 import copy
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,9 @@ from ribseg.data.voc_layout import VOC_CLASSES as VOC_CLASSES
 from ribseg.data.voc_layout import class_names, find_root, read_split
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import IMAGE_ENDINGS, scan_folder
+from ribseg.store.contents import Contents
 
 Files = dict[str, tuple[str, str]]  # image id -> folder, and the ending of the file's name
-PNG_END = 20  # bytes at the end of a PNG: two checksums of the pixels, and the IEND chunk
 
 
 class VOCFolder(BaseDataset):
@@ -47,6 +46,7 @@ class VOCFolder(BaseDataset):
         labels_source: where they come from.
         palette: (256, 3) uint8 RGB colours of class ids in masks.
         splits: names of all lists.
+        contents: digests of files, for the fingerprint.
 
     An item is a `Sample`. Files are listed, not opened: `check_dataset` finds missing and broken ones.
 
@@ -57,6 +57,8 @@ class VOCFolder(BaseDataset):
         DatasetNotFoundError: if a folder or list is missing.
         DataError: if the list, the class names or the labels cannot be used; lists the problems.
     """
+
+    contents = Contents()
 
     def __init__(
         self,
@@ -132,20 +134,23 @@ class VOCFolder(BaseDataset):
         return read_mask(self.mask_path(image_id), self.num_classes)
 
     def fingerprint(self, masks: bool = False) -> str:
-        """sha256 over classes, ids, labels and the sizes of the image files in bytes.
+        """sha256 over classes, ids, labels and the content of the image files; for masks also over theirs.
 
-        For masks also over their last bytes, the checksums of a PNG, because a corrected mask often keeps its
-        size. Reads nothing else; does not depend on the root's path. A missing file has size -1.
+        Does not depend on the root. Looks at all files again at each call, but reads only those that may
+        have changed since `contents` saw them.
         """
         digest = self._list_digest()
-        digest.update(_sizes(self._images, self.ids))
-        if masks:
-            digest.update(b"masks" + _sizes(self._masks, self.ids))
-            for image_id in filter(self.has_mask, self.ids):
-                with self.mask_path(image_id).open("rb") as file:
-                    file.seek(max(file.seek(0, os.SEEK_END) - PNG_END, 0))
-                    digest.update(file.read())
-        return digest.hexdigest()
+        for files in (self._images, self._masks) if masks else (self._images,):
+            digest.update("\n".join(["", *self._digests(files)]).encode())
+        return str(digest.hexdigest())
+
+    def _digests(self, files: Files) -> list[str]:
+        """The digests of the files of all ids; "absent" without one."""
+        found = dict.fromkeys(self.ids, "absent")
+        for folder in dict.fromkeys(place for place, _ in files.values()):
+            there = {i: f"{i}{files[i][1]}" for i in self.ids if i in files and files[i][0] == folder}
+            found |= dict(zip(there, self.contents.digests(folder, list(there.values())), strict=True))
+        return list(found.values())
 
     def _read_labels(self, source: str | Path) -> tuple[np.ndarray, str]:
         """The labels, and where they come from."""
@@ -194,13 +199,3 @@ def _path(files: Files, image_id: str, folder: Path, endings: tuple[str, ...]) -
         raise DataError(f"{folder / image_id} is absent (looked for {', '.join(endings)}).")
     place, ending = files[image_id]
     return Path(place, image_id + ending)
-
-
-def _sizes(files: Files, ids: Iterable[str]) -> bytes:
-    """The sizes of the files in bytes, -1 for missing ones, as int64 in bytes."""
-    places = ((image_id, files.get(image_id)) for image_id in ids)
-    sizes = [
-        -1 if place is None else os.stat(f"{place[0]}/{image_id}{place[1]}").st_size  # noqa: PTH116
-        for image_id, place in places
-    ]
-    return np.asarray(sizes, dtype="<i8").tobytes()

@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ribseg.errors import DatasetNotFoundError
 from ribseg.store.sources import foreign_targets, source_digest
 
 # Name and value of a setting -> the file or the choice that it stands for.
@@ -60,23 +59,4 @@ def _file_digest(path: str, size: int, changed: int) -> str:
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
-
-
-def folder_digest(folder: str | Path) -> str:
-    """sha256 over names, sizes and modification times of all files in a folder, not over its own path.
-
-    Raises:
-        DatasetNotFoundError: the folder does not exist or is empty.
-    """
-    root, digest, number = Path(folder), hashlib.sha256(), 0
-    for place, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            state = Path(place, name).stat()
-            inside = os.path.relpath(place, root)
-            digest.update(f"{inside}/{name}:{state.st_size}:{state.st_mtime_ns}\n".encode())
-            number += 1
-    if number == 0:
-        raise DatasetNotFoundError(f"no files in {root}; check the path")
     return digest.hexdigest()

@@ -30,6 +30,7 @@ from ribseg.pipeline.recipe.processes import Processes, WaitingGroup
 from ribseg.pipeline.recipe.trainer import check_trainer, counted_trainer
 from ribseg.progress import check_progress, track
 from ribseg.store.artefact import Artefact, Store, check_writable
+from ribseg.store.contents import Contents
 from ribseg.store.run import LocalEngine, Run
 from ribseg.store.settings import SHOWN, Settings, setting
 from ribseg.store.shards import Shard
@@ -105,6 +106,11 @@ class Session:
         return Store(self.cfg.store.root)
 
     @cached_property
+    def contents(self) -> Contents:
+        """Digests of files of data, remembered in the store."""
+        return Contents(self.store.root / ".contents")
+
+    @cached_property
     def entries(self) -> dict[str, Entry]:
         """Name -> entry of `methods`."""
         return entries(self.cfg)
@@ -148,6 +154,7 @@ class Session:
                 )
         with within("data"):
             data: WSSSDataModule = build(self.cfg.data, seed=self.cfg.seed, _convert_="all", **self.prepared)
+            data.contents = self.contents
             data.setup()
         return data
 

@@ -8,7 +8,6 @@ from ribseg.files import missing_ids
 from ribseg.interop import check_imported, convert_maps, map_reader
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
-from ribseg.store.digest import folder_digest
 from ribseg.store.settings import counted, setting
 from ribseg.store.stage import Stage
 
@@ -32,7 +31,7 @@ class ImportedStage(Stage[Session]):
 
     def settings(self) -> dict[str, Any]:
         """Its own, with a digest of the files instead of their folder."""
-        files = None if self.cfg.folder is None else folder_digest(self.cfg.folder)
+        files = None if self.cfg.folder is None else self.session.contents.of_folder(self.cfg.folder)
         return {"imported": counted(self.cfg) | {"files": files}}
 
     def data(self) -> str:

@@ -37,7 +37,6 @@ from ribseg.pipeline.stages.segments import (
 from ribseg.pipeline.stages.thresholds import SCORE, all_images, check_threshold, choose_threshold
 from ribseg.pipeline.stages.variants import THRESHOLDS, VARIANTS, Variant, mask_path
 from ribseg.store.artefact import Artefact
-from ribseg.store.digest import folder_digest
 from ribseg.store.settings import SHARE, counted, setting
 from ribseg.store.stage import ImageStage, Stage
 
@@ -103,13 +102,14 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
 
     def settings(self) -> dict[str, Any]:
         """Its own, with digests of the saliency maps and of the segments instead of their folders."""
+        digest = self.session.contents.of_folder
         own, variants = counted(self.cfg) | {"variants": list(self.variants)}, self.variants.values()
         if self.cfg.saliency is not None and any(variant.saliency for variant in variants):
-            own["saliency"] = folder_digest(self.cfg.saliency)
+            own["saliency"] = digest(self.cfg.saliency)
         if not any(variant.segments for variant in variants):
             del own["segments"]  # they change nothing, and need not be there
         elif self.cfg.segments["source"] in ENDINGS and self.cfg.segments["folder"] is not None:
-            own["segments"] = {**self.cfg.segments, "folder": folder_digest(self.cfg.segments["folder"])}
+            own["segments"] = {**self.cfg.segments, "folder": digest(self.cfg.segments["folder"])}
         scoring = self.session.settings[EvaluateSettings]
         used = {name: getattr(scoring, name) for name in ("thresholds", "bootstrap", "boundary")}
         return self.session.counted("seed", data=("eval_splits",)) | {"refine": own, "evaluate": used}
