@@ -5,12 +5,14 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EarlyStopping
 from quick_run import arguments, folder_run, train
 
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, RibsegError
 from ribseg.pipeline.recipe.trainer import DECIDED
 from ribseg.pipeline.run import objective
 
@@ -29,11 +31,21 @@ class Recorder(Callback):
 
 
 class Stopper(Callback):
-    """Ends a training after its first iteration, as EarlyStopping does."""
+    """Ends a training after its third iteration, as a limit of time does; once."""
+
+    done = False
 
     def on_train_batch_end(self, trainer, *_):
         """Asks for the end."""
-        trainer.should_stop = True
+        if trainer.global_step == 3 and not Stopper.done:
+            Stopper.done = trainer.should_stop = True
+
+
+class GoodEnough(EarlyStopping):
+    """Ends a training by its loss, after the first epoch or validation."""
+
+    def __init__(self, monitor):
+        super().__init__(monitor, stopping_threshold=1e9)
 
 
 ME = f"{__name__}.Recorder"
@@ -82,11 +94,44 @@ def test_a_callback_that_cannot_be_is_said_before_the_first_stage(target, messag
     assert not list((tmp_path / "store").glob("classifier-*"))
 
 
-def test_a_segmenter_may_be_stopped_early_by_a_callback(tmp_path, tree):
-    stop = f"+segmenter.callbacks.stop._target_={__name__}.Stopper"
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("classifier", ("run=[classifier]", "classifier.epochs=3", "data.batch_size=2")),
+        (
+            "segmenter_full",
+            ("run=[classifier,segmenter]", "segmenter.sources=[full]", "segmenter.max_steps=6",
+             "segmenter.check_every=2", "segmenter.validate=true"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_training_that_something_cuts_is_not_complete_and_goes_on(tmp_path, tree, part, settings):
+    stop = f"+{part.partition('_')[0]}.callbacks.stop._target_={__name__}.Stopper"
+    Stopper.done = True
+    whole = folder_run(tmp_path / "whole", tree, *settings, stop)["store"][part]
+    Stopper.done = False
+    with pytest.raises(RibsegError, match=r"was stopped in (epoch|iteration) [123] of [36].*not complete"):
+        folder_run(tmp_path, tree, *settings, stop)
+    cut = folder_run(tmp_path, tree, *settings, stop)["store"][part]
+    name = f"{part.partition('_')[0]}.safetensors"
+    assert Path(cut, name).read_bytes() == Path(whole, name).read_bytes()
+
+
+def test_a_limit_of_time_does_not_make_a_result(tmp_path, tree):
+    limit = ("run=[classifier]", "+trainer.max_time={seconds: 0}", "classifier.epochs=2")
+    with pytest.raises(RibsegError, match=r"classifier was stopped in epoch 1 of 2, by trainer\.max_time"):
+        folder_run(tmp_path, tree, *limit)
+    (place,) = (tmp_path / "store").glob("classifier-*.lock")
+    again = folder_run(tmp_path, tree, "run=[classifier]", "classifier.epochs=2")["store"]["classifier"]
+    assert again == str(place).removesuffix(".lock")
+
+
+def test_early_stopping_on_a_metric_may_end_a_training(tmp_path, tree):
+    stop = f"+classifier.callbacks.stop={{_target_: {__name__}.GoodEnough, monitor: val/mAP}}"
+    folder_run(tmp_path, tree, "run=[classifier]", "classifier.epochs=3", stop)
+    stop = f"+segmenter.callbacks.stop={{_target_: {__name__}.GoodEnough, monitor: train/loss}}"
     settings = ("segmenter.sources=[full]", "segmenter.check_every=1", "run=[classifier,segmenter]", stop)
-    results = folder_run(tmp_path, tree, *settings)
-    assert "full" in results["segmenter"]
+    assert "full" in folder_run(tmp_path, tree, *settings)["segmenter"]
 
 
 @pytest.mark.parametrize("name", DECIDED)

@@ -268,7 +268,7 @@ class Session:
     def hardware(self) -> pl.Trainer:
         """A Trainer as configured, but for its precision: to ask for devices and processes."""
         with within("trainer"):
-            return build(self.cfg.trainer, logger=False, precision="32-true")
+            return build(self.cfg.trainer, logger=False, precision="32-true", _convert_="all")
 
     def _launched_apart(self) -> bool:
         """Whether other processes of this run exist before its first training connects them."""
@@ -309,6 +309,7 @@ class Session:
         bar = TrainerProgress(stage, progress, self.console, self.usage.count)
         return build(
             self.cfg.trainer,
+            _convert_="all",  # Lightning takes no nodes of a configuration, as for max_time
             logger=(logged and self.loggers(stage)) or False,
             callbacks=[WaitingGroup(self.cfg.process_timeout), *callbacks, *([] if own else [bar])],
             default_root_dir=str(folder),

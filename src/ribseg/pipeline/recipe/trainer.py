@@ -20,6 +20,7 @@ NEUTRAL = {
     "enable_progress_bar": SHOWN,
     "enable_model_summary": SHOWN,
     "log_every_n_steps": SHOWN,
+    "max_time": "a training that it ends is not complete, and goes on without it",
     "num_sanity_val_steps": "runs before the training",
     "profiler": SHOWN,
 }

@@ -6,14 +6,73 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from ribseg.errors import DAMAGED, ConfigError
+from ribseg.errors import DAMAGED, ConfigError, RibsegError
 from ribseg.files import atomic_file
 from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.artefact import Artefact
+
+
+class WholeCheckpoint(ModelCheckpoint):
+    """Checkpoints of whole epochs, or of every few steps: none where something ends the training in between.
+
+    What resumes from a checkpoint takes its epoch for finished.
+
+    Args:
+        folder: of the files.
+        filename: of the file, without its ending.
+        every: number of steps; None for epochs.
+        kwargs: of Lightning's class.
+    """
+
+    def __init__(self, folder: Path, filename: str, every: int | None = None, **kwargs: Any) -> None:
+        super().__init__(folder, filename, save_top_k=1, enable_version_counter=False, **kwargs)
+        self.every = every
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves after a whole epoch."""
+        if is_whole(trainer, self.every):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves after a validation that was due."""
+        if is_whole(trainer, self.every):
+            super().on_validation_end(trainer, pl_module)
+
+
+def is_whole(trainer: pl.Trainer, every: int | None) -> bool:
+    """Whether a training is at the end of an epoch, or at a multiple of a number of steps."""
+    if every is not None:
+        return trainer.global_step % every == 0
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def check_ended(trainer: pl.Trainer, stage: str, epochs: int | None = None, steps: int | None = None) -> None:
+    """Checks that a training ended by itself, or by an `EarlyStopping` on its metric.
+
+    Args:
+        trainer: after `fit`.
+        stage: name of the training.
+        epochs: total number; None with steps.
+        steps: total number; None with epochs.
+
+    Raises:
+        RibsegError: something else stopped it, as `trainer.max_time`; what it has learnt is kept, to go on.
+    """
+    done, wanted = (trainer.global_step, steps) if epochs is None else (trainer.current_epoch, epochs)
+    whole = epochs is None or is_whole(trainer, None)
+    rules = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
+    if (whole and done >= (wanted or 0)) or any(rule.stopping_reason_message for rule in rules):
+        return
+    kind = "iteration" if epochs is None else "epoch"
+    raise RibsegError(
+        f"{stage} was stopped in {kind} {done if epochs is None or not whole else done + 1} of {wanted}, by "
+        "trainer.max_time or a callback, and is not complete. The same command without that limit goes on "
+        "after the last checkpoint. EarlyStopping, or a class derived from it, may end it by a metric"
+    )
 
 
 def fit(
@@ -37,10 +96,12 @@ def fit(
         kwargs: further settings of the Trainer.
     """
     checkpoints = artefact.folder / "checkpoints"
-    keep = ModelCheckpoint(checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
+    keep = WholeCheckpoint(checkpoints, "last")
     callbacks = [keep, SamplesCheck(), *session.callbacks(part)]
     trainer = session.trainer(artefact.stage, artefact.folder, callbacks, max_epochs=epochs, **kwargs)
-    return fit_from(session, trainer, module, data, checkpoints / "last.ckpt")
+    metrics = fit_from(session, trainer, module, data, checkpoints / "last.ckpt")
+    check_ended(trainer, artefact.stage, epochs)
+    return metrics
 
 
 def fit_from(

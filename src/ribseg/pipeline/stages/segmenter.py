@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from ribseg.checks import check_arguments, check_choice, check_switch, within
@@ -28,7 +28,7 @@ from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.recipe.build import build, check_training, takes
 from ribseg.pipeline.recipe.data import PIXELS
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.recipe.training import check_finite, fit_from
+from ribseg.pipeline.recipe.training import WholeCheckpoint, check_ended, check_finite, fit_from
 from ribseg.pipeline.stages.chains import FULL, active_sources, segmenter_name
 from ribseg.pipeline.stages.checked_data import check_full_masks
 from ribseg.pipeline.stages.classifier import ClassifierStage
@@ -236,12 +236,7 @@ class SegmenterStage(Stage[Session]):
             limit_val_batches=None if data.val is not None else 0,
         )
         metrics = fit_from(session, trainer, module, data, checkpoint(target, "last"))
-        stopped = trainer.should_stop and bool(own)  # by one of the user's callbacks
-        if trainer.global_step < cfg.max_steps and not stopped:
-            raise ConfigError(
-                f"{target.stage} stopped at iteration {trainer.global_step} of {cfg.max_steps}: does the "
-                "Trainer stop early (trainer.max_time, trainer.limit_train_batches, trainer.fast_dev_run)?"
-            )
+        check_ended(trainer, target.stage, steps=cfg.max_steps)
         return metrics
 
 
@@ -249,12 +244,13 @@ def training_callbacks(cfg: SegmenterSettings, folder: Path, validates: bool) ->
     """Callbacks for the last checkpoint, the best one with validation, and the moving average."""
     # With validation the last checkpoint is saved after it: a resumed training then has the same state.
     every = None if validates else cfg.check_every
-    common: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
     callbacks: list[Callback] = []
     if validates:
         # Before the last checkpoint, which must contain the best score so far.
-        callbacks.append(ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", **common))
-    callbacks.append(ModelCheckpoint(folder, filename="last", every_n_train_steps=every, **common))
+        best = WholeCheckpoint(folder, "best", cfg.check_every, monitor="val/miou", mode="max")
+        callbacks.append(best)
+    last = WholeCheckpoint(folder, "last", cfg.check_every, every_n_train_steps=every)
+    callbacks.append(last)
     if cfg.average is not None:
         callbacks.append(MovingAverage(decay=cfg.average))
     return callbacks

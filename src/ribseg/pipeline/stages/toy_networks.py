@@ -31,7 +31,7 @@ from ribseg.modules.toy import ToyModule
 from ribseg.pipeline.recipe.console import quiet_lightning
 from ribseg.pipeline.recipe.loggers import finish_loggers
 from ribseg.pipeline.recipe.session import RunSettings, Session
-from ribseg.pipeline.recipe.training import save_state
+from ribseg.pipeline.recipe.training import check_ended, save_state
 from ribseg.store.artefact import Artefact
 from ribseg.store.settings import COUNT, PLACE, SHARE, counted, setting
 from ribseg.store.stage import Stage
@@ -220,5 +220,6 @@ def train_network(stage: ToyStage, target: Artefact, seed: int) -> None:
     )
     module = ToyModule(network, training_loss(training), training.lr)
     trainer.fit(module, ToyBatches(toy, training.batch_size, seed))
+    check_ended(trainer, f"the network of seed {seed}", training.epochs)
     finish_loggers()  # a run per seed
     save_state(network, network_path(target, seed))
