@@ -78,8 +78,12 @@ def patches_of(network, name, images):
         sides = [-side % (stride if "swin" in name else 1) for side in images.shape[-2:]]
         return network.forward_features(F.pad(images, (0, sides[1], 0, sides[0]))).permute(0, 3, 1, 2)
     tokens = network.forward_features(images)[:, network.num_prefix_tokens :]
-    if isinstance(network.norm, nn.Identity):
-        tokens = network.fc_norm(tokens)
+    if isinstance(network.norm, nn.Identity):  # that of the average
+        norm, average = network.fc_norm, tokens.mean(1, keepdim=True)
+        scale = (average.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        centred = (tokens - tokens.mean(-1, keepdim=True)) / scale * norm.weight + norm.bias
+        torch.testing.assert_close(centred.mean(1), norm(average)[:, 0])
+        tokens = centred
     rows, columns = (-(-side // stride) for side in images.shape[-2:])
     return tokens.transpose(1, 2).reshape(len(images), -1, rows, columns)
 
@@ -106,7 +110,7 @@ def test_features_are_timms_patches(name, tmp_path):
         images = torch.randn(2, 3, height, width)
         features = backbone(images)
         assert features.shape[-2:] == (-(-height // stride), -(-width // stride))
-        assert torch.equal(features, patches_of(network, name, images))
+        torch.testing.assert_close(features, patches_of(network, name, images))
 
 
 @pytest.mark.parametrize("name", [SWIN, "vit_tiny_patch16_224"])
@@ -259,13 +263,39 @@ def test_files_describe_themselves(name, tmp_path):
     assert torch.equal(loaded.class_maps(images), model.class_maps(images))
 
 
-@pytest.mark.parametrize("name", [DEIT, SWIN])
-def test_timms_trained_classifiers_are_read(name, tmp_path):
-    network = timm.create_model(name, num_classes=CLASSES, **SMALL[name][0])
+AVERAGE = {"global_pool": "avg"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "kwargs"),
+    [
+        (DEIT, 16, AVERAGE),
+        (DEIT, 16, AVERAGE | {"fc_norm": False}),
+        ("eva02_tiny_patch14_224", 14, {}),
+        (SWIN, 32, {}),
+        ("convnext_atto", 32, {"depths": (1, 1, 2, 1)}),
+    ],
+)
+def test_the_logits_of_timms_trained_classifiers(name, stride, kwargs, tmp_path):
+    kwargs = SMALL.get(name, ({},))[0] | kwargs
+    sizes = any_size(name) if name in SMALL else {}
+    network = timm.create_model(name, num_classes=CLASSES, **sizes, **kwargs).eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
     torch.save({"state_dict": network.state_dict()}, tmp_path / "timm.pth")
-    model = classifier(name)
+    model = ribseg.Classifier(name, CLASSES, output_stride=stride, freeze="none", backbone_kwargs=kwargs)
     assert load_classifier(model, tmp_path / "timm.pth") == [model.timm_name("head.bias")]
-    assert torch.equal(model.weight.flatten(1), network.get_submodule(model.backbone.head_name).weight)
+    images, bias = torch.randn(2, 3, 2 * 7 * 16, 2 * 7 * 16), network.get_classifier().bias
+    torch.testing.assert_close(model.eval()(images) + bias, network(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.class_maps(images).mean((-2, -1)), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_trained_head_over_the_class_token_is_refused(tmp_path):
+    network = timm.create_model(DEIT, num_classes=CLASSES, **SMALL[DEIT][0])
+    torch.save(network.state_dict(), tmp_path / "timm.pth")
+    with pytest.raises(ConfigError, match=r"over the class token.*global_pool: avg, fc_norm: false"):
+        load_classifier(classifier(DEIT), tmp_path / "timm.pth")
 
 
 def test_the_head_of_a_network_for_two_losses_is_the_first():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError, reason
 from ribseg.models.chain import UNFIT, USABLE, find_chain, on_trial, stride_of
 from ribseg.models.depthwise import replace_depthwise
+from ribseg.models.pooled_norm import norm_of_head
 from ribseg.models.tokens import family_of, family_settings, token_stages
 from ribseg.models.weights import load_fitting
 
@@ -51,6 +52,8 @@ class Backbone(nn.Module):
     Attributes:
         stages: ModuleList of the trunk and the last two stages, in order.
         num_features: D, channels of the last stage.
+        reads_class_token: whether the head of timm's network is over the class token.
+        head_norm: the norm before that head, of the average, if there is one, in a tuple.
         head_name: of the classification head in timm's network: "fc".
         pretrained_cfg: timm's metadata of the weights, such as `mean` and `std` of the pixels.
 
@@ -76,12 +79,14 @@ class Backbone(nn.Module):
         elif atrous:
             extra["output_stride"] = output_stride
         network = create_network(name, pretrained, extra)
-        self.name = name
+        # Of the head, and not of the backbone: hidden from its weights.
+        self.name, self.head_norm = name, (norm_of_head(network) if family is None else None,)
         if family is None:
             self._split_chain(network, output_stride, atrous)
         else:
             self.stages = nn.ModuleList(token_stages(name, network, family, output_stride, atrous))
         self.num_features = int(cast(int, network.num_features))
+        self.reads_class_token = getattr(network, "global_pool", None) == "token"
         self.pretrained_cfg = dict(cast(Any, network).pretrained_cfg)
         # Of several heads, as for distillation, the first.
         self.head_name = str(to_2tuple(self.pretrained_cfg.get("classifier"))[0])

@@ -88,6 +88,13 @@ class Classifier(nn.Module):
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous, backbone_kwargs)
         if weights is not None:
             load_weights(self.backbone, weights)
+        (norm,) = self.backbone.head_norm
+        self.backbone.head_norm = (None,)
+        if norm is not None:  # before the head, as timm has it
+            self.norm = norm
+        last = self.backbone.stages[-1]
+        # Made once, for hooks; in a list, as its weights are those of the backbone and of the norm.
+        self._last = [last if norm is None else nn.Sequential(last, norm)]
         self.head = nn.Conv2d(self.backbone.num_features, num_classes, 1, bias=False)
         if freeze == "published":
             # The trunk is detached, so its weights get no gradient; optimizers and DDP must know it.
@@ -133,7 +140,7 @@ class Classifier(nn.Module):
     @property
     def tail(self) -> list[nn.Module]:
         """The last two stages or blocks, which RIB adapts: trunk features -> ... -> (N, D, h, w)."""
-        return list(self.backbone.stages[1:])
+        return [*self.backbone.stages[1:-1], *self._last]
 
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) images, normalised -> (N, D, h, w) features of the last stage.
@@ -169,6 +176,8 @@ class Classifier(nn.Module):
         """The name of a weight in timm's own network, with its head."""
         if key.startswith("head."):
             return key.replace("head", self.backbone.head_name, 1)
+        if key.startswith("norm."):
+            return f"head.{key}"
         return timm_name(key)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -179,6 +179,14 @@ def load_classifier(
             f"{path} knows {known} classes, but the data has {classifier.num_classes}. To train a new head "
             f"over its backbone: classifier.checkpoint=null classifier.model.weights={path}"
         )
+    spelled = match.names[next(key for key in match.names if key.startswith("backbone."))]
+    if classifier.backbone.reads_class_token and "stages" not in spelled:
+        raise ConfigError(
+            f"the head in {path} is over the class token of {classifier.backbone.name!r}, and has no class "
+            "maps: ours is over the average of the patches. If it was trained over the average, say so: "
+            "backbone_kwargs={global_pool: avg, fc_norm: false}, or without fc_norm if the file has weights "
+            f"of one. To train a new head over its backbone: classifier.model.weights={path}"
+        )
     load_match(classifier, match, path)
     if named and wanted:
         classifier.reorder(class_order(named, wanted, str(path)))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError, reason
 from ribseg.functional.state import evaluating
 from ribseg.models.chain import UNFIT, USABLE
+from ribseg.models.pooled_norm import PooledLayerNorm
 
 TRAINED_BLOCKS = 2  # the last ones, in the place of layer3 and layer4 of a ResNet
 TRIAL = (97, 81)  # height and width of an image that no patch size divides
@@ -196,8 +197,8 @@ def token_stages(
 ) -> list[nn.Module]:
     """The trunk and the last two blocks, or stages, of a network; they take it apart.
 
-    Their composition gives timm's `forward_features` as a map of the patches, with the norm that timm applies
-    after pooling, if it has no other one.
+    Their composition gives timm's `forward_features` as a map of the patches; where timm's norm is that of
+    their average, divided so that the average of the map is timm's (see `PooledLayerNorm`).
 
     Args:
         name: of the network, for messages.
@@ -262,9 +263,13 @@ def _stages(network: Any, family: Family, last: Mapping[str, nn.Module], stride:
 
 def _final_norm(network: nn.Module) -> dict[str, nn.Module]:
     """The norm after the blocks by its name, or the one that timm applies after pooling; empty without."""
-    found = {name: getattr(network, name, nn.Identity()) for name in ("norm", "fc_norm")}
-    used = [(name, norm) for name, norm in found.items() if not isinstance(norm, nn.Identity)]
-    return dict(used[:1])
+    norm = getattr(network, "norm", None)
+    if norm is not None and not isinstance(norm, nn.Identity):
+        return {"norm": norm}
+    pooled = getattr(network, "fc_norm", None)
+    if not isinstance(pooled, nn.LayerNorm):
+        return {}
+    return {"fc_norm": PooledLayerNorm(pooled, int(cast(int, network.num_prefix_tokens)))}
 
 
 def _rotation(network: nn.Module, block: str) -> Rotation | None:

@@ -67,9 +67,9 @@ def check_ended(trainer: pl.Trainer, stage: str, epochs: int | None = None, step
     rules = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
     if (whole and done >= (wanted or 0)) or any(rule.stopping_reason_message for rule in rules):
         return
-    kind = "iteration" if epochs is None else "epoch"
+    kind, at = ("iteration", done) if epochs is None else ("epoch", max(done, 1) if not whole else done + 1)
     raise RibsegError(
-        f"{stage} was stopped in {kind} {done if epochs is None or not whole else done + 1} of {wanted}, by "
+        f"{stage} was stopped in {kind} {at} of {wanted}, by "
         "trainer.max_time or a callback, and is not complete. The same command without that limit goes on "
         "after the last checkpoint. EarlyStopping, or a class derived from it, may end it by a metric"
     )
