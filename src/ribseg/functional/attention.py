@@ -28,7 +28,7 @@ def attention_affinity(attention: Tensor, rounds: int = 3, power: int = 2) -> Te
 
     Raises:
         SettingError: `rounds` or `power` is no positive integer.
-        ValueError: not a square matrix.
+        ValueError: not a square matrix, or negative or not finite values.
 
     >>> attention_affinity(torch.tensor([[0.8, 0.2], [0.2, 0.8]]), power=1)
     tensor([[0.8000, 0.2000],
@@ -37,6 +37,8 @@ def attention_affinity(attention: Tensor, rounds: int = 3, power: int = 2) -> Te
     check_attention(rounds=rounds, power=power)
     if attention.ndim != 2 or attention.shape[0] != attention.shape[1]:
         raise ValueError(f"expected attention of shape (n, n), got {tuple(attention.shape)}")
+    if not torch.isfinite(attention).all() or (attention < 0).any():
+        raise ValueError("expected attention that is finite and not negative: after the softmax, not before")
     tiny = torch.finfo(attention.dtype).tiny  # a patch that no other one attends to stays without affinity
     for _ in range(rounds):
         attention = attention / attention.sum(0, keepdim=True).clamp(min=tiny)

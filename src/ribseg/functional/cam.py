@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribseg.functional.guards import check_class_maps
 from ribseg.types import STRIDE
 
 EPS = 1e-5  # added to the maximum before dividing, as in the released program
@@ -124,7 +125,11 @@ def argmax_labels(maps: Tensor, classes: Tensor, threshold: float) -> Tensor:
 
     Returns:
         (H, W) int64; 0 = background, c + 1 = class c.
+
+    Raises:
+        ValueError: shapes do not match, or a value is not finite.
     """
+    check_class_maps(maps, classes)
     background = maps.new_full((1, *maps.shape[1:]), threshold)
     winner = torch.cat([background, maps]).argmax(0)
     ids = torch.cat([classes.new_zeros(1), classes + 1]).to(torch.int64)

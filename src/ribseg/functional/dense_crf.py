@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ribseg.checks import check_choice, check_number
+from ribseg.functional.guards import check_probabilities
 from ribseg.kernels.permutohedral import PermutohedralLattice
 
 Backend = Literal["auto", "pydensecrf", "torch"]
@@ -97,7 +98,7 @@ def dense_crf(
         (H, W) labels in the dtype of the input, or (K, H, W) float32 probabilities that sum to one.
 
     Raises:
-        ValueError: wrong shapes or dtypes, or settings out of range.
+        ValueError: wrong shapes or dtypes, values that are no probabilities, or settings out of range.
         ModuleNotFoundError: backend "pydensecrf" without the package.
     """
     given = torch.as_tensor(labels_or_probabilities)
@@ -139,6 +140,8 @@ def _check(image: Tensor, given: Tensor) -> None:
             f"expected labels or probabilities of the image's size {tuple(image.shape[:2])}, got "
             f"{tuple(given.shape)}; resize them first"
         )
+    if given.ndim == 3:
+        check_probabilities(given)
 
 
 def _unary_from_labels(

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ribseg.functional.guards import check_class_maps
+
 TENTHS = 10  # bins of an object's pixels, by distance from the maximum of its map
 
 
@@ -59,6 +61,7 @@ def threshold_histogram(
         (C+1, C+1, T+1) int64 counts; first axis: best class + 1, second: true label. Pixels of an image
         without classes are counted at index 0 of the first axis.
     """
+    check_class_maps(maps, classes)
     valid = target != ignore_index
     labels = target[valid].to(torch.int64)
     best, exceeded = _best_labels(maps[:, valid], classes, thresholds)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ribseg.checks import SettingError, check_choice, check_number, check_switch
 from ribseg.errors import reason
 from ribseg.functional.activations import RANGES, last_activation
+from ribseg.functional.guards import check_same_shape
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, C) and labels (N, C) in {0, 1} -> scalar
 Place = Literal["logits", "target"]
@@ -39,6 +40,7 @@ def rib_loss(logits: Tensor, labels: Tensor, margin: float | None = None) -> Ten
     tensor(-2.)
     """
     check_number("margin", margin, words=(None,))
+    check_same_shape(logits, labels, "logits and labels")
     bounded = logits if margin is None else logits.clamp(max=margin)
     return -(bounded * labels).sum()
 
@@ -96,6 +98,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Scalar.
     """
+    check_same_shape(logits, labels, "logits and labels")
     return F.multilabel_soft_margin_loss(logits, labels)
 
 
@@ -112,6 +115,7 @@ def squared_error(logits: Tensor, labels: Tensor, activation: str = "sigmoid") -
     Returns:
         Scalar, the mean over rows and classes.
     """
+    check_same_shape(logits, labels, "logits and labels")
     low, high = RANGES.get(activation, (-1.0, 1.0))
     return F.mse_loss(last_activation(activation)(logits), low + (high - low) * labels)
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ribseg.functional.guards import check_class_maps
+
 
 def pixel_histogram(
     maps: Tensor, classes: Tensor, target: Tensor, thresholds: Tensor, ignore_index: int = 255
@@ -23,6 +25,7 @@ def pixel_histogram(
         (2, T+1) int64: row 0 pixels of other labels, row 1 of the class; by the number of thresholds that are
         at most the score.
     """
+    check_class_maps(maps, classes)
     bins = thresholds.numel() + 1
     valid = target != ignore_index
     scores = maps[:, valid].to(torch.promote_types(maps.dtype, thresholds.dtype))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ribseg.functional.guards import check_finite_maps
 from ribseg.types import IGNORE
 
 EVIDENCE = 1e-3  # lower map values are rounding errors of half precision
@@ -38,6 +39,7 @@ def labels_with_saliency(maps: Tensor, classes: Tensor, saliency: Tensor, thresh
         )
     if not ((saliency >= 0) & (saliency <= 1)).all():
         raise ValueError("expected saliency in [0, 1]; divide 8-bit values by 255")
+    check_finite_maps(maps)
     labels = torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
     if len(maps) == 0:
         return labels

@@ -6,6 +6,8 @@ Otsu: A threshold selection method from gray-level histograms, IEEE SMC 1979.
 import torch
 from torch import Tensor
 
+from ribseg.functional.guards import check_finite_maps
+
 
 def score_histogram(maps: Tensor, thresholds: Tensor) -> Tensor:
     """Counts the pixels of an image by the number of thresholds below their best score; needs no mask.
@@ -16,8 +18,12 @@ def score_histogram(maps: Tensor, thresholds: Tensor) -> Tensor:
 
     Returns:
         (T+1,) int64.
+
+    Raises:
+        ValueError: a value is not finite.
     """
     bins = len(thresholds) + 1
+    check_finite_maps(maps)
     if len(maps) == 0:
         return torch.zeros(bins, dtype=torch.int64)
     best = maps.amax(0).flatten().to(thresholds.dtype)

@@ -205,7 +205,8 @@ def labels_by_crf(
     check_number("threshold", threshold, 0, 1)
     share = min(max(threshold, SMALLEST), 1 - SMALLEST)
     background = (1 - maps.amax(0)).clamp(min=0) ** (math.log(share) / math.log(1 - share))
-    best = crf(image, torch.cat([background[None], maps])).argmax(0)
+    scores = torch.cat([background[None], maps])
+    best = crf(image, scores / scores.sum(0).clamp(min=torch.finfo(scores.dtype).tiny)).argmax(0)
     ids = torch.cat([classes.new_zeros(1), classes + 1])
     return ids[best].numpy().astype(np.uint8)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ribseg.functional.evaluation import ClassErrors, Scores, class_errors, scores, scores_from_counts
+from ribseg.functional.guards import check_same_shape
 
 
 class MaskConfusion(Metric):
@@ -61,6 +62,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     """
     if prediction.shape != target.shape:
         raise ValueError(f"expected equal mask shapes, got {tuple(prediction.shape)}, {tuple(target.shape)}")
+    check_same_shape(prediction, target, "prediction and target")
     valid = target != ignore_index
     predicted, true = prediction[valid].long(), target[valid].long()
     if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) <= num_classes:
@@ -102,6 +104,7 @@ def label_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
         num_classes: C, without background.
         ignore_index: target label of ignored pixels.
     """
+    check_same_shape(prediction, target, "prediction and target")
     valid = target != ignore_index
     predicted, true = prediction[valid].long(), target[valid].long()
     size = num_classes + 1

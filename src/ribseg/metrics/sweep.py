@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ribseg.functional.evaluation import confusion_from_histogram, scores, threshold_histogram
+from ribseg.functional.guards import check_finite_maps
 from ribseg.metrics.confusion import check_target
 
 
@@ -113,7 +114,6 @@ def check_maps(maps: Tensor, classes: Tensor, target: Tensor, num_classes: int) 
             f"{tuple(maps.shape)}, {tuple(classes.shape)} and {tuple(target.shape)}; "
             "resize the maps to the mask, not the mask to the maps"
         )
-    if not maps.is_floating_point() or not torch.isfinite(maps).all():
-        raise ValueError(f"expected finite float maps, got {maps.dtype} with NaN or infinity, or integers")
+    check_finite_maps(maps)
     if ((classes < 0) | (classes >= num_classes)).any():
         raise ValueError(f"expected classes in [0, {num_classes}), got {classes.tolist()}")
