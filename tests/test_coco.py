@@ -154,7 +154,7 @@ def test_settings_come_before_the_preset_and_are_named(tree, tmp_path, monkeypat
     facts = prepare_coco(tree, policy="coco2voc", overlap="last", progress=False, workers=1).facts
     assert facts == {
         "policy": "coco2voc with overlap=last", "crowd": "include", "overlap": "last", "unannotated": "drop",
-        "target": "outputs/coco/crowd-include-overlap-last-unannotated-drop",
+        "target": "outputs/coco/crowd-include-overlap-last-unannotated-drop", "objects": 14, "crowds": 2,
     }  # fmt: skip
     # The same masks under another name: nothing is made again.
     again = prepare_coco(tree, policy="rib", unannotated="drop", progress=False)
@@ -280,6 +280,20 @@ def test_random_damage_gives_a_named_error_or_masks(tree, tmp_path):
     assert 50 < refused < 200
 
 
+def test_objects_that_are_all_crowds(tree, tmp_path):
+    """As Datumaro 1.13 writes every mask."""
+    for split in SPLITS:
+        path = tree / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        for each in content["annotations"]:
+            each["iscrowd"] = 1
+        path.write_text(json.dumps(content))
+    for crowd in ("exclude", "ignore255", "label_only"):
+        with pytest.raises(DataError, match=r"all 7 objects in .* are crowds.*prepare\.crowd=include"):
+            prepared(tree, tmp_path / crowd, crowd=crowd)
+    assert prepared(tree, tmp_path).facts["crowds"] == 14
+
+
 def test_official_counts_are_asserted():
     records = [ImageRecord(str(n), 1, 1) for n in range(40_504)]
     some = [[Instance(1, False, [])]] * 40_137 + [[]] * 367
@@ -301,7 +315,7 @@ def test_the_experiment_runs_dry(tree, tmp_path, capsys):
         "unannotated": "keep",
     }.items():
         assert results["prepared"][part] == value
-    line = "the policy recam (crowd=label_only, overlap=last, unannotated=keep)"
+    line = "the policy recam (crowd=label_only, overlap=last, unannotated=keep); 2 of 14 objects are crowds"
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "out" / "report.html").read_text()
     run(

@@ -13,7 +13,7 @@ from quick_run import folder_run
 from ribseg.checks import SettingError
 from ribseg.data.io.maps import load_maps
 from ribseg.data.io.masks import read_mask
-from ribseg.errors import ConfigError, RibsegError
+from ribseg.errors import ConfigError, DataError, RibsegError
 from ribseg.functional import otsu, score_histogram
 from ribseg.pipeline.report.records import mask_name
 from ribseg.pipeline.stages.variants import VARIANTS, Variant
@@ -147,6 +147,17 @@ def saliency(tmp_path, tree):
 
 
 @pytest.mark.usefixtures("stored")
+def test_saliency_of_zeros_and_ones_is_refused_before_the_first_stage(tmp_path, tree, saliency):
+    for path in saliency.glob("*.png"):
+        Image.fromarray((np.array(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"no pixel of the 10 images in .* exceeds 0\.0039 of white"):
+        folder_run(
+            tmp_path, tree, "run=[classifier,rib,pseudo_masks]", "refine.variants=[saliency]",
+            f"refine.saliency={saliency}",
+        )  # fmt: skip
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
 def test_saliency_supplies_the_background(tmp_path, tree, saliency):
     overrides = ["run=[classifier,rib,pseudo_masks]", "refine.variants=[none,saliency_crf,saliency]"]
     results = folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")

@@ -22,6 +22,7 @@ from ribseg.files import scan_folder
 from ribseg.functional.cam import strided_size
 from ribseg.interop.folders import find_pngs, maps_of_full, masks_to_maps, read_pngs
 from ribseg.interop.pickled import irn_dictionary, read_irn_maps, read_psa_maps, save_dictionary
+from ribseg.interop.saliency import SCALED
 from ribseg.progress import track
 from ribseg.types import STRIDE
 
@@ -34,7 +35,6 @@ ARRAYS: dict[str, Callable[[Path, int], LocalizationMaps]] = {
     "amn": partial(read_irn_maps, background_first=True),
     "psa": read_psa_maps,
 }
-SCALED = 0.5  # value that the maps of some image exceed
 ADVICE = "Expected gray images <id>/<class name>.png or <id>_<class name>.png, named as in classes.txt."
 
 
@@ -211,9 +211,9 @@ def check_imported(folder: str | Path, dataset: BaseDataset) -> None:
     for image_id in dataset.ids:
         maps = load_maps(Path(folder, f"{image_id}.npz"))
         highest = max([highest, *maps.strided.flatten(1).amax(1).tolist()])
-        ids = tuple(c + 1 for c in maps.classes.tolist())
+        ids = (0, *(c + 1 for c in maps.classes.tolist()))
         looks.append(MaskContent(maps.size or (0, 0), ids, (1,) * len(ids), (0,) * len(ids)))
-    if not any(look and look.ids for look in looks):
+    if not any(look and look.classes for look in looks):
         return
     if highest < SCALED:
         raise DataError(

@@ -10,6 +10,8 @@ from torch import Tensor
 from ribseg.data.io.images import load_pixels, open_image
 from ribseg.errors import DataError
 
+SCALED = 0.5  # that some pixel of a folder of maps or gray images reaches, if these are from 0 to 1
+
 
 def read_gray(path: str | Path) -> np.ndarray:
     """Reads a gray image of 1 to 16 bit as scores; black is 0, white is 1.

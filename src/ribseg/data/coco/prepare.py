@@ -82,14 +82,14 @@ def prepare_coco(
     if not _is_ready(target, stamp):
         if find_spec("pycocotools") is None:
             raise ConfigError("COCO's masks are drawn by pycocotools: pip install 'ribseg[coco]'")
-        names, listings = _read_splits(root, splits, chosen)
+        names, listings, crowds = _read_splits(root, splits, chosen)
         # From here on the folder belongs to these annotations and this policy.
         write_json(target / MANIFEST, stamp)
         for split, listing in listings.items():
             draw_masks(_annotations(root, split), set(listing), target / MASKS, chosen, workers, progress)
         _write_tables(target, names, listings)
         counts = {
-            split: {"images": len(listing), "labelled": sum(map(bool, listing.values()))}
+            split: {"images": len(listing), "labelled": sum(map(bool, listing.values())), **crowds[split]}
             for split, listing in listings.items()
         }
         write_json(target / MANIFEST, stamp | {"preset": name, "counts": counts})
@@ -103,22 +103,46 @@ def prepare_coco(
             "classes": str(made / "classes.txt"),
             "labels": str(made / "image_labels.csv"),
         },
-        {"policy": name, **asdict(chosen), "target": str(target)},
+        {"policy": name, **asdict(chosen), "target": str(target), **_number_of_crowds(target)},
     )
 
 
-def _read_splits(root: Path, splits: Sequence[str], policy: Policy) -> tuple[list[str], dict[str, Listing]]:
-    """Category names and listings; checks all files before the first mask is drawn."""
+def _number_of_crowds(target: Path) -> dict[str, int]:
+    """The number of "objects", and of those that are "crowds", in all splits."""
+    counts = json.loads((target / MANIFEST).read_text())["counts"].values()
+    return {key: sum(each.get(key, 0) for each in counts) for key in ("objects", "crowds")}
+
+
+def _read_splits(
+    root: Path, splits: Sequence[str], policy: Policy
+) -> tuple[list[str], dict[str, Listing], dict[str, dict[str, int]]]:
+    """Category names, listings and numbers of objects; checks all files before the first mask is drawn."""
     names: list[str] = []
-    listings = {}
+    listings, crowds = {}, {}
     for split in splits:
         instances = read_instances(_annotations(root, split))
         if names and names != instances.names:
             raise DataError(f"{_annotations(root, split)} has other categories than the split before it")
         names = instances.names
         check_counts(split, instances)
+        crowds[split] = count_crowds(_annotations(root, split), instances, policy)
         listings[split] = listed(instances, policy)
-    return names, listings
+    return names, listings, crowds
+
+
+def count_crowds(path: Path, instances: Instances, policy: Policy) -> dict[str, int]:
+    """The number of "objects", and of those that are "crowds".
+
+    Raises:
+        DataError: all are crowds, and the policy leaves crowds out.
+    """
+    marks = [each.crowd for objects in instances.objects for each in objects]
+    if marks and all(marks) and policy.crowd != "include":
+        raise DataError(
+            f"all {len(marks)} objects in {path} are crowds (iscrowd: 1), which crowd={policy.crowd} leaves "
+            "out of the masks. Datumaro marks every mask so. If they are objects: prepare.crowd=include"
+        )
+    return {"objects": len(marks), "crowds": sum(marks)}
 
 
 def check_counts(split: str, instances: Instances) -> None:

@@ -96,7 +96,9 @@ def _adaptation(facts: Mapping[str, Any]) -> str:
 def policy_line(prepared: Mapping[str, Any]) -> str:
     """A line about the policy for COCO's masks, on which every mIoU depends."""
     parts = ", ".join(f"{name}={prepared[name]}" for name in ("crowd", "overlap", "unannotated"))
-    return f"Masks and labels by the policy {prepared['policy']} ({parts})."
+    number = f"; {prepared['crowds']} of {prepared['objects']} objects are crowds"
+    crowds = number if "crowds" in prepared else ""
+    return f"Masks and labels by the policy {prepared['policy']} ({parts}){crowds}."
 
 
 def network_line(result: Mapping[str, Any]) -> str:

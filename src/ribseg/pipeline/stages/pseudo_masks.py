@@ -30,6 +30,7 @@ from ribseg.pipeline.stages.evaluate import EvaluateSettings
 from ribseg.pipeline.stages.scored_masks import SCORES, score_split
 from ribseg.pipeline.stages.segments import (
     check_files_there,
+    check_gray_range,
     check_segment_files,
     check_segments_there,
     segments_of,
@@ -133,7 +134,10 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         for name in sorted({THRESHOLDS[variant.refined] for variant in variants if not variant.saliency}):
             check_threshold(self.session, name, getattr(cfg, name))
         if any(variant.saliency for variant in variants):
-            check_files_there(self.session, "saliency maps (gray)", saliency_folder(cfg), ".png")
+            folder, folders = saliency_folder(cfg), self.session.data.folders
+            check_files_there(self.session, "saliency maps (gray)", folder, ".png")
+            ids = [i for i in self.session.data.all_ids if folders[i].has_class(i)]
+            self.session.group.on_first(lambda: check_gray_range(folder, ids))
         if cfg.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in variants):
             raise ConfigError(
                 "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "

@@ -1,6 +1,6 @@
 """The segments of the variants with segments: their files and checks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import scan_folder
 from ribseg.interop import check_segment_file, read_segments
+from ribseg.interop.saliency import SCALED, read_gray
 from ribseg.methods import segments as superpixels
 from ribseg.methods.segments import ENDINGS, check_installed
 from ribseg.pipeline.recipe.session import Session
@@ -62,6 +63,24 @@ def check_files_there(session: Session, what: str, folder: Path, ending: str) ->
         listed = {kind: items for kind, items in problems.items() if items}
         advice = f"Expected a file <image id>{ending} for every image with a class."
         raise DataError(list_problems(f"the {what} in {folder} cannot be used", listed, advice))
+
+
+def check_gray_range(folder: Path, ids: Sequence[str]) -> None:
+    """Checks that gray images of scores use their range: that some pixel of all is bright.
+
+    Raises:
+        DataError: none is; they may hold 0 and 1, or 8-bit values in 16 bits.
+    """
+    highest = 0.0
+    for image_id in ids:
+        highest = max(highest, float(read_gray(folder / f"{image_id}.png").max()))
+        if highest >= SCALED:
+            return
+    if ids:
+        raise DataError(
+            f"no pixel of the {len(ids)} images in {folder} exceeds {highest:.2g} of white: expected "
+            "gray values up to 255 in 8 bits, or 65535 in 16. Multiply them, if they hold 0 and 1"
+        )
 
 
 def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
