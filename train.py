@@ -4,7 +4,9 @@
 settings in the shell for files that name its decorator, @hydra.main; docs/one_image.md has the command.
 """
 
-from ribseg.launch import main
+import sys
+
+from ribseg.launch import train
 
 if __name__ == "__main__":
-    main()
+    train(sys.argv[1:])

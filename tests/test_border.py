@@ -13,7 +13,7 @@ from ribseg.data.io.masks import read_mask, write_class_names, write_mask
 from ribseg.data.voc import VOCFolder
 from ribseg.errors import DataError
 from ribseg.interop import check_imported, convert_maps
-from ribseg.models import load_classifier
+from ribseg.models import load_into
 
 CAM = ("run=[classifier,cam]", "classifier.model.backbone=resnet10t")
 
@@ -52,7 +52,7 @@ def test_rows_of_all_heads_follow_the_names(tmp_path):
     network = ribseg.models.ReCAMClassifier("resnet10t", 3, classes=["a", "b", "c"])
     network.save(tmp_path / "c.safetensors")
     other = ribseg.models.ReCAMClassifier("resnet10t", 3, classes=["c", "a", "b"])
-    load_classifier(other, tmp_path / "c.safetensors")
+    load_into(other, tmp_path / "c.safetensors")
     for one, two in ((network.weight, other.weight), (network.second.weight, other.second.weight)):
         assert torch.equal(one[[2, 0, 1]], two)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import ribseg
 from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import ConfigError
-from ribseg.models import Segmenter, load_classifier
+from ribseg.models import Segmenter, load_into
 from ribseg.models.weights_file import read_file
 
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": {"channels": (8, 8, 12, 16)}}
@@ -43,7 +43,7 @@ def test_the_file_is_plain_safetensors_that_every_reader_takes(tmp_path, classif
     classifier.save(tmp_path / "c.safetensors")
     assert set(load_file(tmp_path / "c.safetensors")) == set(classifier.state_dict())
     other = ribseg.Classifier(num_classes=2, output_stride=8, freeze="none", **SMALL).eval()
-    assert load_classifier(other, tmp_path / "c.safetensors") == []
+    assert load_into(other, tmp_path / "c.safetensors") == []
     assert torch.equal(other.weight, classifier.weight)
 
 
@@ -77,7 +77,7 @@ def test_a_released_classifier_gets_the_names_of_voc(tmp_path):
 
 def test_weights_alone_say_how_to_use_them(tmp_path, classifier):
     torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
-    with pytest.raises(ConfigError, match=r"weights alone.*load_classifier.*classifier\.checkpoint=PATH"):
+    with pytest.raises(ConfigError, match=r"weights alone.*load_into.*classifier\.checkpoint=PATH"):
         ribseg.load(tmp_path / "classifier.pt")
     save_file(classifier.state_dict(), tmp_path / "other.safetensors")
     assert "kind" not in read_file(tmp_path / "other.safetensors")

@@ -13,7 +13,7 @@ from ribseg.checks import SettingError
 from ribseg.errors import ConfigError
 from ribseg.functional import class_features, single_class_loss
 from ribseg.methods.recam import ReCAM
-from ribseg.models import ReCAMClassifier, load_classifier
+from ribseg.models import ReCAMClassifier, load_into
 from ribseg.modules import ReCAMModule
 
 # Made with Net_CAM_Feature, Class_Predictor and CAM.forward2 of the authors' net/resnet50_cam.py (commit
@@ -150,7 +150,7 @@ def test_a_file_of_it_says_what_it_is(tmp_path):
     plain.save(tmp_path / "plain.safetensors")
     assert type(ribseg.load(tmp_path / "plain.safetensors")) is ribseg.Classifier
     with pytest.raises(ConfigError, match=r"second\.weight"):
-        load_classifier(small(), tmp_path / "plain.safetensors")
+        load_into(small(), tmp_path / "plain.safetensors")
 
 
 def test_a_run_with_it(tmp_path, tree):

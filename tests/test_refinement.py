@@ -146,7 +146,6 @@ def saliency(tmp_path, tree):
     return folder
 
 
-@pytest.mark.usefixtures("stored")
 def test_saliency_of_zeros_and_ones_is_refused_before_the_first_stage(tmp_path, tree, saliency):
     for path in saliency.glob("*.png"):
         Image.fromarray((np.array(Image.open(path)) > 0).astype(np.uint8)).save(path)
@@ -158,6 +157,7 @@ def test_saliency_of_zeros_and_ones_is_refused_before_the_first_stage(tmp_path, 
     assert not list((tmp_path / "store").glob("classifier-*"))
 
 
+@pytest.mark.usefixtures("stored")
 def test_saliency_supplies_the_background(tmp_path, tree, saliency):
     overrides = ["run=[classifier,rib,pseudo_masks]", "refine.variants=[none,saliency_crf,saliency]"]
     results = folder_run(tmp_path, tree, *overrides, f"refine.saliency={saliency}")

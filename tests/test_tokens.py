@@ -14,7 +14,7 @@ from torch import nn
 
 import ribseg
 from ribseg.errors import ConfigError
-from ribseg.models import Backbone, DeepLabV2, IRNet, PSANet, load_classifier, load_weights
+from ribseg.models import Backbone, DeepLabV2, IRNet, PSANet, load_into, load_weights
 from ribseg.models.imagenet import imagenet_classifier
 from ribseg.models.tokens import map_of, tokens_of
 
@@ -285,7 +285,7 @@ def test_the_logits_of_timms_trained_classifiers(name, stride, kwargs, tmp_path)
             weight.add_(torch.randn_like(weight) * 0.1)
     torch.save({"state_dict": network.state_dict()}, tmp_path / "timm.pth")
     model = ribseg.Classifier(name, CLASSES, output_stride=stride, freeze="none", backbone_kwargs=kwargs)
-    assert load_classifier(model, tmp_path / "timm.pth") == [model.timm_name("head.bias")]
+    assert load_into(model, tmp_path / "timm.pth") == [model.timm_name("head.bias")]
     images, bias = torch.randn(2, 3, 2 * 7 * 16, 2 * 7 * 16), network.get_classifier().bias
     torch.testing.assert_close(model.eval()(images) + bias, network(images), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.class_maps(images).mean((-2, -1)), model(images), rtol=1e-4, atol=1e-4)
@@ -295,7 +295,7 @@ def test_a_trained_head_over_the_class_token_is_refused(tmp_path):
     network = timm.create_model(DEIT, num_classes=CLASSES, **SMALL[DEIT][0])
     torch.save(network.state_dict(), tmp_path / "timm.pth")
     with pytest.raises(ConfigError, match=r"over the class token.*global_pool: avg, fc_norm: false"):
-        load_classifier(classifier(DEIT), tmp_path / "timm.pth")
+        load_into(classifier(DEIT), tmp_path / "timm.pth")
 
 
 def test_the_head_of_a_network_for_two_losses_is_the_first():

@@ -13,7 +13,7 @@ from ribseg.errors import ConfigError
 from ribseg.models import (
     Backbone,
     Segmenter,
-    load_classifier,
+    load_into,
     load_weights,
     read_state_dict,
 )
@@ -111,7 +111,7 @@ def test_files_of_earlier_versions_are_read(tmp_path):
         {key.replace("stages.0.stem.", "stages.0.stem_"): v for key, v in state.items()}, tmp_path / "c.pt"
     )
     load_weights(network.backbone, tmp_path / "c.pt")
-    assert load_classifier(network, tmp_path / "c.pt") == []
+    assert load_into(network, tmp_path / "c.pt") == []
     assert set(torch.load(tmp_path / "c.pt", weights_only=True)) != set(state)
 
 
@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, source, value
     nn.init.constant_(broken.head.weight, value)
     torch.save(broken.state_dict(), tmp_path / "c.pt")
     with pytest.raises(ConfigError, match=r"c\.pt.*not finite.*head\.weight"):
-        load_classifier(classifier(), tmp_path / "c.pt")
+        load_into(classifier(), tmp_path / "c.pt")
 
 
 @pytest.mark.parametrize("prefix", ["", "classifier.", "model.classifier."])
@@ -201,14 +201,14 @@ def test_a_whole_classifier_of_ours(tmp_path, prefix):
     content = {"pytorch-lightning_version": "2.6", "state_dict": renamed(trained.state_dict(), prefix)}
     content["callbacks"] = {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}}
     torch.save(content, tmp_path / "last.ckpt")
-    assert load_classifier(network, tmp_path / "last.ckpt") == []
+    assert load_into(network, tmp_path / "last.ckpt") == []
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in trained.state_dict().items())
 
 
 def test_a_whole_classifier_of_timm(tmp_path, source):
     torch.save({"model": renamed(source.state_dict(), "module.")}, tmp_path / "timm.pth")
     network = classifier(output_stride=32).eval()
-    assert load_classifier(network, tmp_path / "timm.pth") == ["module.fc.bias"]
+    assert load_into(network, tmp_path / "timm.pth") == ["module.fc.bias"]
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(network(images) + source.fc.bias, source.eval()(images))
@@ -220,16 +220,16 @@ def test_a_whole_classifier_of_other_classes_or_another_kind(tmp_path, source):
     with pytest.raises(
         ConfigError, match=r"knows 5 classes, but the data has 3.*classifier\.model\.weights="
     ):
-        load_classifier(classifier(), path)
+        load_into(classifier(), path)
     torch.save(backbone().state_dict(), path)
     with pytest.raises(ConfigError, match=r"1 of \d+ weights are missing \(head\.weight\)"):
-        load_classifier(classifier(), path)
+        load_into(classifier(), path)
 
 
 def test_a_classifier_that_is_not_ours(tmp_path):
     net, other = ribseg.models.ToyNet(3), ribseg.models.ToyNet(3)
     torch.save({"net": renamed(net.state_dict(), "module.")}, tmp_path / "toy.pth")
-    load_classifier(other, tmp_path / "toy.pth")
+    load_into(other, tmp_path / "toy.pth")
     assert torch.equal(net.head.weight, other.head.weight)
 
 

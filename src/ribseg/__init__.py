@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ribseg.models.deeplab import DeepLabV2 as DeepLabV2
     from ribseg.models.inference import predict as predict
     from ribseg.models.load import load as load
+    from ribseg.models.load import load_classifier as load_classifier
     from ribseg.models.load import load_segmenter as load_segmenter
     from ribseg.models.released import load_official_classifier as load_official_classifier
     from ribseg.pipeline.localize import localize as localize

@@ -19,6 +19,7 @@ from ribseg.errors import ConfigError, RibsegError, reason
 from ribseg.pipeline.recipe.configuration import CONF
 from ribseg.workers import share_cores, use_own_start_method
 
+MULTIRUN = ("-m", "--multirun")
 _command: list[str] = []  # words before Hydra's arguments: none for `python train.py`
 
 
@@ -31,7 +32,9 @@ def train(arguments: Sequence[str], command: Sequence[str] = ()) -> None:
             distributed run.
     """
     _command[:] = command
-    sys.argv = [sys.argv[0], *arguments]
+    # Hydra's parser takes no flag between two overrides.
+    several = [word for word in arguments if word in MULTIRUN]
+    sys.argv = [sys.argv[0], *several, *(word for word in arguments if word not in MULTIRUN)]
     main()
 
 

@@ -30,9 +30,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
         add = _add_format(formats, name, text).add_argument
         add("--root", required=True, help="data set in VOC layout, for ids, classes and sizes")
         add("--split", required=True, help="name of its list of images, e.g. train")
-    text = "cls_labels.npy of PSA, IRN and similar programs to a CSV file for data.labels"
+    text = (
+        "labels to a CSV file for data.labels: cls_labels.npy of PSA, IRN and similar programs; tables, JSON "
+        "and XML of label tools; lists of VOC and imagenet; a folder of images for each class"
+    )
     labels = formats.add_parser(LABELS, help=text, description=text)
-    labels.add_argument("source", help="the .npy file")
+    labels.add_argument("source", help="the file or folder to read")
     labels.add_argument("target", help="the CSV file to write; must not exist")
     labels.add_argument("--names", help="file with one class name per line, in order; default: VOC's twenty")
 

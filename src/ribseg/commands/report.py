@@ -4,10 +4,17 @@ One run: its report.html again, from results.json and the store.
 """  # noqa: D205 - the command's help
 
 import argparse
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ribseg.checks import check_number
 from ribseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ribseg.pipeline.report.finished import FinishedRun
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -23,25 +30,45 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes `report.html` into the folder of one run, or `comparison.html` of several into `--out`."""
+    from ribseg.pipeline.report.finished import open_runs
+
+    check_number("--resamples", options.resamples, low=1)
+    folders = [path.absolute() for path in options.runs]
+    runs = open_runs(folders, options.names)
+    out = (options.out or (folders[0] if len(folders) == 1 else Path("comparison"))).absolute()
+    if len(runs) == 1 and (options.out or options.names):
+        raise ConfigError("--out and --names are for several runs; one has its report in its folder")
+    with _inside(runs[0].directory):  # the data and the store may have relative paths
+        path = _one(runs[0]) if len(runs) == 1 else _several(runs, out, options.resamples)
+    print(f"report: {path}")
+
+
+def _one(run: "FinishedRun") -> Path:
+    from ribseg.pipeline.plan import reopened
+    from ribseg.pipeline.report.page import write_report
+
+    return write_report(reopened(run, run.folder), run.results)
+
+
+def _several(runs: Sequence["FinishedRun"], out: Path, resamples: int) -> Path:
     from ribseg.pipeline.plan import reopened
     from ribseg.pipeline.recipe.console import LoggedConsole
     from ribseg.pipeline.report.compare import sentences
     from ribseg.pipeline.report.compare_page import comparison_tables, write_comparison
-    from ribseg.pipeline.report.finished import open_runs
-    from ribseg.pipeline.report.page import write_report
 
-    check_number("--resamples", options.resamples, low=1)
-    runs = open_runs(options.runs, options.names)
-    if len(runs) > 1:
-        sweep = options.runs[0] if len(options.runs) == 1 else None
-        session = reopened(runs[0], options.out or sweep or Path("comparison"))
-        path, comparison = write_comparison(session, runs, options.resamples)
-        console = LoggedConsole()
-        console.print(*(table.for_terminal() for table in comparison_tables(comparison)))
-        for text in sentences(comparison):
-            console.say(text)
-    elif options.out or options.names:
-        raise ConfigError("--out and --names are for several runs; one has its report in its folder")
-    else:
-        path = write_report(reopened(runs[0], runs[0].folder), runs[0].results)
-    print(f"report: {path}")
+    path, comparison = write_comparison(reopened(runs[0], out), runs, resamples)
+    console = LoggedConsole()
+    console.print(*(table.for_terminal() for table in comparison_tables(comparison)))
+    for text in sentences(comparison):
+        console.say(text)
+    return path
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

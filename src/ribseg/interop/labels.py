@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ribseg.data.io.label_forms import id_of, parse_labels
 from ribseg.data.io.labels import write_label_csv
 from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import DataError, list_problems
@@ -19,10 +20,13 @@ VOC_DIGITS, COCO_DIGITS = 10, 12
 
 
 def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str] = VOC_CLASSES) -> int:
-    """Converts a `cls_labels.npy` to the CSV file for `data.labels`; returns the number of images.
+    """Converts a `cls_labels.npy`, or labels of any other form, to the CSV file for `data.labels`.
+
+    Returns the number of images.
 
     Args:
-        source: the `.npy` file; `ribseg.interop.unpickle` reads it safely.
+        source: the `.npy` file, which `ribseg.interop.unpickle` reads safely; or any file or folder that
+            `ribseg.data.io.label_forms` reads.
         target: the CSV file; must not exist.
         classes: C names in the order of the labels, without background and without spaces.
 
@@ -34,6 +38,8 @@ def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str
     spaced = [name for name in classes if len(name.split()) != 1]
     if spaced:
         raise DataError(f"names of classes must hold no spaces, as {spaced[:5]} do; use underscores")
+    if Path(source).suffix != ".npy":
+        return _convert_form(Path(source), target, classes)
     labels = read_pickled_arrays(source)
     wrong = [f"{key}: {_shown(row)}" for key, row in labels.items() if not _fits(row, len(classes))]
     if wrong or not labels:
@@ -43,6 +49,18 @@ def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str
     rows = {image_id(key): list(compress(classes, row)) for key, row in labels.items()}
     if len(rows) < len(labels):
         raise DataError(f"{source} has images twice, by number and by name. Make the file again.")
+    write_label_csv(target, rows)
+    return len(rows)
+
+
+def _convert_form(source: Path, target: str | Path, classes: Sequence[str]) -> int:
+    """Writes the rows of a file or folder of labels, with the ids of their file names."""
+    rows: dict[str, list[str]] = {}
+    for name, named in parse_labels(source, classes).rows:
+        rows.setdefault(id_of(name, ()), named)
+    unknown = sorted({name for names in rows.values() for name in names} - set(classes))
+    if unknown:
+        raise DataError(f"{source} has classes that are not among the given ones: {unknown[:5]} (--names)")
     write_label_csv(target, rows)
     return len(rows)
 

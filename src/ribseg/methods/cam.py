@@ -114,6 +114,32 @@ def step_maps(results: Sequence[Adaptation], size: tuple[int, int], side: int) -
     return torch.stack([normalize(resize_and_sum(result.maps, small)) for result in results])
 
 
+def label_vector(labels: Tensor | Sequence[int], num_classes: int) -> Tensor:
+    """The classes of an image as a vector (C,) of zeros and ones, from such a tensor or from indices.
+
+    Args:
+        labels: a tensor (C,); or a list, tuple or set of class indices from 0.
+        num_classes: C.
+
+    Raises:
+        ValueError: an index is out of range.
+
+    >>> label_vector([2], 3)
+    tensor([0., 0., 1.])
+    """
+    if isinstance(labels, Tensor):
+        return labels
+    wrong = [c for c in labels if isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < num_classes]
+    if wrong:
+        raise ValueError(
+            f"expected a tensor ({num_classes},) of zeros and ones, or class indices below {num_classes}, "
+            f"got {wrong[:5]}"
+        )
+    vector = torch.zeros(num_classes)
+    vector[list(labels)] = 1
+    return vector
+
+
 def checked(
     views: Sequence[Tensor], labels: Tensor, num_classes: int, loss_views: Sequence[int] = ()
 ) -> Tensor:

@@ -57,7 +57,8 @@ def partition(classifier: nn.Module, trainable: Trainable) -> Partition:
     if trainable == "layer4":
         raise ValueError(
             f'trainable="{trainable}" needs a classifier with trunk and tail (a list of stages), as '
-            "ribseg.Classifier has them"
+            'ribseg.Classifier has them; others adapt the head alone, by trainable="head" '
+            '(rib.trainable=head), or all weights that require gradients, by "published"'
         )
     others = [p for p in classifier.parameters() if p is not weight and p.requires_grad]
     return Partition(nn.Identity(), features, others, torch.preserve_format)

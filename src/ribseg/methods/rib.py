@@ -17,7 +17,7 @@ from ribseg.functional.cam import class_maps, merge_mirrored
 from ribseg.functional.losses import Loss, check_loss
 from ribseg.functional.state import autocast_without_cache, evaluating, restored
 from ribseg.memory import memory_errors
-from ribseg.methods.cam import cam, checked, head_of
+from ribseg.methods.cam import cam, checked, head_of, label_vector
 from ribseg.methods.partition import partition
 from ribseg.methods.pooling import PER_CLASS
 from ribseg.methods.presets import PRESETS, measure
@@ -144,13 +144,15 @@ class RIB:
         if compile:
             self.frozen, self.adapted = (torch.compile(f, dynamic=True) for f in (self.frozen, self.adapted))
 
-    def __call__(self, views: Sequence[Tensor], labels: Tensor, references: References = ()) -> Adaptation:
+    def __call__(
+        self, views: Sequence[Tensor], labels: Tensor | Sequence[int], references: References = ()
+    ) -> Adaptation:
         """Adapts the classifier to one image and returns the summed maps.
 
         Args:
             views: (2, 3, h_s, w_s) float tensors, the image at each scale with its mirror image second. The
                 area stop rule uses the first view.
-            labels: (C,) in {0, 1}.
+            labels: a tensor (C,) in {0, 1}, or a list of class indices.
             references: yields (images (B,3,S,S), labels (B,C)) per step, consumed lazily; with (None, None),
                 or after its end, the loss is over the image's own views only.
 
@@ -165,7 +167,9 @@ class RIB:
         """
         return self.trace(views, labels, references)[-1]
 
-    def trace(self, views: Sequence[Tensor], labels: Tensor, references: References = ()) -> list[Adaptation]:
+    def trace(
+        self, views: Sequence[Tensor], labels: Tensor | Sequence[int], references: References = ()
+    ) -> list[Adaptation]:
         """Returns the results after step 0, 1, ..; the last one equals that of `__call__`.
 
         Args:
@@ -178,7 +182,7 @@ class RIB:
 
     @contextmanager
     def adapting(
-        self, views: Sequence[Tensor], labels: Tensor, references: References = ()
+        self, views: Sequence[Tensor], labels: Tensor | Sequence[int], references: References = ()
     ) -> Iterator[Adaptation]:
         """Adapts to one image; the classifier keeps the adapted weights inside the `with` block.
 
@@ -199,10 +203,10 @@ class RIB:
 
     @contextmanager
     def _adapted(
-        self, views: Sequence[Tensor], labels: Tensor, references: References
+        self, views: Sequence[Tensor], labels: Tensor | Sequence[int], references: References
     ) -> Iterator[list[Adaptation]]:
         """Yields the results after each step; inside, the weights are those of the last one."""
-        views = views[: self.views]
+        views, labels = views[: self.views], label_vector(labels, len(self.weight))
         classes = checked(views, labels, len(self.weight), self.loss_views)
         if torch.is_inference_mode_enabled():
             raise RuntimeError(

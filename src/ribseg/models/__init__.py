@@ -6,7 +6,7 @@ from ribseg.models.classifier import Classifier, ReCAMClassifier
 from ribseg.models.clip import ClipTower
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.irn import IRNet
-from ribseg.models.load import Segmenter, load, load_classifier, load_segmenter
+from ribseg.models.load import Segmenter, load, load_into, load_segmenter
 from ribseg.models.psa import PSANet
 from ribseg.models.released import load_official_classifier, load_official_irn
 from ribseg.models.smp import SMPSegmenter
@@ -27,7 +27,7 @@ __all__ = [
     "TextEmbeddings",
     "ToyNet",
     "load",
-    "load_classifier",
+    "load_into",
     "load_official_classifier",
     "load_official_irn",
     "load_segmenter",

@@ -9,7 +9,7 @@ from timm.data import ImageNetInfo
 from ribseg.errors import ConfigError
 from ribseg.models.backbone import create_network
 from ribseg.models.classifier import Classifier
-from ribseg.models.load import load_classifier
+from ribseg.models.load import load_into
 from ribseg.models.packages import PACKAGED
 from ribseg.models.tokens import family_of, token_stride
 from ribseg.models.weights import load_fitting
@@ -41,7 +41,7 @@ def imagenet_classifier(name: str) -> Classifier:
     """
     if name in PACKAGED:
         classifier = Classifier(PACKAGED[name], CLASSES, atrous=True, classes=imagenet_names())
-        load_classifier(classifier, name)
+        load_into(classifier, name)
         return classifier.eval()
     whole = create_network(name, True, {})  # with its head, so the backbone needs no weights before
     reached: dict[str, Any] = {"output_stride": token_stride(whole)} if family_of(name) else {"atrous": True}

@@ -7,9 +7,10 @@ The published test settings are in docs/method.md, section 6. All functions work
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -48,13 +49,29 @@ class Tile(NamedTuple):
     inside: tuple[slice, slice]
 
 
+@overload
+def predict(
+    images: ImageLike,
+    checkpoint: str | Path | Segmenter,
+    *,
+    device: str | torch.device | None = None,
+    **settings: Any,
+) -> npt.NDArray[np.uint8]: ...
+@overload
+def predict(
+    images: Sequence[ImageLike],
+    checkpoint: str | Path | Segmenter,
+    *,
+    device: str | torch.device | None = None,
+    **settings: Any,
+) -> list[npt.NDArray[np.uint8]]: ...
 def predict(
     images: ImageLike | Sequence[ImageLike],
     checkpoint: str | Path | Segmenter,
     *,
     device: str | torch.device | None = None,
     **settings: Any,
-) -> np.ndarray | list[np.ndarray]:
+) -> npt.NDArray[np.uint8] | list[npt.NDArray[np.uint8]]:
     """Segments images with a trained segmenter.
 
     Args:
@@ -92,7 +109,7 @@ def predict_labels(
     crf: Mapping[str, Any] | None = None,
     tile: int | None = None,
     margin: int | None = None,
-) -> np.ndarray:
+) -> npt.NDArray[np.uint8]:
     """Predicts the labels of one image.
 
     Args:

@@ -95,13 +95,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier | S
     raise ConfigError(
         f"{path} holds weights alone, without a description of their network. In Python: classifier = "
         "ribseg.Classifier(BACKBONE, num_classes=C, classes=[...]); "
-        "ribseg.models.load_classifier(classifier, PATH). On the command line: python train.py "
+        "ribseg.models.load_into(classifier, PATH). On the command line: python train.py "
         "experiment=... classifier.checkpoint=PATH run=[classifier] writes a classifier.safetensors "
         "with its description"
     )
 
 
-def load_described_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
+def load_classifier(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     """Loads a classifier, as `load`.
 
     Raises:
@@ -139,9 +139,7 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
     return segmenter
 
 
-def load_classifier(
-    classifier: nn.Module, path: str | Path, classes: Sequence[str] | None = None
-) -> list[str]:
+def load_into(classifier: nn.Module, path: str | Path, classes: Sequence[str] | None = None) -> list[str]:
     """Loads the backbone and head of a trained classifier; returns the ignored keys of the file.
 
     Where the file names its classes, the rows of the head are put in the order of `classes`.

@@ -21,7 +21,7 @@ from ribseg.methods.cam import head_of, merge_maps
 from ribseg.methods.naming import indices_of, predicted_classes
 from ribseg.methods.one_image import OneImage, References
 from ribseg.models.imagenet import imagenet_classifier
-from ribseg.models.load import load_described_classifier
+from ribseg.models.load import load_classifier
 from ribseg.models.packages import PACKAGED
 from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.configuration import composed
@@ -113,7 +113,10 @@ class Localizer:
         chosen = isinstance(method, str) or any(text.startswith("data.scales=") for text in overrides)
         self.scales = self.cfg.data.scales if chosen else SCALES
         if max(getattr(self.method, "loss_views", ()), default=0) >= len(self.scales):
-            raise ConfigError(f"rib.loss_views must be places in data.scales={list(self.scales)}")
+            raise ConfigError(
+                f"rib.loss_views must be places in data.scales={list(self.scales)}; for all: "
+                f"rib.loss_views={[*range(len(self.scales))]}"
+            )
         if references is not None and not takes(self.method, "references"):
             raise ConfigError(f"the method {self.name!r} takes no references")
         batches = None if references is None else self._batches(references)
@@ -227,4 +230,4 @@ def _network(classifier: nn.Module | str | Path | None, device: str | torch.devi
     named = str(chosen) in PACKAGED or timm.is_model(str(chosen))
     if named and not Path(chosen).is_file():
         return imagenet_classifier(str(chosen)).to(place)
-    return load_described_classifier(chosen, place)
+    return load_classifier(chosen, place)

@@ -235,6 +235,7 @@ def gather(session: Session, data_facts: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "name": session.cfg.name,
+        "directory": str(Path.cwd()),  # of relative paths in the configuration and below
         "seed": session.cfg.seed,
         **{name: part for name, part in parts.items() if part is not None},
         "store": {name: str(artefact.folder) for name, artefact in artefacts.items()},

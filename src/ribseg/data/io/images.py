@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ribseg.errors import DAMAGED, DataError, reason
@@ -79,7 +80,7 @@ def load_pixels(image: Image.Image, path: str | Path) -> None:
     image.load()
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     """Reads an image of any mode: gray, palette, alpha (dropped), CMYK, 1-bit, 16-bit (divided by 257).
 
     Args:

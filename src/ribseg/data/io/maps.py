@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class LocalizationMaps:
         most = max(self.num_classes or 0, int(self.classes.max()) + 1 if len(self.classes) else 0)
         return self.classes + 1 if most <= LARGEST_LABEL else torch.arange(1, len(self.classes) + 1)
 
-    def mask(self, threshold: float) -> np.ndarray:
+    def mask(self, threshold: float) -> npt.NDArray[np.uint8]:
         """The mask: (H, W) uint8, per pixel the label of the strongest class above the threshold, else 0.
 
         Args:

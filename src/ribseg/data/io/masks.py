@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ribseg.data.io.images import load_pixels, open_image
@@ -39,7 +40,7 @@ def voc_palette() -> np.ndarray:
     return colours
 
 
-def read_mask(path: str | Path, num_classes: int | None = None) -> np.ndarray:
+def read_mask(path: str | Path, num_classes: int | None = None) -> npt.NDArray[np.uint8]:
     """Reads a mask as class ids; palette indices are not converted to colours.
 
     Args:

@@ -39,6 +39,12 @@ class FinishedRun:
     cfg: DictConfig
     results: dict[str, Any]
 
+    @property
+    def directory(self) -> Path:
+        """Where the run was started, if that is still there; else the current directory."""
+        place = Path(self.results.get("directory", ""))
+        return place if place.is_dir() else Path.cwd()
+
     @cached_property
     def sources(self) -> dict[str, MapSource]:
         """Name -> source of maps of its configuration."""
@@ -51,7 +57,8 @@ class FinishedRun:
         Raises:
             DataError: the store holds one no longer.
         """
-        found = {name: Artefact(name, Path(place), {}) for name, place in self.results["store"].items()}
+        places = self.results["store"].items()
+        found = {name: Artefact(name, Path(self.directory, place), {}) for name, place in places}
         gone = [str(artefact.folder) for artefact in found.values() if not artefact.complete]
         if gone:
             raise DataError(

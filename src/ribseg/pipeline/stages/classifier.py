@@ -15,7 +15,7 @@ from ribseg.data.augment.seeding import share_of
 from ribseg.data.base import class_order
 from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
-from ribseg.models import Classifier, load_classifier, load_official_classifier
+from ribseg.models import Classifier, load_into, load_official_classifier
 from ribseg.models.classifier import described
 from ribseg.models.load import NAMES
 from ribseg.models.packages import PACKAGED, STATISTICS
@@ -130,7 +130,7 @@ class ClassifierStage(Stage[Session]):
             network = build(cfg.model, num_classes=number, _convert_="all", **extra)
         if cfg.checkpoint:
             with within("classifier"):
-                self.left_out = load_classifier(network, cfg.checkpoint, self.session.data.classes)
+                self.left_out = load_into(network, cfg.checkpoint, self.session.data.classes)
         return network
 
     @cached_property
@@ -142,7 +142,7 @@ class ClassifierStage(Stage[Session]):
     def trained(self) -> Classifier:
         """The network with the weights of the result."""
         if not self.cfg.given:
-            load_classifier(self.network, self.artefact.folder / WEIGHTS, self.session.data.classes)
+            load_into(self.network, self.artefact.folder / WEIGHTS, self.session.data.classes)
         return self.network
 
     def work(self, target: Artefact) -> dict[str, Any]:

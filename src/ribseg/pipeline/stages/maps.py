@@ -181,7 +181,8 @@ def check_loss_views(entry: Entry, method: Any, views: int) -> None:
         expected = (
             f"expected places below {views}, as many as there are of data.scales and {entry.path}.views"
         )
-        raise SettingError(f"{entry.path}.loss_views: {expected}, got {list(looked_at)}")
+        cure = f"{entry.path}.loss_views={[*range(views)]}".replace(" ", "")
+        raise SettingError(f"{entry.path}.loss_views: {expected}, got {list(looked_at)}; for all: {cure}")
 
 
 def mean_over_steps(series: Sequence[Sequence[float]]) -> list[float]:
