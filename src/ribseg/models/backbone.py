@@ -13,15 +13,19 @@ from timm.layers import BlurPool2d, to_2tuple
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
+from ribseg.checks import within
 from ribseg.errors import ConfigError, reason
 from ribseg.models.chain import UNFIT, USABLE, find_chain, on_trial, stride_of
 from ribseg.models.depthwise import replace_depthwise
+from ribseg.models.naming import in_timms_names
 from ribseg.models.pooled_norm import norm_of_head
-from ribseg.models.tokens import family_of, family_settings, token_stages
+from ribseg.models.tokens import family_of, family_settings, token_stages, token_stride
 from ribseg.models.weights import load_fitting
+from ribseg.models.weights_file import places_of, read_file
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 STRIDED = (nn.Conv2d, *POOLS, BlurPool2d)
+CNN_STRIDE = 16  # of the published classifier
 PAD_TO = 32  # largest stride of timm's CNNs: image sides are padded to multiples
 TRAINED_STAGES = 2  # layer3 and layer4 of a ResNet, which the published recipe trains
 OFFLINE = (
@@ -44,12 +48,14 @@ class Backbone(nn.Module):
         name: timm model name, with or without a weights tag: "resnet50.tv_in1k", "deit_small_patch16_224".
         pretrained: load timm's weights (downloaded once).
         output_stride: 8, 16 or 32: image pixels per feature-map location. A transformer has only its own: the
-            side of its patches, 32 for a Swin.
+            side of its patches, 32 for a Swin. None: that one, or 16 for a CNN.
         atrous: how the output stride is reached. False: stride 1 and dilation 1 in the last stages, as in the
             released programs of IRN and RIB; True: dilation (timm's `output_stride`), only of CNNs.
         kwargs: passed on to timm, e.g. `channels`.
 
     Attributes:
+        name: of timm's network.
+        output_stride: see above.
         stages: ModuleList of the trunk and the last two stages, in order.
         num_features: D, channels of the last stage.
         reads_class_token: whether the head of timm's network is over the class token.
@@ -66,25 +72,29 @@ class Backbone(nn.Module):
         self,
         name: str,
         pretrained: bool = False,
-        output_stride: int = 16,
+        output_stride: int | None = None,
         atrous: bool = False,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        name = whole_name(name)
         family, extra = family_of(name), dict(kwargs or {})
+        stride = CNN_STRIDE if output_stride is None else output_stride
         if family is not None:
             extra = family_settings(name, family, extra)
-        elif output_stride not in (8, 16, 32):
-            raise ConfigError(f"expected output_stride 8, 16 or 32, got {output_stride}")
+        elif stride not in (8, 16, 32):
+            raise ConfigError(f"expected output_stride 8, 16 or 32, got {stride}")
         elif atrous:
-            extra["output_stride"] = output_stride
+            extra["output_stride"] = stride
         network = create_network(name, pretrained, extra)
         # Of the head, and not of the backbone: hidden from its weights.
         self.name, self.head_norm = name, (norm_of_head(network) if family is None else None,)
         if family is None:
-            self._split_chain(network, output_stride, atrous)
+            self._split_chain(network, stride, atrous)
         else:
-            self.stages = nn.ModuleList(token_stages(name, network, family, output_stride, atrous))
+            stride = token_stride(network) if output_stride is None else output_stride
+            self.stages = nn.ModuleList(token_stages(name, network, family, stride, atrous))
+        self.output_stride = stride
         self.num_features = int(cast(int, network.num_features))
         self.reads_class_token = getattr(network, "global_pool", None) == "token"
         self.pretrained_cfg = dict(cast(Any, network).pretrained_cfg)
@@ -141,6 +151,14 @@ def pad_images(images: Tensor, crop_size: int = 0) -> Tensor:
     height, width = images.shape[-2:]
     bottom, right = (max(crop_size - side, -side % PAD_TO) for side in (height, width))
     return F.pad(images, (0, right, 0, bottom))
+
+
+def whole_name(name: str) -> str:
+    """Timm's name that begins so, if it is the only one: "swin_tiny" -> "swin_tiny_patch4_window7_224"."""
+    if timm.is_model(name):
+        return name
+    found = [known for known in timm.list_models(f"{name}*") if known.startswith(f"{name}_")]
+    return found[0] if len(found) == 1 else name
 
 
 def create_network(
@@ -219,7 +237,8 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     """Loads a file of backbone weights: .safetensors, or .pth read with `weights_only=True`.
 
     The names may be timm's, torchvision's or our own, nested and prefixed in any way (see
-    `ribseg.models.weights`); a classification head in the file is ignored.
+    `ribseg.models.weights`), or those of a transformer in other programs (see `ribseg.models.naming`); a
+    classification head in the file is ignored.
 
     Args:
         backbone: changed in place.
@@ -228,4 +247,21 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     Raises:
         ConfigError: no such file, not a state dictionary, or weights that do not match.
     """
-    load_fitting(backbone, path, f"the backbone {backbone.name!r}", spellings=[timm_name])
+    content = in_own_names(read_file(path), path, backbone)
+    load_fitting(backbone, path, f"the backbone {backbone.name!r}", content, [timm_name])
+
+
+def in_own_names(content: Any, path: str | Path, backbone: Backbone) -> Any:
+    """The content of a file of weights; of a vision transformer in other programs' names under timm's.
+
+    Raises:
+        ConfigError: the file has no weights, or they are of a network with another activation.
+    """
+    network = getattr(backbone.stages[0], "network", None)
+    if not isinstance(network, nn.Module):
+        return content
+    for place in places_of(content, path):
+        with within(str(path)):
+            if (renamed := in_timms_names(place.tensors, network)) is not None:
+                return renamed
+    return content

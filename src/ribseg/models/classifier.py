@@ -31,7 +31,7 @@ class Classifier(nn.Module):
         backbone: name of a timm CNN or transformer, "resnet50.tv_in1k" in the paper.
         num_classes: C, without background.
         pretrained: load timm's weights for the backbone.
-        output_stride: 8, 16 or 32; of a transformer the side of its patches.
+        output_stride: 8, 16 or 32; of a transformer the side of its patches. None: that one, or 16 for a CNN.
         atrous: see `Backbone`; false for a transformer.
         weights: a file of backbone weights (.pth or .safetensors), "demo" for the built-in backbone, or
             "efficientnet_lite0" to "efficientnet_lite2" for ImageNet weights of the extra `ribseg[weights]`.
@@ -63,7 +63,7 @@ class Classifier(nn.Module):
         backbone: str = "resnet50.tv_in1k",
         num_classes: int = 20,
         pretrained: bool = False,
-        output_stride: int = 16,
+        output_stride: int | None = None,
         atrous: bool = False,
         weights: str | Path | None = None,
         freeze: Freeze = "published",
@@ -81,11 +81,12 @@ class Classifier(nn.Module):
             raise ConfigError(f"expected {num_classes} names, one per class, got {len(classes)}")
         self.classes = None if classes is None else tuple(map(str, classes))
         self.num_classes, self.freeze = num_classes, freeze
-        self.settings: dict[str, Any] = {
-            "num_classes": num_classes, "backbone": backbone, "output_stride": output_stride,
-            "atrous": atrous, "freeze": freeze, "backbone_kwargs": dict(backbone_kwargs or {}),
-        }  # fmt: skip
         self.backbone = Backbone(backbone, pretrained, output_stride, atrous, backbone_kwargs)
+        self.settings: dict[str, Any] = {
+            "num_classes": num_classes, "backbone": self.backbone.name,
+            "output_stride": self.backbone.output_stride, "atrous": atrous, "freeze": freeze,
+            "backbone_kwargs": dict(backbone_kwargs or {}),
+        }  # fmt: skip
         if weights is not None:
             load_weights(self.backbone, weights)
         (norm,) = self.backbone.head_norm

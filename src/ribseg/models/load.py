@@ -14,6 +14,7 @@ from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, three
 from ribseg.data.io.masks import voc_palette
 from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import ConfigError, reason
+from ribseg.models.backbone import in_own_names
 from ribseg.models.classifier import Classifier, ReCAMClassifier
 from ribseg.models.deeplab import DeepLabV2
 from ribseg.models.released import official_classifier, released_state
@@ -163,6 +164,8 @@ def load_into(classifier: nn.Module, path: str | Path, classes: Sequence[str] | 
     named = content.get("classes") if isinstance(content, Mapping) and "kind" in content else None
     wanted = classes or getattr(classifier, "classes", None)
     content = released_state(content, path) or content
+    if isinstance(classifier, Classifier) and named is None:
+        content = in_own_names(content, path, classifier.backbone)
     if not isinstance(classifier, Classifier):
         load_fitting(classifier, path, what, content)
         if named and wanted and class_order(named, wanted, str(path)) != [*range(len(wanted))]:
