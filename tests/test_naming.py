@@ -72,7 +72,8 @@ def test_openais_clip_by_its_own_names(tmp_path):
     swaps = [
         ("patch_embed.proj", "conv1"), ("pos_embed", "positional_embedding"), ("norm_pre", "ln_pre"),
         ("blocks.", "transformer.resblocks."), ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"),
-        ("fc1", "c_fc"), ("fc2", "c_proj"), ("norm1", "ln_1"), ("norm2", "ln_2"), ("cls_token", "class_embedding"),
+        ("fc1", "c_fc"), ("fc2", "c_proj"), ("norm1", "ln_1"), ("norm2", "ln_2"),
+        ("cls_token", "class_embedding"),
     ]  # fmt: skip
     state = {"input_resolution": torch.tensor(56), "context_length": torch.tensor(77)}
     for key, value in network.state_dict().items():

@@ -71,13 +71,20 @@ def label_notes(data: DataSplits) -> Iterator[Note]:
         )
 
 
-def print_sources(say: Callable[[str, str], object], facts: Mapping[str, Any]) -> None:
-    """Says where labels and masks come from, of `sources`; a line for all splits where it is the same."""
+def source_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Labels, and masks, with where they come from, by `sources`; once where splits do not differ."""
     for what in ("labels", "masks"):
-        texts = facts[what]
+        texts = facts.get(what, {})
         same = len(set(texts.values())) == 1
-        shown = next(iter(texts.values())) if same else "; ".join(f"{s}: {text}" for s, text in texts.items())
-        say(shown, what)
+        shown = [*set(texts.values())] if same else [f"{split}: {text}" for split, text in texts.items()]
+        if shown:
+            yield what, "; ".join(shown)
+
+
+def print_sources(say: Callable[[str, str], object], facts: Mapping[str, Any]) -> None:
+    """Says where labels and masks come from."""
+    for what, text in source_lines(facts):
+        say(text, what)
 
 
 def print_notes(say: Callable[[str, str, str], object], facts: Mapping[str, Any]) -> None:

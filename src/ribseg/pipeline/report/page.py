@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf
 
+from ribseg.data.check.data_notes import source_lines
 from ribseg.data.check.note import Note
 from ribseg.files import atomic_write
 from ribseg.pipeline.recipe.session import Session
@@ -140,10 +141,12 @@ def adaptation_section(session: Session, results: dict[str, Any]) -> Iterator[Se
 
 
 def data_section(session: Session, results: dict[str, Any]) -> Iterator[Section]:
-    """The section with notes on unusual data."""
-    notes = [str(Note(**row)) for row in results.get("data", {}).get("notes", [])]
-    if notes:
-        yield Section("Notes on the data", lines=notes)
+    """The section with the sources of labels and masks, and notes on unusual data."""
+    facts = results.get("data", {})
+    lines = [f"{what.capitalize()}: {text}." for what, text in source_lines(facts)]
+    lines += [str(Note(**row)) for row in facts.get("notes", [])]
+    if lines:
+        yield Section("Notes on the data", lines=lines)
 
 
 def run_section(session: Session, results: dict[str, Any]) -> Iterator[Section]:
