@@ -1,4 +1,4 @@
-"""The command `ribseg`: trains, localizes, segments, compares runs, checks data, converts, embeds names.
+"""The command `ribseg`: trains, localizes, segments, compares runs, checks data, exports and converts.
 
 `python -m ribseg.predict` and `python -m ribseg.interop` are its subcommands `predict` and `convert`. Each
 command is a module of `ribseg.commands`, which imports what it needs when it runs, so that help and errors
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ribseg import __version__
-from ribseg.commands import check, convert, localize, predict, report, text
+from ribseg.commands import check, convert, export, localize, predict, report, text
 from ribseg.errors import RibsegError
 
 TRAIN = "train"
@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": (predict, "segment images"),
     "report": (report, "compare runs, or write the report of one again"),
     "check": (check, "check all files of a data set"),
+    "export": (export, "masks for other programs"),
     "convert": (convert, "convert maps, masks and labels"),
     "text": (text, "text embeddings of class names, for the method clip_es"),
 }

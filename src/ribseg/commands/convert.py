@@ -16,7 +16,14 @@ IMAGES = {
     "pngs-to-ribseg": "gray PNGs <id>/<class name>.png or <id>_<class name>.png to .npz maps",
     "masks-to-ribseg": "masks <id>.png that hold class ids to .npz maps of ones and zeros",
 }
-LABELS = "labels-to-csv"
+LABELS, MASKS = "labels-to-csv", "masks-from"
+FORMS = {
+    "voc": "folder with labelmap.txt and SegmentationClass/ in its colours: CVAT, Datumaro",
+    "labelme": "folder of labelme's JSON",
+    "coco": "COCO's instances JSON",
+    "nnunet": "nnU-Net's raw data set",
+    "gray": "folder of PNGs of numbers beside classes.txt, id2label.json or Roboflow's _classes.csv",
+}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -38,6 +45,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     labels.add_argument("source", help="the file or folder to read")
     labels.add_argument("target", help="the CSV file to write; must not exist")
     labels.add_argument("--names", help="file with one class name per line, in order; default: VOC's twenty")
+    masks = _add_format(
+        formats, MASKS, "masks of label tools and trainers to PNGs of class ids, with classes.txt"
+    )
+    told = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
+    masks.add_argument("--form", required=True, choices=FORMS, metavar="FORM", help=told)
+    masks.add_argument("--names", help="file with one class name per line, in the order of the ids")
 
 
 def _add_format(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -51,7 +64,7 @@ def _add_format(formats: Any, name: str, text: str) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Converts a folder; existing files are kept, so that an interrupted call can be repeated."""
     try:
-        print(_labels(options) if options.formats == LABELS else _maps(options))
+        print({LABELS: _labels, MASKS: _masks}.get(options.formats, _maps)(options))
     except KeyboardInterrupt as error:
         raise RibsegError("interrupted. Give the same command again to resume.") from error
 
@@ -63,6 +76,15 @@ def _labels(options: argparse.Namespace) -> str:
     names = read_lines(Path(options.names)) if options.names else VOC_CLASSES
     number = convert_labels(options.source, options.target, names)
     return f"labels of {number} images written to {options.target}"
+
+
+def _masks(options: argparse.Namespace) -> str:
+    from ribseg.interop.mask_forms import import_masks
+
+    names = read_lines(Path(options.names)) if options.names else None
+    progress = False if options.quiet else "auto"
+    number, said = import_masks(options.form, options.source, options.target, names, progress)
+    return "\n".join(filter(None, [f"{number} masks and classes.txt written to {options.target}", said]))
 
 
 def _maps(options: argparse.Namespace) -> str:

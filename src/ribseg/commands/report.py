@@ -4,9 +4,7 @@ One run: its report.html again, from results.json and the store.
 """  # noqa: D205 - the command's help
 
 import argparse
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     out = (options.out or (folders[0] if len(folders) == 1 else Path("comparison"))).absolute()
     if len(runs) == 1 and (options.out or options.names):
         raise ConfigError("--out and --names are for several runs; one has its report in its folder")
-    with _inside(runs[0].directory):  # the data and the store may have relative paths
+    with runs[0].inside():
         path = _one(runs[0]) if len(runs) == 1 else _several(runs, out, options.resamples)
     print(f"report: {path}")
 
@@ -62,13 +60,3 @@ def _several(runs: Sequence["FinishedRun"], out: Path, resamples: int) -> Path:
     for text in sentences(comparison):
         console.say(text)
     return path
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -10,6 +10,7 @@ from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import is_plain_id
 
 Problems = dict[str, list[str]]
+BACKGROUND = "background"  # a category of this name is none
 LARGEST_SIDE = 65_500  # of a JPEG
 LARGEST, MORE, NEGATIVE = 64, 32, 16  # of a character of a compressed run-length code
 
@@ -95,7 +96,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
 
 
 def _categories(items: list[Any], problems: Problems) -> tuple[dict[int, int], list[str]]:
-    """Category id -> label, and the names in the order of the labels."""
+    """Category id -> label, and the names in the order of the labels; a category "background" has label 0."""
     named: dict[int, str] = {}
     for number, item in enumerate(items):
         good = isinstance(item, dict) and _is_int(item.get("id")) and isinstance(item.get("name"), str)
@@ -104,10 +105,12 @@ def _categories(items: list[Any], problems: Problems) -> tuple[dict[int, int], l
             problems.setdefault("categories without an id of their own and a name", []).append(str(number))
         else:
             named[item["id"]] = name
-    if len(set(named.values())) < len(named) or not 1 <= len(named) <= 254:
+    number = sum(name.lower() != BACKGROUND for name in named.values())
+    if len(set(named.values())) < len(named) or not 1 <= number <= 254:
         problems.setdefault("expected 1 to 254 categories of different names", []).append(f"{len(named)}")
-    ids = sorted(named)
-    return {category: label for label, category in enumerate(ids, start=1)}, [named[i] for i in ids]
+    ids = sorted(category for category, name in named.items() if name.lower() != BACKGROUND)
+    labels = dict.fromkeys(named, 0) | {category: label for label, category in enumerate(ids, start=1)}
+    return labels, [named[i] for i in ids]
 
 
 def _images(items: list[Any], problems: Problems) -> tuple[dict[int, int], list[ImageRecord]]:

@@ -163,7 +163,9 @@ def check_counts(split: str, instances: Instances) -> None:
 def listed(instances: Instances, policy: Policy) -> Listing:
     """The listed images of a split, with their labels."""
     listing = {
-        record.id: sorted({item.label for item in objects if policy.crowd != "exclude" or not item.crowd})
+        record.id: sorted(
+            {o.label for o in objects if o.label and (policy.crowd != "exclude" or not o.crowd)}
+        )
         for record, objects in zip(instances.images, instances.objects, strict=True)
     }
     if policy.unannotated == "drop":

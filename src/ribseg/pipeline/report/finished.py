@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,16 @@ class FinishedRun:
         """Where the run was started, if that is still there; else the current directory."""
         place = Path(self.results.get("directory", ""))
         return place if place.is_dir() else Path.cwd()
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Works in that directory: data and store may have relative paths."""
+        before = Path.cwd()
+        os.chdir(self.directory)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
     @cached_property
     def sources(self) -> dict[str, MapSource]:
