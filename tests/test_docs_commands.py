@@ -22,6 +22,7 @@ OTHERS = {
 OTHERS |= {
     "ribseg check ": "check",
     "ribseg report ": "report",
+    "ribseg export ": "export",
     "python -m ribseg.predict ": "predict",
     "python -m ribseg.interop ": "convert",
 }
