@@ -126,6 +126,20 @@ def test_a_limit_of_time_does_not_make_a_result(tmp_path, tree):
     assert folder_run(tmp_path, tree, *longer[:2])["store"]["classifier"] == again  # not another training
 
 
+def test_without_the_trainers_bar_no_stage_shows_one(tmp_path, tree, monkeypatch):
+    shown = []
+
+    def track(items, title, total, show, *_):
+        shown.append(show)
+        return items
+
+    monkeypatch.setattr("ribseg.pipeline.recipe.session.track", track)
+    folder_run(
+        tmp_path, tree, "run=[classifier,cam]", "engine.processes=2", "+trainer.enable_progress_bar=false"
+    )
+    assert set(shown) == {False}
+
+
 def test_early_stopping_on_a_metric_may_end_a_training(tmp_path, tree):
     stop = f"+classifier.callbacks.stop={{_target_: {__name__}.GoodEnough, monitor: val/mAP}}"
     folder_run(tmp_path, tree, "run=[classifier]", "classifier.epochs=3", stop)

@@ -72,7 +72,7 @@ def run_stages(session: Session) -> dict[str, Any]:
 def reported_data(session: Session) -> dict[str, Any]:
     """Reports on the data of a run, into its folder; returns the findings."""
     path = session.output / "check_data.json"
-    facts, progress = partial(facts_of, session), session.cfg.progress
+    facts, progress = partial(facts_of, session), session.progress
     return report_data(session.data, facts, session.console, path, progress, session.preparation)
 
 

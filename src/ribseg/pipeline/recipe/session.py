@@ -260,9 +260,14 @@ class Session:
 
     def track(self, items: Iterable[T], title: str, total: int, unit: str = "image") -> Iterator[T]:
         """The items, with their progress as `progress` says; counted for the summary of the stage."""
-        for item in track(items, title, total, self.cfg.progress, self.console, unit):
+        for item in track(items, title, total, self.progress, self.console, unit):
             yield item
             self.usage.count(unit, 1)
+
+    @property
+    def progress(self) -> bool | str:
+        """How progress is shown, see `check_progress`; not at all without the Trainer's bar."""
+        return self.cfg.progress if self.cfg.trainer.get("enable_progress_bar", True) else False
 
     @cached_property
     def hardware(self) -> pl.Trainer:
@@ -304,16 +309,15 @@ class Session:
             logged: whether there is something to log; predictions log nothing.
             kwargs: settings that the stage decides; `check_trainer` rejects them in the configuration.
         """
-        progress = self.cfg.progress if self.cfg.trainer.get("enable_progress_bar", True) else False
         own = any(isinstance(callback, ProgressBar) for callback in callbacks)  # of the user's
-        bar = TrainerProgress(stage, progress, self.console, self.usage.count)
+        bar = TrainerProgress(stage, self.progress, self.console, self.usage.count)
         return build(
             self.cfg.trainer,
             _convert_="all",  # Lightning takes no nodes of a configuration, as for max_time
             logger=(logged and self.loggers(stage)) or False,
             callbacks=[WaitingGroup(self.cfg.process_timeout), *callbacks, *([] if own else [bar])],
             default_root_dir=str(folder),
-            enable_progress_bar=not own or progress is not False,
+            enable_progress_bar=not own or self.progress is not False,
             enable_model_summary=self.cfg.trainer.get("enable_model_summary", False),
             **kwargs,
         )

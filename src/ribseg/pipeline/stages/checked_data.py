@@ -46,7 +46,7 @@ class CheckedData:
 
         def check() -> dict[str, Any]:
             session.say("checking all files", "data")
-            found = session.data.check(session.cfg.check_files, masks, progress=session.cfg.progress)
+            found = session.data.check(session.cfg.check_files, masks, progress=session.progress)
             return {split: asdict(report) for split, report in found.items()}
 
         if not artefact.finished:
@@ -110,7 +110,7 @@ def check_full_masks(session: Session, folder: BaseDataset) -> None:
     settings = {"masks": [folder.split], "full": full, "values": True}
     artefact = session.store.artefact("data", settings, {}, folder.fingerprint(masks=True))
     if not artefact.finished:
-        check = partial(check_dataset, folder, masks=True, full=full, progress=session.cfg.progress)
+        check = partial(check_dataset, folder, masks=True, full=full, progress=session.progress)
         artefact.compute(lambda: {folder.split: asdict(check())}, session.say)
     check_usable(session, mask_values(artefact))
 

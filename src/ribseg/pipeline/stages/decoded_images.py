@@ -30,7 +30,7 @@ def decoded_images(session: Session, limit_gib: float) -> ImagePool | None:
 
         def decode() -> dict[str, int]:
             session.say(f"  {amount} in {artefact.folder}")
-            build_pool(artefact.folder, train, sizes, progress=session.cfg.progress)
+            build_pool(artefact.folder, train, sizes, progress=session.progress)
             return {"images": len(train), "bytes": round(need * GIB)}
 
         session.computed(artefact, decode)

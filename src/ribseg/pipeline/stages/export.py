@@ -93,7 +93,7 @@ class ExportStage(Stage[Session]):
 
     def check(self) -> None:
         """Checks the images."""
-        progress = self.session.cfg.progress
+        progress = self.session.progress
         self.session.group.on_first(lambda: check_dataset(self.folder(), progress=progress))
 
     def work(self, target: Artefact) -> dict[str, Any]:

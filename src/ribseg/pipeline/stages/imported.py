@@ -57,7 +57,7 @@ class ImportedStage(Stage[Session]):
 
         def convert() -> None:
             for folder in self.session.data.mapped:
-                maps, progress = target.folder / "maps", self.session.cfg.progress
+                maps, progress = target.folder / "maps", self.session.progress
                 convert_maps(str(self.cfg.folder), maps, folder, self.cfg.layout, progress)
                 check_imported(maps, folder)
 

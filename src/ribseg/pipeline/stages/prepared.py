@@ -51,7 +51,7 @@ def _learn(session: Session, entry: Entry, module: LocalizationModule, artefact:
     labels = torch.from_numpy(train.labels).float()
     passes = method.passes_per_image(labels) if hasattr(method, "passes_per_image") else None
     generator = rng(session.cfg.seed, entry.name, "prepare")
-    with closing(Tracker(f"{entry.label} learning", passes, session.cfg.progress, session.console)) as shown:
+    with closing(Tracker(f"{entry.label} learning", passes, session.progress, session.console)) as shown:
 
         def views(index: int) -> list[Tensor]:
             found = items[index].views

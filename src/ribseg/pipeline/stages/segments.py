@@ -92,7 +92,7 @@ def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
     wrong: list[str] = []
     data = session.data
     ids = [i for i in data.all_ids if data.folders[i].has_class(i)]
-    for image_id in track(ids, "Checking segments", len(ids), session.cfg.progress, session.console, "file"):
+    for image_id in track(ids, "Checking segments", len(ids), session.progress, session.console, "file"):
         try:
             check_segment_file(segments_path(settings, image_id), data.folders[image_id].size(image_id))
         except DataError as error:
