@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from quick_run import folder_run
@@ -15,12 +16,9 @@ from ribseg.methods.gradcam import GradCAM
 package = pytest.importorskip("pytorch_grad_cam", reason="pip install 'ribseg[cams]'")
 NAMES = (
     "GradCAM",
-    "GradCAMPlusPlus",
     "XGradCAM",
     "LayerCAM",
     "HiResCAM",
-    "EigenCAM",
-    "EigenGradCAM",
     "ScoreCAM",
 )
 NARROW = {"channels": (8, 8, 12, 16)}
@@ -57,6 +55,45 @@ def test_maps_are_those_of_the_package(name, classifier, views):
             expected = torch.from_numpy(direct(classifier, last, name, view, number))
             torch.testing.assert_close(maps[place], merge_mirrored(expected[:, None])[0], atol=2e-4, rtol=0)
     assert all(maps.max() > 0.5 for maps in found.maps)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.03])
+def test_gradcam_plus_plus_is_its_formula_in_double_precision(classifier, views, scale):
+    """Equations 7 and 19 of Chattopadhay et al., WACV 2018; grad-cam 1.5.7 itself hardly divides."""
+    with torch.no_grad():
+        classifier.head.weight.mul_(scale)
+    view = views[0][:1]
+    with torch.no_grad():
+        features = classifier.features(view).double()
+    features.requires_grad_()
+    score = (features.mean((2, 3)) @ classifier.weight.double().flatten(1).T)[0, 0]
+    (g,) = torch.autograd.grad(score, features)
+    alpha = g**2 / (2 * g**2 + features.sum((2, 3), keepdim=True) * g**3)
+    weights = (g.relu() * alpha.nan_to_num()).sum((2, 3), keepdim=True)
+    expected = (weights * features).sum(1).relu()[0].detach().numpy()
+    scaled = scaled_as_the_package(expected, view)
+    found = GradCAM(classifier, "GradCAMPlusPlus")._maps(view, [0])[0, 0]
+    torch.testing.assert_close(found, torch.from_numpy(scaled).float(), atol=2e-3, rtol=0)
+
+
+def scaled_as_the_package(expected, view):
+    from pytorch_grad_cam.utils.image import scale_cam_image
+
+    return scale_cam_image(scale_cam_image(expected[None], view.shape[-2:][::-1]))[0]
+
+
+@pytest.mark.parametrize("name", ["EigenCAM", "EigenGradCAM"])
+def test_the_sign_of_a_principal_component_does_not_count(classifier, views, name, monkeypatch):
+    """The sign of a singular vector is arbitrary: an image and its mirror image could cancel each other."""
+    method, svd = GradCAM(classifier, name), np.linalg.svd
+    before = method._maps(views[0], [0])
+
+    def other(matrix, **given):
+        left, values, right = svd(matrix, **given)
+        return -left, values, -right
+
+    monkeypatch.setattr(np.linalg, "svd", other)
+    torch.testing.assert_close(method._maps(views[0], [0]), before)
 
 
 def test_gradcam_on_the_features_is_the_cam(classifier, views):

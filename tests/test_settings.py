@@ -135,7 +135,7 @@ def test_without_the_trainers_bar_no_stage_shows_one(tmp_path, tree, monkeypatch
 
     monkeypatch.setattr("ribseg.pipeline.recipe.session.track", track)
     folder_run(
-        tmp_path, tree, "run=[classifier,cam]", "engine.processes=2", "+trainer.enable_progress_bar=false"
+        tmp_path, tree, "run=[classifier,cam]", "engine.processes=2", "trainer.enable_progress_bar=false"
     )
     assert set(shown) == {False}
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,7 +105,39 @@ def package_class(name: str) -> Any:
     known = {key: value for key, value in classes.items() if issubclass(value, base) and value is not base}
     if name not in known:
         raise ConfigError(f"cam: expected one of {', '.join(sorted(known))}, got {name!r}")
-    return known[name]
+    return corrected(name, known[name])
+
+
+def corrected(name: str, algorithm: Any) -> Any:
+    """The package's class, or one with what its paper says where the package (1.5.7) differs.
+
+    Grad-CAM++: `alpha = g^2 / (2 g^2 + sum(A) g^3)` is `1 / (2 + sum(A) g)`; the package adds 1e-6 to a
+    denominator that is usually smaller, so that it hardly divides. A principal component has no sign: that of
+    Eigen-CAM follows the mean activation, that of EigenGradCAM the sum of activation times gradient, so that
+    an image and its mirror image have the same.
+    """
+    if name == "GradCAMPlusPlus":
+
+        class PlusPlus(algorithm):
+            def get_cam_weights(self, *given: Any) -> np.ndarray:
+                activations, gradients = given[-2:]
+                axes = tuple(range(2, activations.ndim))
+                divisor = 2 + activations.sum(axes, keepdims=True) * gradients
+                share = np.divide(1, divisor, out=np.zeros_like(divisor), where=divisor > 0)
+                return (np.maximum(gradients, 0) * share).sum(axes)
+
+        return PlusPlus
+    if name in ("EigenCAM", "EigenGradCAM"):
+
+        class Signed(algorithm):
+            def get_cam_image(self, *given: Any) -> np.ndarray:
+                cam, (activations, gradients) = super().get_cam_image(*given), given[3:5]
+                strength = (activations if name == "EigenCAM" else activations * gradients).sum(1)
+                centred = strength - strength.mean((1, 2), keepdims=True)
+                return cam * np.where((cam * centred).sum((1, 2), keepdims=True) < 0, -1, 1)
+
+        return Signed
+    return algorithm
 
 
 def named_layer(classifier: nn.Module, name: str) -> nn.Module:
