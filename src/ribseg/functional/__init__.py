@@ -21,6 +21,7 @@ from ribseg.functional.pooling import gap, generalized_mean, global_max, gndrp, 
 from ribseg.functional.psa import feature_affinity_losses
 from ribseg.functional.random_walk import feature_random_walk, random_walk
 from ribseg.functional.recam import class_features, single_class_loss
+from ribseg.functional.refined import refined_labels
 from ribseg.functional.rib import rib
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.functional.segments import vote_segments
@@ -59,6 +60,7 @@ __all__ = [
     "pixel_histogram",
     "random_walk",
     "refine_by_attention",
+    "refined_labels",
     "resize_and_sum",
     "rib",
     "score_histogram",

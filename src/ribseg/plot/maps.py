@@ -77,22 +77,27 @@ def draw_outline(axis: Any, region: np.ndarray) -> None:
         axis.contour(region, levels=[0.5], colors="white", linewidths=1)
 
 
-def localization_figure(image: Any, maps: Maps, threshold: float | None = None) -> "Figure":
-    """A figure of the image, next to overlays of each map.
+def localization_figure(
+    image: Any, maps: Maps, threshold: float | None = None, mask: np.ndarray | None = None
+) -> "Figure":
+    """A figure of the image, next to overlays of each map, and of a mask.
 
     Args:
         image: of any type accepted by `as_image`.
         maps: of the image, with full size.
         threshold: draw the outline of each class in the mask at this threshold; None: no outlines.
+        mask: (H, W) uint8 labels, drawn last; None for none.
 
     Raises:
         DataError: the maps are of an image of another size, or have no full size.
     """
     pixels = as_image(image)
     names = _names(maps)
-    figure, axes = _grid(1, 1 + len(names), pixels)
+    figure, axes = _grid(1, 1 + len(names) + (mask is not None), pixels)
     draw(axes[0, 0], pixels, "image")
-    _draw_maps(axes[0, 1:], pixels, maps, names, threshold)
+    _draw_maps(axes[0, 1 : 1 + len(names)], pixels, maps, names, threshold)
+    if mask is not None:
+        draw(axes[0, -1], overlay_mask(pixels, mask), "refined mask")
     return figure
 
 

@@ -13,9 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ribseg.data.io.images import as_image
 from ribseg.errors import DAMAGED, DataError, reason
 from ribseg.files import atomic_write
 from ribseg.functional.cam import argmax_labels
+from ribseg.functional.refined import Refinement, refined_labels
 from ribseg.types import STRIDE
 
 if TYPE_CHECKING:
@@ -89,6 +91,33 @@ class LocalizationMaps:
         if self.full is None:
             raise DataError("these maps have no full size (maps.full=false); a mask needs it")
         return argmax_labels(self.full, self.labels - 1, threshold).to(torch.uint8).cpu().numpy()
+
+    def refined(
+        self,
+        image: Any,
+        refinement: Refinement = "crf",
+        threshold: float = 0.4,
+        segments: Tensor | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """The mask at a threshold, refined to the edges of the image: (H, W) uint8, labels as of `mask`.
+
+        Args:
+            image: of any kind that `ribseg.data.io.images.as_image` takes.
+            refinement: see `ribseg.functional.refined_labels`.
+            threshold: the background score, in [0, 1].
+            segments: of the image, for "segments".
+
+        Raises:
+            ConfigError: see `refined_labels`.
+            DataError: the image is of another size, or the maps were kept at stride 4 only.
+        """
+        pixels = as_image(image)
+        if self.full is None or tuple(self.full.shape[1:]) != pixels.shape[:2]:
+            found = "maps at stride 4 alone" if self.full is None else f"maps of {tuple(self.full.shape[1:])}"
+            raise DataError(f"expected maps of the image's size {pixels.shape[:2]}, found {found}")
+        labels = refined_labels(pixels, self.full.cpu().float(), threshold, refinement, segments)
+        ids = torch.cat([self.labels.new_zeros(1), self.labels]).cpu()
+        return ids[labels].to(torch.uint8).numpy()
 
     def plot(self, image: Any, threshold: float | None = None) -> "Figure":
         """A matplotlib figure of the image, and each map over it.
