@@ -44,8 +44,24 @@ def test_all_forms_of_labels_and_images(tmp_path):
 
 
 def labels_of(tmp_path, *labels, classes=CLASSES, **given):
-    write_voc_tree([(image(), each) for each in labels], tmp_path, "train", classes, **given)
-    return [np.flatnonzero(row).tolist() for row in VOCFolder(tmp_path, "train").labels]
+    place = tmp_path / str(len(list(tmp_path.iterdir())))
+    write_voc_tree([(image(), each) for each in labels], place, "train", classes, **given)
+    return [np.flatnonzero(row).tolist() for row in VOCFolder(place, "train").labels]
+
+
+def test_a_split_does_not_change_another(tmp_path):
+    for number, name in enumerate(("train/0.png", "val/0.png")):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(image(number)).save(tmp_path / name)
+    tree = write_voc_tree([(tmp_path / "train/0.png", 0)], tmp_path / "tree", "train", ["a", "b"])
+    with pytest.raises(DataError, match=r"'0' is in the list train\.txt already; name ids="):
+        write_voc_tree([(tmp_path / "val/0.png", 1)], tree, "val", ["a", "b"])
+    with pytest.raises(
+        DataError, match=r"classes\.txt has the names \['a', 'b'\], but these are \['b', 'a'\]"
+    ):
+        write_voc_tree([(tmp_path / "val/0.png", 1)], tree, "val", ["b", "a"], ids=["1"])
+    write_voc_tree([(tmp_path / "val/0.png", 1)], tree, "val", ["a", "b"], ids=["1"])
+    assert (VOCFolder(tree, "train").image("0") == image(0)).all()
 
 
 def test_the_form_of_labels_is_one_for_all_samples(tmp_path):

@@ -52,8 +52,9 @@ def gray(path):
 
 
 def test_mmsegmentation(masks, tmp_path):
-    with pytest.raises(DataError, match=r"one ending of images.*'\.jpg', '\.png'"):
-        exported("mmseg", masks, tmp_path)
+    exported("mmseg", masks, tmp_path)  # one is turned, and becomes a PNG: so do all, with one ending
+    names = sorted(path.name for path in (tmp_path / "mmseg" / "img_dir" / "train").iterdir())
+    assert names == ["a.png", "b.png", "c.png"]
     Image.open(masks.items[0].image).save(masks.items[2].image)
     lost, out = exported("mmseg", masks, tmp_path / "again")
     assert lost == {}
@@ -180,6 +181,25 @@ def test_an_interrupted_export_goes_on_and_nothing_is_overwritten(form, masks, t
     assert all((whole / path).read_bytes() == (out / path).read_bytes() for path in files)
     with pytest.raises(ConfigError, match="holds something else"):
         export_masks(form, type(masks)(("x", "y", "z"), masks.items), out)
+
+
+def test_the_export_of_other_masks_is_not_taken_for_done(masks, tmp_path):
+    for form in FORMS:
+        exported(form, masks, tmp_path)
+    mask = read_mask(masks.items[0].mask)
+    write_mask(masks.items[0].mask, np.where(mask == 1, 2, mask))
+    for form in FORMS:
+        with pytest.raises(ConfigError, match="or the export of other masks"):
+            exported(form, masks, tmp_path)
+
+
+def test_names_are_those_of_classes_alone(masks, tmp_path):
+    folder, photographs = masks.items[0].mask.parent, masks.items[0].image.parent
+    with pytest.raises(DataError, match=r"the names given are \['x'\]"):
+        mask_set(folder, photographs, ["x"])
+    write_class_names(folder, ["background", *CLASSES])
+    with pytest.raises(DataError, match=r"names background. Leave it out"):
+        mask_set(folder, photographs)
 
 
 def test_what_does_not_go_together(masks, tmp_path):

@@ -3,11 +3,19 @@
 import pytest
 import torch
 
-from ribseg.functional import argmax_labels, attention_affinity, dense_crf, labels_with_saliency
+from ribseg.functional import (
+    argmax_labels,
+    attention_affinity,
+    box_mask,
+    dense_crf,
+    labels_with_saliency,
+    pixel_adaptive,
+    random_walk,
+)
 from ribseg.functional.losses import cross_entropy, rib_loss, signed_rib_loss, squared_error
 from ribseg.functional.pixels import pixel_histogram
 from ribseg.functional.threshold import score_histogram
-from ribseg.metrics import label_counts
+from ribseg.metrics import confusion_matrix, label_counts
 
 NAN, STEPS = float("nan"), torch.tensor([0.1, 0.5])
 IMAGE, MASK, ONE = (
@@ -36,6 +44,12 @@ def crf(values):
         lambda: argmax_labels(broken(0.3), torch.tensor([0, 1]), 0.1),
         lambda: score_histogram(broken(), STEPS),
         lambda: pixel_histogram(broken(), ONE, MASK, STEPS),
+        lambda: pixel_histogram(broken(0.1), ONE, MASK, STEPS.flip(0)),
+        lambda: box_mask(broken()),
+        lambda: random_walk(broken(), torch.zeros(4, 5), radius=2, steps=2),
+        lambda: pixel_adaptive(IMAGE.permute(2, 0, 1), broken()),
+        lambda: confusion_matrix(MASK.float(), MASK, 3),
+        lambda: confusion_matrix(MASK, MASK + 7, 3),
         lambda: labels_with_saliency(broken(), ONE, torch.ones(4, 5), 0.5),
         lambda: labels_with_saliency(broken(0.1), ONE, broken()[0], 0.5),
         lambda: attention_affinity(broken()[0, :4, :4]),

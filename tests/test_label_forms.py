@@ -50,6 +50,8 @@ def chosen(*names, **more):
     return {"result": [value] if names else [], "was_cancelled": False} | more
 
 
+TAXONOMY = {"result": [{"type": "taxonomy", "value": {"taxonomy": [["dog"]]}, "from_name": "t"}]}
+TWO_CONTROLS = [{"value": {"choices": ["dog"]}, "from_name": name} for name in ("animal", "quality")]
 TASKS = [
     task("im_00", chosen("cat", was_cancelled=True), chosen("dog")),
     task("im_01", {"result": [{"value": {"rectanglelabels": [n]}} for n in ("zebra", "cat", "cat")]}),
@@ -132,6 +134,10 @@ def test_one_field_changed_is_an_error_that_names_the_file(forms, tmp_path):
         ("a.csv", "filename,label\nim_00.jpg,dog\nim_00.jpg,cat\n", "two rows that differ"),
         ("a.json", json.dumps([task("im_00", chosen("dog"), chosen("cat"))]), "two rows that differ"),
         ("a.json", '{"a": 1}', "no form of labels"),
+        ("a.csv", "filename,dog,dog,cat\nim_00.jpg,1,0,0\n", "several columns of one name"),
+        ("a.json", json.dumps([task("im_00", TAXONOMY)]), r"no choices and no labels: \['taxonomy'\]"),
+        ("a.json", json.dumps([task("im_00", {"result": TWO_CONTROLS})]), "several controls"),
+        ("a.json", json.dumps(COCO | {"images": COCO["images"][:1] * 2}), "images of one id"),
         ("a.json", '{"a": ', "cannot be read as labels"),
         ("a.txt", "im_00.jpg 1\n", "no form of labels"),
         ("a.npy", "", "no form of labels"),
@@ -180,6 +186,59 @@ def test_auto_does_not_take_masks_where_something_may_be_meant_as_labels(tree):
     (tree / "Annotations" / "im_00.json").write_text("{}")
     with pytest.raises(DataError, match=r"no XML file, but im_00\.json"):
         VOCFolder(tree, "train")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labels.txt",
+        "labels.parquet",
+        "train/metadata.jsonl",
+        "labels/im_00.txt",
+        "a.ndjson",
+        "x/_classes.csv",
+    ],
+)
+def test_other_places_and_kinds_that_may_be_labels(tree, name):
+    path = bare(tree) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("im_00.jpg b")
+    with pytest.raises(DataError, match=r"no labels are read.*[\s\S]*data\.labels=mask"):
+        VOCFolder(tree, "train")
+
+
+def test_an_unreadable_table_beside_readable_labels(tree):
+    (tree / "more_labels.csv").write_text("image;classes\nim_00;a\n")
+    with pytest.raises(
+        DataError, match=r"more_labels\.csv cannot be read.*there are labels in .*image_labels\.csv"
+    ):
+        VOCFolder(tree, "train")
+
+
+def test_columns_beside_those_of_the_classes(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "filename,width,dog,cat,zebra,split\nim_00.jpg,500,True,False,False,train\n"
+    )
+    assert read_labels(tmp_path / "a.csv", ["im_00"], CLASSES)[0].tolist() == [[False, True, False]]
+
+
+def test_different_photographs_of_one_name(tmp_path):
+    for number, name in enumerate(("dog", "cat")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "im_00.jpg").write_bytes(bytes([number]))
+    with pytest.raises(DataError, match="are different photographs"):
+        read_labels(tmp_path, ["im_00"], CLASSES)
+
+
+def test_converted_to_a_table(forms, tmp_path):
+    from ribseg.interop import convert_labels
+
+    for number, name in enumerate(("studio.csv", "tasks.json", "coco.json")):
+        convert_labels(forms[name], tmp_path / f"{number}.csv", CLASSES)
+        assert read_labels(tmp_path / f"{number}.csv", IDS, CLASSES)[0].astype(int).tolist() == EXPECTED
+    (tmp_path / "long.csv").write_text("filename,label\nx.jpg,dog\nx.jpg,cat\n")
+    with pytest.raises(DataError, match="two rows that differ"):
+        convert_labels(tmp_path / "long.csv", tmp_path / "out.csv", CLASSES)
 
 
 def test_no_labels_and_no_masks(tree):

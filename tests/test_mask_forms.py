@@ -136,6 +136,46 @@ def test_a_category_background_is_no_class(tmp_path):
     assert (tmp_path / "out" / "classes.txt").read_text() == "cat"
 
 
+def test_background_and_ignored_among_labelmes_names(tmp_path):
+    shapes = [
+        {"label": name, "points": [[x, 0], [x, 3], [x, 1]]}
+        for x, name in enumerate(("cat", "_background_", "__ignore__"))
+    ]
+    about = {"shapes": shapes, "imagePath": "x.jpg", "imageData": None, "imageHeight": 4, "imageWidth": 4}
+    (tmp_path / "x.json").write_text(json.dumps(about))
+    import_masks("labelme", tmp_path, tmp_path / "out")
+    assert read_mask(tmp_path / "out" / "x.png").tolist() == [[1, 0, 255, 0]] * 4
+    with pytest.raises(DataError, match=r"--names names __ignore__ and _background_. Leave it out"):
+        import_masks("labelme", tmp_path, tmp_path / "y", ["__ignore__", "_background_", "cat"])
+    about["shapes"][0]["label"] = "ant"
+    (tmp_path / "y.json").write_text(json.dumps(about))
+    with pytest.raises(
+        DataError, match=r"holds masks of the classes \['cat'\], but these are \['ant', 'cat'\]"
+    ):
+        import_masks("labelme", tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "text"),
+    [
+        ("labelme", "a.json", '{"shapes": null}'),
+        ("labelme", "a.json", '{"shapes": [{"points": []}], "imageHeight": 3, "imageWidth": 3}'),
+        ("voc", "labelmap.txt", "cat:255 0 0::\n"),
+        ("voc", "labelmap.txt", "cat:1,2,3::\ndog:1,2,3::\n"),
+        ("voc", "labelmap.txt", "cat:1,2,3::\ndog:::\n"),
+        ("gray", "_classes.csv", "filename, cat\na.jpg, 1\n"),
+        ("gray", "id2label.json", "[1]"),
+        ("nnunet", "dataset.json", "{}"),
+    ],
+)
+def test_odd_files_are_named(form, name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    for folder in ("SegmentationClass", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(DataError, match=str(tmp_path)):
+        import_masks(form, tmp_path, tmp_path / "out")
+
+
 def test_the_command_and_what_is_not_there(masks, tmp_path, capsys):  # noqa: F811
     export_masks("nnunet", masks, tmp_path / "nn")
     words = [

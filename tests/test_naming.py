@@ -92,8 +92,31 @@ def test_openais_clip_by_its_own_names(tmp_path):
     expected = network.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
     torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
     other = Backbone("vit_base_patch32_clip_224", kwargs=kwargs)
-    with pytest.raises(ConfigError, match=r"clip\.pt.*QuickGELU"):
+    with pytest.raises(ConfigError, match=r"clip\.pt.*quick_gelu"):
         load_weights(other, tmp_path / "clip.pt")
+
+
+def test_what_hugging_faces_file_lacks_is_missing(written):
+    from safetensors.torch import load_file, save_file
+
+    _, file, network, kwargs, _ = written
+    state = load_file(file)
+    key = next(name for name in state if name.endswith(("key.weight", "k_proj.weight")))
+    del state[key]
+    save_file(state, file)
+    with pytest.raises(ConfigError, match="weights are missing"):
+        load_weights(Backbone(network, kwargs=kwargs), file)
+
+
+def test_a_clip_of_hugging_face_says_its_activation_in_its_configuration(written):
+    _, file, network, kwargs, _ = written
+    if "clip" not in network:
+        pytest.skip("a CLIP alone")
+    with pytest.raises(ConfigError, match=r"trained with quick_gelu: take .*`clip_quickgelu`"):
+        load_weights(Backbone("vit_base_patch32_clip_224", kwargs=kwargs), file)
+    file.with_name("config.json").unlink()
+    with pytest.raises(ConfigError, match=r"QuickGELU .OpenAI's. or GELU"):
+        load_weights(Backbone(network, kwargs=kwargs), file)
 
 
 def test_a_stride_of_its_own_and_names_that_are_completed():

@@ -2,8 +2,8 @@
 (pip install 'ribseg[weights]'); without --labels the classes are those that the classifier predicts.
 
 For every image: NAME.png, a picture of the maps and the mask; NAME.npz, the maps; NAME_mask.png, the mask at
-the threshold, refined by a dense CRF (--refine), a palette PNG; with --steps NAME_steps.png, the maps after each
-step.
+the threshold, refined by a dense CRF (--refine), a palette PNG; with --steps NAME_steps.png, the maps after
+each step.
 """  # noqa: D205 - the command's help
 
 import argparse

@@ -13,7 +13,7 @@ from ribseg.data.io.images import check_pixels, read_image, upright_rgb
 from ribseg.data.io.labels import read_label_csv, write_label_csv
 from ribseg.data.io.masks import IGNORE, write_mask
 from ribseg.errors import DataError
-from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, is_plain_id
+from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, is_plain_id, read_lines
 from ribseg.progress import track
 
 Form = Literal["indices", "vectors"]
@@ -62,6 +62,7 @@ def write_voc_tree(
     """
     target, names = Path(target), ["_".join(name.split()) for name in classes]
     check_choice("form", form or "indices", get_args(Form))
+    others = _before(target, split, names)
     rows: dict[str, list[str]] = {}
     given = None if ids is None else iter(ids)
     for number, sample in enumerate(track(samples, f"Writing {split}", show=progress)):
@@ -71,6 +72,10 @@ def write_voc_tree(
             Path(sample[0]).stem if isinstance(sample[0], str | Path) else f"{prefix or split}_{number:06d}"
         )
         image_id = stem if given is None else str(next(given, ""))
+        if image_id in others:
+            raise DataError(
+                f"sample {number}: {image_id!r} is in the list {others[image_id]}.txt already; name ids="
+            )
         if not is_plain_id(image_id) or image_id in rows:
             raise DataError(f"sample {number}: expected an id of its own, without spaces, found {image_id!r}")
         indices, form = _indices(sample[1], classes, number, form)
@@ -85,6 +90,15 @@ def write_voc_tree(
     before = read_label_csv(target / LABELS) if (target / LABELS).is_file() else {}  # of other splits
     write_label_csv(target / LABELS, before | rows)
     return target
+
+
+def _before(target: Path, split: str, names: Sequence[str]) -> dict[str, str]:
+    """Id -> the other split that has it; a DataError if the folder is of other classes."""
+    classes = target / "classes.txt"
+    if classes.is_file() and read_lines(classes) != list(names):
+        raise DataError(f"{classes} has the names {read_lines(classes)[:8]}, but these are {list(names)[:8]}")
+    lists = [path for path in (target / LISTS).glob("*.txt") if path.stem != split]
+    return {image_id: path.stem for path in lists for image_id in read_lines(path)}
 
 
 def _indices(
@@ -120,6 +134,8 @@ def _indices(
 
 def _write_image(path: Path, image: Any, number: int) -> tuple[int, ...]:
     """Writes an image under its id and the ending of its kind; returns its height and width."""
+    for other in IMAGE_ENDINGS:
+        path.with_name(path.name + other).unlink(missing_ok=True)  # of an earlier call, of another kind
     if isinstance(image, str | Path):
         source, ending = Path(image), Path(image).suffix.lower()
         array = read_image(source)

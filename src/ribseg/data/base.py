@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from ribseg.data.io.images import ImageHeader, check_pixels, read_header
-from ribseg.data.io.masks import voc_palette
+from ribseg.data.io.masks import IGNORE, voc_palette
 from ribseg.errors import ConfigError, DataError
 from ribseg.types import Sample
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 else:  # torch's class adds nothing to these, and `ribseg check` starts without torch
     Items = object
 
+BACKGROUND, IGNORED = "background", ("ignore", "ignored", "void", "unlabeled")
 Transform = Callable[..., dict[str, Any]]
 Self = TypeVar("Self", bound="BaseDataset")
 
@@ -224,6 +225,27 @@ def check_classes(names: Sequence[str], source: str) -> None:
     if not 1 <= len(names) <= 254 or len(set(names)) < len(names):
         double = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"{source}: expected 1 to 254 names, found {len(names)}; named twice: {double[:5]}.")
+
+
+def special(name: str) -> int | None:
+    """The id that a name in a list of labels stands for: 0 background, 255 ignore; None for a class.
+
+    >>> special("_background_"), special("void"), special("cat")
+    (0, 255, None)
+    """
+    plain = name.strip("_ ").lower()
+    return 0 if plain == BACKGROUND else IGNORE if plain in IGNORED else None
+
+
+def check_names(names: Sequence[str], source: str) -> None:
+    """Raises a DataError unless these are names of classes alone, see `check_classes`: no background."""
+    check_classes(names, source)
+    marks = [name for name in names if special(name) is not None]
+    if marks:
+        raise DataError(
+            f"{source} names {' and '.join(marks)}. Leave it out: id 0 is background, the first name is "
+            "id 1, and 255 in a mask is to be ignored."
+        )
 
 
 def class_order(found: Sequence[str], wanted: Sequence[str], source: str) -> list[int]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from ribseg.data.base import check_classes
+from ribseg.data.base import check_classes, check_names
 from ribseg.data.check.near_misses import without_ending
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems
 from ribseg.files import is_plain_id, read_lines, scan_folder
@@ -96,12 +96,8 @@ def class_names(root: Path, classes: Sequence[str] | str | Path | None) -> tuple
     check_classes(names, source)
     bare = [NUMBER.sub("", name) for name in names]
     for listed in (names, bare):
-        marks = [name for name in listed if name.strip("_ ").lower() in ("background", "ignore")]
-        if marks:
-            raise DataError(
-                f"{source} names {' and '.join(marks)}. Leave it out: id 0 is background, the first name is "
-                "id 1, and 255 in a mask is to be ignored."
-            )
+        if len(set(listed)) == len(listed):
+            check_names(listed, source)
     if bare != list(names) and "" not in bare and len(set(bare)) == len(bare) and _is_counted(names):
         raise DataError(
             f"{source} has numbers in front of its names: {', '.join(names[:3])}. Write the names alone, one "

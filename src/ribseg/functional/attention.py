@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.checks import check_number, check_switch
+from ribseg.functional.guards import check_finite_maps
 
 LEVELS = 255  # the released program thresholds maps as images of 256 levels
 EPS = 1e-7  # added to a maximum before dividing, as in the released program
@@ -107,6 +108,7 @@ def box_mask(maps: Tensor, threshold: float = 0.4, short: bool = False) -> Tenso
              [0, 0, 0]]], dtype=torch.int32)
     """
     check_attention(box_threshold=threshold, short_boxes=short)
+    check_finite_maps(maps)
     mask = torch.zeros_like(maps, dtype=torch.bool)
     if maps.numel() == 0:
         return mask

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ribseg.functional.guards import check_class_maps
+from ribseg.functional.guards import check_ascending, check_class_maps
 
 TENTHS = 10  # bins of an object's pixels, by distance from the maximum of its map
 
@@ -62,6 +62,7 @@ def threshold_histogram(
         without classes are counted at index 0 of the first axis.
     """
     check_class_maps(maps, classes)
+    check_ascending(thresholds)
     valid = target != ignore_index
     labels = target[valid].to(torch.int64)
     best, exceeded = _best_labels(maps[:, valid], classes, thresholds)

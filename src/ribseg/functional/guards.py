@@ -19,6 +19,14 @@ def check_finite_maps(maps: Tensor) -> None:
         raise ValueError(f"expected finite float maps, got {maps.dtype} with NaN or infinity, or integers")
 
 
+def check_ascending(thresholds: Tensor) -> None:
+    """Raises a ValueError unless thresholds (T,) ascend, as a search among them takes for granted."""
+    if thresholds.ndim != 1 or not bool((thresholds.diff() > 0).all()):
+        raise ValueError(
+            f"expected thresholds (T,) in ascending order, got {thresholds.flatten()[:5].tolist()}"
+        )
+
+
 def check_same_shape(first: Tensor, second: Tensor, names: str) -> None:
     """Raises a ValueError unless two tensors have one shape; broadcasting would pair other elements."""
     if first.shape != second.shape:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribseg.checks import check_number, check_numbers
+from ribseg.functional.guards import check_finite_maps
 
 EPS = 1e-8
 AROUND = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0))
@@ -51,8 +52,7 @@ def pixel_adaptive(
             "expected image (C, H, W) and maps (K, H, W) of the same size, got "
             f"{tuple(image.shape)} and {tuple(maps.shape)}; channels come first"
         )
-    if not maps.is_floating_point():
-        raise ValueError(f"expected float maps, got {maps.dtype}")
+    check_finite_maps(maps)
     check_pixel_adaptive(iterations, dilations, temperature)
     weights = _weights(image.to(maps.device, torch.float32), dilations, temperature)
     refined = maps.to(torch.float32)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ribseg.functional.guards import check_class_maps
+from ribseg.functional.guards import check_ascending, check_class_maps
 
 
 def pixel_histogram(
@@ -26,6 +26,7 @@ def pixel_histogram(
         at most the score.
     """
     check_class_maps(maps, classes)
+    check_ascending(thresholds)
     bins = thresholds.numel() + 1
     valid = target != ignore_index
     scores = maps[:, valid].to(torch.promote_types(maps.dtype, thresholds.dtype))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ribseg.checks import check_number
+from ribseg.functional.guards import check_finite_maps
 from ribseg.functional.irn import Offset, check_radius, line_points, neighbour_offsets
 
 # Sum of the omitted coefficients. Times sqrt(h w 69), the largest factor of D^1/2 and D^-1/2, this is below
@@ -123,6 +124,7 @@ def _check(maps: Tensor, boundary: Tensor, radius: int, beta: float, steps: int)
         raise ValueError(f"expected float tensors, got {maps.dtype} and {boundary.dtype}")
     if boundary.numel() and not bool(((boundary >= 0) & (boundary <= 1)).all()):
         raise ValueError("expected a boundary in [0, 1]; apply a sigmoid to IRNet's boundary logits")
+    check_finite_maps(maps)
     check_walk_arguments(radius, beta, steps)
 
 

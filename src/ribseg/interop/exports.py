@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ from PIL import Image
 
 from ribseg import __version__
 from ribseg.checks import check_choice
+from ribseg.data.base import check_names
 from ribseg.data.io.images import read_header, read_image
 from ribseg.data.io.masks import IGNORE, mask_ids, read_mask, voc_palette
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, write_json
 from ribseg.progress import track
+from ribseg.store.contents import Contents
 
 STAMP = ".ribseg-export.json"
 LOST = "pixels of 255, which the form cannot say"
@@ -92,22 +95,32 @@ def export_masks(
 
 def begin(out: Path, form: str, masks: MaskSet, instances: bool) -> None:
     """Makes the folder, or goes on in that of an equal call."""
-    ids = [item.id for item in masks.items]
+    files = [(item.id, item.image, item.mask) for item in masks.items]
     stamp = {
         "form": form,
         "classes": list(masks.classes),
         "instances": instances,
         "split": masks.split,
-        "ids": ids,
+        "content": [[name, *map(content_of, paths)] for name, *paths in files],
     }
     path = out / STAMP
     if path.is_file() and json.loads(path.read_text()) == stamp:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} holds something else already: choose a new or empty folder")
-    if not ids:
+        raise ConfigError(
+            f"{out} holds something else already, or the export of other masks: choose a new or empty folder"
+        )
+    if not files:
         raise DataError("there is no mask to be written")
     write_json(path, stamp)
+
+
+def content_of(path: Path) -> str:
+    """The digest of a file; a DataError if it is absent."""
+    (digest,) = Contents().digests(path.parent, [path.name])
+    if digest == "absent":
+        raise DataError(f"{path} is absent")
+    return digest
 
 
 class Form(ABC):
@@ -141,18 +154,26 @@ class Form(ABC):
 
 
 class MMSegmentation(Form):
-    """mmsegmentation's `img_dir`, `ann_dir`: gray PNGs of ids, 0 background, 255 ignored."""
+    """mmsegmentation's `img_dir`, `ann_dir`: gray PNGs of ids, 0 background, 255 ignored.
+
+    It takes one ending of photographs for all: if theirs differ, all are PNGs.
+    """
+
+    @cached_property
+    def ending(self) -> str:
+        """Of the photographs."""
+        endings = {ending_of(item) for item in self.masks.items}
+        return endings.pop() if len(endings) == 1 else ".png"
 
     def write(self, item: Masked, mask: np.ndarray) -> Mapping[str, int]:
         """See `Form`."""
-        place_image(item, self.out / "img_dir" / self.split)
+        place_image(item, self.out / "img_dir" / self.split, self.ending)
         write_gray(self.out / "ann_dir" / self.split / f"{item.id}.png", mask)
         return {}
 
     def close(self) -> None:
         """Writes metainfo.py, to be copied into a configuration."""
         names, colours = ("background", *self.classes), voc_palette()[: len(self.classes) + 1].tolist()
-        endings = sorted({path.suffix for path in (self.out / "img_dir" / self.split).iterdir()})
         text = (
             "# A data set of mmsegmentation; 255 is ignored, and background is a class of its own.\n"
             f"metainfo = dict(classes={names!r}, palette={colours!r})\n"
@@ -160,18 +181,9 @@ class MMSegmentation(Form):
             f"               data_root={str(self.out.absolute())!r},\n"
             f"               data_prefix=dict(img_path='img_dir/{self.split}', "
             f"seg_map_path='ann_dir/{self.split}'),\n"
-            f"               img_suffix={endings[0]!r}, seg_map_suffix='.png', reduce_zero_label=False)\n"
+            f"               img_suffix={self.ending!r}, seg_map_suffix='.png', reduce_zero_label=False)\n"
         )
         atomic_write(self.out / "metainfo.py", text.encode())
-
-    def check(self) -> None:
-        """It takes one ending of images for all."""
-        endings = {ending_of(item) for item in self.masks.items}
-        if len(endings) > 1:
-            raise DataError(
-                f"mmsegmentation takes one ending of images (img_suffix), found {sorted(endings)}: convert "
-                "them"
-            )
 
 
 class NNUNet(Form):
@@ -374,13 +386,13 @@ def turned(path: Path) -> bool:
         return image.getexif().get(0x0112, 1) not in (0, 1)
 
 
-def place_image(item: Masked, folder: Path) -> Path:
-    """Copies a photograph under its id, or writes it upright; returns the file."""
-    ending = ending_of(item)
+def place_image(item: Masked, folder: Path, ending: str | None = None) -> Path:
+    """Copies a photograph under its id, or writes it upright as PNG; returns the file."""
+    ending = ending or ending_of(item)
     path = folder / f"{item.id}{ending}"
     if path.is_file():
         return path
-    if ending == item.image.suffix:
+    if ending == item.image.suffix == ending_of(item):
         with atomic_file(path) as file, item.image.open("rb") as source:
             shutil.copyfileobj(source, file)
     else:
@@ -456,9 +468,13 @@ def mask_set(
     from ribseg.data.io.masks import class_names_of
     from ribseg.files import scan_folder
 
-    names = class_names_of(folder) if classes is None else classes
+    own = class_names_of(folder)
+    names = own if classes is None else list(classes)
     if names is None:
         raise DataError(f"no names of the classes: expected classes.txt in {folder}, or --classes FILE")
+    if own is not None and own != names:
+        raise DataError(f"the names given are {names[:5]}, but classes.txt of {folder} has {own[:5]}")
+    check_names(names, f"the masks in {folder}")
     masks, photographs = scan_folder(Path(folder), (".png",)), scan_folder(Path(images), IMAGE_ENDINGS)
     absent = sorted(set(masks) - set(photographs))
     if absent:

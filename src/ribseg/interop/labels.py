@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ribseg.data.io.label_forms import id_of, parse_labels
+from ribseg.data.io.label_forms import by_id, parse_labels
 from ribseg.data.io.labels import write_label_csv
 from ribseg.data.voc import VOC_CLASSES
 from ribseg.errors import DataError, list_problems
@@ -55,9 +55,9 @@ def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str
 
 def _convert_form(source: Path, target: str | Path, classes: Sequence[str]) -> int:
     """Writes the rows of a file or folder of labels, with the ids of their file names."""
-    rows: dict[str, list[str]] = {}
-    for name, named in parse_labels(source, classes).rows:
-        rows.setdefault(id_of(name, ()), named)
+    rows, problems = by_id(parse_labels(source, classes), ())
+    if problems:
+        raise DataError(list_problems(f"{source} cannot be used", problems, "Correct these rows."))
     unknown = sorted({name for names in rows.values() for name in names} - set(classes))
     if unknown:
         raise DataError(f"{source} has classes that are not among the given ones: {unknown[:5]} (--names)")

@@ -4,7 +4,8 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,23 @@ import numpy as np
 from PIL import Image
 
 from ribseg.checks import check_choice
+from ribseg.data.base import BACKGROUND, check_names, special
 from ribseg.data.coco.instances import read_instances
 from ribseg.data.coco.masks import semantic_mask
 from ribseg.data.io.images import load_pixels, open_image
-from ribseg.data.io.masks import IGNORE, class_names_of, read_mask, voc_palette, write_class_names, write_mask
+from ribseg.data.io.masks import (
+    CLASSES,
+    IGNORE,
+    class_names_of,
+    read_mask,
+    voc_palette,
+    write_class_names,
+    write_mask,
+)
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import is_plain_id, scan_folder
 from ribseg.progress import track
 
-IGNORED = ("ignored", "ignore", "void", "unlabeled")  # names of pixels that do not count
-BACKGROUND = "background"
 POLYGONS = ("polygon", "rectangle", "mask")  # shapes of labelme that are regions
 
 
@@ -52,7 +60,7 @@ def import_masks(
 ) -> tuple[int, str]:
     """Writes masks of a form as `<id>.png` with classes.txt; returns their number, and what was chosen.
 
-    Existing files are kept. The ids are the names of the files; the classes are found by name.
+    The ids are the names of the files; the classes are found by name.
 
     Args:
         form: a key of `FORMS`.
@@ -66,20 +74,38 @@ def import_masks(
         DataError: a file is broken, or has a class or colour that is not named; lists them.
     """
     check_choice("form", form, tuple(FORMS))
-    found = FORMS[form](Path(source), classes)
+    with _said(Path(source)):
+        found = FORMS[form](Path(source), classes)
     if not found.ids:
         raise DatasetNotFoundError(f"no masks of the form {form} in {source}")
     problems = [image_id for image_id in found.ids if not is_plain_id(image_id)]
-    for image_id in track(found.ids, "Reading masks", len(found.ids), progress, unit="mask"):
-        target = Path(out, f"{image_id}.png")
-        if target.exists() or problems:
-            continue
-        write_mask(target, found.read(image_id))
     if problems:
         named = {"no plain file names": problems}
         raise DataError(list_problems(f"{source} cannot be used", named, "Rename them."))
+    there = class_names_of(out) if Path(out, CLASSES).is_file() else None
+    if there is not None and there != list(found.classes):
+        raise DataError(
+            f"{out} holds masks of the classes {there[:8]}, but these are {list(found.classes)[:8]}: choose "
+            "another folder, or give the order by --names"
+        )
+    for image_id in track(found.ids, "Reading masks", len(found.ids), progress, unit="mask"):
+        with _said(Path(source)):
+            write_mask(Path(out, f"{image_id}.png"), found.read(image_id))
     write_class_names(out, found.classes)
     return len(found.ids), found.said
+
+
+@contextmanager
+def _said(source: Path) -> Iterator[None]:
+    """Turns what goes wrong with an odd file into a DataError that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{source} does not have its form: {type(error).__name__}: {reason(error)}"
+        ) from error
 
 
 def coloured(source: Path, classes: Sequence[str] | None) -> MaskSource:
@@ -92,13 +118,18 @@ def coloured(source: Path, classes: Sequence[str] | None) -> MaskSource:
         (row[0], row[1] if len(row) > 1 else "") for row in rows if row[0] and not row[0].startswith("#")
     ]
     palette, said = voc_palette(), ""
-    if any(not colour for _, colour in named):
+    bare = [name for name, colour in named if not colour]
+    if bare and len(bare) < len(named):
+        raise DataError(f"{path} has colours for some names alone; none for {bare[:5]}")
+    if bare:
         said = "labelmap.txt has no colours: VOC's are taken, in the order of its names"
     colours = {
         name: tuple(map(int, colour.split(","))) if colour else tuple(palette[number].tolist())
         for number, (name, colour) in enumerate(named)
     }
     order, ids = numbered([name for name, _ in named], classes, path)
+    if len(set(colours.values())) < len(colours):
+        raise DataError(f"{path} has one colour for several names: {colours}")
     table = {colours[name]: ids[name] for name in colours}
     table.setdefault(tuple(palette[IGNORE].tolist()), IGNORE)
     folder = source / "SegmentationClass"
@@ -110,20 +141,32 @@ def numbered(
     names: Sequence[str], classes: Sequence[str] | None, source: Path
 ) -> tuple[list[str], dict[str, int]]:
     """The classes without background, and name -> id; background is 0, and what is ignored 255."""
-    own = [name for name in names if name.lower() not in (BACKGROUND, *IGNORED)]
-    unknown = [name for name in own if classes is not None and name not in classes]
+    own = [name for name in names if special(name) is None]
+    if classes is not None:
+        check_names(classes, "--names")
+    spelled = {name: _spelled(name, classes) for name in own}
+    unknown = [name for name, known in spelled.items() if known is None]
     if unknown:
         raise DataError(f"{source} has classes that are not among the given names: {unknown[:5]}")
     order = own if classes is None else list(classes)
-    ids = {name: order.index(name) + 1 for name in own}
-    return order, ids | {n: 0 if n.lower() == BACKGROUND else IGNORE for n in names if n not in ids}
+    if order:
+        check_names(order, str(source))
+    ids = {name: order.index(str(known)) + 1 for name, known in spelled.items()}
+    return order, ids | {name: special(name) or 0 for name in names if name not in ids}
+
+
+def _spelled(name: str, classes: Sequence[str] | None) -> str | None:
+    """The name as the given ones spell it, with or without spaces; None if it is not among them."""
+    return next(
+        (known for known in (name, "_".join(name.split())) if classes is None or known in classes), None
+    )
 
 
 def labelme(source: Path, classes: Sequence[str] | None) -> MaskSource:
     """Labelme's JSON files: polygons with their outlines, rectangles and masks; later shapes on top."""
     files = scan_folder(source, (".json",))
     contents = {image_id: _json(source / name) for image_id, name in files.items()}
-    shapes = {i: content["shapes"] for i, content in contents.items() if "shapes" in content}
+    shapes = {i: c["shapes"] for i, c in contents.items() if isinstance(c, dict) and "shapes" in c}
     names = sorted({str(shape["label"]) for each in shapes.values() for shape in each})
     order, ids = numbered(names, classes, source)
     said = "" if classes else f"the classes are ordered by name: {', '.join(order)}"

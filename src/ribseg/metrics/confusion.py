@@ -62,7 +62,9 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     """
     if prediction.shape != target.shape:
         raise ValueError(f"expected equal mask shapes, got {tuple(prediction.shape)}, {tuple(target.shape)}")
-    check_same_shape(prediction, target, "prediction and target")
+    if prediction.is_floating_point():
+        raise ValueError(f"expected a prediction of integers, got {prediction.dtype}")
+    check_target(target, num_classes, ignore_index)
     valid = target != ignore_index
     predicted, true = prediction[valid].long(), target[valid].long()
     if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) <= num_classes:

@@ -260,8 +260,9 @@ def in_own_names(content: Any, path: str | Path, backbone: Backbone) -> Any:
     network = getattr(backbone.stages[0], "network", None)
     if not isinstance(network, nn.Module):
         return content
+    config = Path(path).with_name("config.json")
     for place in places_of(content, path):
         with within(str(path)):
-            if (renamed := in_timms_names(place.tensors, network)) is not None:
+            if (renamed := in_timms_names(place.tensors, network, config)) is not None:
                 return renamed
     return content

@@ -4,9 +4,11 @@ Hugging Face's ViT, DeiT, DINOv2 (with and without registers) and CLIP are renam
 OpenCLIP and the original DINOv2 by timm's own filters, which also resize position embeddings.
 """
 
+import json
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,12 +44,15 @@ PARTS = {"query": 0, "key": 1, "value": 2, "q": 0, "k": 1, "v": 2}
 PART = re.compile(r"\.attn\.(query|key|value|q|k|v)\.(weight|bias)$")
 
 
-def in_timms_names(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor] | None:
+def in_timms_names(
+    tensors: Mapping[str, Tensor], network: nn.Module, config: Path | None = None
+) -> dict[str, Tensor] | None:
     """The weights under timm's names, with position embeddings of the network's size.
 
     Args:
         tensors: by name.
         network: timm's, for which they may be.
+        config: Hugging Face's config.json, which says the activation of a CLIP.
 
     Returns:
         None if the names are none of other programs, and the position embeddings have the network's size.
@@ -61,11 +66,7 @@ def in_timms_names(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[st
     hugging_face = any(HUGGING_FACE.search(key) for key in tensors)
     if not (resized or hugging_face or any(FILTERED.search(key) for key in tensors)):
         return None
-    if "input_resolution" in tensors and not _has_quick_gelu(network):
-        raise ConfigError(
-            "these are OpenAI's weights, trained with QuickGELU: take timm's network of that name with "
-            "`clip_quickgelu` in place of `clip`"
-        )
+    check_activation(tensors, network, config)
     found = from_hugging_face(tensors) if hugging_face else dict(tensors)
     if "register_tokens" in found:
         found.setdefault("mask_token", found["cls_token"])  # by which timm's filter knows a DINOv2
@@ -77,23 +78,44 @@ def in_timms_names(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[st
 def from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a transformer of Hugging Face's under timm's names: query, key and value as one."""
     found: dict[str, Tensor] = {}
-    joined: dict[str, list[Tensor]] = {}
+    joined: dict[str, dict[int, Tensor]] = {}
     for key, value in tensors.items():
         name = key
         for pattern, replacement in RENAMED:
             name = re.sub(pattern, replacement, name)
         part = PART.search(name)
         if part:
-            joined.setdefault(PART.sub(rf".attn.qkv.{part[2]}", name), [value] * 3)[PARTS[part[1]]] = value
+            joined.setdefault(PART.sub(rf".attn.qkv.{part[2]}", name), {})[PARTS[part[1]]] = value
         else:
             found[name] = value
-    found |= {name: torch.cat(parts) for name, parts in joined.items()}
-    if found["cls_token"].ndim == 1:
-        found["cls_token"] = found["cls_token"][None, None]
-    if found["pos_embed"].ndim == 2:
-        found["pos_embed"] = found["pos_embed"][None]
-    return found
+    # With one of the three absent, the whole is missing.
+    found |= {n: torch.cat([parts[i] for i in range(3)]) for n, parts in joined.items() if len(parts) == 3}
+    shapes = {"cls_token": (1, 1, -1), "pos_embed": (1, -1, found["patch_embed.proj.weight"].shape[0])}
+    return found | {name: found[name].reshape(shape) for name, shape in shapes.items() if name in found}
 
 
-def _has_quick_gelu(network: nn.Module) -> bool:
-    return any("QuickGELU" in type(module).__name__ for module in network.modules())
+def check_activation(tensors: Mapping[str, Tensor], network: nn.Module, config: Path | None) -> None:
+    """Checks that a CLIP was trained with the network's activation, which its weights do not show.
+
+    Raises:
+        ConfigError: it was not, or that is not known.
+    """
+    clip = any(key.endswith(("pre_layrnorm.weight", "pre_layernorm.weight")) for key in tensors)
+    if "input_resolution" in tensors:
+        activation = "quick_gelu"
+    elif clip and config is not None and config.is_file():
+        about = json.loads(config.read_text())
+        activation = about.get("hidden_act") or about.get("vision_config", {}).get("hidden_act", "quick_gelu")
+    elif clip:
+        raise ConfigError(
+            "these weights of a CLIP were trained with QuickGELU (OpenAI's) or GELU (most of OpenCLIP's), "
+            "which they do not show: put the config.json of the model beside them"
+        )
+    else:
+        return
+    quick = any("QuickGELU" in type(module).__name__ for module in network.modules())
+    if quick != (activation == "quick_gelu"):
+        raise ConfigError(
+            f"these weights were trained with {activation}: take timm's network of that name with "
+            f"`{'clip' if quick else 'clip_quickgelu'}` in place of `{'clip_quickgelu' if quick else 'clip'}`"
+        )

@@ -16,12 +16,28 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from ribseg.data.base import special
 from ribseg.data.check.near_misses import explained, without_ending
 from ribseg.data.io.labels import Problems, label_matrix, labels_from_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import IMAGE_ENDINGS, read_lines
 
-FILES = (".csv", ".tsv", ".json", ".jsonl", ".xml", ".txt")
+# Endings of files that may hold labels, and names of such folders.
+TABLES = {
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".xml",
+    ".xlsx",
+    ".parquet",
+    ".yaml",
+    ".yml",
+    ".npy",
+    ".npz",
+}
+INNER = ("labels", "annotations", "by_class", "classes")
 # Columns that name the image, in lower case: of Roboflow, Label Studio, Hugging Face and our own tables.
 IMAGE_COLUMNS = ("image", "filename", "file_name", "file", "path", "image_path", "file_upload")
 SYNSETS = "synsets.txt"  # names of the numbers in an imagenet list
@@ -37,12 +53,10 @@ class Labels(NamedTuple):
     Attributes:
         form: of the file, in words.
         rows: images, by any path or name, with the names of their classes.
-        complete: whether images without a row have no class; else they are missing.
     """
 
     form: str
     rows: list[tuple[str, list[str]]]
-    complete: bool = False
 
 
 def read_labels(path: str | Path, ids: Sequence[str], classes: Sequence[str]) -> tuple[np.ndarray, str]:
@@ -68,18 +82,31 @@ def read_labels(path: str | Path, ids: Sequence[str], classes: Sequence[str]) ->
     if own_table(path):
         return labels_from_csv(path, ids, classes), f"{path.name}, image,classes"
     found = parse_labels(path, classes)
-    known, rows = set(ids), dict[str, list[str]]()
-    problems: Problems = defaultdict(list)
-    for name, named in found.rows:
-        image_id = id_of(name, known)
-        if image_id in known and set(rows.get(image_id, named)) != set(named):
-            problems["images with two rows that differ"].append(f"{name}: {rows[image_id]} and {named}")
-        rows[image_id] = named
+    known = set(ids)
+    rows, problems = by_id(found, known)
     absent = [image_id for image_id in ids if image_id not in rows]
-    if absent and (not found.complete or len(absent) == len(ids)):
+    if absent:
         problems["images without labels"] = explained(absent, rows.keys() - known)
     matrix = label_matrix(f"{path} ({found.form})", rows, ids, classes, problems)
     return matrix, f"{path.name}, {found.form}, {len(rows)} images"
+
+
+def by_id(found: Labels, known: Collection[str]) -> tuple[dict[str, list[str]], Problems]:
+    """The names of the classes by image id, and what is wrong with images of several rows.
+
+    Args:
+        found: as read.
+        known: ids of the images; empty if they are not known.
+    """
+    rows: dict[str, list[str]] = {}
+    problems: Problems = defaultdict(list)
+    uploads = not known and all(UPLOAD.match(id_of(name, ())) for name, _ in found.rows)
+    for name, named in found.rows:
+        image_id = UPLOAD.sub("", id_of(name, ())) if uploads else id_of(name, known)
+        if (image_id in known or not known) and set(rows.get(image_id, named)) != set(named):
+            problems["images with two rows that differ"].append(f"{name}: {rows[image_id]} and {named}")
+        rows[image_id] = named
+    return rows, problems
 
 
 def find_labels(root: Path, masks_dir: Path, classes: Sequence[str]) -> str | Path:
@@ -98,22 +125,31 @@ def find_labels(root: Path, masks_dir: Path, classes: Sequence[str]) -> str | Pa
     inside = sorted(path.name for path in annotations.glob("[!.]*")) if annotations.is_dir() else []
     readable: list[str | Path] = ["xml"] if any(name.lower().endswith(".xml") for name in inside) else []
     odd = {} if readable or not inside else {annotations: f"no XML file, but {inside[0]}"}
-    places = [path for path in sorted(root.glob("[!.]*")) if path.suffix.lower() in FILES and path.is_file()]
-    for path in [path for path in places if path.suffix != ".txt" or path.with_name(SYNSETS).is_file()]:
+    for path in [path for path in sorted(root.glob("[!.]*")) if path.is_file() and may_be_labels(path)]:
         try:
-            if path.name != SYNSETS:
-                readable += [path] if own_table(path) or parse_labels(path, classes) else []
+            if path.suffix.lower() in READERS and (own_table(path) or parse_labels(path, classes)):
+                readable.append(path)
+            else:
+                odd[path] = "no form that is read"
         except DataError as error:
             odd[path] = str(error).removeprefix(f"{path}: ")
+    odd |= dict.fromkeys(inner_labels(root), "not looked into")
     if not readable and any(lists.glob("*_*.txt")):
         readable = [lists]
+    named = [path for path in odd if "label" in path.stem.lower() and path.is_file()]
+    if readable and named:
+        raise DataError(
+            f"{named[0]} cannot be read ({odd[named[0]]}), and there are labels in {readable[0]}. Choose by "
+            "data.labels: xml, or the path of a file"
+        )
     if len(readable) > 1:
         found = " and in ".join("Annotations/" if each == "xml" else str(each) for each in readable)
         raise ConfigError(f"labels are in {found}. Choose by data.labels: xml, or the path of a file")
     if readable:
         return readable[0]
     if odd:
-        what = {"what may be meant as labels": [f"{path.name}: {why}" for path, why in odd.items()]}
+        listed = [f"{path.relative_to(root)}: {why}" for path, why in odd.items()]
+        what = {"what may be meant as labels": listed}
         advice = f"Read are {FORMS}. data.labels=mask takes the labels from the ground-truth masks."
         raise DataError(list_problems(f"no labels are read from {root}", what, advice))
     if not masks_dir.is_dir():
@@ -123,6 +159,25 @@ def find_labels(root: Path, masks_dir: Path, classes: Sequence[str]) -> str | Pa
             f"tables and JSON, and for masks in {masks_dir}. There are {there}. Give data.labels=PATH."
         )
     return "mask"
+
+
+def may_be_labels(path: Path) -> bool:
+    """Whether a file at the top of a data set may hold labels, by its name."""
+    name, suffixes = path.name.lower(), {suffix.lower() for suffix in path.suffixes}
+    if name in ("classes.txt", "labelmap.txt", SYNSETS):
+        return False
+    if ".txt" in suffixes:
+        return path.with_name(SYNSETS).is_file() or any(word in name for word in ("label", "annot", "tags"))
+    return bool(suffixes & TABLES)
+
+
+def inner_labels(root: Path) -> list[Path]:
+    """Files and folders below a data set that may hold labels, by their names."""
+    inside = [*root.glob("*/metadata.*"), *root.glob("*/_classes.csv")]
+    folders = [
+        path for path in root.glob("*") if path.is_dir() and path.name in INNER and any(path.iterdir())
+    ]
+    return sorted({*inside, *folders})
 
 
 def id_of(name: str, known: Collection[str]) -> str:
@@ -144,8 +199,10 @@ def parse_labels(path: Path, classes: Sequence[str]) -> Labels:
             return _class_lists(path, classes) or _folders(path, classes)
         reader = READERS.get(path.suffix.lower())
         found = None if reader is None else reader(path, classes)
-    except DataError:
-        raise
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
     except (OSError, ValueError, LookupError, TypeError, csv.Error, ElementTree.ParseError) as error:
         raise DataError(f"{path} cannot be read as labels: {reason(error)}") from error
     if found is None:
@@ -172,7 +229,10 @@ def _table(path: Path, classes: Sequence[str]) -> Labels | None:
     """A table with a row for each image: a column per class with 0 and 1, or one with the names."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, skipinitialspace=True, delimiter=_delimiter(path))
-        reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
+        reader.fieldnames = names = [(name or "").strip() for name in reader.fieldnames or []]
+        double = sorted({name for name in names if name and names.count(name) > 1})
+        if double:
+            raise DataError(f"{path} has several columns of one name: {double}")
         return _records(list(reader), classes, path)
 
 
@@ -183,9 +243,9 @@ def _json_lines(path: Path, classes: Sequence[str]) -> Labels | None:
 def _json(path: Path, classes: Sequence[str]) -> Labels | None:
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
-        return _coco(content)
+        return _coco(content, classes)
     if isinstance(content, list) and content and all(isinstance(task, dict) for task in content):
-        return _tasks(content) if "annotations" in content[0] else _records(content, classes, path)
+        return _tasks(content, classes) if "annotations" in content[0] else _records(content, classes, path)
     return None
 
 
@@ -195,10 +255,10 @@ def _records(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], path: Pa
     images = [name for name in columns if name.lower() in IMAGE_COLUMNS]
     if not images:
         return None
-    flags = [name for name in columns if name in classes]
     others = [name for name in columns if name not in images]
-    if flags and len(flags) >= len(others) - 1 and all(_is_flag(row[name]) for row in rows for name in flags):
-        return _one_hot(rows, images[0], others, classes, path)
+    flags = [name for name in others if all(_is_flag(row.get(name)) for row in rows)]
+    if set(flags) & {*classes}:
+        return _one_hot(rows, images[0], flags, classes, path)
     fitting = [name for name in others if _fits([row.get(name) for row in rows], classes)]
     if len(fitting) != 1:
         found = f"{' and '.join(fitting)} both" if fitting else f"none of {', '.join(others)}"
@@ -215,18 +275,22 @@ def _one_hot(
     rows: Sequence[Mapping[str, Any]], image: str, flags: Sequence[str], classes: Sequence[str], path: Path
 ) -> Labels:
     absent, unknown = [c for c in classes if c not in flags], [name for name in flags if name not in classes]
-    used = [name for name in unknown if any(str(row[name]).strip() not in ("0", "0.0") for row in rows)]
+    used = [name for name in unknown if any(_is_set(row[name]) for row in rows)]
     if absent or used:
         raise DataError(
             f"{path}: expected a column for each name of classes.txt; no column for {absent[:5]}, and no "
             f"such class as {used[:5]}."
         )
-    cells = [(str(row[image]), [c for c in classes if float(row[c])]) for row in rows]
+    cells = [(str(row[image]), [c for c in classes if _is_set(row[c])]) for row in rows]
     return Labels("a column for each class", cells)
 
 
 def _is_flag(cell: Any) -> bool:
-    return str(cell).strip() in ("0", "1", "0.0", "1.0")
+    return str(cell).strip().lower() in ("0", "1", "0.0", "1.0", "true", "false")
+
+
+def _is_set(cell: Any) -> bool:
+    return str(cell).strip().lower() in ("1", "1.0", "true")
 
 
 def _fits(cells: Sequence[Any], classes: Sequence[str]) -> bool:
@@ -250,33 +314,52 @@ def _names(cell: Any, classes: Collection[str]) -> list[str]:
         return _names(ast.literal_eval(text), classes)
     if not text or text in classes:
         return [text] if text else []
+    if "_".join(text.split()) in classes:  # as we write names with spaces
+        return ["_".join(text.split())]
     parts = [part.strip() for part in re.split(r"[,;|]|\s+", text) if part.strip()]
     return parts if all(part in classes for part in parts) else [text]
 
 
-def _tasks(tasks: Sequence[Mapping[str, Any]]) -> Labels:
-    """Tasks of Label Studio: choices of the image, and the labels of regions."""
+def _tasks(tasks: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Labels:
+    """Tasks of Label Studio: choices of the image, and the labels of regions, of one control."""
     rows: list[tuple[str, list[str]]] = []
+    controls, others = set[str](), set[str]()
     for task in tasks:
         data = task.get("data") or {}
         images = [data[name] for name in data if name.lower() in IMAGE_COLUMNS] or [task.get("file_upload")]
-        done = [each for each in task["annotations"] if not each.get("was_cancelled")]
-        for annotation in done:
-            values = [result.get("value") or {} for result in annotation.get("result") or []]
-            lists = [v for value in values for k, v in value.items() if k.endswith(("labels", "choices"))]
-            rows.append((str(images[0]), list(dict.fromkeys(name for names in lists for name in names))))
+        for annotation in (each for each in task["annotations"] if not each.get("was_cancelled")):
+            results = annotation.get("result") or []
+            named: list[str] = []
+            for result in results:
+                lists = [
+                    v for k, v in (result.get("value") or {}).items() if k.endswith(("labels", "choices"))
+                ]
+                controls |= {str(result["from_name"])} if lists and "from_name" in result else set()
+                named += [name for names in lists for name in names]
+            if results and not named:
+                others |= {str(result.get("type")) for result in results}
+            rows.append((str(images[0]), _names(list(dict.fromkeys(named)), classes)))
+    if others:
+        raise DataError(f"results of Label Studio that are no choices and no labels: {sorted(others)}")
+    if len(controls) > 1:
+        raise DataError(f"labels of several controls of Label Studio, {sorted(controls)}: export one")
     return Labels("Label Studio JSON", rows)
 
 
-def _coco(content: Mapping[str, Any]) -> Labels:
+def _coco(content: Mapping[str, Any], classes: Sequence[str]) -> Labels:
     """Instances of COCO: the categories of an image's annotations."""
+    for key in ("categories", "images"):
+        ids = [each["id"] for each in content[key]]
+        if len(set(ids)) < len(ids):
+            raise DataError(f"{key} of one id: {sorted({i for i in ids if ids.count(i) > 1})[:5]}")
     names = {each["id"]: str(each["name"]) for each in content["categories"]}
     found: dict[Any, list[str]] = {each["id"]: [] for each in content["images"]}
     for each in content["annotations"]:
         name = names[each["category_id"]]
-        if name not in found[each["image_id"]]:
+        if name not in found[each["image_id"]] and special(name) is None:
             found[each["image_id"]].append(name)
-    return Labels("COCO JSON", [(str(each["file_name"]), found[each["id"]]) for each in content["images"]])
+    rows = [(str(each["file_name"]), _names(found[each["id"]], classes)) for each in content["images"]]
+    return Labels("COCO JSON", rows)
 
 
 def _xml(path: Path, classes: Sequence[str]) -> Labels | None:
@@ -315,6 +398,10 @@ def _class_lists(folder: Path, classes: Sequence[str]) -> Labels | None:
     lists = {path: path.stem.rpartition("_")[0] for path in sorted(folder.glob("*_*.txt"))}
     if not lists:
         return None
+    # Datumaro leaves images without any class out of all of them, but not out of the plain list.
+    plain = [path for path in sorted(folder.glob("*.txt")) if path not in lists]
+    for image_id in (line.split()[0] for path in plain for line in read_lines(path)):
+        rows.setdefault(image_id, [])
     for path, name in lists.items():
         for line in read_lines(path):
             found = CLASS_LIST.match(line)
@@ -324,16 +411,20 @@ def _class_lists(folder: Path, classes: Sequence[str]) -> Labels | None:
     for name in classes:
         if name not in lists.values():
             raise DataError(f"{folder}: expected lists for all of classes.txt, found none for {name!r}.")
-    # Datumaro leaves images without any class out of all of them.
-    return Labels("VOC's class lists", [(i, list(dict.fromkeys(names))) for i, names in rows.items()], True)
+    return Labels("VOC's class lists", [(i, list(dict.fromkeys(names))) for i, names in rows.items()])
 
 
 def _folders(folder: Path, classes: Sequence[str]) -> Labels:
     """A folder of images for each class, as torchvision's ImageFolder has them."""
     rows: dict[str, list[str]] = {}
+    first: dict[str, Path] = {}
     for path in sorted(folder.glob("*/*")):
         if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."):
             named = [] if path.parent.name in ("no_label", "unlabeled") else [path.parent.name]
+            if path.read_bytes() != first.setdefault(path.name, path).read_bytes():
+                raise DataError(
+                    f"{path} and {first[path.name]} are different photographs of one name: rename one"
+                )
             rows.setdefault(path.name, []).extend(named)
     if not rows:
         raise DataError(f"{folder} has no form of labels that is read: {FORMS}.")
