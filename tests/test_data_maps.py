@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
-from ribseg.errors import DataError, RibsegError
+from ribseg.errors import ConfigError, DataError, RibsegError
 
 
 @pytest.fixture
@@ -122,3 +122,33 @@ def test_many_threads_may_read_at_once(tmp_path, maps):
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(load_maps, [tmp_path / "a.npz"] * 400))
     assert all(torch.equal(one.full, read[0].full) for one in read)
+
+
+@pytest.mark.parametrize("refinement", ["none", "crf", "pixel_adaptive", "segments"])
+def test_a_refined_mask_follows_the_edges_of_its_image(refinement):
+    image = np.zeros((40, 50, 3), np.uint8)
+    image[10:30, 12:36] = 200  # the object; its map is too small
+    full = torch.zeros(1, 40, 50)
+    full[0, 13:27, 15:33] = 1
+    maps = LocalizationMaps(torch.tensor([4]), full[:, ::4, ::4], full, (40, 50))
+    segments = torch.from_numpy((image[..., 0] > 0).astype(np.int64) + 1)
+    found = maps.refined(image, refinement, 0.4, segments if refinement == "segments" else None)
+    assert set(np.unique(found)) <= {0, 5}
+    true = image[..., 0] > 0
+    overlap = ((found > 0) & true).sum() / ((found > 0) | true).sum()
+    assert overlap == pytest.approx(14 * 18 / (20 * 24)) if refinement == "none" else overlap > 0.85
+
+
+def test_a_refined_mask_needs_its_image_and_maps():
+    maps = LocalizationMaps(torch.tensor([0]), torch.rand(1, 2, 2), torch.rand(1, 8, 8), (8, 8))
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match=r"maps of the image's size \(7, 8\), found maps of \(8, 8\)"):
+        maps.refined(image[:7])
+    with pytest.raises(ConfigError, match="needs the segments of the image"):
+        maps.refined(image, "segments")
+    with pytest.raises(ConfigError, match="refinement: expected none"):
+        maps.refined(image, "crv")
+    empty = LocalizationMaps(
+        torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 2), torch.zeros(0, 8, 8), (8, 8)
+    )
+    assert not empty.refined(image).any()

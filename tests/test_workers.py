@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import sys
+from types import SimpleNamespace
 
 import joblib
 import pytest
+import torch
 from in_processes import loaded_in_a_process, threads_of_torch
 
 from ribseg import workers
@@ -32,3 +35,16 @@ def test_threads_of_jobs_at_the_same_time_sleep_while_they_wait(monkeypatch, job
     monkeypatch.setattr(os, "environ", environment)
     workers.share_cores(jobs)
     assert environment.get("OMP_WAIT_POLICY") == found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are no copies here")
+def test_processes_are_no_copies_where_autograd_fails_in_one():
+    """After torch has started threads for autograd, a copy of the process raises in its first backward pass."""
+
+    def ones(*_, **__):
+        raise RuntimeError(
+            "Unable to handle autograd's threading in combination with fork-based multiprocessing"
+        )
+
+    assert workers._copies_differentiate(torch)
+    assert not workers._copies_differentiate(SimpleNamespace(ones=ones))

@@ -99,10 +99,31 @@ def worker_count(setting: int | str) -> int:
 def forks() -> bool:
     """Whether new processes are copies of this one, which share its memory and import nothing again.
 
-    Not with a GPU, which a copy cannot use, and not where copies of a program with threads are not safe.
+    Not with a GPU, which a copy cannot use, and not where copies of a program with threads are not safe:
+    outside of Linux, and after torch has started autograd's threads in this process.
     """
     torch = sys.modules.get("torch")
-    return sys.platform == "linux" and (torch is None or not torch.accelerator.is_available())
+    if sys.platform != "linux" or (torch is not None and torch.accelerator.is_available()):
+        return False
+    return torch is None or _copies_differentiate(torch)
+
+
+def _copies_differentiate(torch: Any) -> bool:
+    """Whether autograd works in a copy of this process; torch does not say so, so that one is asked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of copies of programs with threads
+        child = os.fork()
+    if child == 0:
+        try:
+            number = torch.ones((), requires_grad=True)
+            with torch.enable_grad():
+                (number * number).backward()
+            os._exit(0)
+        except RuntimeError:
+            os._exit(1)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def process_pool(workers: int, work: Callable[[Any], Any] | None = None) -> ProcessPoolExecutor:

@@ -1,6 +1,7 @@
-"""Writes masks with their photographs for mmsegmentation, nnU-Net, Hugging Face, COCO, labelme or CVAT.
+"""Writes masks with their photographs, or a segmenter, for other programs.
 
-The masks are those of a run (its pseudo masks, or a segmenter's), or a folder of PNGs beside --images.
+The masks are those of a run (its pseudo masks, or a segmenter's), or a folder of PNGs beside --images. Of a
+segmenter.safetensors it writes one file that takes uint8 RGB photographs (N, H, W, 3) of any size.
 """
 
 import argparse
@@ -22,14 +23,20 @@ FORMS = {
     "voc": "VOC as CVAT and Datumaro have it: labelmap.txt, RGB masks",
 }
 
+PROGRAMS = {
+    "onnx": "a segmenter for onnxruntime (extra onnx)",
+    "pt2": "a segmenter as a program of torch.export",
+    "torchscript": "a segmenter as TorchScript",
+}
+
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add = command.add_argument
-    add("masks", type=Path, help="folder of a run, or of masks <id>.png that hold class ids")
-    add("out", type=Path, help="new folder; that of an interrupted call is completed")
-    forms = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
-    add("--to", required=True, choices=FORMS, metavar="FORM", help=forms)
+    add("masks", type=Path, help="folder of a run, or of masks <id>.png; or a segmenter.safetensors")
+    add("out", type=Path, help="new folder, or that of an interrupted call; of a segmenter, the file")
+    forms = "; ".join(f"{name}: {text}" for name, text in (FORMS | PROGRAMS).items())
+    add("--to", required=True, choices=(*FORMS, *PROGRAMS), metavar="FORM", help=forms)
     add(
         "--of",
         default="pseudo_masks",
@@ -44,6 +51,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes the masks, and says what the form cannot."""
+    if options.to in PROGRAMS:
+        return write_program(options.masks, options.out, options.to)
     from ribseg.interop.exports import export_masks, mask_set
 
     if (options.masks / "results.json").is_file():
@@ -58,6 +67,23 @@ def run(options: argparse.Namespace) -> None:
     print(f"{len(masks.items)} images written to {options.out}")
     for what, number in lost.items():
         print(f"  {number} {what}")
+
+
+def write_program(segmenter: Path, out: Path, to: str) -> None:
+    """Writes a segmenter as a program.
+
+    Raises:
+        ConfigError: the file exists, or is no segmenter.
+    """
+    from ribseg.models.load import load_segmenter
+    from ribseg.models.program import save_program
+
+    if out.exists():
+        raise ConfigError(f"{out} exists already: choose another file")
+    save_program(out, load_segmenter(segmenter), to)
+    print(
+        f"{out}: takes uint8 RGB (N, H, W, 3), gives probabilities and ids; equal to the model at five sizes"
+    )
 
 
 def of_run(folder: Path, stage: str, split: str | None) -> "MaskSet":

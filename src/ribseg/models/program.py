@@ -1,24 +1,42 @@
-"""Exports a segmenter with `torch.export`, to run without ribseg, and verifies the result."""
+"""Exports a segmenter to run without ribseg, as ONNX, torch.export or TorchScript, and verifies the result.
 
+The program takes photographs as they are: uint8 RGB (N, H, W, 3), of any size from 32 pixels on; it
+normalises them itself. It gives probabilities (N, C+1, H, W) and ids (N, H, W), at one scale, without mirror
+image and CRF.
+"""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
-from ribseg.errors import RibsegError
-from ribseg.files import atomic_file
+from ribseg import __version__
+from ribseg.checks import check_choice
+from ribseg.errors import ConfigError, RibsegError, reason
+from ribseg.files import atomic_write
 from ribseg.models.load import Segmenter
 
 SMALLEST, LARGEST = 32, 4096  # sides of the program's input images
-EXAMPLE = (2, 3, 96, 128)
-CHECKED = ((1, 3, 96, 128), (3, 3, 64, 160))
-TOLERANCE = 1e-4
+CHECKED = ((96, 128), (65, 81), (33, 200), (128, 128), (233, 150))  # heights and widths
+EXAMPLE = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
+TOLERANCE, EQUAL = 1e-4, 0.9999  # of probabilities; share of equal ids
+ABOUT = "ribseg"  # key, or file, of the description in a program
+Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
+Written = tuple[bytes, Runner, Sequence[tuple[int, int]]]  # program, what runs it, sizes to be compared
+STEP = 32  # of the sides of a program of torch.export, if the network pads its images to multiples
 
 
-class PixelProbabilities(nn.Module):
-    """The exported network: from pixels to label probabilities.
+class Portable(nn.Module):
+    """The exported network: from photographs to probabilities and ids.
 
     Args:
         segmenter: provides model, mean and std.
@@ -30,39 +48,163 @@ class PixelProbabilities(nn.Module):
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.model = segmenter.model
-        self.register_buffer("mean", torch.tensor(segmenter.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(segmenter.std)[:, None, None])
+        self.register_buffer("mean", 255 * torch.tensor(segmenter.mean)[:, None, None])
+        self.register_buffer("std", 255 * torch.tensor(segmenter.std)[:, None, None])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 RGB in [0, 1] -> (N, C+1, H, W) probabilities, at one scale."""
-        logits = self.model((images - self.mean) / self.std)
-        large = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
-        return large.softmax(1)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, W, 3) uint8 RGB -> (N, C+1, H, W) float32 probabilities, and (N, H, W) uint8 ids."""
+        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        logits = self.model(pixels)
+        large = F.interpolate(logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        probabilities = large.softmax(1)
+        return probabilities, probabilities.argmax(1).to(torch.uint8)
 
 
-def export_program(segmenter: Segmenter) -> ExportedProgram:
-    """The exported program, for any batch size and for sides of 32 to 4,096 pixels in multiples of 32.
+def export_segmenter(segmenter: Segmenter, to: str) -> bytes:
+    """The bytes of a program, which has been compared with the model on images of five sizes.
+
+    Args:
+        segmenter: on any device; it is left as it is.
+        to: "onnx" (extra `onnx`), "pt2" of torch.export, or "torchscript".
 
     Raises:
-        RibsegError: its output differs from the model's.
+        ConfigError: an unknown form, or the packages for ONNX are not installed.
+        RibsegError: the network cannot be exported, or the program differs from the model.
     """
-    module = PixelProbabilities(segmenter).cpu().eval()
-    rows, columns = (Dim(name, min=1, max=LARGEST // SMALLEST) for name in ("rows", "columns"))
-    shapes = ({0: Dim("batch", min=1, max=1024), 2: SMALLEST * rows, 3: SMALLEST * columns},)
-    with torch.no_grad():
-        program = torch.export.export(module, (torch.zeros(EXAMPLE),), dynamic_shapes=shapes)
-        run, generator = program.module(), torch.Generator().manual_seed(0)
-        trials = [torch.rand(shape, generator=generator) for shape in CHECKED]
-        difference = max(float((module(images) - run(images)).abs().max()) for images in trials)
-    if difference > TOLERANCE:
-        raise RibsegError(
-            f"the exported program differs from the model by {difference:g} in a probability, expected at "
-            f"most {TOLERANCE:g}; skip it with export.program=false"
-        )
-    return program
+    check_choice("to", to, tuple(WRITERS))
+    device = next(segmenter.model.parameters()).device
+    module = Portable(segmenter).cpu().eval()
+    try:
+        with torch.no_grad():
+            data, run, sizes = WRITERS[to](module, description(segmenter))
+            check_program(module, run, sizes)
+    except RibsegError:
+        raise
+    except Exception as error:
+        name = type(segmenter.model).__name__
+        raise RibsegError(f"{name} cannot be exported as {to}: {reason(error)}") from error
+    finally:
+        segmenter.model.to(device)
+    return data
 
 
-def save_program(path: str | Path, program: ExportedProgram) -> None:
-    """Writes a program atomically; `torch.export.load(path).module()` loads it."""
-    with atomic_file(path) as file:
-        torch.export.save(program, file)
+def save_program(path: str | Path, segmenter: Segmenter, to: str) -> None:
+    """Writes the program of `export_segmenter`, atomically."""
+    atomic_write(path, export_segmenter(segmenter, to))
+
+
+def description(segmenter: Segmenter) -> str:
+    """JSON: class names, colours, and what goes in and comes out."""
+    return json.dumps(
+        {
+            "classes": ["background", *segmenter.classes],
+            "palette": segmenter.palette[: len(segmenter.classes) + 1].tolist(),
+            "input": "images: uint8 RGB (N, H, W, 3)",
+            "output": "probabilities: float32 (N, C+1, H, W); ids: uint8 (N, H, W)",
+            "version": __version__,
+        }
+    )
+
+
+def check_program(module: Portable, run: Runner, sizes: Sequence[tuple[int, int]] = CHECKED) -> None:
+    """Compares a program with the model on images of some sizes.
+
+    Raises:
+        RibsegError: probabilities or ids differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for height, width in sizes:
+        images = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8, generator=generator)
+        (expected, ids), (found, labels) = module(images), run(images)
+        difference, equal = float((expected - found).abs().max()), float((ids == labels).float().mean())
+        if difference > TOLERANCE or equal < EQUAL:
+            raise RibsegError(
+                f"the program differs from the model by {difference:g} in a probability at {height} x "
+                f"{width} pixels, expected at most {TOLERANCE:g}; {equal:.2%} of the ids are equal"
+            )
+
+
+def any_size(step: int = 1) -> tuple[dict[int, Any], ...]:
+    """The dynamic dimensions of the images, for torch's exporters; sides are multiples of a step."""
+    low, high = -(-SMALLEST // step), LARGEST // step
+    sides = [Dim(name, min=low, max=high) for name in ("height", "width")]
+    return ({0: Dim("batch", min=1, max=1024), 1: step * sides[0], 2: step * sides[1]},)
+
+
+def _pt2(module: Portable, about: str) -> Written:
+    try:
+        return _pt2_of(module, about, 1, CHECKED)
+    except Exception:  # noqa: BLE001 - a network that pads its images: for sizes that need no padding
+        whole = [(STEP * (height // STEP), STEP * (width // STEP)) for height, width in CHECKED]
+        return _pt2_of(module, about.replace("(N, H, W, 3)", f"(N, {STEP} h, {STEP} w, 3)"), STEP, whole)
+
+
+def _pt2_of(module: Portable, about: str, step: int, sizes: Sequence[tuple[int, int]]) -> Written:
+    data = io.BytesIO()
+    # Guards that a size might violate, as of paddings, are checked when it runs.
+    deferred: dict[str, Any] = {"prefer_deferred_runtime_asserts_over_guards": True}
+    given = deferred if next(iter(deferred)) in signature(torch.export.export).parameters else {}
+    program = torch.export.export(module, (EXAMPLE,), dynamic_shapes=any_size(step), **given)
+    torch.export.save(program, data, extra_files={f"{ABOUT}.json": about})
+    data.seek(0)
+    loaded: Any = torch.export.load(data).module()
+    check_program(module, loaded, sizes)
+    return data.getvalue(), loaded, sizes
+
+
+def _torchscript(module: Portable, about: str) -> Written:
+    data = io.BytesIO()
+    traced = torch.jit.trace(module, EXAMPLE, check_trace=False)
+    torch.jit.save(torch.jit.script(Checked(traced)), data, _extra_files={f"{ABOUT}.json": about})
+    data.seek(0)
+    return data.getvalue(), torch.jit.load(data), CHECKED
+
+
+class Checked(nn.Module):
+    """A traced program that refuses what is no uint8 photograph; a trace alone would take it.
+
+    Args:
+        traced: the program.
+    """
+
+    def __init__(self, traced: nn.Module) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Portable`."""
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.size(3) != 3:
+            raise ValueError("expected uint8 RGB images (N, H, W, 3)")
+        probabilities, ids = self.traced(images)
+        return probabilities, ids
+
+
+def _onnx(module: Portable, about: str) -> Written:
+    absent = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if absent:
+        raise ConfigError(f"ONNX needs the packages {', '.join(absent)}: pip install 'ribseg[onnx]'")
+    import onnxruntime
+
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["probabilities", "ids"]}
+    sizes = any_size()
+    program = torch.onnx.export(module, (EXAMPLE,), dynamo=True, dynamic_shapes=sizes, verbose=False, **names)
+    assert program is not None
+    proto = program.model_proto
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = ABOUT, about
+    data: bytes = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        found = session.run(None, {"images": images.numpy()})
+        probabilities, ids = (torch.from_numpy(np.asarray(each)) for each in found)
+        return probabilities, ids
+
+    return data, run, CHECKED
+
+
+WRITERS: dict[str, Callable[[Portable, str], Written]] = {
+    "onnx": _onnx,
+    "pt2": _pt2,
+    "torchscript": _torchscript,
+}

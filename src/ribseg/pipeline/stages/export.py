@@ -10,7 +10,7 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.check.dataset import check_dataset
 from ribseg.errors import ConfigError
 from ribseg.interop.voc_server import check_voc_archive, write_voc_archive
-from ribseg.models.program import export_program, save_program
+from ribseg.models.program import save_program
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.segmenter import SegmenterStage, tested_folders
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage, tested_segmenter, write_masks
@@ -113,7 +113,7 @@ class ExportStage(Stage[Session]):
             check_voc_archive(archive, sizes, cfg.split, folder.num_classes)
             say(f"  {len(sizes)} masks, all checked: {archive}")
             if cfg.program:
-                save_program(target.folder / PROGRAM, export_program(segmenter))
+                save_program(target.folder / PROGRAM, segmenter, "pt2")
                 say(f"  the segmenter as a torch.export program: {target.folder / PROGRAM}")
 
         self.session.group.on_first(pack)
