@@ -39,12 +39,10 @@ def test_threads_of_jobs_at_the_same_time_sleep_while_they_wait(monkeypatch, job
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are no copies here")
 def test_processes_are_no_copies_where_autograd_fails_in_one():
-    """After torch has started threads for autograd, a copy of the process raises in its first backward pass."""
+    """After torch has started threads for autograd, a copy of the process raises in its first backward."""
 
     def ones(*_, **__):
-        raise RuntimeError(
-            "Unable to handle autograd's threading in combination with fork-based multiprocessing"
-        )
+        raise RuntimeError("Unable to handle autograd's threading in combination with fork")
 
     assert workers._copies_differentiate(torch)
     assert not workers._copies_differentiate(SimpleNamespace(ones=ones))
