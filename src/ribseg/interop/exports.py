@@ -20,7 +20,7 @@ from PIL import Image
 from ribseg import __version__
 from ribseg.checks import check_choice
 from ribseg.data.base import check_names
-from ribseg.data.io.images import read_header, read_image
+from ribseg.data.io.images import open_image, orientation, read_header, read_image
 from ribseg.data.io.masks import IGNORE, mask_ids, read_mask, voc_palette
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, write_json
@@ -88,6 +88,7 @@ def export_masks(
         size = read_header(item.image).size
         if size != mask.shape:
             raise DataError(f"{item.mask} is of {mask.shape} (height, width), but {item.image} of {size}")
+        writer.ignored |= bool((mask == IGNORE).any())
         said.update(writer.write(item, mask))
     writer.close()
     return {what: number for what, number in said.items() if number}
@@ -130,7 +131,12 @@ class Form(ABC):
         out: its folder.
         masks: all that will be written.
         instances: see `export_masks`.
+
+    Attributes:
+        ignored: whether a mask that was written has 255.
     """
+
+    ignored = False
 
     def __init__(self, out: Path, masks: MaskSet, instances: bool = False) -> None:
         self.out, self.masks, self.instances = out, masks, instances
@@ -189,8 +195,6 @@ class MMSegmentation(Form):
 class NNUNet(Form):
     """nnU-Net v2's raw data set of 2-D RGB PNGs; 255 becomes its ignore label, C + 1."""
 
-    used_ignore = False
-
     def check(self) -> None:
         """Its files are told apart without case on some systems."""
         ids = Counter(item.id.lower() for item in self.masks.items)
@@ -205,7 +209,6 @@ class NNUNet(Form):
         path = self.out / "imagesTr" / f"{item.id}_0000.png"
         if not path.is_file():
             save_png(path, Image.fromarray(read_image(item.image)))
-        self.used_ignore |= bool((mask == IGNORE).any())
         labels = np.where(mask == IGNORE, len(self.classes) + 1, mask).astype(np.uint8)
         write_gray(self.out / "labelsTr" / f"{item.id}.png", labels)
         return {}
@@ -213,7 +216,7 @@ class NNUNet(Form):
     def close(self) -> None:
         """Writes dataset.json."""
         labels = {"background": 0, **{name: c + 1 for c, name in enumerate(self.classes)}}
-        if self.used_ignore:
+        if self.ignored:
             labels["ignore"] = len(self.classes) + 1
         about = {
             "channel_names": {"0": "R", "1": "G", "2": "B"},
@@ -354,7 +357,7 @@ class VocColours(Form):
         named = enumerate(("background", *self.classes))
         lines = ["# label:color_rgb:parts:actions"]
         lines += [f"{name}:{','.join(map(str, voc_palette()[number]))}::" for number, name in named]
-        if any((read_mask(item.mask) == IGNORE).any() for item in self.masks.items):
+        if self.ignored:
             lines.append(f"{IGNORED}:{','.join(map(str, voc_palette()[IGNORE]))}::")
         atomic_write(self.out / "labelmap.txt", ("\n".join(lines) + "\n").encode())
         ids = "\n".join(item.id for item in self.masks.items)
@@ -375,15 +378,9 @@ FORMS: dict[str, type[Form]] = {
 def ending_of(item: Masked) -> str:
     """The ending under which a photograph is written: its own, or .png for what is written anew."""
     ending = item.image.suffix.lower()
-    header = read_header(item.image)
-    kept = ending in IMAGE_ENDINGS and header.size == header.stored and not turned(item.image)
+    with open_image(item.image) as image:
+        kept = ending in IMAGE_ENDINGS and orientation(image) == 1
     return item.image.suffix if kept else ".png"
-
-
-def turned(path: Path) -> bool:
-    """Whether an image has an EXIF orientation."""
-    with Image.open(path) as image:
-        return image.getexif().get(0x0112, 1) not in (0, 1)
 
 
 def place_image(item: Masked, folder: Path, ending: str | None = None) -> Path:

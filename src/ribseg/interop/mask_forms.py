@@ -22,6 +22,7 @@ from ribseg.data.io.masks import (
     CLASSES,
     IGNORE,
     class_names_of,
+    mask_ids,
     read_mask,
     voc_palette,
     write_class_names,
@@ -264,7 +265,7 @@ def _by_number(path: Path, table: Mapping[int, int]) -> np.ndarray:
     numbers = read_mask(path)
     lookup = np.zeros(256, np.uint8)
     lookup[list(table)] = list(table.values())
-    unknown = sorted(set(np.unique(numbers).tolist()) - set(table))
+    unknown = sorted(set(mask_ids(numbers).tolist()) - set(table))
     if unknown:
         raise DataError(
             f"{path} holds the numbers {unknown[:5]}, which have no name; there are {dict(table)}"

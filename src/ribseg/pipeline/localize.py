@@ -17,7 +17,7 @@ from ribseg.data.io.maps import LocalizationMaps
 from ribseg.errors import ConfigError
 from ribseg.memory import usable_device
 from ribseg.methods.base import Method, takes
-from ribseg.methods.cam import head_of, merge_maps
+from ribseg.methods.cam import head_of, label_vector, merge_maps
 from ribseg.methods.naming import indices_of, predicted_classes
 from ribseg.methods.one_image import OneImage, References
 from ribseg.models.imagenet import imagenet_classifier
@@ -169,11 +169,9 @@ class Localizer:
             chosen = self.find_classes(pixels, top)
         else:
             chosen = indices_of(labels, self.names, len(self.weight))
-        target = torch.zeros(len(self.weight))
-        target[chosen] = 1
         if name is None:
             name = Path(image).stem if isinstance(image, str | Path) else "image"
-        return pixels, (name, self._views(pixels, self.scales), target)
+        return pixels, (name, self._views(pixels, self.scales), label_vector(chosen, len(self.weight)))
 
     def _batches(self, folder: str | Path) -> References:
         """Batches of the photographs of a folder, with the classes that the classifier finds in them."""

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from ribseg.data.base import BACKGROUND
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import is_plain_id
 
 Problems = dict[str, list[str]]
-BACKGROUND = "background"  # a category of this name is none
 LARGEST_SIDE = 65_500  # of a JPEG
 LARGEST, MORE, NEGATIVE = 64, 32, 16  # of a character of a compressed run-length code
 

@@ -114,7 +114,7 @@ def upright_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
     Raises:
         DataError: the range of its pixels is unknown.
     """
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(orientation(image))
     upright: Image.Image = image if turn is None else image.transpose(turn)
     if upright.mode == "F":
         raise DataError(f"{name} holds floating-point pixels, whose range is unknown. Convert it to 8 bit.")
@@ -177,7 +177,7 @@ def read_header(path: str | Path) -> ImageHeader:
     with open_image(path) as image:
         stored = (image.height, image.width)
         # Orientations 5 to 8 swap the sides.
-        return ImageHeader(stored[::-1] if _orientation(image) >= 5 else stored, stored)
+        return ImageHeader(stored[::-1] if orientation(image) >= 5 else stored, stored)
 
 
 def rescale(image: np.ndarray, scale: float) -> np.ndarray:
@@ -216,7 +216,8 @@ def capped(image: np.ndarray, max_side: int | None) -> np.ndarray:
     return image if max_side is None or longer <= max_side else rescale(image, max_side / longer)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 to 8; 1 is upright, as is one without or with another."""
     value = image.getexif().get(_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 

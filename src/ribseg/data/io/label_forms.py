@@ -44,7 +44,6 @@ SYNSETS = "synsets.txt"  # names of the numbers in an imagenet list
 UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # that Label Studio puts before the name of an uploaded file
 CLASS_LIST = re.compile(r"^(\S+)\s+(-?1|0)$")  # a line of VOC's ImageSets/Main/<class>_<split>.txt
 NUMBERED = re.compile(r"^(.+?)((?: \d+)+)\s*$")  # a line of an imagenet list: file name, class numbers
-Cells = list[tuple[str, Any]]  # image and its labels as they stand, in the order of the file
 
 
 class Labels(NamedTuple):
