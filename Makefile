@@ -6,7 +6,7 @@ ARGS ?=
 # The oldest Python that is supported, for `make test-lowest`, where it can be run.
 LOWEST_PYTHON ?= $(shell python3.10 --version >/dev/null 2>&1 && echo python3.10 || echo $(PYTHON))
 
-.PHONY: help install demo demo-full test test-all test-lowest test-package coverage docs lint format clean
+.PHONY: help install demo demo-full test test-all test-lowest test-package coverage notebooks docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,7 +18,8 @@ help:
 	@echo "make test-lowest  the tests with the oldest versions that setup.cfg allows; leaves .venv-lowest/"
 	@echo "make test-package  sdist and wheel, and the installed command outside this folder; leaves dist/"
 	@echo "make coverage  the tests, and which lines they run"
-	@echo "make docs      the documentation as a site: leaves site/, begin at site/index.html"
+	@echo "make notebooks runs the notebooks: leaves outputs/notebooks/"
+	@echo "make docs      that, and the documentation as a site: leaves site/, begin at site/index.html"
 	@echo "make lint      ruff, mypy, and what mypy says of uses of the library"
 	@echo "make clean     removes what the others leave: .venv*/, dist/, site/ and outputs/"
 
@@ -95,7 +96,12 @@ test-package: .venv/.installed-dev
 	.venv-docs/bin/python -m pip install -r .venv-docs/docs.txt
 	@touch $@
 
-docs: .venv-docs/.installed
+# The repository keeps the notebooks without results; the site shows them with theirs.
+notebooks: .venv/.installed-dev
+	$(BIN)/python train.py experiment=demo "run=[classifier]"
+	$(BIN)/python -m jupyter nbconvert --execute --to notebook --output-dir outputs/notebooks notebooks/*.ipynb
+
+docs: .venv-docs/.installed notebooks
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	RIBSEG_SITE=site PYTHONPATH=src .venv-docs/bin/python -m pytest --noconftest -m site tests/test_site.py
 	@echo "The site is in site/; begin at site/index.html"

@@ -6,6 +6,7 @@ import torch
 from quick_run import folder_run
 
 from ribseg.checks import SettingError
+from ribseg.errors import ConfigError
 from ribseg.metrics.evaluation import by_object_size
 from ribseg.pipeline.report.answer import answers
 from ribseg.pipeline.report.gallery import fitting, picture_order, take_turns
@@ -211,6 +212,37 @@ def test_a_declared_table_has_texts_to_be_shown_and_numbers_in_its_file():
     assert list(table.columns) == ["maps", "images", "seconds_per_image", "memory_gib"]
     assert table.rows == [["CAM", 10, 0.2512, 1.5]]
     assert shown_tables(records)[0].rows == [["CAM", "10", "0.251", "1.50"]]
+
+
+def own_table(part="localization"):
+    """A table of a user, as docs/extending.md has it."""
+    columns = (Column("maps", text="label"), Column("missed, percent", "false_negative"))
+    return Declared(part, columns, "What {split} misses", file="missed/{split}")
+
+
+def test_a_table_of_a_users_own_is_shown_and_written_like_ours(tmp_path, tree, capsys):
+    mine = f"+report.tables.missed._target_={__name__}.own_table"
+    results = folder_run(tmp_path, tree, "run=[classifier,cam,evaluate,report]", mine)
+    assert "What val misses" in capsys.readouterr().out
+    assert "What val misses" in (tmp_path / "out" / "report.html").read_text()
+    lines = (tmp_path / "out" / "tables" / "missed_val.csv").read_text().splitlines()
+    assert lines[0] == 'maps,"missed, percent"'
+    missed = results["localization"]["cam"]["split"]["val"]["false_negative_per_class"]
+    known = [value for value in missed[1:] if value is not None]
+    assert float(lines[1].split(",")[1]) == pytest.approx(sum(known) / len(known))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("._target_=ribseg.GAP", r"report\.tables\.mine: expected .*Declared, got GAP"),
+        (f"={{_target_: {__name__}.own_table, part: masks}}", r"report\.tables\.mine\.part: .*localization"),
+    ],
+)
+def test_what_is_no_table_is_refused_before_the_first_stage(tmp_path, tree, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        folder_run(tmp_path, tree, "run=[classifier,cam,evaluate,report]", f"+report.tables.mine{setting}")
+    assert not list((tmp_path / "store").glob("classifier-*"))
 
 
 def test_one_declaration_is_a_table_to_be_shown_and_a_file():

@@ -11,7 +11,7 @@ from torch import nn
 
 import ribseg
 from ribseg.errors import ConfigError
-from ribseg.methods.trial import check_network
+from ribseg.methods.trial import check_method, check_network
 from ribseg.pipeline.recipe import trainer as numerics
 from ribseg.pipeline.recipe.trainer import check_precision, slow_precision
 from ribseg.pipeline.run import check_precisions, run
@@ -332,3 +332,89 @@ def test_a_run_with_efficientnet_lite(tmp_path, tree):
     results = run(settings("rib_folder", tmp_path, *chosen), tmp_path / "out")
     assert results["adaptation"]["images"] == 10
     assert results["adaptation"]["stopped"]["not_finite"] == 0
+
+
+class OwnMethod:
+    """A user's own method; those below break one thing each."""
+
+    def __init__(self, classifier):
+        self.classifier = classifier
+
+    def __call__(self, *, views, labels):
+        return ribseg.cam(self.classifier, views, labels)
+
+
+class Raises(OwnMethod):
+    def __call__(self, *, views, labels):
+        return views[0].reshape(7, 7, 7)
+
+
+class ReturnsATensor(OwnMethod):
+    def __call__(self, *, views, labels):
+        return super().__call__(views=views, labels=labels).maps[0]
+
+
+class ReturnsAllClasses(OwnMethod):
+    def __call__(self, *, views, labels):
+        return super().__call__(views=views, labels=torch.ones_like(labels))
+
+
+class ReturnsOneView(OwnMethod):
+    def __call__(self, *, views, labels):
+        return super().__call__(views=views[:1], labels=labels)
+
+
+class ReturnsNegative(OwnMethod):
+    def __call__(self, *, views, labels):
+        found = super().__call__(views=views, labels=labels)
+        maps = ribseg.types.ViewMaps([-one - 1 for one in found.maps], found.classes)
+        return found._replace(maps=maps)
+
+
+class LeavesTheClassifierChanged(OwnMethod):
+    def __call__(self, *, views, labels):
+        with torch.no_grad():
+            self.classifier.head.weight.add_(1)
+        return super().__call__(views=views, labels=labels)
+
+
+class TakesAllReferences(OwnMethod):
+    updates = 3
+
+    def __call__(self, *, views, labels, references, generator):
+        assert list(references) == [(None, None)] * 3
+        assert 0 <= generator.random() < 1
+        return super().__call__(views=views, labels=labels)
+
+
+WRONG_METHODS = [
+    (Raises, "fails for an image of 97x81 pixels: RuntimeError: shape"),
+    (ReturnsATensor, "gives Tensor; expected a ribseg.types.Adaptation"),
+    (ReturnsAllClasses, r"gives classes \[0, 1, 2\] for an image of \[0, 1\]"),
+    (ReturnsOneView, "gives 1 maps of 2 views"),
+    (ReturnsNegative, "values that are negative or not finite"),
+    (LeavesTheClassifierChanged, r"changes the classifier \(head.weight\)"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), WRONG_METHODS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_wrong_method_is_named_by_a_small_image(kind, message):
+    network = Net(3)
+    with pytest.raises(ConfigError, match=message):
+        check_method(kind(network), network, 3, views=2)
+
+
+@pytest.mark.parametrize("kind", [OwnMethod, TakesAllReferences])
+def test_a_method_that_does_what_it_should_is_tried_quietly(kind):
+    network = Net(3)
+    before = network.head.weight.clone()
+    check_method(kind(network), network, 3, views=2)
+    assert torch.equal(network.head.weight, before)
+
+
+def test_an_own_method_is_tried_before_the_first_stage(tmp_path, tree, monkeypatch):
+    monkeypatch.setattr("ribseg.store.sources.is_foreign", lambda name: name.startswith(HERE))
+    monkeypatch.setattr("ribseg.pipeline.stages.maps.is_foreign", lambda name: name.startswith(HERE))
+    with pytest.raises(ConfigError, match=r"methods\.mine: the method gives Tensor"):
+        folder_run(tmp_path, tree, f"+methods.mine._target_={HERE}ReturnsATensor", "run=[classifier,methods]")
+    assert not list((tmp_path / "store").glob("classifier-*"))

@@ -10,6 +10,7 @@
 """
 
 import ast
+import base64
 import html
 import json
 import logging
@@ -28,6 +29,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
+EXECUTED = ROOT / "outputs/notebooks"
 LOG = logging.getLogger("mkdocs.hooks.ribseg")
 
 # Pages of the site that are files outside docs/.
@@ -176,17 +178,25 @@ def first_sentence(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
 
 
-def notebook_page(path: Path) -> str:
-    """The cells of a notebook, without outputs, which are not kept in the repository."""
-    parts = []
-    for cell in json.loads(path.read_text())["cells"]:
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """The Markdown of a notebook, and its pictures by file name.
+
+    Results are those of `make notebooks`, as the repository keeps none; without them there is the code alone.
+    """
+    made, parts, pictures = EXECUTED / path.name, [], dict[str, bytes]()
+    for cell in json.loads((made if made.is_file() else path).read_text())["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else code(source, "python"))
-    about = (
-        f"This page is the notebook `notebooks/{path.name}`, which a test runs; Jupyter shows its pictures."
-    )
-    parts.insert(1, about)
-    return "\n\n".join(parts) + "\n"
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/png" in data:
+                name = f"{path.stem}_{len(pictures)}.png"
+                pictures[name] = base64.b64decode(data["image/png"])
+                parts.append(f"![What this cell shows]({name})")
+            elif output.get("name") != "stderr":  # of Lightning: progress and advice
+                parts.append(code("".join(data["text/plain"]), "text"))
+    parts.insert(1, f"This page is the notebook `notebooks/{path.name}`, run from top to bottom.")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def code(text: str, language: str) -> str:
@@ -249,7 +259,7 @@ def help_of(command: str) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The files of docs/, and the pages that are made."""
-    made = {
+    made: dict[str, str | bytes] = {
         target: relinked((ROOT / path).read_text(), posixpath.dirname(path))
         for path, target in COPIED.items()
     }
@@ -257,7 +267,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made["configuration.md"] = settings_reference.page()
     made["examples.md"] = examples_page()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        made[f"notebooks/{path.stem}.md"] = relinked(notebook_page(path), "notebooks", "notebooks")
+        page, pictures = notebook_page(path)
+        made[f"notebooks/{path.stem}.md"] = relinked(page, "notebooks", "notebooks")
+        made |= {f"notebooks/{name}": content for name, content in pictures.items()}
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     return files

@@ -1,6 +1,7 @@
-"""Validates a custom classifier network on small images before a run."""
+"""Tries a network or a method of the user's on small images before a run."""
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 from ribseg.errors import ConfigError, reason
 from ribseg.functional.cam import class_maps
 from ribseg.functional.state import evaluating
+from ribseg.methods.base import Method
 from ribseg.methods.cam import features_of, head_of
+from ribseg.methods.one_image import OneImage
 from ribseg.methods.partition import partition
-from ribseg.types import Trainable
+from ribseg.types import Adaptation, Trainable
 
 SIZES = ((64, 64), (97, 81))  # height and width; photographs have sizes like the second
 BATCH = 2  # image and mirror image, as in every view
@@ -63,6 +66,71 @@ def check_network(
         learning = []  # one backward pass is enough
     if trains:
         _check_training(classifier, name, num_classes)
+
+
+def check_method(method: Method, classifier: nn.Module | None, num_classes: int, views: int) -> None:
+    """Raises a ConfigError unless a method makes maps of a small image; does not change the classifier.
+
+    A method that learns from training images first (`prepare`) is not tried.
+
+    Args:
+        method: bound to the classifier.
+        classifier: which it must not change; None for a method without.
+        num_classes: C.
+        views: number of scales of an image.
+
+    Raises:
+        ConfigError: it fails, gives something else than a `ribseg.types.Adaptation`, or changes the classifier.
+    """
+    if hasattr(method, "prepare"):
+        return
+    height, width = SIZES[1]
+    generator = torch.Generator().manual_seed(0)
+    given = [
+        torch.randn(BATCH, 3, height // place, width // place, generator=generator)
+        for place in range(1, views + 1)
+    ]
+    labels = torch.zeros(num_classes)
+    labels[:2] = 1  # two classes, if there are as many
+    before = {} if classifier is None else {k: v.clone() for k, v in classifier.state_dict().items()}
+    one = OneImage(method, lambda _, __, number: repeat((None, None), number), "trial")
+    expected = (
+        "expected a ribseg.types.Adaptation: one (K, h, w) map of each view, finite and not negative, K the "
+        "classes that are present"
+    )
+    try:
+        result = one.localize("trial", given, labels)
+    except Exception as error:
+        raise ConfigError(
+            f"the method fails for an image of {height}x{width} pixels: {type(error).__name__}: "
+            f"{reason(error)}; {expected}"
+        ) from error
+    present = labels.nonzero().flatten()
+    if problem := _wrong_maps(result, present.tolist(), views):
+        raise ConfigError(f"the method gives {problem}; {expected}")
+    after = {} if classifier is None else classifier.state_dict()
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    if changed:
+        raise ConfigError(
+            f"the method changes the classifier ({changed[0]}), which others use after it: work on a copy, "
+            "or give the weights back (ribseg.functional.state.restored)"
+        )
+
+
+def _wrong_maps(result: Any, present: list[int], views: int) -> str:
+    """What is wrong with the result of a method; empty for a valid one."""
+    if not isinstance(result, Adaptation):
+        return type(result).__name__
+    if result.classes.tolist() != present:
+        return f"classes {result.classes.tolist()} for an image of {present}"
+    if len(result.maps) != views:
+        return f"{len(result.maps)} maps of {views} views"
+    for one in result.maps:
+        if not isinstance(one, Tensor) or one.ndim != 3 or len(one) != len(present) or 0 in one.shape:
+            return f"a map of {_described(one)}"
+        if not bool(torch.isfinite(one).all()) or bool((one < 0).any()):
+            return "maps with values that are negative or not finite"
+    return ""
 
 
 def _check_weight(name: str, weight: Tensor, num_classes: int) -> None:

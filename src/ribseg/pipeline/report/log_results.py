@@ -22,7 +22,7 @@ from ribseg.pipeline.report.pictures import Example, example_images
 from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.table import Cell, TableData
 from ribseg.pipeline.report.table_files import TABLES_FOLDER
-from ribseg.pipeline.report.tables import file_tables, run_records
+from ribseg.pipeline.report.tables import file_tables, own_tables, run_records
 from ribseg.plot.maps import OPACITY
 
 LOGGED = ("localization", "adaptation", "pseudo_masks", "bottleneck", "segmenter")
@@ -53,7 +53,7 @@ class Loggable:
     @cached_property
     def tables(self) -> dict[str, TableData]:
         """Tables by name."""
-        return file_tables(self.records)
+        return file_tables(self.records, own_tables(self.session))
 
     @cached_property
     def curves(self) -> dict[str, dict[str, list[Record]]]:

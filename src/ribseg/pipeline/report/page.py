@@ -21,7 +21,7 @@ from ribseg.pipeline.report.gallery import Gallery, make_gallery
 from ribseg.pipeline.report.pictures import map_series_of, mask_series_of, picture_grid
 from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.table import Sortable, TableData
-from ribseg.pipeline.report.tables import DETAILS, SECTIONS, run_records, shown_tables
+from ribseg.pipeline.report.tables import DETAILS, SECTIONS, TABLES, own_tables, run_records, shown_tables
 from ribseg.plot import adaptation_figure
 from ribseg.plot.style import MAPS as MAP_COLOURS
 from ribseg.progress import duration
@@ -121,12 +121,14 @@ def score_sections(
 ) -> Iterator[Section]:
     """The sections with tables and figures of scores."""
     drawn = {"localization": map_figures, "segmenter": segmenter_figures, "bottleneck": bottleneck_figures}
+    own = own_tables(session)
     for title, parts in SECTIONS.items():
         found = [one for one in records if one.part in parts]
         if any(one.part == parts[0] for one in found):
             lines = [network_line(results["bottleneck"])] if "bottleneck" in parts else []
             figures = drawn[parts[0]](session, found) if parts[0] in drawn else []
-            yield Section(title, shown_tables(found), lines, figures, shown_tables(found, DETAILS))
+            tables = shown_tables(found, (*TABLES, *own))
+            yield Section(title, tables, lines, figures, shown_tables(found, DETAILS))
 
 
 def adaptation_section(session: Session, results: dict[str, Any]) -> Iterator[Section]:

@@ -16,10 +16,6 @@ THRESHOLDS = {
     "miou_unsupervised": "unsupervised_threshold",
 }
 ERRORS = {"false_positive_per_class": "false pos.", "false_negative_per_class": "false neg."}
-LISTS = {
-    *("class_iou", *ERRORS, "coverage", "curve"),
-    *("by_number_of_classes", "by_object_size", "max_box_acc_v2", "logits", "areas"),
-}
 GROUPS = {"by_number_of_classes": "classes", "by_object_size": "size"}  # measure -> key of a group's name
 MASK_STEPS = {
     "random_walk": "random walk",
@@ -189,9 +185,9 @@ def _scores(base: Record, scores: Mapping[str, Any], labels: Sequence[str]) -> I
     base = replace(base, number=scores.get("images"))
     for measure, value in scores.items():
         one = replace(base, measure=measure)
-        if value is None and measure in LISTS:
+        if value is None:
             continue
-        if value is None or isinstance(value, int | float):
+        if isinstance(value, int | float):
             interval = scores.get(INTERVALS.get(measure, ""))
             threshold = scores.get(THRESHOLDS.get(measure, ""))
             yield replace(one, value=value, interval=interval, threshold=threshold)
@@ -208,7 +204,7 @@ def _scores(base: Record, scores: Mapping[str, Any], labels: Sequence[str]) -> I
             yield replace(one, value=value["mean"])
             for limit, share in zip(value["limits"], value["per_limit"], strict=True):
                 yield replace(one, measure="box_accuracy", value=share, place=f"{limit:g}")
-        elif measure in LISTS:
+        elif isinstance(value, list) and all(isinstance(number, int | float | None) for number in value):
             if measure in ERRORS:
                 one = replace(one, measure="errors_per_class", detail=ERRORS[measure])
             for place, number in zip(_places(measure, len(value), labels), value, strict=True):

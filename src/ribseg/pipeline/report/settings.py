@@ -32,3 +32,4 @@ class ReportSettings:
     images: int = setting(partial(check_number, low=0, whole=True))
     megabytes: float = setting(partial(check_number, above=0))
     published: Mapping[str, Any] | None = setting(check_published)
+    tables: Mapping[str, Any] | None = setting(default=None)

@@ -1,4 +1,4 @@
-"""All tables of a run: one that is declared here is printed, stands in the page, and is logged.
+"""All tables of a run: one that is declared here, or in `report.tables`, is printed and stands in the page.
 
 With a `file` a table is also written as `tables/<file>.csv` and given to loggers, with its plain numbers.
 """
@@ -6,9 +6,13 @@ With a `file` a table is also written as `tables/<file>.csv` and given to logger
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ribseg.checks import check_choice, within
+from ribseg.errors import ConfigError
+from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.answer import network_line, result_lines
 from ribseg.pipeline.report.records import SCORED, Record, records_of
+from ribseg.pipeline.report.settings import ReportSettings
 from ribseg.pipeline.report.table import Column, Declared, TableData
 from ribseg.pipeline.report.table_files import TABLES_FOLDER, write_csv
 
@@ -205,14 +209,34 @@ FILES = (
 )
 
 
+def own_tables(session: Session) -> list[Declared]:
+    """The tables of `report.tables`.
+
+    Raises:
+        ConfigError: one is no `Declared`, cannot be built, or is of no part of the results.
+    """
+    found = []
+    for name, node in (session.settings[ReportSettings].tables or {}).items():
+        with within(f"report.tables.{name}"):
+            table = build(node)
+            if not isinstance(table, Declared):
+                raise ConfigError(
+                    f"expected a _target_ that gives a {Declared.__module__}.Declared, got "
+                    f"{type(table).__name__}"
+                )
+            check_choice("part", table.part, [part for parts in SECTIONS.values() for part in parts])
+        found.append(table)
+    return found
+
+
 def shown_tables(records: Sequence[Record], declared: Sequence[Declared] = TABLES) -> list[TableData]:
-    """The tables of a run that are printed, or its `DETAILS`."""
+    """The tables with numbers of a run."""
     return [table for one in declared for table in one.tables(records)]
 
 
-def file_tables(records: Sequence[Record]) -> dict[str, TableData]:
-    """Name -> table, of those for files and loggers."""
-    return {name: table for one in (*FILES, *TABLES, *DETAILS) for name, table in one.files(records)}
+def file_tables(records: Sequence[Record], own: Sequence[Declared] = ()) -> dict[str, TableData]:
+    """Name -> table, of those for files and loggers, with those of `report.tables`."""
+    return {name: table for one in (*FILES, *TABLES, *DETAILS, *own) for name, table in one.files(records)}
 
 
 def run_records(session: Session, results: Mapping[str, Any]) -> list[Record]:
@@ -223,7 +247,7 @@ def run_records(session: Session, results: Mapping[str, Any]) -> list[Record]:
 
 def print_tables(session: Session, results: Mapping[str, Any]) -> None:
     """Prints the tables and lines of a run."""
-    for table in shown_tables(run_records(session, results)):
+    for table in shown_tables(run_records(session, results), (*TABLES, *own_tables(session))):
         session.console.print(table.for_terminal())
     for line in result_lines(results):
         session.console.say(line)
@@ -233,6 +257,6 @@ def print_tables(session: Session, results: Mapping[str, Any]) -> None:
 
 def write_tables(session: Session, results: Mapping[str, Any]) -> None:
     """Writes the tables with a file into the run's folder, whatever the loggers are."""
-    for name, table in file_tables(run_records(session, results)).items():
+    for name, table in file_tables(run_records(session, results), own_tables(session)).items():
         path = session.output / TABLES_FOLDER / f"{name.replace('/', '_')}.csv"
         write_csv(path, table.columns, table.rows)

@@ -18,6 +18,7 @@ from ribseg.data.io.maps import read_records
 from ribseg.errors import ConfigError
 from ribseg.files import missing_ids
 from ribseg.methods.base import Method, takes
+from ribseg.methods.trial import check_method
 from ribseg.modules import LocalizationModule
 from ribseg.modules.callbacks import MapWriter, Threads
 from ribseg.pipeline.recipe.build import build
@@ -30,6 +31,7 @@ from ribseg.pipeline.stages.learning_rate import RateSearchSettings, check_rate_
 from ribseg.pipeline.stages.prepared import prepare
 from ribseg.store.artefact import Artefact
 from ribseg.store.settings import SPEED, counted, setting
+from ribseg.store.sources import is_foreign
 from ribseg.store.stage import ImageStage, Stage
 from ribseg.types import Stop
 
@@ -127,6 +129,9 @@ class MethodStage(MapStage):
             with within("rate_search"):
                 inner = entry.build(network, 1.0, inner=True, classes=session.data.classes)
                 check_rate_search(session, inner)
+        if is_foreign(str(entry.inner.get("_target_"))):
+            with within(entry.path):
+                check_method(method, network, session.data.num_classes, len(session.cfg.data.scales))
         check_loss_views(entry, method, len(session.cfg.data.scales))
         if entry.references and not takes(method, "references"):
             given = f"{entry.path}.references={entry.references}"
