@@ -1,5 +1,6 @@
 """One call from an image to its maps, in Python and on the command line."""
 
+import json
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -208,9 +209,11 @@ def test_pictures(image, classifier):
     maps = localized(image, classifier, labels=["cat", "dog"])
     figure = maps.plot(image, threshold=0.4)
     assert [axis.get_title() for axis in figure.axes] == ["image", "cat", "dog"]
+    masked = ribseg.plot.steps_figure(image, [maps, maps], 0.4, mask=maps.mask(0.4))
+    assert [axis.get_title() for axis in masked.axes[:3]] == ["cat, CAM", "cat, k = 1", "refined mask"]
     strip = ribseg.plot.steps_figure(image, [maps, maps], 0.4)
     titles = [axis.get_title() for axis in strip.axes]
-    assert titles == ["cat, k = 0", "cat, k = 1", "dog, k = 0", "dog, k = 1"]
+    assert titles == ["cat, CAM", "cat, k = 1", "dog, CAM", "dog, k = 1"]
     with pytest.raises(DataError, match="not of an image"):
         maps.plot(image[:20])
     with pytest.raises(DataError, match="at least one step"):
@@ -241,6 +244,43 @@ def test_the_command_writes_picture_maps_mask_and_strip(tmp_path, image, classif
     assert maps.names == ("dog", "tabby, tabby cat")
     assert (read_mask(tmp_path / "out/photo_mask.png") <= 3).all()
     assert Image.open(tmp_path / "out/photo_steps.png").width > 400
+
+
+def test_masks_of_all_images_are_also_written_in_another_form(tmp_path, image, classifier, capsys):
+    classifier.save(tmp_path / "c.safetensors")
+    for name in ("a", "b"):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_bytes(b"no image")
+    command = [
+        "localize",
+        *(tmp_path / f"{name}.png" for name in "abc"),
+        "--classifier",
+        tmp_path / "c.safetensors",
+    ]
+    command += [
+        "--labels",
+        "tabby, tabby cat;dog",
+        "--format",
+        "coco",
+        "--out",
+        tmp_path / "out",
+        "--refine",
+        "none",
+    ]
+    with pytest.raises(SystemExit, match="1 of 3 images could not be localized"):
+        main([*map(str, command), "--threshold", "0.1", "--set", *QUICK])
+    assert "2 masks of dog, tabby, tabby cat in" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/coco/annotations/instances_train.json").read_text())
+    assert [one["name"] for one in found["categories"]] == ["dog", "tabby, tabby cat"]
+    areas = {(one["image_id"], one["category_id"]): one["area"] for one in found["annotations"]}
+    names = load_maps(tmp_path / "out/a.npz").names
+    ids = load_maps(tmp_path / "out/a.npz").labels.tolist()
+    mask = read_mask(tmp_path / "out/a_mask.png")
+    first = min(one["id"] for one in found["images"])
+    own = {1 + sorted(names).index(name): int((mask == i).sum()) for name, i in zip(names, ids, strict=True)}
+    assert {k: v for (image_id, k), v in areas.items() if image_id == first} == {
+        k: v for k, v in own.items() if v
+    }
 
 
 @pytest.mark.parametrize(

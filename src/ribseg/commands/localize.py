@@ -3,15 +3,19 @@
 
 For every image: NAME.png, a picture of the maps and the mask; NAME.npz, the maps; NAME_mask.png, the mask at
 the threshold, refined by a dense CRF (--refine), a palette PNG; with --steps NAME_steps.png, the maps after
-each step.
+each step. --format also writes photographs and masks in a form of `ribseg export`, in a folder of its name.
 """  # noqa: D205 - the command's help
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ribseg.checks import check_number
+from ribseg.commands.export import FORMS
 from ribseg.commands.files import each_image, targets_of
 
 REFINEMENTS = ("none", "crf", "pixel_adaptive", "segments")
@@ -34,6 +38,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     refinements = "of the mask: crf (default), pixel_adaptive, segments (superpixels of SLIC), none"
     add("--refine", choices=REFINEMENTS, default="crf", metavar="KIND", help=refinements)
     add("--top", type=int, default=3, help="without --labels: maximum number of classes")
+    forms = f"also as {', '.join(FORMS)}; see `ribseg export`"
+    add("--format", choices=tuple(FORMS), metavar="FORM", help=forms)
     add("--steps", action="store_true", help="also a picture of the maps after each step")
     add("--out", type=Path, default=Path("localized"), help="folder; default: localized")
     settings = "of conf/localize.yaml, as rib.steps=10 data.max_side=800"
@@ -57,7 +63,38 @@ def run(options: argparse.Namespace) -> None:
         return f"{image.name}: {', '.join(maps.names) or 'no class'}"
 
     done, failure = f"images localized in {options.out}", "could not be localized"
-    each_image(targets, one, "Localizing", done, failure, options.quiet)
+    try:
+        each_image(targets, one, "Localizing", done, failure, options.quiet)
+    finally:
+        if options.format:
+            _export(options.format, targets, options.out / options.format)
+
+
+def _export(form: str, targets: Mapping[Path, Path], out: Path) -> None:
+    """Writes the photographs and masks that are there in a form, under the names of all classes found."""
+    from ribseg.data.io.maps import load_maps
+    from ribseg.data.io.masks import read_mask, write_mask
+    from ribseg.interop.exports import Masked, MaskSet, export_masks
+
+    made = {target: load_maps(target.with_suffix(".npz")) for target in targets if target.is_file()}
+    if not made:
+        return  # the command ends with the reasons
+    names = sorted({name for maps in made.values() for name in maps.names})
+    with TemporaryDirectory() as folder:
+        items = []
+        for target, maps in made.items():
+            mask, common = read_mask(_mask_of(target)), np.zeros(256, np.uint8)
+            common[maps.labels] = [names.index(name) + 1 for name in maps.names]
+            path = Path(folder, f"{target.stem}.png")
+            write_mask(path, common[mask])
+            items.append(Masked(target.stem, targets[target], path))
+        lost = export_masks(form, MaskSet(tuple(names), items), out)
+    print(f"{len(items)} masks of {', '.join(names) or 'no class'} in {out}", *lost.items())
+
+
+def _mask_of(target: Path) -> Path:
+    """The file of the mask beside a picture."""
+    return target.with_name(f"{target.stem}_mask.png")
 
 
 def _localized(
@@ -71,17 +108,16 @@ def _localized(
     from ribseg.plot import localization_figure, png_of, steps_figure
 
     pixels = read_image(image)
-    if options.steps:
-        series = localizer.trace(pixels, options.labels, options.top, image.stem)
-        maps = series[-1]
-        strip = steps_figure(pixels, series, options.threshold)
-        atomic_write(target.with_name(f"{target.stem}_steps.png"), png_of(strip))
-    else:
-        maps = localizer(pixels, options.labels, options.top, image.stem)
+    make = localizer.trace if options.steps else lambda *given: [localizer(*given)]
+    series = make(pixels, options.labels, options.top, image.stem)
+    maps = series[-1]
     maps.save(target.with_suffix(".npz"))
     segments = slic(pixels) if options.refine == "segments" else None
     mask = maps.refined(pixels, options.refine, options.threshold, segments)
-    write_mask(target.with_name(f"{target.stem}_mask.png"), mask)
+    write_mask(_mask_of(target), mask)
+    if options.steps:
+        strip = steps_figure(pixels, series, options.threshold, mask=mask)
+        atomic_write(target.with_name(f"{target.stem}_steps.png"), png_of(strip))
     atomic_write(target, png_of(localization_figure(pixels, maps, options.threshold, mask)))
     return maps
 

@@ -80,7 +80,7 @@ def check_method(method: Method, classifier: nn.Module | None, num_classes: int,
         views: number of scales of an image.
 
     Raises:
-        ConfigError: it fails, gives something else than a `ribseg.types.Adaptation`, or changes the classifier.
+        ConfigError: it fails, gives no `ribseg.types.Adaptation`, or changes the classifier.
     """
     if hasattr(method, "prepare"):
         return

@@ -102,15 +102,22 @@ def localization_figure(
 
 
 def steps_figure(
-    image: Any, series: Sequence[Maps], threshold: float | None = None, steps: Sequence[int] | None = None
+    image: Any,
+    series: Sequence[Maps],
+    threshold: float | None = None,
+    steps: Sequence[int] | None = None,
+    mask: np.ndarray | None = None,
 ) -> "Figure":
-    """A figure of the maps over the steps of a method: one row per class, one column per step.
+    """A figure of the maps over the steps of a method, the first of them CAM, and of a mask.
+
+    It has one row per class and one column per step.
 
     Args:
         image: of any type accepted by `as_image`.
         series: the maps after each step, from a method's `trace`.
         threshold: see `localization_figure`.
         steps: the number k of each of the maps; None for 0, 1, ..
+        mask: (H, W) uint8 labels, drawn last; None for none.
 
     Raises:
         DataError: see `localization_figure`; or no steps.
@@ -119,10 +126,15 @@ def steps_figure(
     if not series or not len(series[0].classes):
         raise DataError("expected the maps of at least one step and one class")
     names = _names(series[0])
-    figure, axes = _grid(len(names), len(series), pixels)
+    figure, axes = _grid(len(names), len(series) + (mask is not None), pixels)
     numbers = range(len(series)) if steps is None else steps
     for column, (k, maps) in enumerate(zip(numbers, series, strict=True)):
-        _draw_maps(axes[:, column], pixels, maps, [f"{name}, k = {k}" for name in names], threshold)
+        titles = [f"{name}, k = {k}" if k else f"{name}, CAM" for name in names]
+        _draw_maps(axes[:, column], pixels, maps, titles, threshold)
+    if mask is not None:
+        draw(axes[0, -1], overlay_mask(pixels, mask), "refined mask")
+        for axis in axes[1:, -1]:
+            axis.axis("off")
     return figure
 
 
