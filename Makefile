@@ -96,10 +96,12 @@ test-package: .venv/.installed-dev
 	.venv-docs/bin/python -m pip install -r .venv-docs/docs.txt
 	@touch $@
 
-# The repository keeps the notebooks without results; the site shows them with theirs.
-notebooks: .venv/.installed-dev
+# The repository keeps the notebooks without results; the site shows them with theirs. Two of them read the demo.
+outputs/notebooks/%.ipynb: notebooks/%.ipynb .venv/.installed-dev
 	$(BIN)/python train.py experiment=demo "run=[classifier]"
-	$(BIN)/python -m jupyter nbconvert --execute --to notebook --output-dir outputs/notebooks notebooks/*.ipynb
+	$(BIN)/python -m jupyter nbconvert --execute --to notebook --output-dir outputs/notebooks $<
+
+notebooks: $(patsubst %,outputs/%,$(wildcard notebooks/*.ipynb))
 
 docs: .venv-docs/.installed notebooks
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict

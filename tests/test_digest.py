@@ -172,11 +172,15 @@ NEUTRAL = {
 }
 # Names an input, or a folder whose content counts; what else the first changes are the names of stages.
 LINKED = ("rib", "pooling", "methods")
-ELSEWHERE = {"refine.maps", "imported.folder", "refine.saliency", "refine.segments.folder"}
+ELSEWHERE = {
+    *("refine.maps", "imported.folder", "refine.saliency", "refine.saliency_network"),
+    "refine.segments.folder",
+}
 # Without these some settings are not looked at.
 USED = (
     *("rib.lr=auto", "segmenter.select=best", "refine.labels.foreground=auto", "segmenter.validate=true"),
-    "refine.variants=[none,random_walk,segments]",
+    "refine.variants=[none,random_walk,scenes,segments]",
+    "refine.saliency=isnet",
 )
 
 

@@ -58,6 +58,8 @@ STAGE_SETTINGS = {  # what the stages themselves read
     "refine.walk_threshold": SHARE,
     "refine.attention_threshold": SHARE,
     "refine.saliency_threshold": SHARE,
+    "refine.scenes.overlap": SHARE,
+    "refine.scenes.cut": SHARE,
     "refine.crf_unary": ("map", 1, None),
     "segmenter.max_steps": AT_LEAST_1,
     "segmenter.batch_size": AT_LEAST_1,

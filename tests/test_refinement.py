@@ -215,17 +215,18 @@ def test_a_crf_on_maps_is_another_variant_of_the_same_maps(tmp_path, tree, salie
 
 
 def test_names_of_variants():
-    assert len(VARIANTS) == 36
-    assert Variant.parse("none") == ("", False, "", False)
+    assert len(VARIANTS) == 54
+    assert Variant.parse("none") == ("", "", "", False)
     assert Variant.parse("random_walk_saliency_pixel_adaptive") == (
         "random_walk",
-        True,
+        "saliency",
         "pixel_adaptive",
         False,
     )
-    assert Variant.parse("crf") == ("", False, "crf", False)
-    assert Variant.parse("attention_crf_segments") == ("attention", False, "crf", True)
-    assert len({mask_name(variant) for variant in VARIANTS}) == 36
+    assert Variant.parse("crf") == ("", "", "crf", False)
+    assert Variant.parse("scenes_crf") == ("", "scenes", "crf", False)
+    assert Variant.parse("attention_crf_segments") == ("attention", "", "crf", True)
+    assert len({mask_name(variant) for variant in VARIANTS}) == 54
 
 
 @pytest.mark.usefixtures("stored")

@@ -8,7 +8,8 @@ from record_stages import RECORD, kinds, outputs
 AGAIN = "then record the outputs: python tests/data/record_stages.py"
 # Maps and weights of such small networks agree to this between processors; masks to a few pixels.
 CLOSE, PIXELS = 2e-3, 12
-NEEDS_MORE = {"imported"}  # needs files of another program; ends in tests/test_interop.py
+# They need a file of another program; their ends are in tests/test_interop.py and tests/test_saliency.py.
+NEEDS_MORE = {"imported", "saliency"}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ribseg import __version__
-from ribseg.commands import check, convert, export, localize, predict, report, text
+from ribseg.commands import check, convert, export, localize, predict, report, saliency, text
 from ribseg.errors import RibsegError
 
 TRAIN = "train"
@@ -21,6 +21,7 @@ COMMANDS = {
     "check": (check, "check all files of a data set"),
     "export": (export, "masks for other programs"),
     "convert": (convert, "convert maps, masks and labels"),
+    "saliency": (saliency, "saliency maps of photographs, by a published network"),
     "text": (text, "text embeddings of class names, for the method clip_es"),
 }
 

@@ -23,7 +23,7 @@ from ribseg.functional.random_walk import feature_random_walk, random_walk
 from ribseg.functional.recam import class_features, single_class_loss
 from ribseg.functional.refined import refined_labels
 from ribseg.functional.rib import rib
-from ribseg.functional.saliency import labels_with_saliency
+from ribseg.functional.saliency import labels_with_saliency, labels_with_scene_saliency
 from ribseg.functional.segments import vote_segments
 from ribseg.functional.threshold import otsu, score_histogram
 
@@ -52,6 +52,7 @@ __all__ = [
     "global_max",
     "gndrp",
     "labels_with_saliency",
+    "labels_with_scene_saliency",
     "log_sum_exp",
     "merge_mirrored",
     "normalize",

@@ -79,7 +79,8 @@ class WrongClass:
         references: Iterable[Any] = (),
     ) -> Adaptation:
         """Maps of the present classes; see `ribseg.methods.base.Method`."""
-        given = {"references": references} if takes(self.method, "references") else {}
+        known = {"references": references, "generator": generator}
+        given = {name: value for name, value in known.items() if takes(self.method, name)}
         wrong = self.targets(labels, generator)
         return relabel(self.method(views=views, labels=wrong, **given), labels)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ribseg.checks import check_switch
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import pad_images
+from ribseg.models.backbone import STAGE, Backbone, pad_images
 from ribseg.models.deeplab import Norm, SegmenterNetwork
 from ribseg.models.weights import load_fitting
 
@@ -59,8 +59,23 @@ class SMPSegmenter(SegmenterNetwork):
         }  # fmt: skip
         self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
         if weights is not None:
-            load_fitting(self.network.encoder, weights, "this encoder")
+            load_fitting(self.encoder, weights, "this encoder")
         self.train(self.training)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder; with the prefix "tu-" timm's network, which has timm's names."""
+        encoder = self.network.encoder
+        return getattr(encoder, "model", encoder)
+
+    def take_backbone(self, backbone: Backbone) -> None:
+        """Copies the weights of a classifier's backbone over the same network of timm.
+
+        Raises:
+            ConfigError: it is over another network.
+        """
+        own = {STAGE.sub("", name): value for name, value in backbone.state_dict().items()}
+        load_fitting(self.encoder, "the classifier", "this encoder", own)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""

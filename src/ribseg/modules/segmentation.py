@@ -76,7 +76,8 @@ class SegmentationModule(DecayingModule):
         check_switch("balanced", balanced)
         if class_weights is not None:  # background first
             check_numbers("class_weights", class_weights, number=labels, low=0)
-        self.model: Any = model
+        # On a CPU 10 to 25 % faster with networks of smp; results differ by rounding errors.
+        self.model: Any = model.to(memory_format=torch.channels_last)
         self.lr, self.head_lr_factor, self.head_bias_lr_factor = lr, head_lr_factor, head_bias_lr_factor
         self.power, self.loss_scales, self.loss_at = power, tuple(loss_scales), loss_at
         self.balanced, self.optimizer = balanced, optimizer

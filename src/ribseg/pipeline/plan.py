@@ -28,6 +28,7 @@ from ribseg.pipeline.stages.imported import ImportedSettings, ImportedStage
 from ribseg.pipeline.stages.learning_rate import RateSearchSettings
 from ribseg.pipeline.stages.maps import MapsSettings, MethodStage
 from ribseg.pipeline.stages.pseudo_masks import MaskSettings, PseudoMasksStage
+from ribseg.pipeline.stages.saliency import SaliencySettings, SaliencyStage, needs_saliency
 from ribseg.pipeline.stages.segmenter import SegmenterSettings, SegmenterStage
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.toy_networks import BottleneckSettings
@@ -44,7 +45,13 @@ KINDS: dict[str, list[type]] = {
     "classifier": [ClassifierSettings],
     "imported": [ImportedSettings],
     "affinity": [affinity.AffinitySettings],
-    "refine": [affinity.LabelSettings, affinity.WalkSettings, AttentionSettings, MaskSettings],
+    "refine": [
+        affinity.LabelSettings,
+        affinity.WalkSettings,
+        AttentionSettings,
+        SaliencySettings,
+        MaskSettings,
+    ],
     "segmenter": [SegmenterSettings],
     "export": [ExportSettings],
     "bottleneck": [BottleneckSettings],
@@ -62,6 +69,7 @@ def stages_of(session: Session) -> list[Stage[Session]]:
     maps: list[Stage[Session]] = [MethodStage(session, entry, classifier) for entry in session.makers]
     maps.append(ImportedStage(session))
     by_name = {stage.name: stage for stage in maps}
+    saliency = SaliencyStage(session)
     refinement: list[RefinementStage] = []
     masks: dict[str, PseudoMasksStage] = {}
     for chain in chains(session):
@@ -69,7 +77,7 @@ def stages_of(session: Session) -> list[Stage[Session]]:
         training = affinity.AffinityStage(session, labels, classifier)
         walk = affinity.RandomWalkStage(session, training)
         attention = AttentionStage(session, chain, labels.maps, classifier)
-        masks[chain.maps] = PseudoMasksStage(session, walk, attention)
+        masks[chain.maps] = PseudoMasksStage(session, walk, attention, saliency)
         refinement += [labels, training, walk, attention, masks[chain.maps]]
     sources = segmenter_sources(session)
     segmenters = {s: SegmenterStage(session, s, masks.get(s), classifier) for s in sources}
@@ -78,6 +86,7 @@ def stages_of(session: Session) -> list[Stage[Session]]:
     return [
         classifier,
         *maps,
+        saliency,
         *refinement,
         EvaluateStage(session),
         *segmenters.values(),
@@ -102,7 +111,10 @@ def groups_of(session: Session, chosen: Iterable[str]) -> dict[str, list[str]]:
     return {
         "methods": [entry.name for entry in session.makers if not entry.control],
         "controls": [entry.name for entry in session.makers if entry.control],
-        "refine": [chain.name(kind) for chain in refined for kind in chain.kinds(variants)],
+        "refine": [
+            *([SaliencyStage.name] if needs_saliency(session) else []),
+            *(chain.name(kind) for chain in refined for kind in chain.kinds(variants)),
+        ],
         "segmenter": [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],
         "bottleneck": ["toy_networks", BottleneckStage.name],
     }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ribseg.plot.style import COLOURS, line_style
+from ribseg.plot.style import COLOURS, line_style, png_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,10 +119,13 @@ def percents(values: Values) -> np.ndarray:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, sizes in inches."""
+    """An empty figure, sizes in inches; Jupyter shows it as a picture, also where pyplot is not imported."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    class Shown(Figure):
+        _repr_png_ = png_of
+
+    return Shown(figsize=(width, height), layout="constrained")
 
 
 def _label(axis: Any, below: str, beside: str) -> None:

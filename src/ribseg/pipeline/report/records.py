@@ -21,6 +21,7 @@ MASK_STEPS = {
     "random_walk": "random walk",
     "attention": "attention",
     "saliency": "saliency",
+    "scenes": "saliency by class",
     "pixel_adaptive": "pixel-adaptive",
     "crf": "CRF",
     "segments": "segments",

@@ -129,7 +129,7 @@ class MethodStage(MapStage):
             with within("rate_search"):
                 inner = entry.build(network, 1.0, inner=True, classes=session.data.classes)
                 check_rate_search(session, inner)
-        if is_foreign(str(entry.inner.get("_target_"))):
+        if is_foreign(str(entry.node["_target_"])):
             with within(entry.path):
                 check_method(method, network, session.data.num_classes, len(session.cfg.data.scales))
         check_loss_views(entry, method, len(session.cfg.data.scales))

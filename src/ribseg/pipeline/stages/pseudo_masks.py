@@ -15,9 +15,17 @@ from ribseg.data.io.maps import load_maps, map_path
 from ribseg.data.io.masks import read_mask, write_class_names, write_mask
 from ribseg.errors import ConfigError
 from ribseg.files import missing_ids, write_json
-from ribseg.functional import argmax_labels, dense_crf, labels_with_saliency, pixel_adaptive, vote_segments
+from ribseg.functional import (
+    argmax_labels,
+    dense_crf,
+    labels_with_saliency,
+    labels_with_scene_saliency,
+    pixel_adaptive,
+    vote_segments,
+)
 from ribseg.functional.dense_crf import check_dense_crf
 from ribseg.functional.pixel_adaptive import check_pixel_adaptive
+from ribseg.functional.saliency import check_scenes
 from ribseg.interop import read_saliency
 from ribseg.methods.refine import labels_by_crf
 from ribseg.methods.segments import ENDINGS, check_felzenszwalb, check_segments, check_slic
@@ -27,6 +35,7 @@ from ribseg.pipeline.stages.affinity import RandomWalkStage
 from ribseg.pipeline.stages.attention import AttentionStage
 from ribseg.pipeline.stages.chains import ATTENTION, WALK, RefinementStage
 from ribseg.pipeline.stages.evaluate import EvaluateSettings
+from ribseg.pipeline.stages.saliency import KINDS, MAPS, SaliencyStage
 from ribseg.pipeline.stages.scored_masks import SCORES, score_split
 from ribseg.pipeline.stages.segments import (
     check_files_there,
@@ -67,6 +76,7 @@ class MaskSettings:
     attention_threshold: float | str = setting(SCORE)
     saliency: str | None = setting()
     saliency_threshold: float = setting(SHARE)
+    scenes: Mapping[str, Any] = setting(partial(check_arguments, check_scenes))
     crf_unary: str = setting(partial(check_choice, choices=("labels", "maps")))
     crf: Mapping[str, Any] = setting(partial(check_arguments, check_dense_crf))
     pixel_adaptive: Mapping[str, Any] = setting(partial(check_arguments, check_pixel_adaptive))
@@ -81,14 +91,18 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         session: of the run.
         walk: the stage of the same chain that makes maps by a random walk.
         attention: the one that makes maps by attention.
+        saliency: the one that makes saliency maps, if they are no files.
     """
 
     kind = "pseudo_masks"
     files = (SCORES,)
     version = 3  # images without a label are background in variants with saliency, whatever their maps hold
 
-    def __init__(self, session: Session, walk: RandomWalkStage, attention: AttentionStage) -> None:
+    def __init__(
+        self, session: Session, walk: RandomWalkStage, attention: AttentionStage, saliency: SaliencyStage
+    ) -> None:
         super().__init__(session, walk.chain, walk.maps)
+        self.saliency = saliency
         self.cfg = session.settings[MaskSettings]
         self.refined: dict[str, Stage[Session]] = {"": self.maps, WALK: walk, ATTENTION: attention}
 
@@ -98,15 +112,19 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         return {name: Variant.parse(name) for name in self.chain.variants(self.cfg.variants)}
 
     def inputs(self) -> Sequence[Stage[Session]]:
-        """The stages whose maps the variants start from."""
-        return list(dict.fromkeys(self.refined[variant.refined] for variant in self.variants.values()))
+        """The stages whose maps the variants start from, and that of the saliency maps if it is one."""
+        variants = self.variants.values()
+        made = [self.saliency] if any(v.saliency for v in variants) and self.saliency.cfg.made else []
+        return list(dict.fromkeys([*(self.refined[variant.refined] for variant in variants), *made]))
 
     def settings(self) -> dict[str, Any]:
         """Its own, with digests of the saliency maps and of the segments instead of their folders."""
         digest = self.session.contents.of_folder
         own, variants = counted(self.cfg) | {"variants": list(self.variants)}, self.variants.values()
         if self.cfg.saliency is not None and any(variant.saliency for variant in variants):
-            own["saliency"] = digest(self.cfg.saliency)
+            own["saliency"] = "" if self.saliency.cfg.made else digest(self.cfg.saliency)
+        if not any(variant.saliency == "scenes" for variant in variants):
+            del own["scenes"]
         if not any(variant.segments for variant in variants):
             del own["segments"]  # they change nothing, and need not be there
         elif self.cfg.segments["source"] in ENDINGS and self.cfg.segments["folder"] is not None:
@@ -133,8 +151,8 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         variants, cfg = self.variants.values(), self.cfg
         for name in sorted({THRESHOLDS[variant.refined] for variant in variants if not variant.saliency}):
             check_threshold(self.session, name, getattr(cfg, name))
-        if any(variant.saliency for variant in variants):
-            folder, folders = saliency_folder(cfg), self.session.data.folders
+        if any(variant.saliency for variant in variants) and not self.saliency.cfg.made:
+            folder, folders = self.saliency_folder, self.session.data.folders
             check_files_there(self.session, "saliency maps (gray)", folder, ".png")
             ids = [i for i in self.session.data.all_ids if folders[i].has_class(i)]
             self.session.group.on_first(lambda: check_gray_range(folder, ids))
@@ -148,6 +166,22 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
             if self.session.run.computes(self) and cfg.segments["source"] in ENDINGS:
                 self.session.group.on_first(lambda: check_segment_files(self.session, cfg.segments))
 
+    @property
+    def saliency_folder(self) -> Path:
+        """The folder of the saliency maps.
+
+        Raises:
+            ConfigError: refine.saliency is not set.
+        """
+        if self.saliency.cfg.made:
+            return self.saliency.artefact.folder / MAPS
+        if self.cfg.saliency is None:
+            raise ConfigError(
+                "variants with saliency or scenes need refine.saliency=PATH with gray PNGs <image id>.png, "
+                f"or {', '.join(KINDS)} and refine.saliency_network=FILE"
+            )
+        return Path(self.cfg.saliency)
+
     def prepare(self) -> None:
         """Chooses the background scores."""
         _ = self.thresholds
@@ -158,7 +192,10 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         write_class_names(target.folder, self.session.data.classes)
         for name, variant in self.variants.items():
             source, place = self.refined[variant.refined].artefact.folder, target.folder / name
-            work = partial(write_pseudo_mask, folders, self.cfg, variant, thresholds[name], source, place)
+            salient = self.saliency_folder if variant.saliency else None
+            work = partial(
+                write_pseudo_mask, folders, self.cfg, variant, thresholds[name], source, salient, place
+            )
             missing = missing_ids(place, ids, ".png")
             self.session.do(work, missing, f"Pseudo masks ({name})")
 
@@ -191,17 +228,6 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         return {name: salient if v.saliency else scores[v.refined] for name, v in self.variants.items()}
 
 
-def saliency_folder(cfg: MaskSettings) -> Path:
-    """The folder of the saliency maps.
-
-    Raises:
-        ConfigError: refine.saliency is not set.
-    """
-    if cfg.saliency is None:
-        raise ConfigError("the saliency variants need refine.saliency=PATH with gray PNGs <image id>.png")
-    return Path(cfg.saliency)
-
-
 def read_pseudo_mask(folder: Path, variant: str, num_classes: int, image_id: str) -> np.ndarray:
     """The pseudo mask of an image: (H, W) uint8."""
     return read_mask(mask_path(folder, variant, image_id), num_classes)
@@ -213,6 +239,7 @@ def write_pseudo_mask(
     variant: Variant,
     threshold: float,
     source: Path,
+    salient: Path | None,
     place: Path,
     image_id: str,
 ) -> None:
@@ -224,6 +251,7 @@ def write_pseudo_mask(
         variant: the steps.
         threshold: background score; with saliency, that above which a pixel is salient.
         source: folder of the stage whose maps they start from.
+        salient: folder of the saliency maps, for a variant with saliency.
         place: folder of the variant's masks.
         image_id: of the image; one without a label needs neither saliency map nor segments.
     """
@@ -232,11 +260,14 @@ def write_pseudo_mask(
     full = full_size(maps, size)
     if variant.refinement == "pixel_adaptive":
         full = pixel_adaptive(torch.from_numpy(image).permute(2, 0, 1), full, **cfg.pixel_adaptive)
-    if not variant.saliency:
+    if salient is None:
         labels = argmax_labels(full, maps.classes, threshold)
     elif labelled:
-        salient = read_saliency(saliency_folder(cfg) / f"{image_id}.png", size)
-        labels = labels_with_saliency(full, maps.classes, salient, threshold)
+        found = read_saliency(salient / f"{image_id}.png", size)
+        if variant.saliency == "scenes":
+            labels = labels_with_scene_saliency(full, maps.classes, found, threshold, **cfg.scenes)
+        else:
+            labels = labels_with_saliency(full, maps.classes, found, threshold)
     else:  # imported maps may have classes where the image has no label
         labels = torch.zeros(size, dtype=torch.int64)
     result = labels.numpy().astype(np.uint8)
@@ -248,6 +279,6 @@ def write_pseudo_mask(
             result = crf(image, result)
     there = labelled or cfg.segments["source"] not in ENDINGS  # files are those of images with a label
     if variant.segments and len(maps.classes) and there:
-        found = segments_of(image, image_id, cfg.segments)
-        result = vote_segments(torch.from_numpy(result), found, cfg.segments["share"]).numpy()
+        segments = segments_of(image, image_id, cfg.segments)
+        result = vote_segments(torch.from_numpy(result), segments, cfg.segments["share"]).numpy()
     write_mask(place / f"{image_id}.png", result)

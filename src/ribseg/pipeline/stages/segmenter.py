@@ -21,7 +21,7 @@ from ribseg.data.augment.segmentation import (
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.masks import voc_palette
 from ribseg.errors import ConfigError
-from ribseg.models import Classifier, Segmenter
+from ribseg.models import Classifier, Segmenter, SMPSegmenter
 from ribseg.models.inference import check_inference
 from ribseg.modules.callbacks import MovingAverage
 from ribseg.modules.segmentation_data import SegmentationDataModule
@@ -286,12 +286,15 @@ def take_backbone(model: Any, classifier: Classifier) -> None:
         ConfigError: the segmenter has another backbone.
     """
     try:
-        model.backbone.load_state_dict(classifier.backbone.state_dict())
-    except (AttributeError, RuntimeError) as error:
+        if isinstance(model, SMPSegmenter):
+            model.take_backbone(classifier.backbone)
+        else:
+            model.backbone.load_state_dict(classifier.backbone.state_dict())
+    except (AttributeError, RuntimeError, ConfigError) as error:
         raise ConfigError(
-            "segmenter.model.weights=classifier needs a DeepLab-v2 over the classifier's backbone; set "
-            "segmenter.model.backbone and backbone_kwargs to those of classifier.model, or give it "
-            f"weights of its own: {error}"
+            "segmenter.model.weights=classifier needs a segmenter over the classifier's backbone; set "
+            "segmenter.model.backbone and backbone_kwargs (encoder=tu-NAME and kwargs) to those of "
+            f"classifier.model, or give it weights of its own: {error}"
         ) from error
 
 

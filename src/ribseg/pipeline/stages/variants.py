@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ribseg.errors import ConfigError
 from ribseg.pipeline.stages.chains import ATTENTION, WALK
 
-PARTS = ((WALK, ATTENTION), ("saliency",), ("crf", "pixel_adaptive"), ("segments",))
+PARTS = ((WALK, ATTENTION), ("saliency", "scenes"), ("crf", "pixel_adaptive"), ("segments",))
 # What refines the maps before they are cut -> setting of `refine` with their background score.
 THRESHOLDS = {"": "maps_threshold", WALK: "walk_threshold", ATTENTION: "attention_threshold"}
 # Name -> its steps, each a part or "" for none.
@@ -21,13 +21,14 @@ class Variant(NamedTuple):
 
     Attributes:
         refined: "random_walk" or "attention", the stage that refines the maps first, or "" for none.
-        saliency: saliency maps define the background, not a background score.
+        saliency: "saliency" if saliency maps define the background, not a background score; "scenes" if they
+            do so for the classes that they speak about; or "".
         refinement: "crf", "pixel_adaptive", or "" for none.
         segments: class-agnostic segments vote on the labels, last of all.
     """
 
     refined: str
-    saliency: bool
+    saliency: str
     refinement: str
     segments: bool
 
@@ -41,7 +42,7 @@ class Variant(NamedTuple):
         if name not in VARIANTS:
             raise ConfigError(f"expected refine.variants out of {', '.join(VARIANTS)}; got {name!r}")
         refined, saliency, refinement, segments = VARIANTS[name]
-        return cls(refined, bool(saliency), refinement, bool(segments))
+        return cls(refined, saliency, refinement, bool(segments))
 
 
 def mask_path(folder: Path, variant: str, image_id: str) -> Path:
