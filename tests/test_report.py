@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from quick_run import folder_run
 
 from ribseg.checks import SettingError
@@ -42,6 +43,13 @@ def test_images_without_scores_are_evenly_spaced():
     order = picture_order(rows, ["cam"], None)
     assert order[:10] == list(range(0, 100, 10))
     assert sorted(order) == list(range(100))
+
+
+def test_the_report_opens_with_pictures(tmp_path, tree):
+    folder_run(tmp_path, tree, "run=[classifier,cam,rib,evaluate,report]", "report.examples=2")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index('class="opening"') < page.index("<table")
+    assert Image.open(tmp_path / "out" / "grid.png").height > 100
 
 
 def test_turns_and_limits():

@@ -1,5 +1,6 @@
 """The report of a run: `report.html`, one self-contained page."""
 
+import base64
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from ribseg.plot import adaptation_figure
 from ribseg.plot.style import MAPS as MAP_COLOURS
 from ribseg.progress import duration
 from ribseg.store.artefact import Artefact
+
+OPENING = 4  # images above the tables
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,10 @@ class Section:
 
 def write_report(session: Session, results: dict[str, Any]) -> Path:
     """Writes `report.html` and its figures into the run's folder; returns the path."""
-    grid = picture_grid(session, results)
+    grid = picture_grid(session, results, session.cfg.report.examples)
     if grid:
         atomic_write(session.output / "grid.png", grid)
+    opening = picture_grid(session, results, OPENING)
     after = (adaptation_section, data_section, run_section)
     path, records = session.output / "report.html", run_records(session, results)
     page = render(
@@ -66,6 +70,7 @@ def write_report(session: Session, results: dict[str, Any]) -> Path:
         title=f"ribseg: {session.cfg.name}",
         facts=facts(session, results),
         answers=answers(records),
+        opening=base64.b64encode(opening).decode() if opening else "",
         before=list(score_sections(session, results, records)),
         gallery=gallery(session, results),
         after=[section for part in after for section in part(session, results)],

@@ -119,11 +119,13 @@ def true_mask(folder: BaseDataset, image_id: str) -> np.ndarray | None:
     return folder.mask(image_id) if folder.has_mask(image_id) else None
 
 
-def picture_grid(session: Session, results: dict[str, Any]) -> bytes | None:
+def picture_grid(session: Session, results: dict[str, Any], number: int) -> bytes | None:
     """The picture grid as PNG: per row an image, its maps, its masks, and the ground truth if there is one.
 
-    It shows the last evaluated split, else training images. Maps are drawn over the image; the contour is the
-    mask at the source's fixed (else best) threshold, if the maps were evaluated. None without maps.
+    It shows typical and then the worst images of the last evaluated split by the scores of `refine.maps`, or
+    of the last maps; without scores evenly spaced images, without a split those of training. Maps are drawn
+    over the image; the contour is the mask at the source's fixed (else best) threshold, if the maps were
+    evaluated. None without maps.
     """
     from matplotlib.figure import Figure
 
@@ -131,7 +133,13 @@ def picture_grid(session: Session, results: dict[str, Any]) -> bytes | None:
     if not maps:
         return None
     folder = list(session.data.evals.values())[-1] if session.data.evals else session.data.train
-    ids = evenly_spaced(folder.ids, session.cfg.report.examples)
+    scored = [series for series in maps if folder.split in series.scores]
+    judged = next(
+        (one for one in scored if one.name == session.cfg.refine.maps), scored[-1] if scored else None
+    )
+    scores = None if judged is None else judged.scores[folder.split]
+    rows = typical_and_worst(folder.ids, scores, number)
+    ids = list(rows)
     masks = [one for one in mask_series_of(results) if one.title]
     if all(folder.has_mask(image_id) for image_id in ids):
         masks.append(MaskSeries("ground_truth", "ground truth", true_mask, title="true mask"))
@@ -140,7 +148,7 @@ def picture_grid(session: Session, results: dict[str, Any]) -> bytes | None:
     for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
         image, axes = folder.image(image_id), iter(row)
         names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
-        draw(next(axes), image, f"{image_id}: {', '.join(names)}")
+        draw(next(axes), image, f"{rows[image_id]}{image_id}: {', '.join(names)}")
         for series in maps:
             axis, found = next(axes), series.read(image_id)
             full = full_size(found, (image.shape[0], image.shape[1]))
@@ -155,6 +163,27 @@ def picture_grid(session: Session, results: dict[str, Any]) -> bytes | None:
             if mask is not None:
                 draw(axis, folder.palette[mask], one.title)
     return png_of(figure)
+
+
+def typical_and_worst(ids: Sequence[str], scores: np.ndarray | None, number: int) -> dict[str, str]:
+    """At most `number` ids -> what they are: those around the median score, then those with the lowest.
+
+    Args:
+        ids: N of them.
+        scores: (N,) with NaN for images without a score; None for evenly spaced ids, which are nothing.
+        number: of ids.
+
+    >>> typical_and_worst("abcde", np.array([0.9, 0.1, 0.5, np.nan, 0.7]), 2)
+    {'c': 'typical, ', 'b': 'worst, '}
+    """
+    known = np.empty(0, int) if scores is None else np.flatnonzero(~np.isnan(scores))
+    if scores is None or len(known) < number:
+        return dict.fromkeys(evenly_spaced(ids, number), "")
+    order = known[np.argsort(scores[known], kind="stable")].tolist()
+    lowest, middle = number // 2, number - number // 2
+    start = max(lowest, (len(order) - middle) // 2)
+    found = {ids[place]: "typical, " for place in order[start : start + middle]}
+    return found | {ids[place]: "worst, " for place in order[:lowest]}
 
 
 def evenly_spaced(ids: Sequence[str], number: int) -> Sequence[str]:
