@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ribseg.errors import ConfigError
-from ribseg.models import DeepLabV2, Segmenter, SMPSegmenter, load_segmenter
+from ribseg.models import Classifier, DeepLabV2, Segmenter, SMPSegmenter, load_segmenter
 
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": {"channels": [8, 8, 12, 16], "stem_width": 8}}
 
@@ -183,6 +183,23 @@ def test_encoder_weights_from_a_file_and_frozen_norm(tmp_path):
     second = SMPSegmenter(3, "fpn", "resnet18", weights=tmp_path / "encoder.pth", norm="frozen").train()
     assert torch.equal(first.network.encoder.conv1.weight, second.network.encoder.conv1.weight)
     assert not any(m.training for m in second.network.encoder.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs"), [("resnet10t", {"channels": [8, 8, 12, 16]}), ("tf_efficientnet_lite0", {})]
+)
+def test_an_encoder_of_timm_takes_the_classifiers_weights(backbone, kwargs):
+    pytest.importorskip("segmentation_models_pytorch")
+    classifier = Classifier(backbone, 2, backbone_kwargs=kwargs).eval()
+    model = SMPSegmenter(3, "fpn", f"tu-{backbone}", kwargs=kwargs).eval()
+    model.take_backbone(classifier.backbone)
+    images = torch.randn(1, 3, 64, 64)
+    own = {name.replace("_", "."): value for name, value in classifier.backbone.state_dict().items()}
+    for name, value in model.encoder.state_dict().items():
+        assert any(key.endswith(name.replace("_", ".")) and torch.equal(value, own[key]) for key in own), name
+    assert model(images).shape == (1, 3, 64, 64)
+    with pytest.raises(ConfigError, match="does not belong to this encoder"):
+        SMPSegmenter(3, "fpn", "tu-resnet18").take_backbone(classifier.backbone)
 
 
 def test_frozen_norm_is_the_encoders_alone():

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.ndimage import label, maximum
 from torch import Tensor
 
 from ribseg.checks import check_number
@@ -85,6 +84,8 @@ def labels_with_scene_saliency(
     >>> labels_with_scene_saliency(dog_sofa, torch.tensor([4, 6]), saliency)
     tensor([[5, 0, 0, 7, 0]])
     """
+    from scipy.ndimage import label, maximum
+
     _check(maps, classes, saliency)
     check_scenes(overlap, cut)
     labels = torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
