@@ -227,6 +227,14 @@ def test_what_a_user_adds_counts_or_is_refused(tmp_path):
         Session(OmegaConf.create(composed("+evaluate.threshold=1")), tmp_path, KINDS)
 
 
+@pytest.mark.parametrize("setting", ["store=outputs", "evaluate=3", "report=none"])
+def test_a_value_in_the_place_of_a_section_is_refused(tmp_path, setting):
+    with pytest.raises(
+        ConfigError, match=f"{setting.partition('=')[0]}: expected settings, as .* got {setting}"
+    ):
+        Session(OmegaConf.create(composed(setting)), tmp_path, KINDS)
+
+
 def test_under_a_users_class_nothing_but_the_place_and_the_workers_is_neutral(my_module):
     my_module("mine_a", "class Data: ...")
     node = composed("experiment=rib_folder", "data._target_=mine_a.Data")["data"]

@@ -89,6 +89,11 @@ class Session:
     def __init__(self, cfg: DictConfig, output: Path, kinds: Mapping[str, Iterable[type]]) -> None:
         self.cfg, self.output = cfg, output
         check_writable(output, "hydra.run.dir")
+        for section in ("store", "data", "trainer", *filter(None, kinds)):
+            if not OmegaConf.is_dict(cfg[section]):
+                raise ConfigError(
+                    f"{section}: expected settings, as {section}.NAME=VALUE, got {section}={cfg[section]}"
+                )
         self.settings = Settings({path: plain(cfg[path] if path else _top(cfg)) for path in kinds}, kinds)
         check_trainer(cfg.trainer)
         self._sections: dict[str, Any] = {}
