@@ -82,6 +82,30 @@ def scaled_as_the_package(expected, view):
     return scale_cam_image(scale_cam_image(expected[None], view.shape[-2:][::-1]))[0]
 
 
+@pytest.mark.parametrize("name", ["XGradCAM", "ScoreCAM"])
+def test_the_other_relatives_are_their_formulas_in_double_precision(classifier, views, name):
+    """Fu et al., BMVC 2020: weights sum(g A) / sum(A). Wang et al., CVPRW 2020: softmax of masked scores."""
+    view, heads = views[0][:1], classifier.weight.double().flatten(1)
+    with torch.no_grad():
+        features = classifier.features(view).double()[0]
+    number = int((heads @ features.mean((1, 2))).argmax())
+    if name == "XGradCAM":
+        gradient = heads[number, :, None, None] / features[0].numel()
+        weights = (gradient * features).sum((1, 2)) / features.sum((1, 2)).clamp(min=1e-7)
+    else:
+        large = torch.nn.UpsamplingBilinear2d(size=view.shape[2:])(features[None])[0]
+        low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+        masked = view[0] * ((large - low) / (high - low).clamp(min=1e-8))[:, None].float()
+        with torch.no_grad():
+            scores = classifier.features(masked).double().mean((2, 3)) @ heads[number]
+        weights = scores.softmax(0)
+    expected = (weights[:, None, None] * features).sum(0).clamp(min=0).detach().numpy()
+    assert expected.max() > 0
+    found = GradCAM(classifier, name)._maps(view, [number])[0, 0]
+    scaled = torch.from_numpy(scaled_as_the_package(expected, view)).float()
+    torch.testing.assert_close(found, scaled, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["EigenCAM", "EigenGradCAM"])
 def test_the_sign_of_a_principal_component_does_not_count(classifier, views, name, monkeypatch):
     """The sign of a singular vector is arbitrary: an image and its mirror image could cancel each other."""

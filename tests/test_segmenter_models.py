@@ -198,7 +198,7 @@ def test_an_encoder_of_timm_takes_the_classifiers_weights(backbone, kwargs):
     for name, value in model.encoder.state_dict().items():
         assert any(key.endswith(name.replace("_", ".")) and torch.equal(value, own[key]) for key in own), name
     assert model(images).shape == (1, 3, 64, 64)
-    with pytest.raises(ConfigError, match="the classifier .* this encoder"):
+    with pytest.raises(ConfigError, match=r"the classifier .* this encoder"):
         SMPSegmenter(3, "fpn", "tu-resnet18").take_backbone(classifier.backbone)
 
 
