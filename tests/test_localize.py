@@ -283,6 +283,16 @@ def test_masks_of_all_images_are_also_written_in_another_form(tmp_path, image, c
     }
 
 
+def test_one_photograph_of_one_class_in_another_form(tmp_path, image, classifier):
+    classifier.save(tmp_path / "c.safetensors")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    command = ["localize", tmp_path / "a.png", "--classifier", tmp_path / "c.safetensors", "--labels", "dog"]
+    command += ["--format", "labelme", "--out", tmp_path / "out", "--method", "cam"]
+    main(list(map(str, command)))
+    found = json.loads((tmp_path / "out/labelme/a.json").read_text())
+    assert {shape["label"] for shape in found["shapes"]} == {"dog"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

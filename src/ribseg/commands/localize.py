@@ -84,7 +84,7 @@ def _export(form: str, targets: Mapping[Path, Path], out: Path) -> None:
         items = []
         for target, maps in made.items():
             mask, common = read_mask(_mask_of(target)), np.zeros(256, np.uint8)
-            common[maps.labels] = [names.index(name) + 1 for name in maps.names]
+            common[maps.labels.numpy()] = [names.index(name) + 1 for name in maps.names]
             path = Path(folder, f"{target.stem}.png")
             write_mask(path, common[mask])
             items.append(Masked(target.stem, targets[target], path))
