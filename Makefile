@@ -97,7 +97,7 @@ test-package: .venv/.installed-dev
 	@touch $@
 
 # The repository keeps the notebooks without results; the site shows them with theirs. Two of them read the demo.
-outputs/notebooks/%.ipynb: notebooks/%.ipynb .venv/.installed-dev
+outputs/notebooks/%.ipynb: notebooks/%.ipynb | .venv/.installed-dev
 	$(BIN)/python train.py experiment=demo "run=[classifier]"
 	$(BIN)/python -m jupyter nbconvert --execute --to notebook --output-dir outputs/notebooks $<
 

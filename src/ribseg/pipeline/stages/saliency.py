@@ -74,8 +74,9 @@ class SaliencyStage(ImageStage[Session]):
         return missing_ids(target.folder / MAPS, ids, ".png")
 
     def check(self) -> None:
-        """Opens the network, and tries it on a small image."""
-        _ = self.network
+        """Opens the network, and tries it on a small image, if maps will be made."""
+        if self.session.run.computes(self):
+            _ = self.network
 
     @cached_property
     def network(self) -> SaliencyNetwork:
