@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ribseg.checks import check_number
 from ribseg.commands.export import FORMS
 from ribseg.commands.files import each_image, targets_of
@@ -72,6 +70,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _export(form: str, targets: Mapping[Path, Path], out: Path) -> None:
     """Writes the photographs and masks that are there in a form, under the names of all classes found."""
+    import numpy as np
+
     from ribseg.data.io.maps import load_maps
     from ribseg.data.io.masks import read_mask, write_mask
     from ribseg.interop.exports import Masked, MaskSet, export_masks
