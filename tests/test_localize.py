@@ -269,7 +269,7 @@ def test_masks_of_all_images_are_also_written_in_another_form(tmp_path, image, c
     ]
     with pytest.raises(SystemExit, match="1 of 3 images could not be localized"):
         main([*map(str, command), "--threshold", "0.1", "--set", *QUICK])
-    assert "2 masks of dog, tabby, tabby cat in" in capsys.readouterr().out
+    assert "of dog; tabby, tabby cat" in capsys.readouterr().out
     found = json.loads((tmp_path / "out/coco/annotations/instances_train.json").read_text())
     assert [one["name"] for one in found["categories"]] == ["dog", "tabby, tabby cat"]
     areas = {(one["image_id"], one["category_id"]): one["area"] for one in found["annotations"]}
@@ -349,3 +349,28 @@ def test_a_network_of_timm_with_its_head(monkeypatch):
     dilated = timm.create_model("resnet10t", output_stride=16).eval()
     dilated.load_state_dict(whole.state_dict())
     torch.testing.assert_close(classifier(image) + whole.fc.bias, dilated(image))
+
+
+def test_another_call_writes_the_other_form_anew(tmp_path, image, classifier, capsys):
+    classifier.save(tmp_path / "c.safetensors")
+    for name in ("a", "b"):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    rest = [
+        "--classifier",
+        tmp_path / "c.safetensors",
+        "--labels",
+        "dog",
+        "--format",
+        "labelme",
+        "--method",
+        "cam",
+    ]
+    rest += ["--out", tmp_path / "out", "--quiet"]
+    main(list(map(str, ["localize", tmp_path / "a.png", *rest])))
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="1 of 2 images could not be localized"):
+        main(list(map(str, ["localize", tmp_path / "a.png", tmp_path / "b.png", *rest])))
+    assert sorted(path.name for path in (tmp_path / "out/labelme").glob("[ab].json")) == ["b.json"]
+    (tmp_path / "out/labelme/.ribseg-export.json").unlink()
+    with pytest.raises(SystemExit, match="holds something else than masks of an earlier call"):
+        main(list(map(str, ["localize", tmp_path / "b.png", *rest])))

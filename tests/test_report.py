@@ -7,7 +7,7 @@ from PIL import Image
 from quick_run import folder_run
 
 from ribseg.checks import SettingError
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, RibsegError
 from ribseg.metrics.evaluation import by_object_size
 from ribseg.pipeline.report.answer import answers
 from ribseg.pipeline.report.gallery import fitting, picture_order, take_turns
@@ -265,3 +265,29 @@ def test_one_declaration_is_a_table_to_be_shown_and_a_file():
         "mine/val": [["RIB", 0.25, None]],
         "mine/test": [["RIB", 0.25, None]],
     }
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Declared("localization", (Column("m", "miou"),), splits="every"), "splits: expected each"),
+        (lambda: Declared("localization", (Column("m", "miou"), Column("x", text="labell"))), "labell"),
+        (lambda: Declared("localization", (Column("m", "miou"),), "T {spli}"), "KeyError: 'spli'"),
+        (lambda: Declared("localization", ("maps", "miou")), "no attribute 'measure'"),
+        (lambda: Declared("localization", (Column("maps", text="label"),)), "columns with a measure"),
+        (lambda: Declared("localization", (Column("m", "miou"),), file="costs"), "file: .* got 'costs'"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_refused(tmp_path, tree, monkeypatch, made, message):
+    monkeypatch.setattr(f"{__name__}.own_table", made)
+    with pytest.raises(RibsegError, match=rf"report\.tables\.mine.*{message}"):
+        folder_run(tmp_path, tree, "run=[classifier]", f"+report.tables.mine._target_={__name__}.own_table")
+
+
+def test_a_table_without_numbers_is_said(tmp_path, tree, capsys, monkeypatch):
+    monkeypatch.setattr(
+        f"{__name__}.own_table", lambda: Declared("localization", (Column("m", "miuo"),), "T")
+    )
+    mine = f"+report.tables.mine._target_={__name__}.own_table"
+    folder_run(tmp_path, tree, "run=[classifier,cam,evaluate]", mine)
+    assert "report.tables.mine is empty; its part has best_miou" in " ".join(capsys.readouterr().out.split())

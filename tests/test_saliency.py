@@ -100,7 +100,7 @@ def test_a_classifier_is_no_saliency_network(tmp_path):
 def test_a_broken_or_absent_file_is_named(tmp_path):
     (tmp_path / "n.onnx").write_bytes(b"no network")
     for name in ("n.onnx", "absent.onnx"):
-        with pytest.raises(ConfigError, match=f"{name} cannot be read as an ONNX network"):
+        with pytest.raises(ConfigError, match=f"{name}"):
             SaliencyNetwork(tmp_path / name)
 
 
@@ -219,3 +219,22 @@ def test_images_without_class_and_wrong_values():
         scene([255, 0, 0, 0, 0, 0])
     with pytest.raises(ConfigError, match="overlap"):
         scene([1, 0, 0, 0, 0, 0], overlap=2)
+
+
+def test_what_is_no_map_of_the_photograph_is_made_again(tmp_path, photograph):
+    folder, out = tmp_path / "photographs", tmp_path / "maps"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        Image.fromarray(photograph).save(folder / f"{name}.png")
+    command = ["saliency", folder, "--network", network_file(tmp_path / "n.onnx"), "--out", out, "--quiet"]
+    main(list(map(str, command)))
+    good = (out / "a.png").read_bytes()
+    (out / "b.png").write_bytes(b"broken")
+    Image.new("L", (5, 5)).save(out / "c.png")
+    main(list(map(str, command)))
+    assert (out / "b.png").read_bytes() == (out / "c.png").read_bytes() == good
+    (out / "saliency.json").write_text("{")
+    with pytest.raises(SystemExit, match="holds maps of another network, or of other programs"):
+        main(list(map(str, command)))
+    with pytest.raises(SystemExit, match="is the folder of the images"):
+        main(list(map(str, [*command[:-2], folder])))

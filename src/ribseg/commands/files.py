@@ -21,11 +21,15 @@ def targets_of(images: Sequence[Path], folder: Path, ending: str) -> dict[Path, 
         DataError: two images have the same output file, an image would be overwritten, or a folder has none.
     """
     targets: dict[Path, Path] = {}
+    if any(path.is_dir() and path.resolve() == folder.resolve() for path in images):
+        raise DataError(f"{folder} is the folder of the images; choose another with --out")
     files = [file for path in images for file in (_images_in(path) if path.is_dir() else [path])]
     for path in files:
         target = folder / f"{path.stem}{ending}"
         if target in targets:
-            raise DataError(f"{targets[target]} and {path} would both become {target}; give them one by one")
+            raise DataError(
+                f"{targets[target]} and {path} would both become {target}; give each its own --out"
+            )
         if target.resolve() == path.resolve():
             raise DataError(f"{target} would replace the image itself; choose another folder with --out")
         targets[target] = path

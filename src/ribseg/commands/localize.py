@@ -7,6 +7,7 @@ each step. --format also writes photographs and masks in a form of `ribseg expor
 """  # noqa: D205 - the command's help
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from ribseg.checks import check_number
 from ribseg.commands.export import FORMS
 from ribseg.commands.files import each_image, targets_of
+from ribseg.errors import ConfigError, DataError
 
 REFINEMENTS = ("none", "crf", "pixel_adaptive", "segments")
 
@@ -52,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
 
     check_number("--threshold", options.threshold, low=0, high=1)
     targets = targets_of(options.images, options.out, ".png")
+    if options.format:
+        _make_room(options.out / options.format)
     localizer = Localizer(
         options.classifier, options.method, options.references, overrides=options.set, device=options.device
     )
@@ -61,24 +65,52 @@ def run(options: argparse.Namespace) -> None:
         return f"{image.name}: {', '.join(maps.names) or 'no class'}"
 
     done, failure = f"images localized in {options.out}", "could not be localized"
+    before = {target: _written(target) for target in targets}
+    failed: list[str] = []
     try:
         each_image(targets, one, "Localizing", done, failure, options.quiet)
-    finally:
-        if options.format:
-            _export(options.format, targets, options.out / options.format)
+    except DataError as error:
+        failed.append(str(error))
+    made = {target: image for target, image in targets.items() if _written(target) != before[target]}
+    if options.format and made:
+        try:
+            _export(options.format, made, options.out / options.format)
+        except DataError as error:
+            failed.append(str(error))
+    if failed:
+        raise DataError("\n".join(failed))
+
+
+def _make_room(folder: Path) -> None:
+    """Removes the export of an earlier call.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    from ribseg.interop.exports import STAMP
+
+    if (folder / STAMP).is_file():
+        shutil.rmtree(folder)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} holds something else than masks of an earlier call: choose another --out"
+        )
+
+
+def _written(path: Path) -> int | None:
+    """When a file was last written, in nanoseconds; None without the file."""
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _export(form: str, targets: Mapping[Path, Path], out: Path) -> None:
-    """Writes the photographs and masks that are there in a form, under the names of all classes found."""
+    """Writes photographs and their masks in a form, under the names of all classes found."""
     import numpy as np
 
     from ribseg.data.io.maps import load_maps
     from ribseg.data.io.masks import read_mask, write_mask
     from ribseg.interop.exports import Masked, MaskSet, export_masks
 
-    made = {target: load_maps(target.with_suffix(".npz")) for target in targets if target.is_file()}
-    if not made:
-        return  # the command ends with the reasons
+    made = {target: load_maps(target.with_suffix(".npz")) for target in targets}
     names = sorted({name for maps in made.values() for name in maps.names})
     with TemporaryDirectory() as folder:
         items = []
@@ -89,7 +121,9 @@ def _export(form: str, targets: Mapping[Path, Path], out: Path) -> None:
             write_mask(path, common[mask])
             items.append(Masked(target.stem, targets[target], path))
         lost = export_masks(form, MaskSet(tuple(names), items), out)
-    print(f"{len(items)} masks of {', '.join(names) or 'no class'} in {out}", *lost.items())
+    print(f"{len(items)} masks written to {out}, of {'; '.join(names) or 'no class'}")
+    for what, number in lost.items():
+        print(f"  {number} {what}")
 
 
 def _mask_of(target: Path) -> Path:

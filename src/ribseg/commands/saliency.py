@@ -7,6 +7,7 @@ network has made them. Needs pip install 'ribseg[saliency]'; docs/refinement.md 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ribseg.commands.files import each_image, targets_of
 from ribseg.errors import ConfigError
@@ -36,11 +37,13 @@ def run(options: argparse.Namespace) -> None:
     targets = targets_of(options.images, options.out, ".png")
     network = SaliencyNetwork(options.network, options.kind, options.side)
     made_by = {"network": file_digest(options.network), "kind": options.kind, "side": network.side}
-    stamp = options.out / STAMP
-    if stamp.is_file() and json.loads(stamp.read_text()) != made_by:
-        raise ConfigError(f"{options.out} holds maps of another network: choose another folder with --out")
+    stamp, there = options.out / STAMP, any(target.is_file() for target in targets)
+    if _made_by(stamp) != made_by and (there or stamp.exists()):
+        raise ConfigError(
+            f"{options.out} holds maps of another network, or of other programs: choose another --out"
+        )
     write_json(stamp, made_by)
-    left = {target: image for target, image in targets.items() if not target.is_file()}
+    left = {target: image for target, image in targets.items() if not _is_map_of(target, image)}
     if len(left) < len(targets):
         print(f"{len(targets) - len(left)} maps are there already")
 
@@ -51,3 +54,23 @@ def run(options: argparse.Namespace) -> None:
     if left:
         done, failure = f"maps written to {options.out}", "could not be read"
         each_image(left, one, "Saliency", done, failure, options.quiet)
+
+
+def _made_by(stamp: Path) -> Any:
+    """What a folder says of the network that made its maps; None if it says nothing."""
+    try:
+        return json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_map_of(target: Path, image: Path) -> bool:
+    """Whether a file is a whole gray image of a photograph's size; a photograph of no size has no map."""
+    from ribseg.data.io.images import read_header
+    from ribseg.errors import DataError
+    from ribseg.interop.saliency import read_gray
+
+    try:
+        return target.is_file() and read_gray(target).shape == read_header(image).size
+    except DataError:
+        return False

@@ -60,6 +60,9 @@ class SaliencyNetwork:
 
     def __init__(self, path: str | Path, kind: str = "isnet", side: int | None = None) -> None:
         check_choice("kind", kind, tuple(KINDS))
+        if not Path(path).is_file():
+            found = "a folder" if Path(path).is_dir() else "nothing"
+            raise ConfigError(f"expected the ONNX file of a saliency network at {path}, found {found}")
         self.path, self.kind = Path(path), KINDS[kind]
         self.session: Any = None
         self.process = 0  # that opened the session
@@ -68,7 +71,7 @@ class SaliencyNetwork:
             found = ", ".join(f"{each.name} {each.shape}" for each in own)
             raise ConfigError(f"{path} takes {found}; expected one RGB image (1, 3, S, S)")
         fixed = own[0].shape[2] if isinstance(own[0].shape[2], int) else None
-        self.side = int(side or fixed or self.kind.side)
+        self.side = next(each for each in (side, fixed, self.kind.side) if each is not None)
         check_number("side", self.side, low=1, whole=True)
         if fixed is not None and self.side != fixed:
             raise ConfigError(f"{path} takes images of {fixed} pixels alone, not of side={side}")
@@ -81,7 +84,7 @@ class SaliencyNetwork:
             return self.session
         try:
             import onnxruntime
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ConfigError("saliency networks need onnxruntime: pip install 'ribseg[saliency]'") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -91,7 +94,9 @@ class SaliencyNetwork:
                 str(self.path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has errors of its own for each kind of damage
-            raise ConfigError(f"{self.path} cannot be read as an ONNX network: {reason(error)}") from error
+            raise ConfigError(
+                f"{self.path} cannot be read as an ONNX network, is it whole? {reason(error)}"
+            ) from error
         self.process = os.getpid()
         return self.session
 

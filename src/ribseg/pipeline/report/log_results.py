@@ -53,7 +53,7 @@ class Loggable:
     @cached_property
     def tables(self) -> dict[str, TableData]:
         """Tables by name."""
-        return file_tables(self.records, own_tables(self.session))
+        return file_tables(self.records, own_tables(self.session).values())
 
     @cached_property
     def curves(self) -> dict[str, dict[str, list[Record]]]:

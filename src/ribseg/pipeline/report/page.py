@@ -132,7 +132,7 @@ def score_sections(
         if any(one.part == parts[0] for one in found):
             lines = [network_line(results["bottleneck"])] if "bottleneck" in parts else []
             figures = drawn[parts[0]](session, found) if parts[0] in drawn else []
-            tables = shown_tables(found, (*TABLES, *own))
+            tables = shown_tables(found, (*TABLES, *own.values()))
             yield Section(title, tables, lines, figures, shown_tables(found, DETAILS))
 
 

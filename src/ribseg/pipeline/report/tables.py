@@ -3,11 +3,12 @@
 With a `file` a table is also written as `tables/<file>.csv` and given to loggers, with its plain numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ribseg.checks import check_choice, within
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, reason
 from ribseg.pipeline.recipe.build import build
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.report.answer import network_line, result_lines
@@ -209,13 +210,14 @@ FILES = (
 )
 
 
-def own_tables(session: Session) -> list[Declared]:
-    """The tables of `report.tables`.
+def own_tables(session: Session) -> dict[str, Declared]:
+    """Name -> table of `report.tables`.
 
     Raises:
-        ConfigError: one is no `Declared`, cannot be built, or is of no part of the results.
+        ConfigError: one cannot be made, or is no `Declared` of a known part with a file of its own.
     """
-    found = []
+    found: dict[str, Declared] = {}
+    taken = {one.file for one in (*FILES, *TABLES, *DETAILS)}
     for name, node in (session.settings[ReportSettings].tables or {}).items():
         with within(f"report.tables.{name}"):
             table = build(node)
@@ -225,8 +227,29 @@ def own_tables(session: Session) -> list[Declared]:
                     f"{type(table).__name__}"
                 )
             check_choice("part", table.part, [part for parts in SECTIONS.values() for part in parts])
-        found.append(table)
+            check_choice("splits", table.splits, ("each", "last", "all"))
+            if table.file and table.file in {*taken, *(other.file for other in found.values())}:
+                raise ConfigError(f"file: expected a name that no other table has, got {table.file!r}")
+            try_table(table)
+        found[name] = table
     return found
+
+
+def try_table(table: Declared) -> None:
+    """Makes a table of invented numbers, so that what it cannot show is known before the first stage.
+
+    Raises:
+        ConfigError: it cannot be made; says why.
+    """
+    try:
+        measures = {column.measure for column in table.columns if column.measure}
+        part = Record(table.part, "cam", "CAM", split="val", value=0.5, place="cat", number=1)
+        records = [replace(part, measure=measure) for measure in sorted(measures)]
+        tables = [*table.tables(records), *(made for _, made in table.files(records))]
+    except Exception as error:  # a user's titles, formats and attributes fail in ways of their own
+        raise ConfigError(f"the table cannot be made: {type(error).__name__}: {reason(error)}") from error
+    if not tables:
+        raise ConfigError("expected columns with a measure, as Column('mIoU', 'miou'), found none")
 
 
 def shown_tables(records: Sequence[Record], declared: Sequence[Declared] = TABLES) -> list[TableData]:
@@ -234,7 +257,7 @@ def shown_tables(records: Sequence[Record], declared: Sequence[Declared] = TABLE
     return [table for one in declared for table in one.tables(records)]
 
 
-def file_tables(records: Sequence[Record], own: Sequence[Declared] = ()) -> dict[str, TableData]:
+def file_tables(records: Sequence[Record], own: Iterable[Declared] = ()) -> dict[str, TableData]:
     """Name -> table, of those for files and loggers, with those of `report.tables`."""
     return {name: table for one in (*FILES, *TABLES, *DETAILS, *own) for name, table in one.files(records)}
 
@@ -247,8 +270,13 @@ def run_records(session: Session, results: Mapping[str, Any]) -> list[Record]:
 
 def print_tables(session: Session, results: Mapping[str, Any]) -> None:
     """Prints the tables and lines of a run."""
-    for table in shown_tables(run_records(session, results), (*TABLES, *own_tables(session))):
-        session.console.print(table.for_terminal())
+    records, own = run_records(session, results), own_tables(session)
+    for name, table in own.items():
+        if not any(True for _ in table.tables(records)):
+            known = sorted({one.measure for one in records if one.part == table.part})
+            session.warn(f"report.tables.{name} is empty; its part has {', '.join(known) or 'no numbers'}")
+    for shown in shown_tables(records, (*TABLES, *own.values())):
+        session.console.print(shown.for_terminal())
     for line in result_lines(results):
         session.console.say(line)
     if "bottleneck" in results:
@@ -257,6 +285,6 @@ def print_tables(session: Session, results: Mapping[str, Any]) -> None:
 
 def write_tables(session: Session, results: Mapping[str, Any]) -> None:
     """Writes the tables with a file into the run's folder, whatever the loggers are."""
-    for name, table in file_tables(run_records(session, results), own_tables(session)).items():
+    for name, table in file_tables(run_records(session, results), own_tables(session).values()).items():
         path = session.output / TABLES_FOLDER / f"{name.replace('/', '_')}.csv"
         write_csv(path, table.columns, table.rows)
