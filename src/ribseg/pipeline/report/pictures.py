@@ -144,7 +144,7 @@ def picture_grid(session: Session, results: dict[str, Any], number: int) -> byte
     if all(folder.has_mask(image_id) for image_id in ids):
         masks.append(MaskSeries("ground_truth", "ground truth", true_mask, title="true mask"))
     width = 1 + len(maps) + len(masks)
-    figure = Figure(figsize=(2.4 * width, 2.4 * len(ids)), layout="constrained")
+    figure = Figure(figsize=(2.4 * width, 2.1 * len(ids)), layout="constrained")
     for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
         image, axes = folder.image(image_id), iter(row)
         names = [folder.classes[c] for c in np.flatnonzero(folder.labels[folder.index(image_id)])]
