@@ -90,7 +90,11 @@ LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]"
 def settings(experiment, tmp_path, *overrides):
     """The composed configuration of a quick run with its store in tmp_path."""
     words = [f"store.root={tmp_path / 'store'}", *overrides]
-    return composed(words, (f"experiment={experiment}", *QUICK))
+    quick = QUICK
+    if experiment == "rib_voc_lite":  # its segmenter is of segmentation-models-pytorch
+        quick = [each for each in QUICK if not each.startswith("segmenter.model.")]
+        quick.append("+segmenter.model.kwargs.channels=[8,8,12,16]")
+    return composed(words, (f"experiment={experiment}", *quick))
 
 
 def composed(words, first=()):

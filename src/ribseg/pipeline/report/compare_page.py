@@ -77,6 +77,7 @@ def write_comparison(
         title=f"ribseg: {len(runs)} runs",
         facts={run.name: str(run.folder) for run in runs},
         answers=sentences(comparison),
+        opening="",
         before=[
             *difference_section(session, comparison),
             *sweep_section(session, comparison),
