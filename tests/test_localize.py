@@ -1,6 +1,7 @@
 """One call from an image to its maps, in Python and on the command line."""
 
 import json
+import sys
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -374,3 +375,13 @@ def test_another_call_writes_the_other_form_anew(tmp_path, image, classifier, ca
     (tmp_path / "out/labelme/.ribseg-export.json").unlink()
     with pytest.raises(SystemExit, match="holds something else than masks of an earlier call"):
         main(list(map(str, ["localize", tmp_path / "b.png", *rest])))
+
+
+def test_a_missing_package_is_named_before_the_work(tmp_path, image, classifier, monkeypatch):
+    classifier.save(tmp_path / "c.safetensors")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    command = ["localize", tmp_path / "a.png", "--classifier", tmp_path / "c.safetensors", "--labels", "dog"]
+    with pytest.raises(SystemExit, match=r"pip install 'ribseg\[coco\]'"):
+        main(list(map(str, [*command, "--format", "coco", "--out", tmp_path / "out"])))
+    assert not (tmp_path / "out").exists()

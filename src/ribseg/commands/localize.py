@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     check_number("--threshold", options.threshold, low=0, high=1)
     targets = targets_of(options.images, options.out, ".png")
     if options.format:
-        _make_room(options.out / options.format)
+        _make_room(options.format, options.out / options.format)
     localizer = Localizer(
         options.classifier, options.method, options.references, overrides=options.set, device=options.device
     )
@@ -81,15 +81,16 @@ def run(options: argparse.Namespace) -> None:
         raise DataError("\n".join(failed))
 
 
-def _make_room(folder: Path) -> None:
+def _make_room(form: str, folder: Path) -> None:
     """Removes the export of an earlier call.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or a package is missing that writes the form.
     """
-    from ribseg.interop.exports import STAMP
+    from ribseg.interop import exports
 
-    if (folder / STAMP).is_file():
+    exports.FORMS[form](folder, exports.MaskSet((), ())).check()
+    if (folder / exports.STAMP).is_file():
         shutil.rmtree(folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
