@@ -65,6 +65,21 @@ def tree(tmp_path):
     return make_learnable_tree(tmp_path / "tree")
 
 
+@pytest.fixture
+def saliency(tmp_path, tree):
+    """Saliency maps that are right about the objects of all images of `tree`."""
+    import numpy as np
+    from PIL import Image
+
+    from ribseg.data.io.masks import read_mask
+
+    folder = tmp_path / "saliency"
+    folder.mkdir()
+    for path in (tree / "SegmentationClass").iterdir():
+        Image.fromarray((read_mask(path) > 0).astype(np.uint8) * 255).save(folder / path.name)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The store of a quick run of all stages over what `tree` gives; see `stored`."""

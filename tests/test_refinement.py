@@ -136,16 +136,6 @@ def test_imports_that_cannot_work(tmp_path, tree, overrides, message):
         folder_run(tmp_path, tree, *TRUTH, *(override.format(tree=tree) for override in overrides))
 
 
-@pytest.fixture
-def saliency(tmp_path, tree):
-    """Saliency maps that are right about the objects of all images."""
-    folder = tmp_path / "saliency"
-    folder.mkdir()
-    for path in (tree / "SegmentationClass").iterdir():
-        Image.fromarray((read_mask(path) > 0).astype(np.uint8) * 255).save(folder / path.name)
-    return folder
-
-
 def test_saliency_of_zeros_and_ones_is_refused_before_the_first_stage(tmp_path, tree, saliency):
     for path in saliency.glob("*.png"):
         Image.fromarray((np.array(Image.open(path)) > 0).astype(np.uint8)).save(path)

@@ -99,9 +99,12 @@ def test_a_classifier_is_no_saliency_network(tmp_path):
 
 def test_a_broken_or_absent_file_is_named(tmp_path):
     (tmp_path / "n.onnx").write_bytes(b"no network")
-    for name in ("n.onnx", "absent.onnx"):
-        with pytest.raises(ConfigError, match=f"{name}"):
-            SaliencyNetwork(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"n\.onnx cannot be read as an ONNX network"):
+        SaliencyNetwork(tmp_path / "n.onnx")
+    with pytest.raises(ConfigError, match=r"at .*absent\.onnx, found nothing"):
+        SaliencyNetwork(tmp_path / "absent.onnx")
+    with pytest.raises(ConfigError, match="found a folder"):
+        SaliencyNetwork(tmp_path)
 
 
 def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
@@ -111,26 +114,34 @@ def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
         SaliencyNetwork(path)
 
 
-def test_the_command_goes_on_where_it_stopped(tmp_path, photograph, capsys):
-    folder, out = tmp_path / "photographs", tmp_path / "maps"
+@pytest.fixture
+def command(tmp_path, photograph):
+    """The command on three photographs, a to c, which has been run once into the folder maps."""
+    folder = tmp_path / "photographs"
     folder.mkdir()
     for name in ("a", "b", "c"):
         Image.fromarray(photograph).save(folder / f"{name}.png")
-    command = ["saliency", folder, "--network", network_file(tmp_path / "n.onnx"), "--out", out, "--quiet"]
-    main(list(map(str, command)))
+    words = ["saliency", folder, "--network", network_file(tmp_path / "n.onnx"), "--quiet"]
+    words = [*map(str, words), "--out", str(tmp_path / "maps")]
+    main(words)
+    return words
+
+
+def test_the_command_goes_on_where_it_stopped(tmp_path, command, capsys):
+    folder, out = tmp_path / "photographs", tmp_path / "maps"
     (out / "b.png").unlink()
     kept = (out / "a.png").stat().st_mtime_ns
-    main(list(map(str, command)))
+    main(command)
     assert "2 maps are there already" in capsys.readouterr().out
     assert (out / "a.png").stat().st_mtime_ns == kept
     assert Image.open(out / "b.png").size == (60, 40)
     network_file(tmp_path / "n.onnx", scale=0.9)
     with pytest.raises(SystemExit, match="holds maps of another network"):
-        main(list(map(str, command)))
+        main(command)
     (folder / "d.png").write_bytes(b"no image")
     network_file(tmp_path / "n.onnx")
     with pytest.raises(SystemExit, match="1 of 1 images could not be read"):
-        main(list(map(str, command)))
+        main(command)
 
 
 @pytest.mark.usefixtures("stored")
@@ -158,13 +169,8 @@ def test_a_run_makes_the_maps_and_masks_by_class(tmp_path, tree):
 
 
 @pytest.mark.usefixtures("stored")
-def test_what_saliency_does_not_speak_about_is_cut(tmp_path, tree):
-    folder = tmp_path / "saliency"
-    folder.mkdir()
-    for path in (tree / "SegmentationClass").iterdir():
-        image = (read_mask(path) > 0).astype(np.uint8) * 255
-        Image.fromarray(image).save(folder / path.name)
-    given = ("run=[classifier,rib,pseudo_masks]", f"refine.saliency={folder}", "refine.maps_threshold=0.4")
+def test_what_saliency_does_not_speak_about_is_cut(tmp_path, tree, saliency):
+    given = ("run=[classifier,rib,pseudo_masks]", f"refine.saliency={saliency}", "refine.maps_threshold=0.4")
     given = (*given, "refine.variants=[none,scenes,saliency]")
     all_spoken = folder_run(tmp_path, tree, *given, "refine.scenes.overlap=0", "refine.scenes.cut=0")
     none_spoken = folder_run(tmp_path, tree, *given, "refine.scenes.overlap=1", "refine.scenes.cut=1")
@@ -221,20 +227,15 @@ def test_images_without_class_and_wrong_values():
         scene([1, 0, 0, 0, 0, 0], overlap=2)
 
 
-def test_what_is_no_map_of_the_photograph_is_made_again(tmp_path, photograph):
+def test_what_is_no_map_of_the_photograph_is_made_again(tmp_path, command):
     folder, out = tmp_path / "photographs", tmp_path / "maps"
-    folder.mkdir()
-    for name in ("a", "b", "c"):
-        Image.fromarray(photograph).save(folder / f"{name}.png")
-    command = ["saliency", folder, "--network", network_file(tmp_path / "n.onnx"), "--out", out, "--quiet"]
-    main(list(map(str, command)))
     good = (out / "a.png").read_bytes()
     (out / "b.png").write_bytes(b"broken")
     Image.new("L", (5, 5)).save(out / "c.png")
-    main(list(map(str, command)))
+    main(command)
     assert (out / "b.png").read_bytes() == (out / "c.png").read_bytes() == good
     (out / "saliency.json").write_text("{")
     with pytest.raises(SystemExit, match="holds maps of another network, or of other programs"):
-        main(list(map(str, command)))
+        main(command)
     with pytest.raises(SystemExit, match="is the folder of the images"):
-        main(list(map(str, [*command[:-2], folder])))
+        main([*command[:-1], str(folder)])

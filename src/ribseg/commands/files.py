@@ -43,6 +43,7 @@ def each_image(
     done: str,
     failure: str,
     quiet: bool,
+    then: Callable[[Mapping[Path, Path]], None] | None = None,
 ) -> None:
     """Calls `work` for each image, in a process for each core; lists those that failed at the end.
 
@@ -55,6 +56,7 @@ def each_image(
         done: printed at the end, after the number of successful images.
         failure: message for the failed ones, as "could not be segmented".
         quiet: no progress, no lines.
+        then: called with the successful ones, if there are any, before the command ends.
 
     Raises:
         DataError: at the end, with the reason for every failed image.
@@ -76,6 +78,9 @@ def each_image(
                     failed[image] = error
                 elif line:
                     console.print(line, highlight=False, markup=False)
+        made = {target: image for target, image in targets.items() if image not in failed}
+        if then is not None and made:
+            then(made)
     except (RibsegError, KeyboardInterrupt) as error:
         text = str(error) or "interrupted; the written files are complete"
         raise RibsegError(_with_reasons(text, failed)) from error

@@ -9,6 +9,7 @@ each step. --format also writes photographs and masks in a form of `ribseg expor
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from ribseg.checks import check_number
 from ribseg.commands.export import FORMS
 from ribseg.commands.files import each_image, targets_of
-from ribseg.errors import ConfigError, DataError
+from ribseg.errors import ConfigError
 
 REFINEMENTS = ("none", "crf", "pixel_adaptive", "segments")
 
@@ -65,20 +66,8 @@ def run(options: argparse.Namespace) -> None:
         return f"{image.name}: {', '.join(maps.names) or 'no class'}"
 
     done, failure = f"images localized in {options.out}", "could not be localized"
-    before = {target: _written(target) for target in targets}
-    failed: list[str] = []
-    try:
-        each_image(targets, one, "Localizing", done, failure, options.quiet)
-    except DataError as error:
-        failed.append(str(error))
-    made = {target: image for target, image in targets.items() if _written(target) != before[target]}
-    if options.format and made:
-        try:
-            _export(options.format, made, options.out / options.format)
-        except DataError as error:
-            failed.append(str(error))
-    if failed:
-        raise DataError("\n".join(failed))
+    then = partial(_export, options.format, options.out / options.format) if options.format else None
+    each_image(targets, one, "Localizing", done, failure, options.quiet, then)
 
 
 def _make_room(form: str, folder: Path) -> None:
@@ -98,12 +87,7 @@ def _make_room(form: str, folder: Path) -> None:
         )
 
 
-def _written(path: Path) -> int | None:
-    """When a file was last written, in nanoseconds; None without the file."""
-    return path.stat().st_mtime_ns if path.is_file() else None
-
-
-def _export(form: str, targets: Mapping[Path, Path], out: Path) -> None:
+def _export(form: str, out: Path, targets: Mapping[Path, Path]) -> None:
     """Writes photographs and their masks in a form, under the names of all classes found."""
     import numpy as np
 

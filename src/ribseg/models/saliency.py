@@ -1,6 +1,5 @@
 """Saliency maps of photographs by published networks in ONNX (extra `saliency`)."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from PIL import Image
 from ribseg.checks import check_choice, check_number
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD
 from ribseg.errors import ConfigError, reason
-from ribseg.files import atomic_write
+from ribseg.files import atomic_file
 
 SLACK = 0.01  # of values outside [0, 1], as 8-bit networks have them
 
@@ -36,9 +35,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "isnet": Kind(1024, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),  # Qin et al., ECCV 2022
-    "u2net": Kind(
-        320, IMAGENET_MEAN, IMAGENET_STD
-    ),  # Qin et al., Pattern Recognition 2020; its small ones, too
+    "u2net": Kind(320, IMAGENET_MEAN, IMAGENET_STD),  # Qin et al., 2020; U2-Netp, too
     "birefnet": Kind(1024, IMAGENET_MEAN, IMAGENET_STD, logits=True),  # Zheng et al., 2024
 }
 
@@ -132,6 +129,5 @@ class SaliencyNetwork:
 
 def write_saliency(path: str | Path, scores: npt.NDArray[np.uint8]) -> None:
     """Writes an (H, W) uint8 saliency map as a gray PNG, atomically."""
-    data = io.BytesIO()
-    Image.fromarray(scores).save(data, "png", optimize=True)
-    atomic_write(path, data.getvalue())
+    with atomic_file(path) as file:
+        Image.fromarray(scores).save(file, "png", optimize=True)

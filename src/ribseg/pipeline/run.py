@@ -23,7 +23,7 @@ from ribseg.pipeline.report.check_data import report_data
 from ribseg.pipeline.report.finished import CONFIG
 from ribseg.pipeline.report.log_results import log_results
 from ribseg.pipeline.report.page import write_report
-from ribseg.pipeline.report.tables import own_tables, print_tables, write_tables
+from ribseg.pipeline.report.tables import check_own_tables, print_tables, write_tables
 from ribseg.pipeline.stages.bottleneck import RESULT as BOTTLENECK
 from ribseg.pipeline.stages.checked_data import CheckedData, facts_of
 from ribseg.pipeline.stages.evaluate import RESULT
@@ -116,7 +116,7 @@ def check(session: Session, reported: Mapping[str, Any]) -> Mapping[str, Any]:
     others = [stage for stage in run.stages if not stage.reads_data]
     check_imports(session)
     check_precisions(session)
-    own_tables(session)
+    check_own_tables(session)
     _ = session.result_loggers  # built now, so that a logger that cannot be built ends the run at once
     if reads_data(session):
         data = CheckedData(session, reported)

@@ -230,17 +230,23 @@ def own_tables(session: Session) -> dict[str, Declared]:
             check_choice("splits", table.splits, ("each", "last", "all"))
             if table.file and table.file in {*taken, *(other.file for other in found.values())}:
                 raise ConfigError(f"file: expected a name that no other table has, got {table.file!r}")
-            try_table(table)
         found[name] = table
     return found
 
 
-def try_table(table: Declared) -> None:
-    """Makes a table of invented numbers, so that what it cannot show is known before the first stage.
+def check_own_tables(session: Session) -> None:
+    """Makes the tables of `report.tables` of invented numbers, before the first stage.
 
     Raises:
-        ConfigError: it cannot be made; says why.
+        ConfigError: see `own_tables`; or one cannot show its numbers.
     """
+    for name, table in own_tables(session).items():
+        with within(f"report.tables.{name}"):
+            try_table(table)
+
+
+def try_table(table: Declared) -> None:
+    """Raises a ConfigError unless a table can be made of invented numbers."""
     try:
         measures = {column.measure for column in table.columns if column.measure}
         part = Record(table.part, "cam", "CAM", split="val", value=0.5, place="cat", number=1)

@@ -111,17 +111,22 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         """Name -> steps of the variants that it makes."""
         return {name: Variant.parse(name) for name in self.chain.variants(self.cfg.variants)}
 
+    @property
+    def uses_saliency(self) -> bool:
+        """Whether some variant needs saliency maps."""
+        return any(variant.saliency for variant in self.variants.values())
+
     def inputs(self) -> Sequence[Stage[Session]]:
         """The stages whose maps the variants start from, and that of the saliency maps if it is one."""
-        variants = self.variants.values()
-        made = [self.saliency] if any(v.saliency for v in variants) and self.saliency.cfg.made else []
-        return list(dict.fromkeys([*(self.refined[variant.refined] for variant in variants), *made]))
+        made = [self.saliency] if self.uses_saliency and self.saliency.cfg.made else []
+        refined = (self.refined[variant.refined] for variant in self.variants.values())
+        return list(dict.fromkeys([*refined, *made]))
 
     def settings(self) -> dict[str, Any]:
         """Its own, with digests of the saliency maps and of the segments instead of their folders."""
         digest = self.session.contents.of_folder
         own, variants = counted(self.cfg) | {"variants": list(self.variants)}, self.variants.values()
-        if self.cfg.saliency is not None and any(variant.saliency for variant in variants):
+        if self.cfg.saliency is not None and self.uses_saliency:
             own["saliency"] = "" if self.saliency.cfg.made else digest(self.cfg.saliency)
         if not any(variant.saliency == "scenes" for variant in variants):
             del own["scenes"]
@@ -151,7 +156,7 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         variants, cfg = self.variants.values(), self.cfg
         for name in sorted({THRESHOLDS[variant.refined] for variant in variants if not variant.saliency}):
             check_threshold(self.session, name, getattr(cfg, name))
-        if any(variant.saliency for variant in variants) and not self.saliency.cfg.made:
+        if self.uses_saliency and not self.saliency.cfg.made:
             folder, folders = self.saliency_folder, self.session.data.folders
             check_files_there(self.session, "saliency maps (gray)", folder, ".png")
             ids = [i for i in self.session.data.all_ids if folders[i].has_class(i)]
