@@ -2,15 +2,18 @@
 
 import io
 import json
+from itertools import product
 
 import pytest
 import torch
+from timm.layers.padding import get_same_padding
 
 import ribseg
 from ribseg.cli import main
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.models.load import Segmenter
-from ribseg.models.program import Portable, export_segmenter
+from ribseg.models.program import Portable, export_segmenter, same_padding
+from ribseg.models.smp import SMPSegmenter
 
 NARROW = {"channels": (8, 8, 12, 16)}
 IMAGES = torch.randint(0, 256, (2, 70, 91, 3), dtype=torch.uint8)
@@ -54,6 +57,25 @@ def test_a_program_is_the_model_at_other_sizes_and_refuses_floats(form, segmente
     assert "uint8 RGB" in described["input"]
     with pytest.raises(Exception, match=r"(?i)uint8|byte|type"):
         run(IMAGES.float() / 255)
+
+
+@pytest.mark.parametrize("form", [pytest.param("pt2", marks=pytest.mark.slow), "onnx"])
+@torch.no_grad()
+def test_a_pyramid_over_tensorflow_paddings_is_exported_for_any_size(form):
+    for name in ("onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch"):
+        pytest.importorskip(name)
+    torch.manual_seed(0)
+    narrow = {"decoder_pyramid_channels": 8, "decoder_segmentation_channels": 32}
+    model = SMPSegmenter(3, "fpn", "tu-tf_mobilenetv3_small_minimal_100", kwargs=narrow).eval()
+    given = Segmenter(model, ("cat", "dog"))
+    run, _ = run_of(form, export_segmenter(given, form))
+    torch.testing.assert_close(next(iter(run(IMAGES))), Portable(given)(IMAGES)[0], rtol=0, atol=1e-4)
+
+
+def test_padding_in_whole_numbers_is_timms():
+    for side, kernel, stride, dilation in product(range(1, 40), (1, 2, 3, 5), (1, 2, 3, 4), (1, 2)):
+        expected = get_same_padding(side, kernel, stride, dilation)
+        assert same_padding(side, kernel, stride, dilation) == expected
 
 
 def test_a_program_gives_what_predict_gives(segmenter):

@@ -148,9 +148,14 @@ class FrozenBackboneNetwork(nn.Module):
 
 def pad_images(images: Tensor, crop_size: int = 0) -> Tensor:
     """Zero-pads (N, 3, H, W) at the right and bottom to `crop_size`, longer sides to a multiple of 32."""
-    height, width = images.shape[-2:]
-    bottom, right = (max(crop_size - side, -side % PAD_TO) for side in (height, width))
-    return F.pad(images, (0, right, 0, bottom))
+    # Of positive numbers, as ONNX rounds others otherwise; and so that torch.export sees the multiples.
+    height, width = (max(crop_size, (side + PAD_TO - 1) // PAD_TO * PAD_TO) for side in images.shape[-2:])
+    return to_size(images, height, width)
+
+
+def to_size(images: Tensor, height: int, width: int) -> Tensor:
+    """Zero-pads or crops (N, C, H, W) at the right and bottom to (N, C, height, width)."""
+    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 
 def whole_name(name: str) -> str:

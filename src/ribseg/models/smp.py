@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ribseg.checks import check_switch
 from ribseg.errors import ConfigError
-from ribseg.models.backbone import STAGE, Backbone, pad_images
+from ribseg.models.backbone import STAGE, Backbone, pad_images, to_size
 from ribseg.models.deeplab import Norm, SegmenterNetwork
 from ribseg.models.weights import load_fitting
 
@@ -80,7 +80,8 @@ class SMPSegmenter(SegmenterNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, C+1, H, W) logits."""
         height, width = images.shape[-2:]
-        return self.network(pad_images(images))[..., :height, :width]
+        # As a padding by less than nothing: torch.export follows a slice at multiples of the padding alone.
+        return to_size(self.network(pad_images(images)), height, width)
 
     def parts(self) -> tuple[nn.Module, ...]:
         """Encoder, decoder and head; BatchNorm of the decoder, which is not pretrained, always learns."""
