@@ -2,6 +2,7 @@
 
 import io
 import json
+from inspect import signature
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ import ribseg
 from ribseg.cli import main
 from ribseg.errors import ConfigError, RibsegError
 from ribseg.models.load import Segmenter
-from ribseg.models.program import Portable, export_segmenter, same_padding
+from ribseg.models.program import DEFERRED, Portable, export_segmenter, same_padding
 from ribseg.models.smp import SMPSegmenter
 
 NARROW = {"channels": (8, 8, 12, 16)}
@@ -26,6 +27,14 @@ def segmenter():
     return Segmenter(model, ("cat", "dog"), mean=(0.4, 0.5, 0.6))
 
 
+def need(form):
+    """Skips a test of a form that cannot be written here."""
+    if form != "torchscript" and DEFERRED not in signature(torch.export.export).parameters:
+        pytest.skip("needs torch >= 2.9")
+    for name in ("onnx", "onnxruntime", "onnxscript") if form == "onnx" else ():
+        pytest.importorskip(name, reason="pip install 'ribseg[onnx]'")
+
+
 def run_of(form, data):
     """The program as a user without ribseg runs it, and its description."""
     if form == "torchscript":
@@ -34,7 +43,8 @@ def run_of(form, data):
     if form == "pt2":
         files = {"ribseg.json": ""}
         return torch.export.load(io.BytesIO(data), extra_files=files).module(), files["ribseg.json"]
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map["ribseg"]
     return lambda images: map(torch.from_numpy, session.run(None, {"images": images.numpy()})), about
@@ -43,9 +53,7 @@ def run_of(form, data):
 @pytest.mark.parametrize("form", ["torchscript", "pt2", "onnx"])
 @torch.no_grad()
 def test_a_program_is_the_model_at_other_sizes_and_refuses_floats(form, segmenter):
-    if form == "onnx":
-        for name in ("onnx", "onnxruntime", "onnxscript"):
-            pytest.importorskip(name, reason="pip install 'ribseg[onnx]'")
+    need(form)
     run, about = run_of(form, export_segmenter(segmenter, form))
     expected, ids = Portable(segmenter).eval()(IMAGES)
     probabilities, labels = run(IMAGES)
@@ -62,8 +70,8 @@ def test_a_program_is_the_model_at_other_sizes_and_refuses_floats(form, segmente
 @pytest.mark.parametrize("form", [pytest.param("pt2", marks=pytest.mark.slow), "onnx"])
 @torch.no_grad()
 def test_a_pyramid_over_tensorflow_paddings_is_exported_for_any_size(form):
-    for name in ("onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch"):
-        pytest.importorskip(name)
+    need(form)
+    pytest.importorskip("segmentation_models_pytorch")
     torch.manual_seed(0)
     narrow = {"decoder_pyramid_channels": 8, "decoder_segmentation_channels": 32}
     model = SMPSegmenter(3, "fpn", "tu-tf_mobilenetv3_small_minimal_100", kwargs=narrow).eval()
@@ -97,7 +105,14 @@ class Unfit(torch.nn.Module):
         return self.layer(images) if images.sum() > 0 else images
 
 
+def test_an_old_torch_is_named(segmenter, monkeypatch):
+    monkeypatch.setattr(torch.export, "export", lambda module, args: None)
+    with pytest.raises(ConfigError, match=r"need torch >= 2.9, found .*; take torchscript"):
+        export_segmenter(segmenter, "pt2")
+
+
 def test_what_cannot_be_exported_is_named(segmenter):
+    need("pt2")
     with pytest.raises(RibsegError, match="Unfit cannot be exported as pt2"):
         export_segmenter(Segmenter(Unfit(), ("a", "b")), "pt2")
     with pytest.raises(ConfigError, match=r"to: expected onnx \| pt2 \| torchscript"):

@@ -32,6 +32,7 @@ SMALLEST, LARGEST = PAD_TO + 1, 4096
 CHECKED = ((96, 128), (65, 81), (33, 200), (128, 128), (233, 150))  # heights and widths
 EXAMPLE = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
 TOLERANCE, EQUAL = 1e-4, 0.9999  # of probabilities; share of equal ids
+DEFERRED = "prefer_deferred_runtime_asserts_over_guards"  # argument of torch.export.export
 ABOUT = "ribseg"  # key, or file, of the description in a program
 Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
 Written = tuple[bytes, Runner]  # program, and what runs it
@@ -70,7 +71,7 @@ def export_segmenter(segmenter: Segmenter, to: str) -> bytes:
         to: "onnx" (extra `onnx`), "pt2" of torch.export, or "torchscript".
 
     Raises:
-        ConfigError: an unknown form, or the packages for ONNX are not installed.
+        ConfigError: an unknown form, or torch is too old for it, or the packages for ONNX are not installed.
         RibsegError: the network cannot be exported, or the program differs from the model.
     """
     check_choice("to", to, tuple(WRITERS))
@@ -127,14 +128,20 @@ def check_program(module: Portable, run: Runner) -> None:
 
 
 def exported(module: Portable) -> torch.export.ExportedProgram:
-    """The program of torch.export, for images of any size from 33 pixels on."""
+    """The program of torch.export, for images of any size from 33 pixels on.
+
+    Raises:
+        ConfigError: torch is too old.
+    """
     height, width = (Dim(name, min=SMALLEST, max=LARGEST) for name in ("height", "width"))
     # Guards that a size might violate, as of paddings, are checked when it runs.
-    deferred: dict[str, Any] = {"prefer_deferred_runtime_asserts_over_guards": True}
-    given = deferred if next(iter(deferred)) in signature(torch.export.export).parameters else {}
+    if DEFERRED not in signature(torch.export.export).parameters:
+        raise ConfigError(f"onnx and pt2 need torch >= 2.9, found {torch.__version__}; take torchscript")
     sizes = ({0: Dim("batch", min=1, max=1024), 1: height, 2: width},)
     with mock.patch("timm.layers.padding.get_same_padding", same_padding):
-        return torch.export.export(module, (EXAMPLE,), dynamic_shapes=sizes, **given)
+        return torch.export.export(
+            module, (EXAMPLE,), dynamic_shapes=sizes, prefer_deferred_runtime_asserts_over_guards=True
+        )
 
 
 def same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int | torch.SymInt:
