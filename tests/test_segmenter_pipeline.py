@@ -131,7 +131,7 @@ def test_crf_processes_and_none_give_the_same_masks(tmp_path, tree, stored):
 
 
 @pytest.mark.usefixtures("stored")
-def test_killed_training_and_test_go_on(tmp_path, tree, monkeypatch):
+def test_killed_training_and_test_go_on(tmp_path, tree, monkeypatch, capsys):
     store = folder_run(tmp_path, tree, *LIGHT)["store"]
     trained, tested = Path(store["segmenter_rib"]), Path(store["segmenter_test_rib"])
     weights = load_file(trained / "segmenter.safetensors")
@@ -145,6 +145,7 @@ def test_killed_training_and_test_go_on(tmp_path, tree, monkeypatch):
     monkeypatch.setattr(SegmentationModule, "training_step", lambda *given: steps.append(given))
     folder_run(tmp_path, tree, *LIGHT)
     assert not steps  # the last checkpoint was that of the last step
+    assert "resuming from its last checkpoint" in capsys.readouterr().out
     again = load_file(trained / "segmenter.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert {path.name: path.read_bytes() for path in (tested / "val").iterdir()} == masks

@@ -138,5 +138,7 @@ def quiet_lightning() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     # BatchNorm statistics are frozen on purpose.
     warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
+    # Of a training that is resumed, as the run says itself.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # From Lightning 2.6 with torch >= 2.12; not the user's concern.
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)

@@ -113,6 +113,8 @@ def fit_from(
 ) -> dict[str, float]:
     """Trains, resuming from a checkpoint if it can be read; returns the last metrics."""
     resume = session.group.agree(str(checkpoint) if readable(checkpoint, session) else None)
+    if resume:
+        session.say("  resuming from its last checkpoint")
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
