@@ -191,6 +191,9 @@ def test_the_export_of_other_masks_is_not_taken_for_done(masks, tmp_path):
     for form in FORMS:
         with pytest.raises(ConfigError, match="or the export of other masks"):
             exported(form, masks, tmp_path)
+    (tmp_path / "hf" / ".ribseg-export.json").write_text("{")
+    with pytest.raises(ConfigError, match="or the export of other masks"):
+        exported("hf", masks, tmp_path)
 
 
 def test_names_are_those_of_classes_alone(masks, tmp_path):

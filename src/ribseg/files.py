@@ -51,6 +51,14 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     atomic_write(path, json.dumps(value, indent=indent).encode())
 
 
+def read_stamp(path: Path) -> Any:
+    """What a JSON file says of the making of its folder; None if it is absent or cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def is_plain_id(text: str) -> bool:
     """Whether a text can be an image id: a file name without extension and folder, without spaces.
 

@@ -5,12 +5,11 @@ network has made them. Needs pip install 'ribseg[saliency]'; docs/refinement.md 
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from ribseg.commands.files import each_image, targets_of
 from ribseg.errors import ConfigError
+from ribseg.files import read_stamp, write_json
 
 STAMP = "saliency.json"
 KINDS = ("isnet", "u2net", "birefnet")
@@ -30,7 +29,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Makes the maps that are missing; lists the photographs that cannot be read."""
     from ribseg.data.io.images import read_image
-    from ribseg.files import write_json
     from ribseg.models.saliency import SaliencyNetwork, write_saliency
     from ribseg.store.digest import file_digest
 
@@ -38,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     network = SaliencyNetwork(options.network, options.kind, options.side)
     made_by = {"network": file_digest(options.network), "kind": options.kind, "side": network.side}
     stamp, there = options.out / STAMP, any(target.is_file() for target in targets)
-    if _made_by(stamp) != made_by and (there or stamp.exists()):
+    if read_stamp(stamp) != made_by and (there or stamp.exists()):
         raise ConfigError(
             f"{options.out} holds maps of another network, or of other programs: choose another --out"
         )
@@ -54,14 +52,6 @@ def run(options: argparse.Namespace) -> None:
     if left:
         done, failure = f"maps written to {options.out}", "could not be read"
         each_image(left, one, "Saliency", done, failure, options.quiet)
-
-
-def _made_by(stamp: Path) -> Any:
-    """What a folder says of the network that made its maps; None if it says nothing."""
-    try:
-        return json.loads(stamp.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _is_map_of(target: Path, image: Path) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ from ribseg import __version__
 from ribseg.checks import check_choice
 from ribseg.data.base import check_names
 from ribseg.data.io.images import open_image, orientation, read_header, read_image
-from ribseg.data.io.masks import IGNORE, mask_ids, read_mask, voc_palette
+from ribseg.data.io.masks import IGNORE, class_names_of, mask_ids, read_mask, voc_palette
 from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, write_json
+from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, read_stamp, scan_folder, write_json
 from ribseg.progress import track
 from ribseg.store.contents import Contents
 
@@ -104,8 +105,7 @@ def begin(out: Path, form: str, masks: MaskSet, instances: bool) -> None:
         "split": masks.split,
         "content": [[name, *map(content_of, paths)] for name, *paths in files],
     }
-    path = out / STAMP
-    if path.is_file() and json.loads(path.read_text()) == stamp:
+    if read_stamp(out / STAMP) == stamp:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
@@ -113,7 +113,7 @@ def begin(out: Path, form: str, masks: MaskSet, instances: bool) -> None:
         )
     if not files:
         raise DataError("there is no mask to be written")
-    write_json(path, stamp)
+    write_json(out / STAMP, stamp)
 
 
 def content_of(path: Path) -> str:
@@ -152,12 +152,6 @@ class Form(ABC):
     def close(self) -> None:  # noqa: B027
         """Writes what describes the whole."""
 
-    def forbid(self, signs: str, place: str) -> None:
-        """Raises a DataError if the name of a class has one of some signs."""
-        wrong = [name for name in self.classes if any(sign in name for sign in signs)]
-        if wrong:
-            raise DataError(f"{place} cannot hold the names {wrong[:5]}: without {' '.join(signs)} it could")
-
 
 class MMSegmentation(Form):
     """mmsegmentation's `img_dir`, `ann_dir`: gray PNGs of ids, 0 background, 255 ignored.
@@ -174,7 +168,7 @@ class MMSegmentation(Form):
     def write(self, item: Masked, mask: np.ndarray) -> Mapping[str, int]:
         """See `Form`."""
         place_image(item, self.out / "img_dir" / self.split, self.ending)
-        write_gray(self.out / "ann_dir" / self.split / f"{item.id}.png", mask)
+        save_png(self.out / "ann_dir" / self.split / f"{item.id}.png", mask)
         return {}
 
     def close(self) -> None:
@@ -208,9 +202,9 @@ class NNUNet(Form):
         """See `Form`."""
         path = self.out / "imagesTr" / f"{item.id}_0000.png"
         if not path.is_file():
-            save_png(path, Image.fromarray(read_image(item.image)))
+            save_png(path, read_image(item.image))
         labels = np.where(mask == IGNORE, len(self.classes) + 1, mask).astype(np.uint8)
-        write_gray(self.out / "labelsTr" / f"{item.id}.png", labels)
+        save_png(self.out / "labelsTr" / f"{item.id}.png", labels)
         return {}
 
     def close(self) -> None:
@@ -233,7 +227,7 @@ class HuggingFace(Form):
     def write(self, item: Masked, mask: np.ndarray) -> Mapping[str, int]:
         """See `Form`."""
         place_image(item, self.out / self.split)
-        write_gray(self.out / self.split / "masks" / f"{item.id}.png", mask)
+        save_png(self.out / self.split / "masks" / f"{item.id}.png", mask)
         return {}
 
     def close(self) -> None:
@@ -283,12 +277,8 @@ class Coco(Form):
 
     def check(self) -> None:
         """Pycocotools must be there."""
-        try:
-            import pycocotools  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(
-                "COCO's run lengths are written by pycocotools: pip install 'ribseg[coco]'"
-            ) from error
+        if find_spec("pycocotools") is None:
+            raise ConfigError("COCO's run lengths are written by pycocotools: pip install 'ribseg[coco]'")
 
     def close(self) -> None:
         """Writes the JSON."""
@@ -342,14 +332,17 @@ class VocColours(Form):
 
     def check(self) -> None:
         """The file's columns are separated by colons."""
-        self.forbid(":#\n", "labelmap.txt")
+        signs = ":#\n"
+        wrong = [name for name in self.classes if any(sign in name for sign in signs)]
+        if wrong:
+            raise DataError(
+                f"labelmap.txt cannot hold the names {wrong[:5]}: without {' '.join(signs)} it could"
+            )
 
     def write(self, item: Masked, mask: np.ndarray) -> Mapping[str, int]:
         """See `Form`."""
         place_image(item, self.out / "JPEGImages")
-        path = self.out / "SegmentationClass" / f"{item.id}.png"
-        if not path.is_file():
-            save_png(path, Image.fromarray(voc_palette()[mask]))
+        save_png(self.out / "SegmentationClass" / f"{item.id}.png", voc_palette()[mask])
         return {}
 
     def close(self) -> None:
@@ -393,20 +386,18 @@ def place_image(item: Masked, folder: Path, ending: str | None = None) -> Path:
         with atomic_file(path) as file, item.image.open("rb") as source:
             shutil.copyfileobj(source, file)
     else:
-        save_png(path, Image.fromarray(read_image(item.image)))
+        save_png(path, read_image(item.image))
     return path
 
 
-def save_png(path: Path, image: Image.Image) -> None:
-    """Writes a PNG atomically."""
-    with atomic_file(path) as file:
-        image.save(file, format="PNG")
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes (H, W) gray or (H, W, 3) RGB uint8 as PNG, atomically, unless it is there.
 
-
-def write_gray(path: Path, ids: np.ndarray) -> None:
-    """Writes ids as a gray PNG, which no reader takes for colours."""
+    No reader takes gray ids for colours, as some do with a palette.
+    """
     if not path.is_file():
-        save_png(path, Image.fromarray(ids))
+        with atomic_file(path) as file:
+            Image.fromarray(pixels).save(file, format="PNG")
 
 
 def classes_in(mask: np.ndarray) -> list[int]:
@@ -462,9 +453,6 @@ def mask_set(
     Raises:
         DataError: masks lack their photograph, or there are no names.
     """
-    from ribseg.data.io.masks import class_names_of
-    from ribseg.files import scan_folder
-
     own = class_names_of(folder)
     names = own if classes is None else list(classes)
     if names is None:
