@@ -38,8 +38,14 @@ def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str
     spaced = [name for name in classes if len(name.split()) != 1]
     if spaced:
         raise DataError(f"names of classes must hold no spaces, as {spaced[:5]} do; use underscores")
-    if Path(source).suffix != ".npy":
-        return _convert_form(Path(source), target, classes)
+    read = _pickled_rows if Path(source).suffix == ".npy" else _rows_of_form
+    rows = read(Path(source), classes)
+    write_label_csv(target, rows)
+    return len(rows)
+
+
+def _pickled_rows(source: Path, classes: Sequence[str]) -> dict[str, list[str]]:
+    """The rows of a `cls_labels.npy`."""
     labels = read_pickled_arrays(source)
     wrong = [f"{key}: {_shown(row)}" for key, row in labels.items() if not _fits(row, len(classes))]
     if wrong or not labels:
@@ -49,20 +55,18 @@ def convert_labels(source: str | Path, target: str | Path, classes: Sequence[str
     rows = {image_id(key): list(compress(classes, row)) for key, row in labels.items()}
     if len(rows) < len(labels):
         raise DataError(f"{source} has images twice, by number and by name. Make the file again.")
-    write_label_csv(target, rows)
-    return len(rows)
+    return rows
 
 
-def _convert_form(source: Path, target: str | Path, classes: Sequence[str]) -> int:
-    """Writes the rows of a file or folder of labels, with the ids of their file names."""
+def _rows_of_form(source: Path, classes: Sequence[str]) -> dict[str, list[str]]:
+    """The rows of a file or folder of labels, with the ids of their file names."""
     rows, problems = by_id(parse_labels(source, classes), ())
     if problems:
         raise DataError(list_problems(f"{source} cannot be used", problems, "Correct these rows."))
     unknown = sorted({name for names in rows.values() for name in names} - set(classes))
     if unknown:
         raise DataError(f"{source} has classes that are not among the given ones: {unknown[:5]} (--names)")
-    write_label_csv(target, rows)
-    return len(rows)
+    return rows
 
 
 def image_id(key: str | int) -> str:

@@ -22,21 +22,8 @@ from ribseg.data.io.labels import Problems, label_matrix, labels_from_csv
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import IMAGE_ENDINGS, read_lines
 
-# Endings of files that may hold labels, and names of such folders.
-TABLES = {
-    ".csv",
-    ".tsv",
-    ".json",
-    ".jsonl",
-    ".ndjson",
-    ".xml",
-    ".xlsx",
-    ".parquet",
-    ".yaml",
-    ".yml",
-    ".npy",
-    ".npz",
-}
+# Endings of files that may hold labels, beside those of READERS, and names of such folders.
+UNREAD = {".ndjson", ".xlsx", ".parquet", ".yaml", ".yml", ".npy", ".npz"}
 INNER = ("labels", "annotations", "by_class", "classes")
 # Columns that name the image, in lower case: of Roboflow, Label Studio, Hugging Face and our own tables.
 IMAGE_COLUMNS = ("image", "filename", "file_name", "file", "path", "image_path", "file_upload")
@@ -167,7 +154,7 @@ def may_be_labels(path: Path) -> bool:
         return False
     if ".txt" in suffixes:
         return path.with_name(SYNSETS).is_file() or any(word in name for word in ("label", "annot", "tags"))
-    return bool(suffixes & TABLES)
+    return bool(suffixes & {*READERS, *UNREAD})
 
 
 def inner_labels(root: Path) -> list[Path]:
@@ -195,9 +182,10 @@ def parse_labels(path: Path, classes: Sequence[str]) -> Labels:
     """The content of a file or folder of labels; raises a DataError if it has no form that is read."""
     try:
         if path.is_dir():
-            return _class_lists(path, classes) or _folders(path, classes)
-        reader = READERS.get(path.suffix.lower())
-        found = None if reader is None else reader(path, classes)
+            found = _class_lists(path, classes) or _folders(path)
+        else:
+            reader = READERS.get(path.suffix.lower())
+            found = None if reader is None else reader(path, classes)
     except DataError as error:
         if str(path) in str(error):
             raise
@@ -413,7 +401,7 @@ def _class_lists(folder: Path, classes: Sequence[str]) -> Labels | None:
     return Labels("VOC's class lists", [(i, list(dict.fromkeys(names))) for i, names in rows.items()])
 
 
-def _folders(folder: Path, classes: Sequence[str]) -> Labels:
+def _folders(folder: Path) -> Labels | None:
     """A folder of images for each class, as torchvision's ImageFolder has them."""
     rows: dict[str, list[str]] = {}
     first: dict[str, Path] = {}
@@ -425,9 +413,7 @@ def _folders(folder: Path, classes: Sequence[str]) -> Labels:
                     f"{path} and {first[path.name]} are different photographs of one name: rename one"
                 )
             rows.setdefault(path.name, []).extend(named)
-    if not rows:
-        raise DataError(f"{folder} has no form of labels that is read: {FORMS}.")
-    return Labels("a folder for each class", list(rows.items()))
+    return Labels("a folder for each class", list(rows.items())) if rows else None
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], Labels | None]] = {
