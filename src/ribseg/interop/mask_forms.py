@@ -32,8 +32,6 @@ from ribseg.errors import DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import is_plain_id, scan_folder
 from ribseg.progress import track
 
-POLYGONS = ("polygon", "rectangle", "mask")  # shapes of labelme that are regions
-
 
 @dataclass(frozen=True)
 class MaskSource:
@@ -114,10 +112,8 @@ def coloured(source: Path, classes: Sequence[str] | None) -> MaskSource:
     path = source / "labelmap.txt"
     if not path.is_file():
         raise DatasetNotFoundError(f"{path} is absent: a line name:r,g,b:: for each class")
-    rows = [line.split(":") for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    named = [
-        (row[0], row[1] if len(row) > 1 else "") for row in rows if row[0] and not row[0].startswith("#")
-    ]
+    rows = [line.partition(":") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    named = [(name, rest.partition(":")[0]) for name, _, rest in rows if name and not name.startswith("#")]
     palette, said = voc_palette(), ""
     bare = [name for name, colour in named if not colour]
     if bare and len(bare) < len(named):
@@ -145,22 +141,16 @@ def numbered(
     own = [name for name in names if special(name) is None]
     if classes is not None:
         check_names(classes, "--names")
-    spelled = {name: _spelled(name, classes) for name in own}
-    unknown = [name for name, known in spelled.items() if known is None]
+    elif own:
+        check_names(own, str(source))
+    order = own if classes is None else list(classes)
+    # The given names may have underscores for spaces.
+    spelled = {name: name if name in order else "_".join(name.split()) for name in own}
+    unknown = [name for name, known in spelled.items() if known not in order]
     if unknown:
         raise DataError(f"{source} has classes that are not among the given names: {unknown[:5]}")
-    order = own if classes is None else list(classes)
-    if order:
-        check_names(order, str(source))
-    ids = {name: order.index(str(known)) + 1 for name, known in spelled.items()}
+    ids = {name: order.index(known) + 1 for name, known in spelled.items()}
     return order, ids | {name: special(name) or 0 for name in names if name not in ids}
-
-
-def _spelled(name: str, classes: Sequence[str] | None) -> str | None:
-    """The name as the given ones spell it, with or without spaces; None if it is not among them."""
-    return next(
-        (known for known in (name, "_".join(name.split())) if classes is None or known in classes), None
-    )
 
 
 def labelme(source: Path, classes: Sequence[str] | None) -> MaskSource:
@@ -302,5 +292,5 @@ def _shape(shape: Mapping[str, Any], size: tuple[int, ...]) -> np.ndarray:
         part = Image.open(io.BytesIO(base64.b64decode(shape["mask"])))
         region.paste(part.convert("1"), (round(points[0][0]), round(points[0][1])))
     else:
-        raise ValueError(f"expected {' | '.join(POLYGONS)}, found {kind} of {len(points)} points")
+        raise ValueError(f"expected polygon | rectangle | mask, found {kind} of {len(points)} points")
     return np.asarray(region)
