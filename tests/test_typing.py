@@ -13,10 +13,8 @@ import pytest
 import ribseg
 
 SOURCES = Path(ribseg.__file__).parents[1]
-LAZY = ("ribseg", "ribseg.data")
-EAGER = tuple(
-    f"ribseg.{name}" for name in ("analysis", "functional", "interop", "metrics", "models", "modules")
-)
+LAZY = ("ribseg", "ribseg.data", "ribseg.interop")
+EAGER = tuple(f"ribseg.{name}" for name in ("analysis", "functional", "metrics", "models", "modules"))
 
 RIGHT = """
 from pathlib import Path
