@@ -115,14 +115,11 @@ def of_run(folder: Path, stage: str, split: str | None) -> "MaskSet":
             raise ConfigError(
                 f"the run has no split {split!r}; there are {[each.split for each in data.splits]}"
             )
-        items = []
+        items: dict[str, Masked] = {}
+        variant = found.results["pseudo_masks"]["variant"] if name == "pseudo_masks" else None
         for part, dataset in folders.items():
-            masks = (
-                place / found.results["pseudo_masks"]["variant"] if name == "pseudo_masks" else place / part
-            )
             for image_id in dataset.ids:
-                image, mask = dataset.image_path(image_id), masks / f"{image_id}.png"
+                image, mask = dataset.image_path(image_id), place / (variant or part) / f"{image_id}.png"
                 if image is not None and mask.is_file():
-                    items.append(Masked(image_id, image.absolute(), mask))
-        unique = {item.id: item for item in items}
-    return MaskSet(data.classes, list(unique.values()), split or "train")
+                    items[image_id] = Masked(image_id, image.absolute(), mask)
+    return MaskSet(data.classes, list(items.values()), split or "train")

@@ -153,11 +153,10 @@ def map_reader(source_dir: str | Path, dataset: BaseDataset, layout: Layout) -> 
     order = list(places) if named is None else class_order(named, dataset.classes, f"classes.txt of {source}")
     ids = np.arange(256, dtype=np.uint8)
     ids[[place + 1 for place in order]] = [place + 1 for place in places]
-    renumber = ids.__getitem__
     readers: dict[str, Reader] = {
         "npz": lambda i: load_maps(source / f"{i}.npz"),
         "png": lambda i: read_pngs(pngs[i]),
-        "masks": lambda i: masks_to_maps(renumber(read_mask(source / f"{i}.png", dataset.num_classes))),
+        "masks": lambda i: masks_to_maps(ids[read_mask(source / f"{i}.png", dataset.num_classes)]),
     }
     if layout in ARRAYS:
         readers[layout] = lambda i: ARRAYS[layout](source / f"{i}.npy", dataset.num_classes)

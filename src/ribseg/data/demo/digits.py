@@ -22,7 +22,6 @@ from ribseg.seeds import rng
 from ribseg.types import REGIONS
 
 CLASSES = ("2", "8")
-# Names of the region masks, in their order: digit, mark, rest.
 # The range of the digits that each split draws from; the splits share no digit.
 SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
 SIZE = 64  # edge length of the images in pixels
