@@ -199,23 +199,18 @@ def parse_labels(path: Path, classes: Sequence[str]) -> Labels:
 
 def own_table(path: Path) -> bool:
     """Whether a file is a CSV with the columns `image,classes`."""
-    return path.suffix.lower() == ".csv" and {"image", "classes"} <= set(_header(path))
-
-
-def _header(path: Path) -> list[str]:
+    if path.suffix.lower() != ".csv":
+        return False
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        first = next(csv.reader(file, skipinitialspace=True, delimiter=_delimiter(path)), [])
-    return [name.strip() for name in first]
-
-
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+        first = next(csv.reader(file, skipinitialspace=True), [])
+    return {"image", "classes"} <= {name.strip() for name in first}
 
 
 def _table(path: Path, classes: Sequence[str]) -> Labels | None:
     """A table with a row for each image: a column per class with 0 and 1, or one with the names."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, skipinitialspace=True, delimiter=_delimiter(path))
+        reader = csv.DictReader(file, skipinitialspace=True, delimiter=delimiter)
         reader.fieldnames = names = [(name or "").strip() for name in reader.fieldnames or []]
         double = sorted({name for name in names if name and names.count(name) > 1})
         if double:
