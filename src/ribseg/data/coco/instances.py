@@ -105,10 +105,9 @@ def _categories(items: list[Any], problems: Problems) -> tuple[dict[int, int], l
             problems.setdefault("categories without an id of their own and a name", []).append(str(number))
         else:
             named[item["id"]] = name
-    number = sum(name.lower() != BACKGROUND for name in named.values())
-    if len(set(named.values())) < len(named) or not 1 <= number <= 254:
-        problems.setdefault("expected 1 to 254 categories of different names", []).append(f"{len(named)}")
     ids = sorted(category for category, name in named.items() if name.lower() != BACKGROUND)
+    if len(set(named.values())) < len(named) or not 1 <= len(ids) <= 254:
+        problems.setdefault("expected 1 to 254 categories of different names", []).append(f"{len(named)}")
     labels = dict.fromkeys(named, 0) | {category: label for label, category in enumerate(ids, start=1)}
     return labels, [named[i] for i in ids]
 

@@ -82,16 +82,12 @@ def prepare_coco(
     if not _is_ready(target, stamp):
         if find_spec("pycocotools") is None:
             raise ConfigError("COCO's masks are drawn by pycocotools: pip install 'ribseg[coco]'")
-        names, listings, crowds = _read_splits(root, splits, chosen)
+        names, listings, counts = _read_splits(root, splits, chosen)
         # From here on the folder belongs to these annotations and this policy.
         write_json(target / MANIFEST, stamp)
         for split, listing in listings.items():
             draw_masks(_annotations(root, split), set(listing), target / MASKS, chosen, workers, progress)
         _write_tables(target, names, listings)
-        counts = {
-            split: {"images": len(listing), "labelled": sum(map(bool, listing.values())), **crowds[split]}
-            for split, listing in listings.items()
-        }
         write_json(target / MANIFEST, stamp | {"preset": name, "counts": counts})
     made = target.absolute()
     return Prepared(
@@ -116,18 +112,20 @@ def _number_of_crowds(target: Path) -> dict[str, int]:
 def _read_splits(
     root: Path, splits: Sequence[str], policy: Policy
 ) -> tuple[list[str], dict[str, Listing], dict[str, dict[str, int]]]:
-    """Category names, listings and numbers of objects; checks all files before the first mask is drawn."""
+    """Category names, listings and counts; checks all files before the first mask is drawn."""
     names: list[str] = []
-    listings, crowds = {}, {}
+    listings, counts = {}, {}
     for split in splits:
-        instances = read_instances(_annotations(root, split))
+        path = _annotations(root, split)
+        instances = read_instances(path)
         if names and names != instances.names:
-            raise DataError(f"{_annotations(root, split)} has other categories than the split before it")
+            raise DataError(f"{path} has other categories than the split before it")
         names = instances.names
         check_counts(split, instances)
-        crowds[split] = count_crowds(_annotations(root, split), instances, policy)
-        listings[split] = listed(instances, policy)
-    return names, listings, crowds
+        crowds = count_crowds(path, instances, policy)
+        listings[split] = listing = listed(instances, policy)
+        counts[split] = {"images": len(listing), "labelled": sum(map(bool, listing.values())), **crowds}
+    return names, listings, counts
 
 
 def count_crowds(path: Path, instances: Instances, policy: Policy) -> dict[str, int]:
