@@ -97,13 +97,12 @@ def export_masks(
 
 def begin(out: Path, form: str, masks: MaskSet, instances: bool) -> None:
     """Makes the folder, or goes on in that of an equal call."""
-    files = [(item.id, item.image, item.mask) for item in masks.items]
     stamp = {
         "form": form,
         "classes": list(masks.classes),
         "instances": instances,
         "split": masks.split,
-        "content": [[name, *map(content_of, paths)] for name, *paths in files],
+        "content": [[name, *map(content_of, paths)] for name, *paths in masks.items],
     }
     if read_stamp(out / STAMP) == stamp:
         return
@@ -111,7 +110,7 @@ def begin(out: Path, form: str, masks: MaskSet, instances: bool) -> None:
         raise ConfigError(
             f"{out} holds something else already, or the export of other masks: choose a new or empty folder"
         )
-    if not files:
+    if not masks.items:
         raise DataError("there is no mask to be written")
     write_json(out / STAMP, stamp)
 
@@ -347,17 +346,16 @@ class VocColours(Form):
 
     def close(self) -> None:
         """Writes labelmap.txt and the list."""
-        named = enumerate(("background", *self.classes))
-        lines = ["# label:color_rgb:parts:actions"]
-        lines += [f"{name}:{','.join(map(str, voc_palette()[number]))}::" for number, name in named]
+        named = dict(enumerate(("background", *self.classes)))
         if self.ignored:
-            lines.append(f"{IGNORED}:{','.join(map(str, voc_palette()[IGNORE]))}::")
-        atomic_write(self.out / "labelmap.txt", ("\n".join(lines) + "\n").encode())
+            named[IGNORE] = "ignored"
+        rows = [f"{name}:{','.join(map(str, voc_palette()[number]))}::" for number, name in named.items()]
+        text = "\n".join(["# label:color_rgb:parts:actions", *rows, ""])
+        atomic_write(self.out / "labelmap.txt", text.encode())
         ids = "\n".join(item.id for item in self.masks.items)
         atomic_write(self.out / "ImageSets" / "Segmentation" / f"{self.split}.txt", f"{ids}\n".encode())
 
 
-IGNORED = "ignored"  # name of 255 in a labelmap
 FORMS: dict[str, type[Form]] = {
     "mmseg": MMSegmentation,
     "nnunet": NNUNet,
