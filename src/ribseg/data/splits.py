@@ -122,6 +122,11 @@ class DataSplits:
         """Ids of the images with localization maps, each once, in the order of `mapped`."""
         return list(dict.fromkeys(i for dataset in self.mapped for i in dataset.ids))
 
+    @property
+    def labelled_ids(self) -> list[str]:
+        """Those of `all_ids` whose image has a class."""
+        return [image_id for image_id in self.all_ids if self.folders[image_id].has_class(image_id)]
+
     def setup(self, stage: str | None = None) -> None:
         """Opens all splits that are not open yet."""
         _ = self.folders

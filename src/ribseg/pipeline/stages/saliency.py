@@ -66,8 +66,7 @@ class SaliencyStage(ImageStage[Session]):
 
     def ids(self) -> Sequence[str]:
         """The images with a class."""
-        data = self.session.data
-        return [image_id for image_id in data.all_ids if data.folders[image_id].has_class(image_id)]
+        return self.session.data.labelled_ids
 
     def missing(self, target: Artefact, ids: Sequence[str]) -> list[str]:
         """Those of the images that have no map."""

@@ -57,7 +57,7 @@ def check_segments_there(session: Session, settings: Mapping[str, Any]) -> None:
 def check_files_there(session: Session, what: str, folder: Path, ending: str) -> None:
     """Raises a DataError that lists the images with a class but without a file, and files of no image."""
     there, data = scan_folder(folder, (ending,)), session.data
-    absent = [i for i in data.all_ids if data.folders[i].has_class(i) and i not in there]
+    absent = [image_id for image_id in data.labelled_ids if image_id not in there]
     if absent:
         problems = {"images without any": absent, "files of no image": sorted(set(there) - set(data.all_ids))}
         listed = {kind: items for kind, items in problems.items() if items}
@@ -90,8 +90,7 @@ def check_segment_files(session: Session, settings: Mapping[str, Any]) -> None:
         DataError: files cannot be used; lists them.
     """
     wrong: list[str] = []
-    data = session.data
-    ids = [i for i in data.all_ids if data.folders[i].has_class(i)]
+    data, ids = session.data, session.data.labelled_ids
     for image_id in track(ids, "Checking segments", len(ids), session.progress, session.console, "file"):
         try:
             check_segment_file(segments_path(settings, image_id), data.folders[image_id].size(image_id))
