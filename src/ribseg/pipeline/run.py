@@ -20,7 +20,7 @@ from ribseg.pipeline.recipe.processes import fresh_process_group, is_first_proce
 from ribseg.pipeline.recipe.session import CHECK_DATA, REPORT, Session
 from ribseg.pipeline.recipe.trainer import check_precision, slow_precision
 from ribseg.pipeline.report.check_data import report_data
-from ribseg.pipeline.report.finished import CONFIG
+from ribseg.pipeline.report.finished import CONFIG, RESULTS
 from ribseg.pipeline.report.log_results import log_results
 from ribseg.pipeline.report.page import write_report
 from ribseg.pipeline.report.tables import check_own_tables, print_tables, write_tables
@@ -169,7 +169,7 @@ def check_precisions(session: Session) -> None:
 
 def publish(session: Session, results: dict[str, Any]) -> None:
     """Writes `results.json`, tables and report, prints the tables, and logs all of it."""
-    write_json(session.output / "results.json", results)
+    write_json(session.output / RESULTS, results)
     write_tables(session, results)
     print_tables(session, results)
     if REPORT in session.run.chosen:
@@ -195,7 +195,7 @@ def objective(results: Mapping[str, Any], path: str | None) -> float | None:
         key = int(name) if isinstance(value, list) and name.isdigit() else name
         if not isinstance(there, Mapping) or key not in there:
             known = ", ".join(map(str, there)) if isinstance(there, Mapping) else f"the value {value!r}"
-            begin = ".".join(path.split(".")[:number]) or "results.json"
+            begin = ".".join(path.split(".")[:number]) or RESULTS
             raise ConfigError(f"objective={path}: {begin} has no {name!r}; there is {known}")
         value = there[key]
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -16,7 +16,6 @@ from ribseg.pipeline.recipe.console import LoggedConsole
 from ribseg.pipeline.report.answer import policy_line
 from ribseg.pipeline.report.table import TableData
 
-RESULT = "check_data.json"
 WITHIN = "lists within another"
 SHOW = 5  # examples of each kind that are printed; the file has all
 Groups = Mapping[str, Sequence[str]]  # kind of finding -> images or files

@@ -73,7 +73,6 @@ def write_comparison(
     named = {f"results_{table.title}": table for table in results}
     write_table_files(session.output, map_tables(comparison) | named)
     page = render(
-        "report.html",
         title=f"ribseg: {len(runs)} runs",
         facts={run.name: str(run.folder) for run in runs},
         answers=sentences(comparison),

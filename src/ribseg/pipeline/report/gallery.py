@@ -21,7 +21,7 @@ from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import LocalizationMaps
 from ribseg.functional.cam import resize, size_within
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.report.pictures import MapSeries, MaskSeries, true_masks
+from ribseg.pipeline.report.pictures import TRUE_MASK, MapSeries, MaskSeries
 from ribseg.workers import ordered_map
 
 PICTURES_SHARE = 0.75  # of the page for images with all pictures; the rest is for thumbnails and tables
@@ -75,7 +75,9 @@ def make_gallery(
     images, size = session.cfg.report.images, 1e6 * session.cfg.report.megabytes
     if not images:
         return None
-    masks, workers = [*masks, *true_masks(folders)], session.workers
+    if any(folder.has_mask(folder.ids[0]) for folder in folders if folder.ids):
+        masks = [*masks, TRUE_MASK]
+    workers = session.workers
     listed = [Listed(folder, place, one) for folder in folders for place, one in enumerate(folder.ids)]
     rows = [_row(each, maps) for each in listed]
     order = picture_order(rows, [series.name for series in maps], baseline)
@@ -227,9 +229,9 @@ def photograph(image: np.ndarray, side: int = SIDE, quality: int = 78) -> str:
     return _uri(picture, "jpeg", quality=quality)
 
 
-def label_picture(mask: np.ndarray, palette: np.ndarray, side: int = SIDE) -> str:
+def label_picture(mask: np.ndarray, palette: np.ndarray) -> str:
     """A data URI of an (H, W) uint8 mask in the palette's colours, with transparent background (label 0)."""
-    height, width = size_within(mask.shape, side)
+    height, width = size_within(mask.shape, SIDE)
     picture = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     picture.putpalette(palette.astype(np.uint8).tobytes())
     return _uri(picture, "png", transparency=0, optimize=True)

@@ -19,7 +19,7 @@ from ribseg.pipeline.report.answer import BASELINE, answers, network_line, resul
 from ribseg.pipeline.report.figures import Drawing, bottleneck_figures, figure, map_figures, segmenter_figures
 from ribseg.pipeline.report.finished import OVERRIDES, overrides_of
 from ribseg.pipeline.report.gallery import Gallery, make_gallery
-from ribseg.pipeline.report.pictures import map_series_of, mask_series_of, picture_grid
+from ribseg.pipeline.report.pictures import MapSeries, MaskSeries, map_series_of, mask_series_of, picture_grid
 from ribseg.pipeline.report.records import Record
 from ribseg.pipeline.report.table import Sortable, TableData
 from ribseg.pipeline.report.tables import DETAILS, SECTIONS, TABLES, own_tables, run_records, shown_tables
@@ -59,28 +59,28 @@ class Section:
 
 def write_report(session: Session, results: dict[str, Any]) -> Path:
     """Writes `report.html` and its figures into the run's folder; returns the path."""
-    grid = picture_grid(session, results, session.cfg.report.examples)
+    maps, masks = map_series_of(session, results), list(mask_series_of(results))
+    grid = picture_grid(session, maps, masks, session.cfg.report.examples)
     if grid:
         atomic_write(session.output / "grid.png", grid)
-    opening = picture_grid(session, results, OPENING)
+    opening = picture_grid(session, maps, masks, OPENING)
     after = (adaptation_section, data_section, run_section)
     path, records = session.output / "report.html", run_records(session, results)
     page = render(
-        "report.html",
         title=f"ribseg: {session.cfg.name}",
         facts=facts(session, results),
         answers=answers(records),
         opening=base64.b64encode(opening).decode() if opening else "",
         before=list(score_sections(session, results, records)),
-        gallery=gallery(session, results),
+        gallery=gallery(session, maps, masks),
         after=[section for part in after for section in part(session, results)],
     )
     atomic_write(path, page.encode())
     return path
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from a template; everything that is filled in is escaped."""
+def render(**values: Any) -> str:
+    """A page from the template `report.html`; everything that is filled in is escaped."""
     templates = Environment(
         loader=PackageLoader("ribseg.pipeline.report"),
         autoescape=True,
@@ -88,7 +88,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template(template).render(**values, colour_map=colour_map())
+    return templates.get_template("report.html").render(**values, colour_map=colour_map())
 
 
 def colour_map() -> list[list[int]]:
@@ -111,14 +111,13 @@ def facts(session: Session, results: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def gallery(session: Session, results: dict[str, Any]) -> Gallery | None:
-    """The gallery of a run's maps and masks; None without any, or with report.images=0."""
-    maps = map_series_of(session, results)
+def gallery(session: Session, maps: Sequence[MapSeries], masks: Sequence[MaskSeries]) -> Gallery | None:
+    """The gallery of a run's maps and masks; None without maps, or with report.images=0."""
     if not maps:
         return None
     folders = list(session.data.evals.values()) or [session.data.train]
     baseline = BASELINE if any(series.name == BASELINE for series in maps) else None
-    return make_gallery(session, folders, maps, list(mask_series_of(results)), baseline)
+    return make_gallery(session, folders, maps, masks, baseline)
 
 
 def score_sections(
@@ -138,8 +137,7 @@ def score_sections(
 
 def adaptation_section(session: Session, results: dict[str, Any]) -> Iterator[Section]:
     """The section on steps, stop rules, logits and areas of the methods that adapt the classifier."""
-    labels = {name: source.label for name, source in session.sources.items()}
-    found = {labels[name]: values for name, values in results.get("methods", {}).items() if values["logits"]}
+    found = {one["label"]: one for one in results.get("methods", {}).values() if one["logits"]}
     lines = result_lines(results)
     title = "Mean logit and area of the maps over the steps k"
     figures = [figure(session, "adaptation", adaptation_figure(found), title)] if found else []

@@ -1,6 +1,6 @@
 """Maps and masks of images, from the store: columns of the gallery, the grid, examples for loggers."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,18 +108,17 @@ def _segmented(place: Path, folder: BaseDataset, image_id: str) -> np.ndarray | 
     return _read(place / folder.split / f"{image_id}.png")
 
 
-def true_masks(folders: Iterable[BaseDataset]) -> Iterator[MaskSeries]:
-    """The ground truth; nothing without any."""
-    if any(folder.has_mask(folder.ids[0]) for folder in folders if folder.ids):
-        yield MaskSeries("ground_truth", "ground truth", true_mask)
-
-
 def true_mask(folder: BaseDataset, image_id: str) -> np.ndarray | None:
     """The ground truth of an image; None without one."""
     return folder.mask(image_id) if folder.has_mask(image_id) else None
 
 
-def picture_grid(session: Session, results: dict[str, Any], number: int) -> bytes | None:
+TRUE_MASK = MaskSeries("ground_truth", "ground truth", true_mask, title="true mask")
+
+
+def picture_grid(
+    session: Session, maps: Sequence[MapSeries], masks: Sequence[MaskSeries], number: int
+) -> bytes | None:
     """The picture grid as PNG: per row an image, its maps, its masks, and the ground truth if there is one.
 
     It shows typical and then the worst images of the last evaluated split by the scores of `refine.maps`, or
@@ -129,20 +128,16 @@ def picture_grid(session: Session, results: dict[str, Any], number: int) -> byte
     """
     from matplotlib.figure import Figure
 
-    maps = map_series_of(session, results)
     if not maps:
         return None
     folder = list(session.data.evals.values())[-1] if session.data.evals else session.data.train
-    scored = [series for series in maps if folder.split in series.scores]
-    judged = next(
-        (one for one in scored if one.name == session.cfg.refine.maps), scored[-1] if scored else None
-    )
-    scores = None if judged is None else judged.scores[folder.split]
+    scored = {one.name: one.scores[folder.split] for one in maps if folder.split in one.scores}
+    scores = scored.get(session.cfg.refine.maps, next(reversed(scored.values()), None))
     rows = typical_and_worst(folder.ids, scores, number)
     ids = list(rows)
-    masks = [one for one in mask_series_of(results) if one.title]
+    masks = [one for one in masks if one.title]
     if all(folder.has_mask(image_id) for image_id in ids):
-        masks.append(MaskSeries("ground_truth", "ground truth", true_mask, title="true mask"))
+        masks.append(TRUE_MASK)
     width = 1 + len(maps) + len(masks)
     figure = Figure(figsize=(2.4 * width, 2.1 * len(ids)), layout="constrained")
     for row, image_id in zip(figure.subplots(len(ids), width, squeeze=False), ids, strict=True):
