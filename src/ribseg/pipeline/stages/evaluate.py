@@ -264,17 +264,13 @@ def add_gains(
     result: dict[str, Any], sweeps: Mapping[str, Mapping[str, MapEvaluator]], resamples: int, seed: int
 ) -> None:
     """Adds "gain_over_cam" at fixed thresholds, with its paired 95 % bootstrap interval over images."""
-    for source, scores in result.items():
-        for split, values in scores["split"].items():
-            reference = result["cam"]["split"][split]
-            if source == "cam" or values["miou_at_fixed"] is None:
-                continue
-            draws = [
-                bootstrap_miou(sweeps[split][name].counts(threshold), resamples, seed)
-                for name, threshold in (
-                    (source, values["fixed_threshold"]),
-                    ("cam", reference["fixed_threshold"]),
-                )
-            ]
-            values["gain_over_cam"] = values["miou_at_fixed"] - reference["miou_at_fixed"]
-            values["gain_interval"] = interval(draws[0] - draws[1])
+    for split, evaluators in sweeps.items():
+        cam = result["cam"]["split"][split]
+        if cam["miou_at_fixed"] is None:
+            continue  # so it is for all sources
+        base = bootstrap_miou(evaluators["cam"].counts(cam["fixed_threshold"]), resamples, seed)
+        for source in evaluators.keys() - {"cam"}:
+            values = result[source]["split"][split]
+            draws = bootstrap_miou(evaluators[source].counts(values["fixed_threshold"]), resamples, seed)
+            values["gain_over_cam"] = values["miou_at_fixed"] - cam["miou_at_fixed"]
+            values["gain_interval"] = interval(draws - base)
