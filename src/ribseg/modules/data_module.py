@@ -1,7 +1,7 @@
 """The LightningDataModule of all stages."""
 
-import itertools
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
@@ -137,12 +137,11 @@ class WSSSDataModule(DataSplits, EpochDataModule):
             scales: see `predict_dataset`.
             processes: of the Trainer.
         """
-        chosen = self.all_ids if ids is None else list(ids)
-        if 0 < len(chosen) < processes:
-            chosen = list(itertools.islice(itertools.cycle(chosen), processes))
+        chosen = self.all_ids if ids is None else ids
+        repeated = list(islice(cycle(chosen), max(len(chosen), processes)))
         # Items are large tensors: the default of two prefetched items per worker is enough.
         return DataLoader(
-            self.predict_dataset(chosen, scales),
+            self.predict_dataset(repeated, scales),
             batch_size=1,
             collate_fn=only_item,
             num_workers=self.num_workers,

@@ -189,8 +189,8 @@ class MapSource:
     entry: Entry | None = None
 
 
-# Stages that make maps but are not methods.
-IMPORTED, WALKED, ATTENDED = "imported", "random_walk", "attention"
+# Stages that make maps but are not methods; the last two refine maps, and begin the names of variants.
+IMPORTED, WALK, ATTENTION = "imported", "random_walk", "attention"
 
 
 def map_sources(known: Mapping[str, Entry]) -> dict[str, MapSource]:
@@ -199,7 +199,7 @@ def map_sources(known: Mapping[str, Entry]) -> dict[str, MapSource]:
         MapSource(name, entry.maps_of or name, entry.label, entry.control, entry if entry.maps_of else None)
         for name, entry in known.items()
     ]
-    labels = {IMPORTED: "imported", WALKED: "+ random walk", ATTENDED: "+ attention"}
+    labels = {IMPORTED: "imported", WALK: "+ random walk", ATTENTION: "+ attention"}
     others = [MapSource(name, name, label) for name, label in labels.items()]
     ordered = [*(s for s in found if not s.control), *others, *(s for s in found if s.control)]
     return {source.name: source for source in ordered}

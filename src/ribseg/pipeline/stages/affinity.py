@@ -238,8 +238,7 @@ class AffinityStage(RefinementStage):
 
     def _backbone(self) -> Backbone:
         cfg = self.cfg.backbone
-        kwargs = None if cfg.kwargs is None else dict(cfg.kwargs)
-        backbone = Backbone(cfg.name, cfg.pretrained, cfg.output_stride, kwargs=kwargs)
+        backbone = Backbone(cfg.name, cfg.pretrained, cfg.output_stride, kwargs=cfg.kwargs)
         if cfg.weights is not None:
             load_weights(backbone, cfg.weights)
         return backbone

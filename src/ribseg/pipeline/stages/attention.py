@@ -11,8 +11,9 @@ from ribseg.checks import check_arguments, within
 from ribseg.functional.attention import check_attention
 from ribseg.models.attention import attention_layers
 from ribseg.modules.refining import AttentionModule
+from ribseg.pipeline.recipe.methods import ATTENTION
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.stages.chains import ATTENTION, Chain, RefinementStage
+from ribseg.pipeline.stages.chains import Chain, RefinementStage
 from ribseg.pipeline.stages.classifier import ClassifierStage
 from ribseg.pipeline.stages.maps import MapStage
 from ribseg.store.settings import counted, setting

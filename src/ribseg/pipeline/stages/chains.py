@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from ribseg.data.io.maps import LocalizationMaps, load_maps, map_path
 from ribseg.errors import ConfigError
-from ribseg.pipeline.recipe.methods import IMPORTED
+from ribseg.pipeline.recipe.methods import ATTENTION, IMPORTED, WALK
 from ribseg.pipeline.recipe.session import Session
 from ribseg.store.stage import Stage
 
 RIB = "rib"  # what refine.maps, segmenter.sources and export.source name by default
 FULL = "full"  # segmenter source: the ground truth (full supervision)
-WALK, ATTENTION = "random_walk", "attention"  # stages that refine maps, and parts of the names of variants
 WALKING = ("affinity_labels", "affinity", WALK)  # the walk, and what it needs
 REFINEMENT = (*WALKING, ATTENTION, "pseudo_masks")
 

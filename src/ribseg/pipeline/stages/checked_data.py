@@ -86,10 +86,8 @@ class CheckedData:
         If broken images are skipped always, if there are any masks: the training images must not depend on
         whether this run includes the evaluation.
         """
-        if any(
-            name.startswith(("evaluate", "pseudo_masks", "segmenter_test_"))
-            for name in self.session.run.chosen
-        ):
+        scoring = ("evaluate", "pseudo_masks", "segmenter_test_")
+        if any(name.startswith(scoring) for name in self.session.run.chosen):
             return True
         evals = self.session.data.evals.values()
         return self.skips and any(folder.has_mask(i) for folder in evals for i in folder.ids)

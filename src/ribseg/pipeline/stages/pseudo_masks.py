@@ -30,10 +30,11 @@ from ribseg.interop import read_saliency
 from ribseg.methods.refine import labels_by_crf
 from ribseg.methods.segments import ENDINGS, check_felzenszwalb, check_segments, check_slic
 from ribseg.metrics.evaluation import full_size
+from ribseg.pipeline.recipe.methods import ATTENTION, WALK
 from ribseg.pipeline.recipe.session import Session
 from ribseg.pipeline.stages.affinity import RandomWalkStage
 from ribseg.pipeline.stages.attention import AttentionStage
-from ribseg.pipeline.stages.chains import ATTENTION, WALK, RefinementStage
+from ribseg.pipeline.stages.chains import RefinementStage
 from ribseg.pipeline.stages.evaluate import EvaluateSettings
 from ribseg.pipeline.stages.saliency import KINDS, MAPS, SaliencyStage
 from ribseg.pipeline.stages.scored_masks import SCORES, score_split
@@ -157,9 +158,8 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         for name in sorted({THRESHOLDS[variant.refined] for variant in variants if not variant.saliency}):
             check_threshold(self.session, name, getattr(cfg, name))
         if self.uses_saliency and not self.saliency.cfg.made:
-            folder, folders = self.saliency_folder, self.session.data.folders
+            folder, ids = self.saliency_folder, self.session.data.labelled_ids
             check_files_there(self.session, "saliency maps (gray)", folder, ".png")
-            ids = [i for i in self.session.data.all_ids if folders[i].has_class(i)]
             self.session.group.on_first(lambda: check_gray_range(folder, ids))
         if cfg.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in variants):
             raise ConfigError(

@@ -247,10 +247,8 @@ def training_callbacks(cfg: SegmenterSettings, folder: Path, validates: bool) ->
     callbacks: list[Callback] = []
     if validates:
         # Before the last checkpoint, which must contain the best score so far.
-        best = WholeCheckpoint(folder, "best", cfg.check_every, monitor="val/miou", mode="max")
-        callbacks.append(best)
-    last = WholeCheckpoint(folder, "last", cfg.check_every, every_n_train_steps=every)
-    callbacks.append(last)
+        callbacks.append(WholeCheckpoint(folder, "best", cfg.check_every, monitor="val/miou", mode="max"))
+    callbacks.append(WholeCheckpoint(folder, "last", cfg.check_every, every_n_train_steps=every))
     if cfg.average is not None:
         callbacks.append(MovingAverage(decay=cfg.average))
     return callbacks

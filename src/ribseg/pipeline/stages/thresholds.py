@@ -66,8 +66,8 @@ def choose_threshold(session: Session, stage: Stage[Session], setting: float | s
     data = all_images(session, needs_masks(setting))
     artefact = session.store.artefact("threshold", counts, {stage.kind: stage.artefact}, data, VERSION)
     best = unsupervised_threshold if setting == "unsupervised" else supervised_threshold
-    work = partial(best, session, stage, setting)
-    return float(session.computed(artefact, lambda: {"threshold": work()}).facts["threshold"])
+    found = session.computed(artefact, lambda: {"threshold": best(session, stage, setting)})
+    return float(found.facts["threshold"])
 
 
 def supervised_threshold(session: Session, stage: Stage[Session], setting: str) -> float:

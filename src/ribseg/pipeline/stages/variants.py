@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ribseg.errors import ConfigError
-from ribseg.pipeline.stages.chains import ATTENTION, WALK
+from ribseg.pipeline.recipe.methods import ATTENTION, WALK
 
 PARTS = ((WALK, ATTENTION), ("saliency", "scenes"), ("crf", "pixel_adaptive"), ("segments",))
 # What refines the maps before they are cut -> setting of `refine` with their background score.
