@@ -131,6 +131,8 @@ def _open(folder: Path, name: str) -> FinishedRun:
 
 def run_names(folders: Sequence[Path]) -> list[str]:
     """Short and different names: the overrides that not all runs have, else what differs in their paths."""
+    if len(folders) == 1:
+        return [folders[0].resolve().name]
     given = [overrides_of(folder) for folder in folders]
     common = set.intersection(*map(set, given))
     differ = [[override for override in each if override not in common] for each in given]
@@ -143,13 +145,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     names = [" ".join(map(short, each)) for each in differ]
     if all(0 < len(name) <= LONGEST for name in names) and len(set(names)) == len(names):
         return names
-    return _path_names(folders)
-
-
-def _path_names(folders: Iterable[Path]) -> list[str]:
     whole = [folder.resolve() for folder in folders]
-    if len(whole) == 1:
-        return [whole[0].name]
     begin = os.path.commonpath(whole)
     return [path.relative_to(begin).as_posix() for path in whole]
 
