@@ -16,7 +16,7 @@ from ribseg.cli import main
 from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
-from ribseg.errors import DataError, DatasetNotFoundError
+from ribseg.errors import ConfigError, DataError, DatasetNotFoundError
 from ribseg.functional.cam import argmax_labels
 from ribseg.functional.saliency import labels_with_saliency
 from ribseg.interop import (
@@ -436,6 +436,11 @@ def test_what_does_not_fit_into_psas_dictionaries_is_said(tmp_path, content, mes
     np.save(tmp_path / "a.npy", content)
     with pytest.raises(DataError, match=message):
         read_psa_maps(tmp_path / "a.npy", 3)
+
+
+def test_a_layout_without_arrays_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"layout: expected irn \| amn \| psa"):
+        convert_arrays(tmp_path, tmp_path / "out", 3, layout="png")
 
 
 def test_each_layout_names_the_other(tmp_path):

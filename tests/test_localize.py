@@ -372,6 +372,9 @@ def test_another_call_writes_the_other_form_anew(tmp_path, image, classifier, ca
     with pytest.raises(SystemExit, match="1 of 2 images could not be localized"):
         main(list(map(str, ["localize", tmp_path / "a.png", tmp_path / "b.png", *rest])))
     assert sorted(path.name for path in (tmp_path / "out/labelme").glob("[ab].json")) == ["b.json"]
+    with pytest.raises(SystemExit, match="cow"):
+        main(list(map(str, ["localize", tmp_path / "b.png", *rest, "--labels", "cow"])))
+    assert (tmp_path / "out/labelme/b.json").is_file()  # what fails before its masks keeps those
     (tmp_path / "out/labelme/.ribseg-export.json").unlink()
     with pytest.raises(SystemExit, match="holds something else than masks of an earlier call"):
         main(list(map(str, ["localize", tmp_path / "b.png", *rest])))

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     check_number("--threshold", options.threshold, low=0, high=1)
     targets = targets_of(options.images, options.out, ".png")
     if options.format:
-        _make_room(options.format, options.out / options.format)
+        _check_room(options.format, options.out / options.format)
     localizer = Localizer(
         options.classifier, options.method, options.references, overrides=options.set, device=options.device
     )
@@ -70,25 +70,24 @@ def run(options: argparse.Namespace) -> None:
     each_image(targets, one, "Localizing", done, failure, options.quiet, then)
 
 
-def _make_room(form: str, folder: Path) -> None:
-    """Removes the export of an earlier call.
+def _check_room(form: str, folder: Path) -> None:
+    """Checks that masks can be written to a folder, which may hold those of an earlier call.
 
     Raises:
-        ConfigError: the folder holds something else, or a package is missing that writes the form.
+        ConfigError: it holds something else, or a package is missing that writes the form.
     """
     from ribseg.interop import exports
 
     exports.FORMS[form](folder, exports.MaskSet((), ())).check()
-    if (folder / exports.STAMP).is_file():
-        shutil.rmtree(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    other = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if other and not (folder / exports.STAMP).is_file():
         raise ConfigError(
             f"{folder} holds something else than masks of an earlier call: choose another --out"
         )
 
 
 def _export(form: str, out: Path, targets: Mapping[Path, Path]) -> None:
-    """Writes photographs and their masks in a form, under the names of all classes found."""
+    """Writes photographs and their masks in a form, in place of those of an earlier call."""
     import numpy as np
 
     from ribseg.data.io.maps import load_maps
@@ -105,6 +104,8 @@ def _export(form: str, out: Path, targets: Mapping[Path, Path]) -> None:
             path = Path(folder, f"{target.stem}.png")
             write_mask(path, common[mask])
             items.append(Masked(target.stem, targets[target], path))
+        if out.is_dir():
+            shutil.rmtree(out)  # of an earlier call
         lost = export_masks(form, MaskSet(tuple(names), items), out)
     print(f"{len(items)} masks written to {out}, of {'; '.join(names) or 'no class'}")
     for what, number in lost.items():

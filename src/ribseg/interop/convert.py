@@ -83,9 +83,11 @@ def convert_arrays(
         progress: how progress is shown, see `ribseg.progress.check_progress`.
 
     Raises:
+        ConfigError: no such layout.
         DatasetNotFoundError: there are no such files.
         DataError: lists the files that are broken, do not match, or contain more than arrays.
     """
+    check_choice("layout", layout, tuple(ARRAYS))
 
     def read(image_id: str) -> LocalizationMaps:
         return ARRAYS[layout](Path(source_dir, f"{image_id}.npy"), num_classes)
