@@ -217,6 +217,8 @@ def _described(content: Mapping[str, Any], path: str | Path, device: str | torch
             palette, inference = _palette(content["palette"]), dict(content["inference"])
             result = Segmenter(network, tuple(map(str, classes)), mean, std, palette, inference)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise  # names the package
         raise ConfigError(
             f"the weights in {path} do not fit their own settings {settings}; was the file written by "
             f"another version? {reason(error)}"
