@@ -224,7 +224,7 @@ def test_a_file_of_the_extra_names_it(tmp_path, monkeypatch):
     pytest.importorskip("segmentation_models_pytorch")
     demo_segmenter(SMPSegmenter(3, "fpn", "resnet18")).save(tmp_path / "s.safetensors")
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(ConfigError, match="^this segmenter needs the package"):
+    with pytest.raises(ConfigError, match=r"^this segmenter needs the package"):
         load_segmenter(tmp_path / "s.safetensors")
 
 
