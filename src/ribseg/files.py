@@ -51,6 +51,11 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     atomic_write(path, json.dumps(value, indent=indent).encode())
 
 
+def is_taken(path: Path) -> bool:
+    """Whether something is at a path already, other than an empty folder."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def read_stamp(path: Path) -> Any:
     """What a JSON file says of the making of its folder; None if it is absent or cannot be read."""
     try:

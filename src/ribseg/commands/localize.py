@@ -18,6 +18,7 @@ from ribseg.checks import check_number
 from ribseg.commands.export import FORMS
 from ribseg.commands.files import each_image, targets_of
 from ribseg.errors import ConfigError
+from ribseg.files import is_taken
 
 REFINEMENTS = ("none", "crf", "pixel_adaptive", "segments")
 
@@ -79,8 +80,7 @@ def _check_room(form: str, folder: Path) -> None:
     from ribseg.interop import exports
 
     exports.FORMS[form](folder, exports.MaskSet((), ())).check()
-    other = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if other and not (folder / exports.STAMP).is_file():
+    if is_taken(folder) and not (folder / exports.STAMP).is_file():
         raise ConfigError(
             f"{folder} holds something else than masks of an earlier call: choose another --out"
         )

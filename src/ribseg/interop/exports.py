@@ -24,7 +24,15 @@ from ribseg.data.base import check_names
 from ribseg.data.io.images import open_image, orientation, read_header, read_image
 from ribseg.data.io.masks import IGNORE, class_names_of, mask_ids, read_mask, voc_palette
 from ribseg.errors import ConfigError, DataError, list_problems
-from ribseg.files import IMAGE_ENDINGS, atomic_file, atomic_write, read_stamp, scan_folder, write_json
+from ribseg.files import (
+    IMAGE_ENDINGS,
+    atomic_file,
+    atomic_write,
+    is_taken,
+    read_stamp,
+    scan_folder,
+    write_json,
+)
 from ribseg.progress import track
 from ribseg.store.contents import Contents
 
@@ -106,7 +114,7 @@ def begin(out: Path, form: str, masks: MaskSet, instances: bool) -> None:
     }
     if read_stamp(out / STAMP) == stamp:
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_taken(out):
         raise ConfigError(
             f"{out} holds something else already, or the export of other masks: choose a new or empty folder"
         )

@@ -133,11 +133,11 @@ def exported(module: Portable) -> torch.export.ExportedProgram:
     Raises:
         ConfigError: torch is too old.
     """
-    height, width = (Dim(name, min=SMALLEST, max=LARGEST) for name in ("height", "width"))
-    # Guards that a size might violate, as of paddings, are checked when it runs.
     if DEFERRED not in signature(torch.export.export).parameters:
         raise ConfigError(f"onnx and pt2 need torch >= 2.9, found {torch.__version__}; take torchscript")
+    height, width = (Dim(name, min=SMALLEST, max=LARGEST) for name in ("height", "width"))
     sizes = ({0: Dim("batch", min=1, max=1024), 1: height, 2: width},)
+    # Guards that a size might violate, as of paddings, are checked when it runs.
     with mock.patch("timm.layers.padding.get_same_padding", same_padding):
         return torch.export.export(
             module, (EXAMPLE,), dynamic_shapes=sizes, prefer_deferred_runtime_asserts_over_guards=True
