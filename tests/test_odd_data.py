@@ -393,7 +393,7 @@ def test_the_ground_truth_that_a_segmenter_learns_from_has_a_class(tmp_path, tre
     shutil.copytree(tree / "SegmentationClass", tree / "empty")
     for path in (tree / "empty").iterdir():
         write_mask(path, np.array(Image.open(path)) * 0)
-    full = ("segmenter.sources=[full]", "segmenter.masks_dir=empty", "run=[segmenter]")
+    full = ("segmenter.sources=[full]", "segmenter.masks_dir=empty", "run=[classifier,segmenter]")
     with pytest.raises(DataError, match="no pixel of the 6 masks"):
         folder_run(tmp_path, tree, *full)
 

@@ -69,12 +69,11 @@ def test_a_program_is_the_model_at_other_sizes_and_refuses_floats(form, segmente
 
 @pytest.mark.parametrize("form", [pytest.param("pt2", marks=pytest.mark.slow), "onnx"])
 @torch.no_grad()
-def test_a_pyramid_over_tensorflow_paddings_is_exported_for_any_size(form):
+def test_dilated_tensorflow_paddings_are_exported_for_any_size(form):
     need(form)
-    pytest.importorskip("segmentation_models_pytorch")
     torch.manual_seed(0)
-    narrow = {"decoder_pyramid_channels": 8, "decoder_segmentation_channels": 32}
-    model = SMPSegmenter(3, "fpn", "tu-tf_mobilenetv3_small_minimal_100", kwargs=narrow).eval()
+    narrow = {"decoder_channels": 8}
+    model = SMPSegmenter(3, "deeplabv3plus", "tu-tf_mobilenetv3_small_minimal_100", kwargs=narrow).eval()
     given = Segmenter(model, ("cat", "dog"))
     run, _ = run_of(form, export_segmenter(given, form))
     torch.testing.assert_close(next(iter(run(IMAGES))), Portable(given)(IMAGES)[0], rtol=0, atol=1e-4)

@@ -1,7 +1,5 @@
 """Segmenters: shapes, strides, what learns, and their files."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -165,8 +163,7 @@ def test_wrong_types_at_every_place_of_a_segmenter(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("deeplabv3plus", "resnet18"), ("segformer", "mit_b0")])
-def test_segmenters_of_the_extra(tmp_path, name, encoder):
-    pytest.importorskip("segmentation_models_pytorch")
+def test_segmenters_of_another_library(tmp_path, name, encoder):
     model = SMPSegmenter(3, name, encoder)
     assert model.eval()(torch.zeros(1, 3, 50, 70)).shape == (1, 3, 50, 70)
     held = [id(p) for group in model.parameter_groups() for p in group]
@@ -177,7 +174,6 @@ def test_segmenters_of_the_extra(tmp_path, name, encoder):
 
 
 def test_encoder_weights_from_a_file_and_frozen_norm(tmp_path):
-    pytest.importorskip("segmentation_models_pytorch")
     first = SMPSegmenter(3, "fpn", "resnet18")
     torch.save(first.network.encoder.state_dict(), tmp_path / "encoder.pth")
     second = SMPSegmenter(3, "fpn", "resnet18", weights=tmp_path / "encoder.pth", norm="frozen").train()
@@ -189,7 +185,6 @@ def test_encoder_weights_from_a_file_and_frozen_norm(tmp_path):
     ("backbone", "kwargs"), [("resnet10t", {"channels": [8, 8, 12, 16]}), ("tf_efficientnet_lite0", {})]
 )
 def test_an_encoder_of_timm_takes_the_classifiers_weights(backbone, kwargs):
-    pytest.importorskip("segmentation_models_pytorch")
     classifier = Classifier(backbone, 2, backbone_kwargs=kwargs).eval()
     model = SMPSegmenter(3, "fpn", f"tu-{backbone}", kwargs=kwargs).eval()
     model.take_backbone(classifier.backbone)
@@ -202,9 +197,14 @@ def test_an_encoder_of_timm_takes_the_classifiers_weights(backbone, kwargs):
         SMPSegmenter(3, "fpn", "tu-resnet18").take_backbone(classifier.backbone)
 
 
+@pytest.mark.parametrize("encoder", ["swin_tiny_patch4_window7_224", "vgg11"])
+def test_what_cannot_dilate_is_sent_to_a_pyramid(encoder):
+    with pytest.raises(ConfigError, match="not all can: take name=fpn"):
+        SMPSegmenter(3, "deeplabv3plus", f"tu-{encoder}")
+
+
 def test_frozen_norm_is_the_encoders_alone():
     """The decoder's statistics come from nowhere but this training."""
-    pytest.importorskip("segmentation_models_pytorch")
     model = SMPSegmenter(3, "deeplabv3plus", "resnet18", norm="frozen").train()
     norms = [m for m in model.network.decoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
@@ -214,21 +214,6 @@ def test_frozen_norm_is_the_encoders_alone():
     )
 
 
-def test_names_the_extra_does_not_know():
-    pytest.importorskip("segmentation_models_pytorch")
+def test_names_that_library_does_not_know():
     with pytest.raises(ConfigError, match="cannot build 'deeplabv9'"):
         SMPSegmenter(3, "deeplabv9")
-
-
-def test_a_file_of_the_extra_names_it(tmp_path, monkeypatch):
-    pytest.importorskip("segmentation_models_pytorch")
-    demo_segmenter(SMPSegmenter(3, "fpn", "resnet18")).save(tmp_path / "s.safetensors")
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(ConfigError, match=r"^this segmenter needs the package"):
-        load_segmenter(tmp_path / "s.safetensors")
-
-
-def test_without_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(ConfigError, match=r"pip install 'ribseg\[smp\]'"):
-        SMPSegmenter(3)

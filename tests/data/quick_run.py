@@ -59,11 +59,6 @@ QUICK = [
     "refine.crf.iterations=2",
     "refine.crf.backend=torch",
     "refine.variants=[none,crf,pixel_adaptive,random_walk,random_walk_crf]",
-    "segmenter.model.backbone=resnet10t",
-    "segmenter.model.pretrained=false",
-    "segmenter.model.weights=null",
-    "segmenter.model.backbone_kwargs={channels:[8,8,12,16]}",
-    "segmenter.model.dilations=[1,2]",
     "segmenter.max_steps=4",
     "segmenter.check_every=2",
     "segmenter.batch_size=4",
@@ -82,6 +77,15 @@ QUICK = [
     "bottleneck.examples=2",
 ]
 
+LITE = {"rib_folder", "rib_voc_lite"}  # experiments whose segmenter is one over the classifier's backbone
+DEEPLAB = [  # for the others
+    "segmenter.model.backbone=resnet10t",
+    "segmenter.model.pretrained=false",
+    "segmenter.model.weights=null",
+    "segmenter.model.backbone_kwargs={channels:[8,8,12,16]}",
+    "segmenter.model.dilations=[1,2]",
+]
+
 # The report takes longer than all of them.
 SHORT = "run=[classifier,cam,rib,controls,evaluate]"
 LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]", "segmenter.sources=[rib]")
@@ -90,10 +94,7 @@ LIGHT = ("refine.variants=[none]", "run=[classifier,rib,pseudo_masks,segmenter]"
 def settings(experiment, tmp_path, *overrides):
     """The composed configuration of a quick run with its store in tmp_path."""
     words = [f"store.root={tmp_path / 'store'}", *overrides]
-    quick = QUICK
-    if experiment == "rib_voc_lite":  # its segmenter is of segmentation-models-pytorch
-        quick = [each for each in QUICK if not each.startswith("segmenter.model.")]
-        quick.append("+segmenter.model.kwargs.channels=[8,8,12,16]")
+    quick = QUICK if experiment in LITE else [*QUICK, *DEEPLAB]
     return composed(words, (f"experiment={experiment}", *quick))
 
 

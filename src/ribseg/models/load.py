@@ -125,7 +125,7 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
         The segmenter, with its model in evaluation mode.
 
     Raises:
-        ConfigError: no such file, not a segmenter, or it needs a package that is not installed.
+        ConfigError: no such file, or not a segmenter.
     """
     try:
         content = read_file(path)
@@ -217,8 +217,6 @@ def _described(content: Mapping[str, Any], path: str | Path, device: str | torch
             palette, inference = _palette(content["palette"]), dict(content["inference"])
             result = Segmenter(network, tuple(map(str, classes)), mean, std, palette, inference)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        if isinstance(error.__cause__, ModuleNotFoundError):
-            raise  # names the package
         raise ConfigError(
             f"the weights in {path} do not fit their own settings {settings}; was the file written by "
             f"another version? {reason(error)}"

@@ -1,7 +1,4 @@
-"""DeepLab-v3+, SegFormer and other segmenters of the package segmentation-models-pytorch (an extra).
-
-The package is maintained, supports all timm encoders, and adds no further dependencies.
-"""
+"""DeepLab-v3+, FPN, SegFormer and other segmenters of the package segmentation-models-pytorch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ribseg.checks import check_switch
-from ribseg.errors import ConfigError
+from ribseg.errors import ConfigError, reason
 from ribseg.models.backbone import STAGE, Backbone, pad_images, to_size
 from ribseg.models.deeplab import Norm, SegmenterNetwork
 from ribseg.models.weights import load_fitting
@@ -31,12 +28,14 @@ class SMPSegmenter(SegmenterNetwork):
             prefixed in any way.
         norm: see `DeepLabV2`.
         kwargs: passed on to the architecture.
+        backbone_kwargs: passed on to timm with an encoder "tu-NAME", as those of the same network in
+            `ribseg.Classifier`.
 
     Attributes:
         settings: arguments that build an equal network, without its weights.
 
     Raises:
-        ConfigError: the package is not installed, or rejects the settings.
+        ConfigError: the package rejects the settings.
     """
 
     architecture: ClassVar[str] = "smp"
@@ -50,14 +49,16 @@ class SMPSegmenter(SegmenterNetwork):
         weights: str | Path | None = None,
         norm: Norm = "train",
         kwargs: Mapping[str, Any] | None = None,
+        backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(num_classes, norm)
         check_switch("pretrained", pretrained)
-        extra = dict(kwargs or {})
+        extra, of_backbone = dict(kwargs or {}), dict(backbone_kwargs or {})
         self.settings = {
             "num_classes": num_classes, "name": name, "encoder": encoder, "norm": norm, "kwargs": extra,
+            "backbone_kwargs": of_backbone,
         }  # fmt: skip
-        self.network: Any = _create(name, encoder, pretrained, num_classes, extra)
+        self.network: Any = _create(name, encoder, pretrained, num_classes, extra | of_backbone)
         if weights is not None:
             load_fitting(self.encoder, weights, "this encoder")
         self.train(self.training)
@@ -89,23 +90,18 @@ class SMPSegmenter(SegmenterNetwork):
 
 
 def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: dict[str, Any]) -> Any:
-    try:
-        import segmentation_models_pytorch as package
-    except ModuleNotFoundError as error:
-        if error.name != "segmentation_models_pytorch":
-            raise
-        raise ConfigError(
-            "this segmenter needs the package segmentation-models-pytorch: pip install 'ribseg[smp]'; "
-            "DeepLab-v2 (ribseg.models.DeepLabV2) works without it"
-        ) from error
+    import segmentation_models_pytorch as package
+
     weights = "imagenet" if pretrained else None
     try:
         return package.create_model(
             name, encoder_name=encoder, encoder_weights=weights, classes=num_classes, **extra
         )
-    except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, OSError, AssertionError) as error:
         # OSError and RuntimeError: the encoder's weights cannot be downloaded, or timm does not know it.
+        # TypeError and AssertionError, by which timm refuses to dilate a network, do not say what to do.
+        hint = "; it dilates the encoder, which not all can: take name=fpn (fpn_lite), or a CNN as encoder"
         raise ConfigError(
             f"segmentation-models-pytorch cannot build {name!r} over {encoder!r} (pretrained={pretrained}, "
-            f"{extra}): {error}"
+            f"{extra}): {reason(error)}{hint * name.startswith('deeplab')}"
         ) from error

@@ -13,6 +13,7 @@ from ribseg.errors import DAMAGED, ConfigError, RibsegError
 from ribseg.files import atomic_file
 from ribseg.modules.epoch_data import SamplesCheck
 from ribseg.pipeline.recipe.session import Session
+from ribseg.seeds import rng
 from ribseg.store.artefact import Artefact
 
 
@@ -41,6 +42,51 @@ class WholeCheckpoint(ModelCheckpoint):
         """Saves after a validation that was due."""
         if is_whole(trainer, self.every):
             super().on_validation_end(trainer, pl_module)
+
+
+class SeededIterations(pl.Callback):
+    """Makes what a network draws in an iteration, as its dropout does, a function of seed and iteration.
+
+    So a training that is resumed draws what it would have drawn.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Seeds torch."""
+        draw = rng(self.seed, "iteration", trainer.fit_loop.total_batch_idx, trainer.global_rank)
+        torch.manual_seed(int(draw.integers(2**63)))
+
+
+class ValidationCurve(pl.Callback):
+    """Keeps a metric of every validation; a training that is resumed goes on with the earlier ones.
+
+    Args:
+        metric: its name in the log.
+
+    Attributes:
+        values: iteration -> its value.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric, self.values = metric, dict[int, float]()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps the value."""
+        if self.metric in trainer.callback_metrics:  # a module of a user's own may log others
+            self.values[trainer.global_step] = float(trainer.callback_metrics[self.metric])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values so far, for a checkpoint."""
+        return {"values": self.values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes those of a checkpoint."""
+        self.values = dict(state_dict["values"])
 
 
 def is_whole(trainer: pl.Trainer, every: int | None) -> bool:
@@ -115,6 +161,7 @@ def fit_from(
     resume = session.group.agree(str(checkpoint) if readable(checkpoint, session) else None)
     if resume:
         session.say("  resuming from its last checkpoint")
+    trainer.callbacks.append(SeededIterations(session.cfg.seed))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 

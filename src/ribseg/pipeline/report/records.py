@@ -163,8 +163,12 @@ def _pseudo_masks(results: Mapping[str, Any], labels: Sequence[str]) -> Iterator
 def _segmenters(results: Mapping[str, Any], labels: Sequence[str]) -> Iterator[Record]:
     for source, values in results.get("segmenter", {}).items():
         masks = values.get("masks")
+        base = Record("segmenter", source, values.get("label", source))
+        for iteration, miou in (values.get("validation") or {}).items():
+            split = next(iter(values["split"]))
+            yield replace(base, split=split, measure="validation", value=miou, place=iteration)
         for split, scores in values["split"].items():
-            base = Record("segmenter", source, values.get("label", source), split=split)
+            base = replace(base, split=split)
             own = {"class_iou": scores.get("iou"), "published": values.get("expected")}
             yield from _scores(base, {**scores, **own}, labels)
             if masks:

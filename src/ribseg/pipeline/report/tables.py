@@ -73,6 +73,7 @@ MIOU_AT, INTERVAL, WHOLE = "{percent:.1f} ({threshold:.2f})", "{low:.1f}-{high:.
 DIFFERENCE, ITS_INTERVAL = "{percent:+.1f}", "[{low:+.1f}, {high:+.1f}]"
 
 MAP, LABEL = Column("maps", text="name"), Column("maps", text="label")
+LEARNT_FROM = Column("segmenter trained on", text="label")
 VARIANT = Column("variant", text="name")
 CLASS, SPLIT = Column("class", text="place"), Column("split", text="split")
 PRECISION, RECALL = Column("precision", "precision"), Column("recall", "recall")
@@ -146,7 +147,7 @@ TABLES = (
     Declared(
         "segmenter",
         (
-            Column("segmenter trained on", text="label"),
+            LEARNT_FROM,
             Column("masks' mIoU", "masks_miou", "{percent:.1f} ({detail})"),
             SPLIT,
             Column("images", "images", "{value}"),
@@ -185,6 +186,11 @@ DETAILS = (
     Declared("pseudo_masks", (CLASS, ERRORS), "Errors per class, {split}"),
     Declared("pseudo_masks", (VARIANT, BY_NUMBER), "mIoU by number of classes in the image"),
     Declared("pseudo_masks", (VARIANT, BY_SIZE), "mIoU by object size"),
+    Declared(
+        "segmenter",
+        (LEARNT_FROM, Column("{place}", "validation")),
+        "mIoU on {split} by iterations, at one scale, while it was trained, percent",
+    ),
     Declared("segmenter", (CLASS, IOU_OF_SPLIT), "IoU per class", splits="all"),
     Declared("segmenter", (CLASS, ERRORS_OF_SPLIT), "Errors per class", splits="all"),
 )

@@ -1,6 +1,7 @@
 """The training of a segmenter on pseudo masks, or fully supervised (docs/method.md, section 6)."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +29,13 @@ from ribseg.modules.segmentation_data import SegmentationDataModule
 from ribseg.pipeline.recipe.build import build, check_training, takes
 from ribseg.pipeline.recipe.data import PIXELS
 from ribseg.pipeline.recipe.session import Session
-from ribseg.pipeline.recipe.training import WholeCheckpoint, check_ended, check_finite, fit_from
+from ribseg.pipeline.recipe.training import (
+    ValidationCurve,
+    WholeCheckpoint,
+    check_ended,
+    check_finite,
+    fit_from,
+)
 from ribseg.pipeline.stages.chains import FULL, active_sources, segmenter_name
 from ribseg.pipeline.stages.checked_data import check_full_masks
 from ribseg.pipeline.stages.classifier import ClassifierStage
@@ -85,6 +92,7 @@ class SegmenterStage(Stage[Session]):
 
     sections = ("segmenter",)
     files = (WEIGHTS,)
+    version = 2  # dropout by iteration
 
     def __init__(
         self, session: Session, source: str, masks: PseudoMasksStage | None, classifier: ClassifierStage
@@ -150,7 +158,16 @@ class SegmenterStage(Stage[Session]):
         if cfg.precision is not None:
             with within("segmenter.precision"):
                 build(session.cfg.trainer, logger=False, precision=cfg.precision)
-        self.crops().check(session.processes)
+        crops = self.crops()
+        crops.check(session.processes)
+        together = session.processes if self.synchronised else 1
+        if crops.batch_size // crops.accumulate // session.processes * together == 1:
+            check_one_crop(self.model, cfg.crop_size)
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether BatchNorm counts the crops of all processes together."""
+        return self.cfg.sync_batchnorm or self.session.cfg.trainer.get("sync_batchnorm", False)
 
     def _check_full(self) -> None:
         """Raises a RibsegError if masks are missing that the fully supervised segmenter learns from."""
@@ -220,15 +237,15 @@ class SegmenterStage(Stage[Session]):
     def _train(self, target: Artefact, module: pl.LightningModule) -> dict[str, Any]:
         """Trains for the configured number of iterations; returns metrics."""
         cfg, session, data = self.cfg, self.session, self.crops()
-        own = session.callbacks("segmenter")
+        own, curve = session.callbacks("segmenter"), ValidationCurve("val/miou")
         trainer = session.trainer(
             target.stage,
             target.folder,
-            [*training_callbacks(cfg, target.folder / "checkpoints", data.val is not None), *own],
+            [curve, *training_callbacks(cfg, target.folder / "checkpoints", data.val is not None), *own],
             max_steps=cfg.max_steps,
             max_epochs=-1,
             accumulate_grad_batches=cfg.accumulate,
-            sync_batchnorm=cfg.sync_batchnorm or session.cfg.trainer.get("sync_batchnorm", False),
+            sync_batchnorm=self.synchronised,
             precision=cfg.precision or session.cfg.trainer.precision,
             use_distributed_sampler=False,  # the batches are divided among processes already
             check_val_every_n_epoch=None,
@@ -237,7 +254,7 @@ class SegmenterStage(Stage[Session]):
         )
         metrics = fit_from(session, trainer, module, data, checkpoint(target, "last"))
         check_ended(trainer, target.stage, steps=cfg.max_steps)
-        return metrics
+        return metrics | {"validation": curve.values}
 
 
 def training_callbacks(cfg: SegmenterSettings, folder: Path, validates: bool) -> list[Callback]:
@@ -293,6 +310,19 @@ def take_backbone(model: Any, classifier: Classifier) -> None:
             "segmenter.model.weights=classifier needs a segmenter over the classifier's backbone; set "
             "segmenter.model.backbone and backbone_kwargs (encoder=tu-NAME and kwargs) to those of "
             f"classifier.model, or give it weights of its own: {error}"
+        ) from error
+
+
+def check_one_crop(model: nn.Module, side: int) -> None:
+    """Raises a ConfigError if a network cannot learn from a single crop, as BatchNorm of pooled features."""
+    try:
+        with torch.no_grad():
+            deepcopy(model).train()(torch.zeros(1, 3, side, side))
+    except ValueError as error:
+        raise ConfigError(
+            "expected at least two crops at a time in each process for this segmenter, got one: raise "
+            "segmenter.batch_size, lower segmenter.accumulate, or, with several processes, set "
+            f"segmenter.sync_batchnorm=true: {error}"
         ) from error
 
 

@@ -91,7 +91,7 @@ class SegmenterTestStage(Stage[Session]):
         return {"splits": list(folders)}
 
     def results(self) -> dict[str, Any]:
-        """The scores, on top those of the first tested split, and the mIoU of the training masks."""
+        """The scores, on top those of the first tested split; those of its masks, and of its validations."""
         splits = json.loads((self.artefact.folder / SCORES).read_text())
         first = next(iter(splits.values()))
         label = "ground truth (bound)"
@@ -103,6 +103,7 @@ class SegmenterTestStage(Stage[Session]):
             "split": splits,
             "label": label,
             "masks": self._learnt_masks(),
+            "validation": self.segmenter.artefact.facts["validation"],
             "expected": (self.segmenter.cfg.expected or {}).get(self.source),
         }
 
