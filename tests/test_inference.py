@@ -14,7 +14,7 @@ from torch import nn
 
 import ribseg
 from ribseg.cli import main
-from ribseg.data.io.masks import voc_palette
+from ribseg.data.io.masks import voc_palette, write_mask
 from ribseg.errors import ConfigError, DataError
 from ribseg.models import DeepLabV2, Segmenter
 from ribseg.models.inference import PUBLISHED_CRF, class_probabilities, normalized, predict_labels, tiles
@@ -155,6 +155,94 @@ def test_predict_takes_paths_and_arrays(tmp_path, checkpoint):
     )
     assert (single == by_hand.argmax(0).numpy()).all()
     assert (ribseg.predict(images[0], checkpoint, scales=[1.0], flip=True) != single).any()
+
+
+def test_labels_leave_out_other_classes(tmp_path, checkpoint):
+    segmenter = ribseg.load(checkpoint)
+    image = photo(40, 50)
+    first, second = segmenter.classes[:2]
+    assert set(np.unique(ribseg.predict(image, checkpoint, labels=[second]))) <= {0, 2}
+    for crf in (None, PUBLISHED_CRF):
+        both = ribseg.predict([image, image], checkpoint, labels=[[], [first, second]], crf=crf)
+        assert not both[0].any()
+        assert set(np.unique(both[1])) <= {0, 1, 2}
+    everything = ribseg.predict(image, checkpoint, labels=segmenter.classes)
+    assert np.array_equal(everything, ribseg.predict(image, checkpoint))
+    for labels in (first, [[first]], ["nothing"]):
+        with pytest.raises(ConfigError, match="labels: expected"):
+            ribseg.predict(image, checkpoint, labels=labels)
+    with pytest.raises(ConfigError, match="for each of 2 images"):
+        ribseg.predict([image, image], checkpoint, labels=[[first]])
+    with pytest.raises(ConfigError, match="classes"):
+        predict_labels(segmenter.model, image, classes=[-1])
+
+
+def test_the_command_takes_labels(tmp_path, checkpoint, capsys):
+    for name in ("a", "b"):
+        Image.fromarray(photo(40, 50)).save(tmp_path / f"{name}.png")
+    second = ribseg.load(checkpoint).classes[1]
+    (tmp_path / "labels.csv").write_text(f"image,classes\na,{second}\nb,\n")
+    words = ["predict", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--checkpoint", str(checkpoint)]
+    main([*words, "--out", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.csv"), "--no-crf"])
+    assert "labels: labels.csv" in capsys.readouterr().out
+    found = {name: np.array(Image.open(tmp_path / "out" / f"{name}.png")) for name in ("a", "b")}
+    assert set(np.unique(found["a"])) <= {0, 2}
+    assert not found["b"].any()
+    (tmp_path / "labels.csv").write_text(f"image,classes\na,{second}\n")
+    with pytest.raises(SystemExit, match="b"):
+        main([*words, "--out", str(tmp_path / "new"), "--labels", str(tmp_path / "labels.csv")])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mask_takes_part_with_its_weight(checkpoint):
+    segmenter = ribseg.load(checkpoint)
+    image = photo(40, 50)
+    tensor = normalized(segmenter.model, image, segmenter.mean, segmenter.std)
+    mask = np.random.default_rng(0).choice(np.array([0, 1, 2, 255], np.uint8), (40, 50))
+    mean = class_probabilities(segmenter.model, tensor, (0.5, 1.0), flip=False).numpy()
+    for label in range(3):
+        mean[:, mask == label] *= 0.7
+        mean[label, mask == label] += 0.3
+    labels = ribseg.predict(image, checkpoint, masks=mask, trust=0.3)
+    assert (labels == mean.argmax(0)).mean() > 0.999
+    kept = ribseg.predict(image, checkpoint, masks=mask, trust=0.5, tile=32)
+    assert np.array_equal(kept[mask < 255], mask[mask < 255])
+    assert np.array_equal(
+        ribseg.predict([image], checkpoint, masks=[mask], trust=0)[0], ribseg.predict(image, checkpoint)
+    )
+    with pytest.raises(DataError, match=r"labels \[0, 1\] and 255, got \[2\]"):
+        ribseg.predict(image, checkpoint, labels=["a"], masks=mask)
+    with pytest.raises(DataError, match=r"expected a mask of uint8 \(40, 50\)"):
+        ribseg.predict(image, checkpoint, masks=mask[1:])
+    with pytest.raises(ConfigError, match="one for each of 1 images, got 2"):
+        ribseg.predict([image], checkpoint, masks=[mask, mask])
+    with pytest.raises(ConfigError, match="trust"):
+        ribseg.predict(image, checkpoint, masks=mask, trust=1.5)
+
+
+def test_the_command_takes_masks(tmp_path, checkpoint):
+    Image.fromarray(photo(40, 50)).save(tmp_path / "a.png")
+    given = np.full((40, 50), 2, np.uint8)
+    write_mask(tmp_path / "given" / "a.png", given)
+    words = [
+        "predict",
+        str(tmp_path / "a.png"),
+        "--checkpoint",
+        str(checkpoint),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    main([*words, "--masks", str(tmp_path / "given"), "--trust", "0.5"])
+    assert np.array_equal(np.array(Image.open(tmp_path / "out" / "a.png")), given)
+    with pytest.raises(SystemExit, match="weight of a mask, and there is none"):
+        main([*words, "--trust", "0.5"])
+    with pytest.raises(SystemExit, match="folder of the given masks"):
+        main([*words, "--masks", str(tmp_path / "out")])
+    (tmp_path / "given" / "classes.txt").write_text("b\na")
+    with pytest.raises(SystemExit, match=r"have the classes \['b', 'a'\]"):
+        main([*words, "--masks", str(tmp_path / "given")])
+    with pytest.raises(SystemExit, match=r"a\.png"):
+        main([*words, "--masks", str(tmp_path / "nowhere")])
 
 
 def test_predict_is_the_function():
