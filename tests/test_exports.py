@@ -198,7 +198,7 @@ def test_the_export_of_other_masks_is_not_taken_for_done(masks, tmp_path):
 
 def test_names_are_those_of_classes_alone(masks, tmp_path):
     folder, photographs = masks.items[0].mask.parent, masks.items[0].image.parent
-    with pytest.raises(DataError, match=r"the names given are \['x'\]"):
+    with pytest.raises(DataError, match=r"expected \['x'\]"):
         mask_set(folder, photographs, ["x"])
     write_class_names(folder, ["background", *CLASSES])
     with pytest.raises(DataError, match=r"names background. Leave it out"):

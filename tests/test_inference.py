@@ -168,8 +168,16 @@ def test_labels_leave_out_other_classes(tmp_path, checkpoint):
         assert set(np.unique(both[1])) <= {0, 1, 2}
     everything = ribseg.predict(image, checkpoint, labels=segmenter.classes)
     assert np.array_equal(everything, ribseg.predict(image, checkpoint))
-    for labels in (first, [[first]], ["nothing"]):
-        with pytest.raises(ConfigError, match="labels: expected"):
+    assert np.array_equal(
+        ribseg.predict(image, checkpoint, labels=[1]),
+        ribseg.predict(image, checkpoint, labels=[second.upper()]),
+    )
+    for labels, message in (
+        (first, "expected a list"),
+        ([[first]], "labels"),
+        (["nothing"], "is not a class"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             ribseg.predict(image, checkpoint, labels=labels)
     with pytest.raises(ConfigError, match="for each of 2 images"):
         ribseg.predict([image, image], checkpoint, labels=[[first]])

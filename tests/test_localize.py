@@ -17,10 +17,11 @@ from torch import nn
 import ribseg
 from ribseg.cli import main
 from ribseg.data import multi_scale_views
+from ribseg.data.class_names import indices_of
 from ribseg.data.io.maps import load_maps
 from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError
-from ribseg.methods.naming import indices_of, predicted_classes
+from ribseg.methods.predicted_classes import predicted_classes
 from ribseg.models.imagenet import imagenet_classifier, imagenet_names
 from ribseg.pipeline.localize import Localizer
 

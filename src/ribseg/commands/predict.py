@@ -31,7 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Segments the images; lists those that failed at the end."""
     from ribseg.data.io.label_forms import read_labels
-    from ribseg.data.io.masks import class_names_of, read_mask, write_class_names, write_mask
+    from ribseg.data.io.masks import check_class_names, read_mask, write_class_names, write_mask
     from ribseg.memory import usable_device
     from ribseg.models.inference import PUBLISHED_CRF, predict
     from ribseg.models.load import load_segmenter
@@ -44,13 +44,10 @@ def run(options: argparse.Namespace) -> None:
     if options.crf is not None:
         settings["crf"] = PUBLISHED_CRF if options.crf else None
 
-    if options.masks is not None and options.masks.resolve() == options.out.resolve():
-        raise ConfigError(f"{options.out} is the folder of the given masks; choose another with --out")
-    named = None if options.masks is None else class_names_of(options.masks)
-    if named is not None and named != list(segmenter.classes):
-        raise ConfigError(
-            f"the masks of {options.masks} have the classes {named}, not {list(segmenter.classes)}"
-        )
+    if options.masks is not None:
+        if options.masks.resolve() == options.out.resolve():
+            raise ConfigError(f"{options.out} is the folder of the given masks; choose another with --out")
+        check_class_names(options.masks, segmenter.classes)
     known: dict[str, list[str]] = {}
     if options.labels:
         ids = [image.stem for image in targets.values()]

@@ -248,31 +248,6 @@ def check_names(names: Sequence[str], source: str) -> None:
         )
 
 
-def class_order(found: Sequence[str], wanted: Sequence[str], source: str) -> list[int]:
-    """The place of each wanted class among those of a file, found by name.
-
-    Args:
-        found: names in the file, in its order.
-        wanted: names of the data, in theirs.
-        source: of the names, for messages.
-
-    Raises:
-        DataError: these are not the same names.
-
-    >>> class_order(["dog", "cat"], ["cat", "dog"], "a.safetensors")
-    [1, 0]
-    """
-    lacking = [name for name in wanted if name not in found]
-    foreign = [name for name in found if name not in wanted]
-    if lacking or foreign:
-        raise DataError(
-            f"{source} is of other classes than the data: it lacks {lacking[:5]} of classes.txt, and has "
-            f"{foreign[:5]} ({len(found)} classes, expected {len(wanted)}). Write the names alike, or take "
-            "another file."
-        )
-    return [list(found).index(name) for name in wanted]
-
-
 def _bytes_of(array: np.ndarray) -> bytes:
     return f"{array.dtype}{array.shape}".encode() + array.tobytes()
 

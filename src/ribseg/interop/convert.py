@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from ribseg.checks import check_choice
-from ribseg.data.base import BaseDataset, class_order
+from ribseg.data.base import BaseDataset
 from ribseg.data.check.mask_facts import MaskContent, mask_facts
 from ribseg.data.check.mask_notes import SEVERAL
+from ribseg.data.class_names import class_order
 from ribseg.data.io.maps import LocalizationMaps, load_maps, save_maps
 from ribseg.data.io.masks import class_names_of, read_mask
 from ribseg.errors import DataError, DatasetNotFoundError, list_problems

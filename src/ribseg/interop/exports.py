@@ -22,7 +22,7 @@ from ribseg import __version__
 from ribseg.checks import check_choice
 from ribseg.data.base import check_names
 from ribseg.data.io.images import open_image, orientation, read_header, read_image
-from ribseg.data.io.masks import IGNORE, class_names_of, mask_ids, read_mask, voc_palette
+from ribseg.data.io.masks import IGNORE, check_class_names, class_names_of, mask_ids, read_mask, voc_palette
 from ribseg.errors import ConfigError, DataError, list_problems
 from ribseg.files import (
     IMAGE_ENDINGS,
@@ -459,12 +459,10 @@ def mask_set(
     Raises:
         DataError: masks lack their photograph, or there are no names.
     """
-    own = class_names_of(folder)
-    names = own if classes is None else list(classes)
+    names = class_names_of(folder) if classes is None else list(classes)
     if names is None:
         raise DataError(f"no names of the classes: expected classes.txt in {folder}, or --classes FILE")
-    if own is not None and own != names:
-        raise DataError(f"the names given are {names[:5]}, but classes.txt of {folder} has {own[:5]}")
+    check_class_names(folder, names)
     check_names(names, f"the masks in {folder}")
     masks, photographs = scan_folder(Path(folder), (".png",)), scan_folder(Path(images), IMAGE_ENDINGS)
     absent = sorted(set(masks) - set(photographs))

@@ -4,7 +4,7 @@ The published test settings are in docs/method.md, section 6. All functions work
 (N, 3, H, W) images to (N, C+1, h, w) logits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ribseg.checks import check_arguments, check_number, check_numbers, check_switch
+from ribseg.data.class_names import indices_of
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, read_image
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
@@ -55,7 +56,7 @@ def predict(
     images: ImageLike,
     checkpoint: str | Path | Segmenter,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str | int] | None = None,
     masks: npt.NDArray[np.uint8] | None = None,
     device: str | torch.device | None = None,
     **settings: Any,
@@ -65,7 +66,7 @@ def predict(
     images: Sequence[ImageLike],
     checkpoint: str | Path | Segmenter,
     *,
-    labels: Sequence[Sequence[str]] | None = None,
+    labels: Sequence[Sequence[str | int]] | None = None,
     masks: Sequence[npt.NDArray[np.uint8]] | None = None,
     device: str | torch.device | None = None,
     **settings: Any,
@@ -74,7 +75,7 @@ def predict(
     images: ImageLike | Sequence[ImageLike],
     checkpoint: str | Path | Segmenter,
     *,
-    labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    labels: Sequence[str | int] | Sequence[Sequence[str | int]] | None = None,
     masks: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]] | None = None,
     device: str | torch.device | None = None,
     **settings: Any,
@@ -84,8 +85,8 @@ def predict(
     Args:
         images: a path, or an (H, W, 3) uint8 RGB array, or several of them.
         checkpoint: `segmenter.safetensors` of a segmenter stage, or a loaded `Segmenter`.
-        labels: the names of the classes in the image, or a sequence of them for each image; the mask has no
-            others. None: any class of the segmenter.
+        labels: names or indices of the classes in the image, as in `ribseg.localize`, or a sequence of them
+            for each image; the mask has no others. None: any class of the segmenter.
         masks: the (H, W) uint8 mask that the image has already, as from its class maps, or one for each
             image; see `mask` of `predict_labels`.
         device: to compute on; None for a GPU if there is one. A loaded segmenter stays on its device.
@@ -107,27 +108,21 @@ def predict(
         alone: Any = None if labels is None else [labels]
         given: Any = None if masks is None else [masks]
         return predict([images], checkpoint, labels=alone, masks=given, **settings)[0]
-    present = repeat(None) if labels is None else _indices(labels, len(images), checkpoint.classes)
-    if masks is not None and len(masks) != len(images):
-        raise ConfigError(f"masks: expected one for each of {len(images)} images, got {len(masks)}")
+    for argument, values in (("labels", labels), ("masks", masks)):
+        if values is not None and len(values) != len(images):
+            raise ConfigError(f"{argument}: expected one for each of {len(images)} images, got {len(values)}")
+    names = checkpoint.classes
+    present: Iterable[list[int] | None] = repeat(None)
+    if labels is not None:
+        several: Any = labels
+        present = [indices_of(each, names, len(names)) if len(each) else [] for each in several]
     settings = {"mean": checkpoint.mean, "std": checkpoint.std, **checkpoint.inference, **settings}
     arrays = (item if isinstance(item, np.ndarray) else read_image(item) for item in images)
+    known = zip(arrays, present, repeat(None) if masks is None else masks, strict=False)
     return [
         predict_labels(checkpoint.model, image, classes=classes, mask=mask, **settings)
-        for image, classes, mask in zip(
-            arrays, present, repeat(None) if masks is None else masks, strict=False
-        )
+        for image, classes, mask in known
     ]
-
-
-def _indices(labels: Sequence[Any], number: int, classes: Sequence[str]) -> list[list[int]]:
-    """Class indices of each image from their names; raises a ConfigError as `predict`."""
-    if isinstance(labels, str) or any(isinstance(names, str) for names in labels) or len(labels) != number:
-        raise ConfigError(f"labels: expected a sequence of names for each of {number} images, got {labels!r}")
-    unknown = [name for names in labels for name in names if name not in classes]
-    if unknown:
-        raise ConfigError(f"labels: expected some of {', '.join(classes)}; got {unknown}")
-    return [[classes.index(name) for name in names] for names in labels]
 
 
 def predict_labels(

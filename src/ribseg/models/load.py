@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ribseg.data.base import class_order
+from ribseg.data.class_names import class_order
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, three
 from ribseg.data.io.masks import voc_palette
 from ribseg.data.voc import VOC_CLASSES

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from ribseg.data.class_names import indices_of
 from ribseg.data.feed.views import SCALES, multi_scale_views
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, as_image, capped
 from ribseg.data.io.maps import LocalizationMaps
@@ -18,8 +19,8 @@ from ribseg.errors import ConfigError
 from ribseg.memory import usable_device
 from ribseg.methods.base import Method, takes
 from ribseg.methods.cam import head_of, label_vector, merge_maps
-from ribseg.methods.naming import indices_of, predicted_classes
 from ribseg.methods.one_image import OneImage, References
+from ribseg.methods.predicted_classes import predicted_classes
 from ribseg.models.imagenet import imagenet_classifier
 from ribseg.models.load import load_classifier
 from ribseg.models.packages import PACKAGED

@@ -26,6 +26,15 @@ def class_names_of(folder: str | Path) -> list[str] | None:
     return next((read_lines(path) for path in places if path.is_file()), None)
 
 
+def check_class_names(folder: str | Path, names: Sequence[str]) -> None:
+    """Raises a DataError if a folder of masks has other names, or in another order, in its classes.txt."""
+    own = class_names_of(folder)
+    if own is not None and own != list(names):
+        raise DataError(
+            f"the masks in {folder} have the classes {own[:5]}, by classes.txt, expected {list(names)[:5]}"
+        )
+
+
 def voc_palette() -> np.ndarray:
     """PASCAL VOC's palette: (256, 3) uint8 RGB, row = class id; the id's bits are spread over the channels.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ribseg.checks import within
 from ribseg.data.augment.seeding import share_of
-from ribseg.data.base import class_order
+from ribseg.data.class_names import class_order
 from ribseg.errors import ConfigError
 from ribseg.methods.trial import check_network
 from ribseg.models import Classifier, load_into, load_official_classifier

@@ -1,20 +1,12 @@
-"""Class names and indices, and the classes that a classifier predicts for an image."""
+"""Class names, their indices, and their order."""
 
 import difflib
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
-
 from ribseg.checks import check_number
-from ribseg.errors import ConfigError
-from ribseg.functional.cam import class_maps
-from ribseg.functional.state import evaluating
-from ribseg.methods.cam import features_of, head_of
-from ribseg.models.imagenet import imagenet_names
+from ribseg.errors import ConfigError, DataError
 
 SHOWN = 8  # names in a message
-PROBABLE = 0.1  # lowest probability of predicted classes with a softmax head
 
 
 def indices_of(labels: Sequence[str | int], names: Sequence[str] | None, number: int) -> list[int]:
@@ -42,7 +34,7 @@ def indices_of(labels: Sequence[str | int], names: Sequence[str] | None, number:
 
 def _index_of_name(label: str, names: Sequence[str] | None) -> int:
     if names is None:
-        raise ConfigError(f"the classifier has no names of classes: pass indices instead of {label!r}")
+        raise ConfigError(f"the network has no names of classes: pass indices instead of {label!r}")
     wanted = label.strip().lower()
     whole = [index for index, name in enumerate(names) if name.lower() == wanted]
     synonyms = [
@@ -54,29 +46,30 @@ def _index_of_name(label: str, names: Sequence[str] | None) -> int:
     similar = [names[i] for i in found] or [name for name in names if wanted and wanted in name.lower()]
     similar = similar or difflib.get_close_matches(label, names, n=SHOWN, cutoff=0.4) or list(names)
     more = "" if len(similar) <= SHOWN else f" and {len(similar) - SHOWN} more"
-    what = "matches several classes" if found else "is not a class of this classifier"
+    what = "matches several classes" if found else "is not a class of this network"
     raise ConfigError(f"{label!r} {what}; there is {'; '.join(similar[:SHOWN])}{more}")
 
 
-@torch.no_grad()
-def predicted_classes(classifier: nn.Module, view: Tensor, top: int) -> list[int]:
-    """Indices of the classes that a classifier predicts, ascending; at least the most probable one.
+def class_order(found: Sequence[str], wanted: Sequence[str], source: str) -> list[int]:
+    """The place of each wanted class among those of a file, found by name.
 
     Args:
-        classifier: any module with `features(x)` and `weight`. With ImageNet's class names it is treated as a
-            softmax classifier with a probability threshold of 0.1, else as sigmoid with a threshold of 0.5.
-        view: (2, 3, h, w), image and mirror image, normalised.
-        top: largest number of classes.
+        found: names in the file, in its order.
+        wanted: names of the data, in theirs.
+        source: of the names, for messages.
 
     Raises:
-        ConfigError: `top` is not a positive integer.
+        DataError: these are not the same names.
+
+    >>> class_order(["dog", "cat"], ["cat", "dog"], "a.safetensors")
+    [1, 0]
     """
-    check_number("top", top, low=1, whole=True)
-    with evaluating(classifier):
-        logits = class_maps(features_of(classifier)(view), head_of(classifier)).float().mean((0, 2, 3))
-    softmax = getattr(classifier, "classes", None) == imagenet_names()
-    probabilities = logits.softmax(0) if softmax else logits.sigmoid()
-    best = probabilities.topk(min(top, len(probabilities)))
-    lowest = PROBABLE if softmax else 0.5
-    found = [i for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True) if p >= lowest]
-    return sorted(found or best.indices[:1].tolist())
+    lacking = [name for name in wanted if name not in found]
+    foreign = [name for name in found if name not in wanted]
+    if lacking or foreign:
+        raise DataError(
+            f"{source} is of other classes than the data: it lacks {lacking[:5]} of classes.txt, and has "
+            f"{foreign[:5]} ({len(found)} classes, expected {len(wanted)}). Write the names alike, or take "
+            "another file."
+        )
+    return [list(found).index(name) for name in wanted]
