@@ -5,7 +5,7 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from quick_run import begun, folder_run, settings
+from quick_run import LIGHT, begun, folder_run, settings
 from safetensors.torch import load_file
 from torch import nn
 
@@ -188,6 +188,8 @@ def test_a_run_with_a_bad_network_ends_before_its_first_stage(tmp_path, tree, na
 def test_a_run_with_an_own_network(tmp_path, tree):
     results = folder_run(tmp_path, tree, *own("Net"), "run=[classifier,cam,rib]")
     assert results["adaptation"]["images"] == 10
+    with pytest.raises(ConfigError, match="expects a classifier with a backbone, and Net has none"):
+        folder_run(tmp_path, tree, *own("Net"), *LIGHT)
 
 
 def own_loss(logits, labels, sign=-1.0):

@@ -103,5 +103,5 @@ def _create(name: str, encoder: str, pretrained: bool, num_classes: int, extra: 
         hint = "; it dilates the encoder, which not all can: take name=fpn (fpn_lite), or a CNN as encoder"
         raise ConfigError(
             f"segmentation-models-pytorch cannot build {name!r} over {encoder!r} (pretrained={pretrained}, "
-            f"{extra}): {reason(error)}{hint * name.startswith('deeplab')}"
+            f"{extra}): {reason(error)}{hint * name.lower().startswith('deeplab')}"
         ) from error

@@ -152,8 +152,15 @@ class SegmenterStage(Stage[Session]):
         if session.run.is_ready(self):
             return
         if self.classifier:  # it may not be trained yet, but has the same shapes
+            classifier = self.classifier.checked
+            if not hasattr(classifier, "backbone"):
+                raise ConfigError(
+                    "segmenter.model.weights=classifier expects a classifier with a backbone, and "
+                    f"{type(classifier).__name__} has none; give the segmenter a network of its own, such as "
+                    "segmenter/network@segmenter.model=smp"
+                )
             with within("segmenter.model"):
-                take_backbone(self.model, self.classifier.checked)
+                take_backbone(self.model, classifier)
         _ = self.module
         if cfg.precision is not None:
             with within("segmenter.precision"):
