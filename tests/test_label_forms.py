@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from ribseg.data.io import label_forms
 from ribseg.data.io.label_forms import read_labels
 from ribseg.data.io.masks import write_mask
 from ribseg.data.voc import VOCFolder
@@ -173,6 +174,19 @@ def test_auto_takes_the_only_labels_and_says_which(tree):
     (tree / "more.csv").write_text("image,classes\n")
     with pytest.raises(ConfigError, match=r"metadata\.jsonl and in .*more\.csv"):
         VOCFolder(tree, "train")
+
+
+def test_a_file_is_parsed_once_until_it_changes(forms, monkeypatch):
+    parsed = []
+    reader = label_forms.READERS[".json"]
+    monkeypatch.setitem(label_forms.READERS, ".json", lambda *given: parsed.append(given) or reader(*given))
+    path = forms["coco.json"]
+    for split in (IDS[:2], IDS[2:]):
+        read_labels(path, split, CLASSES)
+    assert len(parsed) == 1
+    path.write_text(path.read_text() + " ")
+    read_labels(path, IDS, CLASSES)
+    assert len(parsed) == 2
 
 
 def test_auto_does_not_take_masks_where_something_may_be_meant_as_labels(tree):

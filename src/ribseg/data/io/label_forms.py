@@ -9,6 +9,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -180,6 +181,15 @@ def id_of(name: str, known: Collection[str]) -> str:
 
 def parse_labels(path: Path, classes: Sequence[str]) -> Labels:
     """The content of a file or folder of labels; raises a DataError if it has no form that is read."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return _parsed.__wrapped__(path, tuple(classes), ())
+    status = path.stat()
+    return _parsed(path, tuple(classes), (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+# A JSON of COCO's size takes long, and is looked at to choose it, and again for each split.
+@lru_cache(maxsize=1)
+def _parsed(path: Path, classes: tuple[str, ...], version: tuple[int, ...]) -> Labels:
     try:
         if path.is_dir():
             found = _class_lists(path, classes) or _folders(path)
