@@ -6,8 +6,9 @@ import pytest
 from record_stages import RECORD, kinds, outputs
 
 AGAIN = "then record the outputs: python tests/data/record_stages.py"
-# Maps and weights of such small networks agree to this between processors; masks to a few pixels.
-CLOSE, PIXELS = 2e-3, 12
+# Maps and weights of such small networks agree to this between processors (with AVX-512 and without, they differ by up
+# to .003); masks to a few pixels.
+CLOSE, PIXELS = 5e-3, 12
 # They need a file of another program; their ends are in tests/test_interop.py and tests/test_saliency.py.
 NEEDS_MORE = {"imported", "saliency"}
 
