@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import subprocess
 import sys
+from multiprocessing import current_process
 from types import SimpleNamespace
 
 import joblib
@@ -11,11 +13,28 @@ import torch
 from in_processes import loaded_in_a_process, threads_of_torch
 
 from ribseg import workers
+from ribseg.pipeline.run import run
 
 
 def test_processes_of_a_pool_use_one_thread():
     with workers.process_pool(1, threads_of_torch) as pool:
         assert pickle.loads(pool.submit(workers.do, None).result()) == 1  # noqa: S301  (our own bytes)
+
+
+def test_a_program_without_a_guard_is_told_to_have_one(tmp_path):
+    """New processes import it, and with it what it calls."""
+    program = tmp_path / "program.py"
+    lines = ("from ribseg import workers", "workers.refuse_unguarded()", "workers.forks = lambda: False")
+    program.write_text("\n".join((*lines, "print(list(workers.ordered_map(len, ['a', 'bb'], 2)))")))
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().endswith(f"RibsegError: {workers.GUARD}")
+
+
+def test_a_run_does_not_wait_for_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit):
+        run({}, tmp_path)
 
 
 def test_data_loaders_have_processes_in_jobs_of_joblib():

@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from multiprocessing import (
+    current_process,
     get_all_start_methods,
     get_context,
     get_start_method,
@@ -28,6 +29,11 @@ from ribseg.errors import RibsegError
 T = TypeVar("T")
 R = TypeVar("R")
 RETRIES = 3  # times that the work of a killed process is done again
+UNGUARDED = 76  # exit status of a process that `refuse_unguarded` ends
+GUARD = (
+    "ribseg is called when this program is imported, and new processes import it to find its functions: put "
+    "the call under if __name__ == '__main__':"
+)
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers; Lightning's order
 
 _jobs = 1  # of a sweep that run at the same time on this machine
@@ -126,6 +132,16 @@ def _copies_differentiate(torch: Any) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def refuse_unguarded() -> None:
+    """Ends a new process that imports the program of its parent, and so comes to the same call.
+
+    Else one would wait for the other's locks without end.
+    """
+    if getattr(current_process(), "_inheriting", False):  # what Python itself asks before it starts a process
+        print(GUARD, file=sys.stderr)
+        raise SystemExit(UNGUARDED)
+
+
 def process_pool(workers: int, work: Callable[[Any], Any] | None = None) -> ProcessPoolExecutor:
     """A pool of processes with `threads_per_process()` threads each, which end with this one.
 
@@ -210,7 +226,9 @@ def ordered_map(
             pool.shutdown()
             return
         except BrokenProcessPool as error:
-            said = f"{_death(pool)}: often memory is short, and fewer processes (engine.processes) need less"
+            said = why_broken(pool)
+            if said == GUARD:
+                raise RibsegError(said) from error
             if deaths == RETRIES:
                 raise RibsegError(f"{said}. Tried {deaths + 1} times; finished files are kept") from error
             workers = max(1, workers // 2)
@@ -236,8 +254,8 @@ def _processes(pool: Executor) -> list[BaseProcess]:
     return list((getattr(pool, "_processes", None) or {}).values())
 
 
-def _death(pool: Executor) -> str:
-    """How the processes of a pool ended that were not ended by the pool."""
+def why_broken(pool: Executor) -> str:
+    """How the processes of a pool ended that were not ended by the pool, and what to do."""
     said, processes = [], _processes(pool)
     ended = wait([process.sentinel for process in processes], timeout=1)
     for process in (process for process in processes if process.sentinel in ended):
@@ -245,7 +263,10 @@ def _death(pool: Executor) -> str:
         while process.exitcode is None and time.monotonic() < deadline:
             time.sleep(0.01)
         code = process.exitcode or -signal.SIGTERM
+        if code == UNGUARDED:
+            return GUARD
         if code != -signal.SIGTERM:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             said.append(f"the process {process.pid} {how}")
-    return "; ".join(said) or "a process ended"
+    ends = "; ".join(said) or "a process ended"
+    return f"{ends}: often memory is short, and fewer processes (engine.processes) need less"

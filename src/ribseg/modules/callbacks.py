@@ -5,6 +5,7 @@ import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from pytorch_lightning.callbacks import BasePredictionWriter, Callback, EMAWeigh
 
 from ribseg.data.io.maps import map_path, save_maps
 from ribseg.data.io.masks import write_mask
+from ribseg.errors import RibsegError
 from ribseg.models.inference import most_probable
 from ribseg.modules.localization import Prediction
 from ribseg.modules.mask_prediction import MaskPrediction
-from ribseg.workers import process_pool, rank, threads_per_process
+from ribseg.workers import process_pool, rank, threads_per_process, why_broken
 
 
 class MapWriter(BasePredictionWriter):
@@ -99,12 +101,20 @@ class MaskWriter(BasePredictionWriter):
             self._pool = process_pool(self.workers)
         self._pending.append(self._pool.submit(refine_and_write, target, prediction, self.crf, self.palette))
         if len(self._pending) > 2 * self.workers:
-            self._pending.popleft().result()
+            self._wait()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Waits for the last masks."""
         while self._pending:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Waits for the first mask of those that are pending."""
+        assert self._pool is not None
+        try:
             self._pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise RibsegError(why_broken(self._pool)) from error
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Stops the processes."""

@@ -32,6 +32,7 @@ from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.progress import shared_console
 from ribseg.store.artefact import Artefact, environment
 from ribseg.store.run import Run
+from ribseg.workers import refuse_unguarded
 
 
 def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def run(cfg: DictConfig, output: str | Path) -> dict[str, Any]:
     Raises:
         RibsegError: settings or data cannot work; raised before the first stage, if it can be known.
     """
+    refuse_unguarded()
     quiet_lightning()
     torch.backends.cudnn.allow_tf32 = bool(cfg.tf32)
     with termination_as_interrupt(), fresh_process_group(), log_file(Path(output), is_first_process()):

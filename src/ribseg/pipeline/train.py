@@ -15,6 +15,7 @@ def train(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Runs the stages of an experiment and returns the content of `results.json`.
 
     Same as `ribseg train experiment=...`: stages whose results are in the store are not computed again.
+    A program calls it under `if __name__ == "__main__":`, since processes that it starts may import it.
 
     Args:
         experiment: name of a file in `conf/experiment`, as "rib_voc".
