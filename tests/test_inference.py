@@ -226,6 +226,31 @@ def test_a_mask_takes_part_with_its_weight(checkpoint):
         ribseg.predict([image], checkpoint, masks=[mask, mask])
     with pytest.raises(ConfigError, match="trust"):
         ribseg.predict(image, checkpoint, masks=mask, trust=1.5)
+    with pytest.raises(DataError, match="EXIF rotation"):
+        ribseg.predict(image, checkpoint, masks=mask.T.copy())
+    with pytest.raises(DataError, match="got list"):
+        ribseg.predict([image], checkpoint, masks=[[mask]])
+
+
+def test_masks_and_labels_of_some_images(tmp_path, checkpoint):
+    image, first = photo(40, 50), ribseg.load(checkpoint).classes[0]
+    mask = np.ones((40, 50), np.uint8)
+    write_mask(tmp_path / "a.png", mask)
+    kept = {"masks": [None, mask], "trust": 0.6}
+    with pytest.raises(ConfigError, match="there is none"):
+        ribseg.predict([image, image], checkpoint, **kept)
+    images = (each for each in (image, image))
+    labels, masks = [None, [first] * 7], [None, tmp_path / "a.png"]
+    plain, known = ribseg.predict(images, checkpoint, labels=labels, masks=masks)
+    assert np.array_equal(plain, ribseg.predict(image, checkpoint))
+    assert np.array_equal(known, ribseg.predict(image, checkpoint, labels=[first], masks=mask))
+    for labels in (0, {"a": [first]}, np.array(1)):
+        with pytest.raises(ConfigError, match="labels: expected one for each of 2 images"):
+            ribseg.predict([image, image], checkpoint, labels=labels)
+    with pytest.raises(ConfigError, match="vector of zeros and ones"):
+        ribseg.predict(image, checkpoint, labels=[0, 0, 1])
+    with pytest.raises(ConfigError, match="tile"):
+        ribseg.predict(image, checkpoint, tile=5)
 
 
 def test_the_command_takes_masks(tmp_path, checkpoint):
@@ -249,8 +274,14 @@ def test_the_command_takes_masks(tmp_path, checkpoint):
     (tmp_path / "given" / "classes.txt").write_text("b\na")
     with pytest.raises(SystemExit, match=r"have the classes \['b', 'a'\]"):
         main([*words, "--masks", str(tmp_path / "given")])
+    (tmp_path / "given" / "scenes").mkdir()
+    (tmp_path / "given" / "a.png").unlink()
+    (tmp_path / "given" / "classes.txt").unlink()
+    with pytest.raises(SystemExit, match=r"found folders: \['scenes'\]"):
+        main([*words, "--masks", str(tmp_path / "given")])
+    write_mask(tmp_path / "given" / "b.png", given)
     with pytest.raises(SystemExit, match=r"a\.png"):
-        main([*words, "--masks", str(tmp_path / "nowhere")])
+        main([*words, "--masks", str(tmp_path / "given")])
 
 
 def test_predict_is_the_function():

@@ -189,6 +189,21 @@ def test_a_file_is_parsed_once_until_it_changes(forms, monkeypatch):
     assert len(parsed) == 2
 
 
+def test_a_folder_of_xml_files_and_one_beside_the_data(tmp_path, tree, monkeypatch):
+    data = VOCFolder(tree, "train", labels="mask")
+    folder = tmp_path / "mine" / "xml"
+    folder.mkdir(parents=True)
+    for image_id, row in zip(data.ids, data.labels, strict=True):
+        names = "".join(f"<object><name>{data.classes[c]}</name></object>" for c in np.flatnonzero(row))
+        (folder / f"{image_id}.xml").write_text(f"<annotation>{names}</annotation>")
+    monkeypatch.chdir(tmp_path)
+    again = VOCFolder(tree, "train", labels="mine/xml")
+    assert (again.labels == data.labels).all()
+    assert again.labels_source == "xml/*.xml"
+    with pytest.raises(ConfigError, match="nothing is at mine/nowhere or in"):
+        VOCFolder(tree, "train", labels="mine/nowhere")
+
+
 def test_auto_does_not_take_masks_where_something_may_be_meant_as_labels(tree):
     bare(tree)
     (tree / "project.json").write_text('[{"image": "im_00.jpg", "choice": "horse"}]')

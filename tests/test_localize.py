@@ -145,13 +145,15 @@ def test_references_from_a_folder_change_the_maps(tmp_path, image, classifier, m
 
 def test_classes_by_name_and_index(classifier):
     names = classifier.classes
-    assert indices_of(["DOG", 0, "tabby cat"], names, 3) == [1, 0, 2]
+    assert indices_of(["DOG", 0, "tabby cat", "dog"], names, 3) == [1, 0, 2]
     for wrong, message in (
         ("dog", "expected a list"),
         ([], "expected a list"),
         (["cow"], "is not a class"),
         ([3], r"integer in \[0, 2\], got 3"),
         ([True], "labels"),
+        ([0, 0, 1], "vector of zeros and ones"),
+        (1, "expected a list"),
     ):
         with pytest.raises(ConfigError, match=message):
             indices_of(wrong, names, 3)

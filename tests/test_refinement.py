@@ -60,10 +60,12 @@ def test_refinements_that_cannot_work_fail_before_the_training(tmp_path, tree, o
 
 
 @pytest.mark.usefixtures("stored")
-def test_masks_without_any_object_are_called_out(tmp_path, tree, capsys):
+@pytest.mark.parametrize("splits", ["[val]", "[]"])
+def test_masks_without_any_object_are_called_out(tmp_path, tree, capsys, splits):
     folder_run(
         tmp_path,
         tree,
+        f"data.eval_splits={splits}",
         "run=[classifier,rib,pseudo_masks]",
         "refine.variants=[none]",
         "refine.maps_threshold=1",
@@ -144,6 +146,21 @@ def test_saliency_of_zeros_and_ones_is_refused_before_the_first_stage(tmp_path, 
             tmp_path, tree, "run=[classifier,rib,pseudo_masks]", "refine.variants=[saliency]",
             f"refine.saliency={saliency}",
         )  # fmt: skip
+    assert not list((tmp_path / "store").glob("classifier-*"))
+
+
+def test_every_saliency_map_is_looked_at_before_the_first_stage(tmp_path, tree, saliency):
+    given = ("run=[classifier,rib,pseudo_masks]", f"refine.saliency={saliency}")
+    with pytest.raises(ConfigError, match=r"has no effect with refine\.variants=\['none'\]"):
+        folder_run(tmp_path, tree, *given, "refine.variants=[none]")
+    for name in ("im_03", "im_09"):
+        (saliency / f"{name}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"files: 2\s.*im_03\.png.*\s.*im_09\.png"):
+        folder_run(tmp_path, tree, *given, "refine.variants=[scenes]")
+    for path in saliency.iterdir():
+        Image.new("L", (5, 5), 255).save(path)
+    with pytest.raises(DataError, match=r"every pixel of the 10 images in .* is salient"):
+        folder_run(tmp_path, tree, *given, "refine.variants=[scenes]")
     assert not list((tmp_path / "store").glob("classifier-*"))
 
 

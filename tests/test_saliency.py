@@ -19,15 +19,15 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
-def network_file(path, side=32, channels=3, out=None, scale=1.0):
+def network_file(path, side=32, channels=3, out=None, scale=1.0, image=None, kind="FLOAT"):
     """An ONNX network whose map is the mean over the normalised channels, times `scale`, and .5."""
-    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    given = helper.make_tensor_value_info("image", float32, [1, channels, side, side])
-    made = helper.make_tensor_value_info("map", float32, out or [1, 1, side, side])
+    helper, number = onnx.helper, getattr(onnx.TensorProto, kind)
+    given = helper.make_tensor_value_info("image", number, image or [1, channels, side, side])
+    made = helper.make_tensor_value_info("map", number, out or [1, 1, side, side])
     constants = [
         helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1]),
-        helper.make_tensor("scale", float32, [], [scale]),
-        helper.make_tensor("half", float32, [], [0.5]),
+        helper.make_tensor("scale", number, [], [scale]),
+        helper.make_tensor("half", number, [], [0.5]),
     ]
     nodes = [
         helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=1),
@@ -48,9 +48,10 @@ def photograph():
     return pixels
 
 
-@pytest.mark.parametrize("side", [32, "side"])
-def test_a_map_is_of_the_photographs_size(tmp_path, photograph, side):
-    network = SaliencyNetwork(network_file(tmp_path / "n.onnx", side), side=None if side == 32 else 96)
+@pytest.mark.parametrize(("side", "kind"), [(32, "FLOAT"), ("side", "FLOAT"), (32, "FLOAT16")])
+def test_a_map_is_of_the_photographs_size(tmp_path, photograph, side, kind):
+    file = network_file(tmp_path / "n.onnx", side, kind=kind)
+    network = SaliencyNetwork(file, side=None if side == 32 else 96)
     assert network.side == (32 if side == 32 else 96)
     found = network(photograph)
     assert (found.shape, found.dtype) == ((40, 60), np.uint8)
@@ -74,7 +75,11 @@ def test_logits_become_values_from_0_to_1(tmp_path, photograph):
             None,
             r"gives values from -14\.5 to -14\.5; expected",
         ),
-        ({"channels": 4}, "isnet", None, r"takes image \[1, 4, 32, 32\]; expected one RGB image"),
+        ({"channels": 4}, "isnet", None, r"takes image \[1, 4, 32, 32\].*; expected one RGB image"),
+        ({"image": [1, 3, 32, 48], "out": ["a", 1, "b", "c"]}, "isnet", None, "expected one RGB image"),
+        ({"image": [4, 3, 32, 32], "out": ["a", 1, "b", "c"]}, "isnet", None, "expected one RGB image"),
+        ({"kind": "DOUBLE"}, "isnet", None, r"tensor\(double\); expected one RGB image"),
+        ({"scale": 0.1}, "birefnet", None, "from 0 to 1, no logits"),
         ({}, "isnet", 64, "takes images of 32 pixels alone, not of side=64"),
         ({}, "resnet", None, r"kind: expected isnet | u2net"),
     ],
@@ -138,6 +143,11 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, command, capsys):
     network_file(tmp_path / "n.onnx", scale=0.9)
     with pytest.raises(SystemExit, match="holds maps of another network"):
         main(command)
+    main([*command[:-1], str(tmp_path / "others")])
+    for path in (tmp_path / "others").glob("*.png"):
+        path.unlink()
+    network_file(tmp_path / "n.onnx", scale=0.8)
+    main([*command[:-1], str(tmp_path / "others")])  # it holds none any more
     (folder / "d.png").write_bytes(b"no image")
     network_file(tmp_path / "n.onnx")
     with pytest.raises(SystemExit, match="1 of 1 images could not be read"):

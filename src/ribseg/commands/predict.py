@@ -19,7 +19,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--labels", type=Path, metavar="PATH", help=labels)
     masks = "folder of masks <image name>.png that the images have already; they take part with --trust"
     add("--masks", type=Path, metavar="DIR", help=masks)
-    add("--trust", type=float, help="weight of --masks, up to 0.5, from where on they stay; default: 0.45")
+    add("--trust", type=float, help="weight of --masks, above 0.5 they stay, before a CRF; default: 0.45")
     add("--scales", nargs="+", type=float, help="published: 0.5 0.75 1")
     add("--flip", action=argparse.BooleanOptionalAction, default=None, help="average with the mirror image")
     add("--crf", action=argparse.BooleanOptionalAction, default=None, help="the published dense CRF, or none")
@@ -48,6 +48,9 @@ def run(options: argparse.Namespace) -> None:
         if options.masks.resolve() == options.out.resolve():
             raise ConfigError(f"{options.out} is the folder of the given masks; choose another with --out")
         check_class_names(options.masks, segmenter.classes)
+        if not any(options.masks.glob("*.png")):
+            found = sorted(path.name for path in options.masks.glob("*/")) or "none"
+            raise ConfigError(f"expected masks <image name>.png in {options.masks}; found folders: {found}")
     known: dict[str, list[str]] = {}
     if options.labels:
         ids = [image.stem for image in targets.values()]

@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> None:
     network = SaliencyNetwork(options.network, options.kind, options.side)
     made_by = {"network": file_digest(options.network), "kind": options.kind, "side": network.side}
     stamp, there = options.out / STAMP, any(target.is_file() for target in targets)
-    if read_stamp(stamp) != made_by and (there or stamp.exists()):
+    of_another = stamp.exists() and any(options.out.glob("*.png"))
+    if read_stamp(stamp) != made_by and (there or of_another):
         raise ConfigError(
             f"{options.out} holds maps of another network, or of other programs: choose another --out"
         )

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Sequence
 
+import numpy as np
+
 from ribseg.checks import check_number
 from ribseg.errors import ConfigError, DataError
 
@@ -19,17 +21,20 @@ def indices_of(labels: Sequence[str | int], names: Sequence[str] | None, number:
         number: C.
 
     Raises:
-        ConfigError: no label, or one that is unknown or ambiguous.
+        ConfigError: no label, or one that is unknown or ambiguous, or an index twice.
 
     >>> indices_of(["Dog", 0], ["cat", "dog"], 2)
     [1, 0]
     """
-    if isinstance(labels, str) or not len(labels):
+    if isinstance(labels, str) or not np.iterable(labels) or not len(labels):
         raise ConfigError(f'expected a list of classes, such as labels=["dog"], got {labels!r}')
-    for label in labels:
-        if not isinstance(label, str):
-            check_number("labels", label, low=0, high=number - 1, whole=True)
-    return [_index_of_name(label, names) if isinstance(label, str) else int(label) for label in labels]
+    numbers = [label for label in labels if not isinstance(label, str)]
+    for label in numbers:
+        check_number("labels", label, low=0, high=number - 1, whole=True)
+    if len({*numbers}) < len(numbers):
+        raise ConfigError(f"expected indices of classes, got {[*numbers]}: is it a vector of zeros and ones?")
+    found = (_index_of_name(label, names) if isinstance(label, str) else int(label) for label in labels)
+    return list(dict.fromkeys(found))
 
 
 def _index_of_name(label: str, names: Sequence[str] | None) -> int:

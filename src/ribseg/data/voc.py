@@ -163,9 +163,11 @@ class VOCFolder(BaseDataset):
             return labels_from_masks(self.masks_dir, self.ids, self.num_classes), FROM_MASKS
         if source == "none":
             return np.zeros((len(self.ids), self.num_classes), dtype=bool), "none"
-        if not Path(source).suffix and not Path(self.root, source).exists():
-            raise ConfigError(f"expected labels = auto, xml, mask, none or a path, got {str(source)!r}.")
         path = Path(source)
+        if not path.suffix and not path.exists() and not Path(self.root, source).exists():
+            raise ConfigError(
+                f"expected labels = auto, xml, mask, none or a path; nothing is at {path} or in {self.root}"
+            )
         return read_labels(path if path.exists() else self.root / path, self.ids, self.classes)
 
 

@@ -4,8 +4,8 @@ The published test settings are in docs/method.md, section 6. All functions work
 (N, 3, H, W) images to (N, C+1, h, w) logits.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product, repeat
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ribseg.checks import check_arguments, check_number, check_numbers, check_switch
 from ribseg.data.class_names import indices_of
 from ribseg.data.io.images import IMAGENET_MEAN, IMAGENET_STD, Channels, read_image
+from ribseg.data.io.masks import read_mask
 from ribseg.errors import ConfigError, DataError
 from ribseg.functional import dense_crf
 from ribseg.functional.cam import resize
@@ -26,6 +27,7 @@ from ribseg.memory import memory_errors, usable_device
 from ribseg.models.load import Segmenter, load_segmenter
 
 ImageLike = str | Path | np.ndarray
+MaskLike = str | Path | npt.NDArray[np.uint8]
 # Published test settings, for `crf=`.
 PUBLISHED_CRF = {
     "iterations": 10, "gaussian_sxy": 1, "gaussian_compat": 3,
@@ -33,6 +35,7 @@ PUBLISHED_CRF = {
 }  # fmt: skip
 
 SMALLEST_TILE = 16
+INFERENCE = ("scales", "flip", "crf", "tile", "margin")  # settings of `check_inference`
 TRUST = 0.45  # see `predict_labels`
 SMALLER_TILES = "Cut the image into smaller tiles (tile=512, --tile 512)"
 
@@ -57,7 +60,7 @@ def predict(
     checkpoint: str | Path | Segmenter,
     *,
     labels: Sequence[str | int] | None = None,
-    masks: npt.NDArray[np.uint8] | None = None,
+    masks: MaskLike | None = None,
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> npt.NDArray[np.uint8]: ...
@@ -67,7 +70,7 @@ def predict(
     checkpoint: str | Path | Segmenter,
     *,
     labels: Sequence[Sequence[str | int]] | None = None,
-    masks: Sequence[npt.NDArray[np.uint8]] | None = None,
+    masks: Sequence[MaskLike] | None = None,
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> list[npt.NDArray[np.uint8]]: ...
@@ -76,7 +79,7 @@ def predict(
     checkpoint: str | Path | Segmenter,
     *,
     labels: Sequence[str | int] | Sequence[Sequence[str | int]] | None = None,
-    masks: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]] | None = None,
+    masks: MaskLike | Sequence[MaskLike] | None = None,
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> npt.NDArray[np.uint8] | list[npt.NDArray[np.uint8]]:
@@ -87,8 +90,8 @@ def predict(
         checkpoint: `segmenter.safetensors` of a segmenter stage, or a loaded `Segmenter`.
         labels: names or indices of the classes in the image, as in `ribseg.localize`, or a sequence of them
             for each image; the mask has no others. None: any class of the segmenter.
-        masks: the (H, W) uint8 mask that the image has already, as from its class maps, or one for each
-            image; see `mask` of `predict_labels`.
+        masks: the (H, W) uint8 mask, or its PNG, that the image has already, as from its class maps, or one
+            for each image; see `mask` of `predict_labels`.
         device: to compute on; None for a GPU if there is one. A loaded segmenter stays on its device.
         settings: scales, flip, crf, tile, margin and trust of `predict_labels`; the defaults are in the
             checkpoint, as the segmenter was tested.
@@ -108,21 +111,40 @@ def predict(
         alone: Any = None if labels is None else [labels]
         given: Any = None if masks is None else [masks]
         return predict([images], checkpoint, labels=alone, masks=given, **settings)[0]
-    for argument, values in (("labels", labels), ("masks", masks)):
-        if values is not None and len(values) != len(images):
-            raise ConfigError(f"{argument}: expected one for each of {len(images)} images, got {len(values)}")
-    names = checkpoint.classes
-    present: Iterable[list[int] | None] = repeat(None)
-    if labels is not None:
-        several: Any = labels
-        present = [indices_of(each, names, len(names)) if len(each) else [] for each in several]
+    images = list(images)
+    names, earlier = checkpoint.classes, _one_each("masks", masks, len(images))
+    present = [_present(each, names) for each in _one_each("labels", labels, len(images))]
     settings = {"mean": checkpoint.mean, "std": checkpoint.std, **checkpoint.inference, **settings}
-    arrays = (item if isinstance(item, np.ndarray) else read_image(item) for item in images)
-    known = zip(arrays, present, repeat(None) if masks is None else masks, strict=False)
+    check_inference(**{name: settings[name] for name in INFERENCE if name in settings})
     return [
-        predict_labels(checkpoint.model, image, classes=classes, mask=mask, **settings)
-        for image, classes, mask in known
+        predict_labels(
+            checkpoint.model,
+            image if isinstance(image, np.ndarray) else read_image(image),
+            classes=classes,
+            mask=read_mask(mask) if isinstance(mask, str | Path) else mask,
+            **settings,
+        )
+        for image, classes, mask in zip(images, present, earlier, strict=True)
     ]
+
+
+def _one_each(argument: str, values: Any, number: int) -> list[Any]:
+    """What belongs to each image; raises a ConfigError unless it is as many as there are images, or None."""
+    if values is None:
+        return [None] * number
+    several = isinstance(values, Sequence) and not isinstance(values, str)
+    several = several or (isinstance(values, np.ndarray) and values.ndim > 0)
+    if not several or len(values) != number:
+        found = len(values) if several else type(values).__name__
+        raise ConfigError(f"{argument}: expected one for each of {number} images, got {found}")
+    return list(values)
+
+
+def _present(labels: Any, names: Sequence[str]) -> list[int] | None:
+    """The indices of the classes of an image, which may be none; None where they are not known."""
+    if labels is None or (isinstance(labels, list | tuple | set) and not labels):
+        return None if labels is None else []
+    return indices_of(labels, names, len(names))
 
 
 def predict_labels(
@@ -157,8 +179,8 @@ def predict_labels(
         classes: indices from 0 to C - 1 of those in the image; other probabilities are left out. None: all.
         mask: (H, W) uint8 labels that the image has already, 255 unknown; the result is the most probable
             label by the mean of it and the probabilities.
-        trust: weight of `mask` in that mean, in [0, 1]; from 0.5 on it stays as it is. None: 0.45, the best
-            of five weights on photographs of VOC's train.
+        trust: weight of `mask` in that mean, in [0, 1]; above 0.5 it stays, before a CRF. None: 0.45, the
+            best of five weights on photographs of VOC's train.
 
     Returns:
         (H, W) uint8.
@@ -173,16 +195,20 @@ def predict_labels(
     check_number("trust", trust, low=0, high=1, words=(None,))
     if trust is not None and mask is None:
         raise ConfigError(f"trust={trust} is the weight of a mask, and there is none")
+    if mask is not None and not isinstance(mask, np.ndarray):
+        raise DataError(f"expected a mask of uint8 {image.shape[:2]}, got {type(mask).__name__}")
     if mask is not None and (mask.shape != image.shape[:2] or mask.dtype != np.uint8):
-        raise DataError(f"expected a mask of uint8 {image.shape[:2]}, got {mask.dtype} {mask.shape}")
+        hint = " (has the photograph an EXIF rotation, and the mask none?)"
+        turned = hint * (mask.shape == image.shape[1::-1])
+        raise DataError(f"expected a mask of uint8 {image.shape[:2]}, got {mask.dtype} {mask.shape}{turned}")
     labels = np.empty(image.shape[:2], np.uint8)
     for part in tiles((image.shape[0], image.shape[1]), tile, margin):
         pixels = np.ascontiguousarray(image[part.seen])
         work = f"{pixels.shape[0]} x {pixels.shape[1]} pixels at once"
         with memory_errors(next(model.parameters()).device, work, SMALLER_TILES):
             probabilities = class_probabilities(model, normalized(model, pixels, mean, std), scales, flip)
-            names = range(len(probabilities) - 1) if classes is None else classes
-            for index in classes or ():
+            names = range(len(probabilities) - 1) if classes is None else sorted(set(classes))
+            for index in names:
                 check_number("classes", index, low=0, high=len(probabilities) - 2, whole=True)
             numbers = np.array([0, *(index + 1 for index in names)], np.uint8)
             known = None if mask is None else mask[part.seen]

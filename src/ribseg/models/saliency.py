@@ -17,6 +17,9 @@ from ribseg.files import atomic_file
 SLACK = 0.01  # of values outside [0, 1], as 8-bit networks have them
 
 
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
 class Kind(NamedTuple):
     """How a network takes photographs, and what it gives.
 
@@ -64,10 +67,11 @@ class SaliencyNetwork:
         self.session: Any = None
         self.process = 0  # that opened the session
         own = self.opened().get_inputs()
-        if len(own) != 1 or len(own[0].shape) != 4 or own[0].shape[1] not in (3, None, "channels"):
-            found = ", ".join(f"{each.name} {each.shape}" for each in own)
-            raise ConfigError(f"{path} takes {found}; expected one RGB image (1, 3, S, S)")
-        fixed = own[0].shape[2] if isinstance(own[0].shape[2], int) else None
+        sides = _sides(own[0]) if len(own) == 1 else []
+        if not sides:
+            found = ", ".join(f"{each.name} {each.shape} {each.type}" for each in own)
+            raise ConfigError(f"{path} takes {found}; expected one RGB image (1, 3, S, S) of floats")
+        fixed = sides[0]
         self.side = next(each for each in (side, fixed, self.kind.side) if each is not None)
         check_number("side", self.side, low=1, whole=True)
         if fixed is not None and self.side != fixed:
@@ -112,10 +116,18 @@ class SaliencyNetwork:
         pixels = np.asarray(small, np.float32) / 255
         mean, std = (np.array(each, np.float32) for each in (self.kind.mean, self.kind.std))
         given = ((pixels - mean) / std).transpose(2, 0, 1)[None]
-        found = np.asarray(session.run(None, {session.get_inputs()[0].name: given})[0])
+        (own,) = session.get_inputs()
+        try:
+            found = np.asarray(session.run(None, {own.name: given.astype(FLOATS[own.type])})[0])
+        except Exception as error:  # as above
+            raise ConfigError(f"{self.path} cannot be run on {given.shape}: {reason(error)}") from error
         if found.size != self.side**2:
             raise ConfigError(f"{self.path} gives {found.shape}; expected one map of {self.side}x{self.side}")
         scores = found.reshape(self.side, self.side).astype(np.float32)
+        if self.kind.logits and scores.min() >= 0 and scores.max() <= 1:
+            raise ConfigError(
+                f"{self.path} gives values from 0 to 1, no logits: take isnet or u2net as its kind"
+            )
         if self.kind.logits:
             scores = 1 / (1 + np.exp(-scores.clip(-30, 30)))
         if not (scores.min() >= -SLACK and scores.max() <= 1 + SLACK):  # false for NaN, too
@@ -125,6 +137,14 @@ class SaliencyNetwork:
             )
         gray = Image.fromarray((255 * scores.clip(0, 1)).round().astype(np.uint8))
         return np.asarray(gray.resize(photograph.size, Image.Resampling.BILINEAR))
+
+
+def _sides(own: Any) -> list[int | None]:
+    """The sides of the images that an input takes, None for any; none if it is no input for an RGB image."""
+    if own.type not in FLOATS or len(own.shape) != 4:
+        return []
+    batch, channels, *sides = (size if isinstance(size, int) else None for size in own.shape)
+    return sides if batch in (1, None) and channels in (3, None) and sides[0] == sides[1] else []
 
 
 def write_saliency(path: str | Path, scores: npt.NDArray[np.uint8]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ribseg.data.base import special
 from ribseg.data.check.near_misses import explained, without_ending
-from ribseg.data.io.labels import Problems, label_matrix, labels_from_csv
+from ribseg.data.io.labels import Problems, label_matrix, labels_from_csv, labels_from_xml
 from ribseg.errors import ConfigError, DataError, DatasetNotFoundError, list_problems, reason
 from ribseg.files import IMAGE_ENDINGS, read_lines
 
@@ -51,7 +51,7 @@ def read_labels(path: str | Path, ids: Sequence[str], classes: Sequence[str]) ->
 
     Args:
         path: a table (.csv, .tsv, .jsonl), JSON or XML of a label tool, an imagenet list, a folder of VOC's
-            class lists, or a folder with a folder of images for each class.
+            XML files or class lists, or a folder with a folder of images for each class.
         ids: N image ids.
         classes: C names, without background.
 
@@ -68,6 +68,8 @@ def read_labels(path: str | Path, ids: Sequence[str], classes: Sequence[str]) ->
         raise DatasetNotFoundError(f"{path} is absent: expected a file or folder with image-level labels.")
     if own_table(path):
         return labels_from_csv(path, ids, classes), f"{path.name}, image,classes"
+    if path.is_dir() and any(path.glob("*.xml")):
+        return labels_from_xml(path, ids, classes), f"{path.name}/*.xml"
     found = parse_labels(path, classes)
     known = set(ids)
     rows, problems = by_id(found, known)

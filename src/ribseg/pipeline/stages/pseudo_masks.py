@@ -12,7 +12,7 @@ import torch
 from ribseg.checks import check_arguments, check_choice
 from ribseg.data.base import BaseDataset
 from ribseg.data.io.maps import load_maps, map_path
-from ribseg.data.io.masks import read_mask, write_class_names, write_mask
+from ribseg.data.io.masks import IGNORE, mask_ids, read_mask, write_class_names, write_mask
 from ribseg.errors import ConfigError
 from ribseg.files import missing_ids, write_json
 from ribseg.functional import (
@@ -40,7 +40,7 @@ from ribseg.pipeline.stages.saliency import KINDS, MAPS, SaliencyStage
 from ribseg.pipeline.stages.scored_masks import SCORES, score_split
 from ribseg.pipeline.stages.segments import (
     check_files_there,
-    check_gray_range,
+    check_saliency_files,
     check_segment_files,
     check_segments_there,
     segments_of,
@@ -160,7 +160,8 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
         if self.uses_saliency and not self.saliency.cfg.made:
             folder, ids = self.saliency_folder, self.session.data.labelled_ids
             check_files_there(self.session, "saliency maps (gray)", folder, ".png")
-            self.session.group.on_first(lambda: check_gray_range(folder, ids))
+            if self.session.run.computes(self):
+                self.session.group.on_first(lambda: check_saliency_files(self.session, folder, ids))
         if cfg.crf_unary == "maps" and any(v.saliency and v.refinement == "crf" for v in variants):
             raise ConfigError(
                 "expected refine.crf_unary=labels for variants with saliency and a CRF: saliency maps give "
@@ -217,11 +218,16 @@ class PseudoMasksStage(RefinementStage, ImageStage[Session]):
             for variant, found in score_split(self.session, target, folder, list(thresholds)).items():
                 scores[variant][split] = found
         for variant, by_split in scores.items():
-            if any(found["foreground"] == 0 for found in by_split.values()):
+            if self._is_empty(target, variant):
                 why = f"its score {thresholds[variant]:.2f} is too high, or the maps are empty"
                 self.session.warn(f"the masks of {variant!r} hold only background; {why}", "  warning")
             by_split["threshold"] = thresholds[variant]
         write_json(target.folder / SCORES, scores)
+
+    def _is_empty(self, target: Artefact, variant: str) -> bool:
+        """Whether no mask of an image with a class shows one; stops reading at the first that does."""
+        paths = [mask_path(target.folder, variant, i) for i in self.session.data.labelled_ids]
+        return bool(paths) and not any({*mask_ids(read_mask(path))} - {0, IGNORE} for path in paths)
 
     @cached_property
     def thresholds(self) -> dict[str, float]:

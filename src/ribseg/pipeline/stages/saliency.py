@@ -25,11 +25,17 @@ class SaliencySettings:
     """The settings of `refine` for saliency maps that a run makes."""
 
     saliency: str | None = setting()
+    variants: Sequence[str] = setting(neutral="counted with the masks")
     saliency_network: str | None = setting(default=None)
     saliency_side: int | None = setting(partial(check_number, low=1, whole=True, words=(None,)), default=None)
 
     def __post_init__(self) -> None:
         """Raises a ConfigError if a setting of the network has no effect."""
+        if self.saliency is not None and not any(Variant.parse(name).saliency for name in self.variants):
+            raise ConfigError(
+                f"refine.saliency={self.saliency} has no effect with refine.variants={list(self.variants)}: "
+                "add one with scenes or saliency, as refine=saliency does, or set refine.saliency=null"
+            )
         for name in ("saliency_network", "saliency_side"):
             if getattr(self, name) is not None and not self.made:
                 raise ConfigError(

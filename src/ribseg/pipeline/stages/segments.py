@@ -65,18 +65,28 @@ def check_files_there(session: Session, what: str, folder: Path, ending: str) ->
         raise DataError(list_problems(f"the {what} in {folder} cannot be used", listed, advice))
 
 
-def check_gray_range(folder: Path, ids: Sequence[str]) -> None:
-    """Checks that gray images of scores use their range: that some pixel of all is bright.
+def check_saliency_files(session: Session, folder: Path, ids: Sequence[str]) -> None:
+    """Checks that all saliency maps are gray images, and that together they use their range.
 
     Raises:
-        DataError: none is; they may hold 0 and 1, or 8-bit values in 16 bits.
+        DataError: files cannot be used, and lists them; or no pixel of all is bright, as where they hold 0
+            and 1, or 8-bit values in 16 bits; or none is dark.
     """
-    highest = 0.0
-    for image_id in ids:
-        highest = max(highest, float(read_gray(folder / f"{image_id}.png").max()))
-        if highest >= SCALED:
-            return
-    if ids:
+    lowest, highest, wrong = 1.0, 0.0, []
+    title = "Checking saliency maps"
+    for image_id in track(ids, title, len(ids), session.progress, session.console, "file"):
+        try:
+            scores = read_gray(folder / f"{image_id}.png")
+        except DataError as error:
+            wrong.append(str(error))
+            continue
+        lowest, highest = min(lowest, float(scores.min())), max(highest, float(scores.max()))
+    if wrong:
+        problem = f"the saliency maps in {folder} cannot be used"
+        raise DataError(list_problems(problem, {"files": wrong}, "Make them again, from these images."))
+    if ids and lowest > 1 - SCALED:
+        raise DataError(f"every pixel of the {len(ids)} images in {folder} is salient; make them again")
+    if ids and highest < SCALED:
         raise DataError(
             f"no pixel of the {len(ids)} images in {folder} exceeds {highest:.2g} of white: expected "
             "gray values up to 255 in 8 bits, or 65535 in 16. Multiply them, if they hold 0 and 1"
