@@ -15,8 +15,6 @@ from ribseg.errors import ConfigError, reason
 from ribseg.files import atomic_file
 
 SLACK = 0.01  # of values outside [0, 1], as 8-bit networks have them
-
-
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 

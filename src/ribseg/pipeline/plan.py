@@ -28,7 +28,7 @@ from ribseg.pipeline.stages.imported import ImportedSettings, ImportedStage
 from ribseg.pipeline.stages.learning_rate import RateSearchSettings
 from ribseg.pipeline.stages.maps import MapsSettings, MethodStage
 from ribseg.pipeline.stages.pseudo_masks import MaskSettings, PseudoMasksStage
-from ribseg.pipeline.stages.saliency import SaliencySettings, SaliencyStage, needs_saliency
+from ribseg.pipeline.stages.saliency import SaliencySettings, SaliencyStage
 from ribseg.pipeline.stages.segmenter import SegmenterSettings, SegmenterStage
 from ribseg.pipeline.stages.segmenter_scores import SegmenterTestStage
 from ribseg.pipeline.stages.toy_networks import BottleneckSettings
@@ -112,7 +112,7 @@ def groups_of(session: Session, chosen: Iterable[str]) -> dict[str, list[str]]:
         "methods": [entry.name for entry in session.makers if not entry.control],
         "controls": [entry.name for entry in session.makers if entry.control],
         "refine": [
-            *([SaliencyStage.name] if needs_saliency(session) else []),
+            *([SaliencyStage.name] if session.settings[SaliencySettings].made else []),
             *(chain.name(kind) for chain in refined for kind in chain.kinds(variants)),
         ],
         "segmenter": [name(source) for name in (segmenter_name, segmenter_test_name) for source in sources],

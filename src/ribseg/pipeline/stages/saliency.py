@@ -59,8 +59,8 @@ class SaliencyStage(ImageStage[Session]):
         self.cfg = session.settings[SaliencySettings]
 
     def wanted(self) -> bool:
-        """Whether a variant of the masks needs maps that the run makes."""
-        return needs_saliency(self.session)
+        """Whether the run makes maps, which a variant of its masks needs then."""
+        return self.cfg.made
 
     def settings(self) -> dict[str, Any]:
         """Kind, file and size of the network."""
@@ -103,12 +103,6 @@ class SaliencyStage(ImageStage[Session]):
         """Writes the maps of images, by all processes of this computer."""
         work = partial(make_saliency, self.session.data.folders, self.network, target.folder / MAPS)
         self.session.do(work, ids, "Saliency maps")
-
-
-def needs_saliency(session: Session) -> bool:
-    """Whether the run's masks need saliency maps that it makes itself."""
-    variants = (Variant.parse(name) for name in session.cfg.refine.variants)
-    return session.settings[SaliencySettings].made and any(variant.saliency for variant in variants)
 
 
 def make_saliency(
