@@ -158,6 +158,11 @@ def test_every_saliency_map_is_looked_at_before_the_first_stage(tmp_path, tree, 
     with pytest.raises(DataError, match=r"files: 2\s.*im_03\.png.*\s.*im_09\.png"):
         folder_run(tmp_path, tree, *given, "refine.variants=[scenes]")
     for path in saliency.iterdir():
+        with Image.open(tree / "JPEGImages" / f"{path.stem}.jpg") as photograph:
+            Image.new("L", photograph.size[::-1]).save(path)
+    with pytest.raises(DataError, match=r"files: 10\s.*im_00\.png is turned"):
+        folder_run(tmp_path, tree, *given, "refine.variants=[scenes]")
+    for path in saliency.iterdir():
         Image.new("L", (5, 5), 255).save(path)
     with pytest.raises(DataError, match=r"every pixel of the 10 images in .* is salient"):
         folder_run(tmp_path, tree, *given, "refine.variants=[scenes]")

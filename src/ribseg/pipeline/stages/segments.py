@@ -69,8 +69,8 @@ def check_saliency_files(session: Session, folder: Path, ids: Sequence[str]) -> 
     """Checks that all saliency maps are gray images, and that together they use their range.
 
     Raises:
-        DataError: files cannot be used, and lists them; or no pixel of all is bright, as where they hold 0
-            and 1, or 8-bit values in 16 bits; or none is dark.
+        DataError: files cannot be used, or are turned, and lists them; or no pixel of all is bright, as where
+            they hold 0 and 1, or 8-bit values in 16 bits; or none is dark.
     """
     lowest, highest, wrong = 1.0, 0.0, []
     title = "Checking saliency maps"
@@ -80,6 +80,9 @@ def check_saliency_files(session: Session, folder: Path, ids: Sequence[str]) -> 
         except DataError as error:
             wrong.append(str(error))
             continue
+        height, width = session.data.folders[image_id].size(image_id)
+        if scores.shape == (width, height) != (height, width):
+            wrong.append(f"{image_id}.png is turned: was it made without the photograph's EXIF rotation?")
         lowest, highest = min(lowest, float(scores.min())), max(highest, float(scores.max()))
     if wrong:
         problem = f"the saliency maps in {folder} cannot be used"
