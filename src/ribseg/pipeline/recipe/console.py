@@ -140,5 +140,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
     # Of a training that is resumed, as the run says itself.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Of a training without validation, as data.eval_splits=[] asks for.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # From Lightning 2.6 with torch >= 2.12; not the user's concern.
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec", category=FutureWarning)
