@@ -166,7 +166,7 @@ class VOCFolder(BaseDataset):
         path = Path(source)
         if not path.suffix and not path.exists() and not Path(self.root, source).exists():
             raise ConfigError(
-                f"expected labels = auto, xml, mask, none or a path; nothing is at {path} or in {self.root}"
+                f"expected labels = auto, xml, mask, none or a path; {str(path)!r} is nowhere, nor in {self.root}"
             )
         return read_labels(path if path.exists() else self.root / path, self.ids, self.classes)
 
