@@ -200,7 +200,7 @@ def test_a_folder_of_xml_files_and_one_beside_the_data(tmp_path, tree, monkeypat
     again = VOCFolder(tree, "train", labels="mine/xml")
     assert (again.labels == data.labels).all()
     assert again.labels_source == "xml/*.xml"
-    with pytest.raises(ConfigError, match="'mine/nowhere' is nowhere, nor in"):
+    with pytest.raises(ConfigError, match="'mine/nowhere' is neither there nor in"):
         VOCFolder(tree, "train", labels="mine/nowhere")
 
 

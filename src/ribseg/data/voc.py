@@ -165,9 +165,8 @@ class VOCFolder(BaseDataset):
             return np.zeros((len(self.ids), self.num_classes), dtype=bool), "none"
         path = Path(source)
         if not path.suffix and not path.exists() and not Path(self.root, source).exists():
-            raise ConfigError(
-                f"expected labels = auto, xml, mask, none or a path; {str(path)!r} is nowhere, nor in {self.root}"
-            )
+            known = "labels = auto, xml, mask, none or a path"
+            raise ConfigError(f"expected {known}; {str(path)!r} is neither there nor in {self.root}")
         return read_labels(path if path.exists() else self.root / path, self.ids, self.classes)
 
 
